@@ -1,0 +1,99 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plaudit.metrics import accuracy, accuracy_interval, preference_metrics, rank_correlation
+
+CHOSEN, REJECTED = [2.0, 0.5, -1.0, 4.0], [1.0, 0.5, 3.0, -2.0]  # right, tied, wrong, right
+REWARDS = st.lists(st.tuples(*[st.integers(-5, 5).map(float)] * 2), min_size=1, max_size=30)
+
+
+def test_metrics_are_those_worked_by_hand():
+    assert preference_metrics(CHOSEN, REJECTED) == {
+        "accuracy": 2.5 / 4,
+        "reward_ties": 1.0,
+        "margin": (1 + 0 - 4 + 6) / 4,
+        "mean_reward": 8 / 8,
+        "min_reward": -2.0,
+        "max_reward": 4.0,
+        "chosen_reward": 5.5 / 4,
+        "min_chosen_reward": -1.0,
+        "max_chosen_reward": 4.0,
+        "rejected_reward": 2.5 / 4,
+        "min_rejected_reward": -2.0,
+        "max_rejected_reward": 3.0,
+    }
+
+
+def test_a_model_that_cannot_tell_is_a_coin():
+    assert accuracy([1.0] * 7, [1.0] * 7) == 0.5
+
+
+@given(REWARDS)
+def test_swapping_chosen_and_rejected_turns_accuracy_and_margin_round(pairs):
+    chosen, rejected = zip(*pairs, strict=True)
+    forward, swapped = preference_metrics(chosen, rejected), preference_metrics(rejected, chosen)
+    assert swapped["accuracy"] == pytest.approx(1 - forward["accuracy"])
+    assert swapped["margin"] == -forward["margin"]
+    assert swapped["chosen_reward"] == forward["rejected_reward"]
+    for name in ("reward_ties", "mean_reward", "min_reward", "max_reward"):
+        assert swapped[name] == forward[name]
+
+
+def test_all_metrics_are_plain_floats():
+    assert {type(value) for value in preference_metrics(np.float32(CHOSEN), np.float32(REJECTED)).values()} == {float}
+
+
+@pytest.mark.parametrize(("chosen", "rejected"), [([], []), ([1.0], [1.0, 2.0]), ([[1.0]], [[2.0]])])
+def test_what_are_no_comparisons_is_refused(chosen, rejected):
+    for function in (preference_metrics, accuracy, rank_correlation):
+        with pytest.raises(ValueError, match="expected two one-dimensional arrays of one length"):
+            function(chosen, rejected)
+
+
+@pytest.mark.parametrize(
+    ("share", "comparisons", "low", "high"),
+    [
+        # A. Agresti and B. Coull, The American Statistician 52 (1998): 0 of 10 gives (0, 0.278).
+        (0.0, 10, 0.0, 0.2775),
+        (1.0, 10, 0.7225, 1.0),
+        # 81 of 263 (R. Newcombe, Statistics in Medicine 17, 1998, table I, method 3): (0.2553, 0.3662)
+        (81 / 263, 263, 0.2553, 0.3662),
+        (15 / 148, 148, 0.0624, 0.1605),
+        (1 / 29, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilsons_interval_has_the_published_values(share, comparisons, low, high):
+    assert accuracy_interval(share, comparisons) == pytest.approx((low, high), abs=5e-5)  # printed to four digits
+
+
+@given(st.integers(1, 1000), st.floats(0, 1))
+def test_wilsons_interval_lies_in_the_unit_interval_around_the_share(comparisons, share):
+    low, high = accuracy_interval(share, comparisons)
+    assert -1e-12 <= low <= share + 1e-12
+    assert share - 1e-12 <= high <= 1 + 1e-12
+    wide = accuracy_interval(share, comparisons, z=3.0)
+    assert wide[0] <= low + 1e-12
+    assert wide[1] >= high - 1e-12
+
+
+def test_an_interval_needs_a_comparison():
+    with pytest.raises(ValueError, match="at least one comparison, got 0"):
+        accuracy_interval(0.5, 0)
+
+
+def test_rank_correlation_shares_the_ranks_of_equals():
+    # ranks 1, 2.5, 2.5, 4 against 1, 3, 2, 4: covariance 4.5, variances 4.5 and 5 (each times 4) -> 4.5 / sqrt(22.5)
+    assert rank_correlation([1, 5, 5, 9], [10, 30, 20, 40]) == pytest.approx(4.5 / 22.5**0.5)
+
+
+@given(st.lists(st.integers(-100, 100), min_size=2, max_size=20, unique=True))
+def test_rank_correlation_sees_the_order_only(values):
+    assert rank_correlation(values, np.exp(np.array(values) / 50)) == pytest.approx(1.0)
+    assert rank_correlation(values, [-value for value in values]) == pytest.approx(-1.0)
+
+
+def test_a_constant_has_no_rank_correlation():
+    with pytest.raises(ValueError, match="a constant"):
+        rank_correlation([1, 1, 1], [1, 2, 3])
