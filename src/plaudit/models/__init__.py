@@ -1,0 +1,1 @@
+"""Models: loading, the head with its one forward, adapters and quantisation."""

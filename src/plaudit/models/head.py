@@ -1,0 +1,144 @@
+"""The reward head, and the one forward that reads it.
+
+A reward model is a backbone and a linear head with one output. Both are found by structure, not by a list of
+architectures. The head computes in float32 outside autocast, and on a decoder the reward is read at a sequence's last
+position, which the attention mask tells: never by searching for a pad or EOS id, as the stock forward does.
+"""
+
+import inspect
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutputWithPast
+
+from plaudit.errors import ModelError
+
+__all__ = ["RewardHead", "bind_reward_forward", "check_one_label", "head_names", "reads_last_position"]
+
+
+class RewardHead(nn.Linear):
+    """A linear layer with float32 weights that computes in float32, whatever the backbone or autocast do."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Map features [..., hidden] of any precision to float32 rewards [..., 1]."""
+        with torch.autocast(features.device.type, enabled=False):
+            bias = None if self.bias is None else self.bias.float()
+            return nn.functional.linear(features.float(), self.weight.float(), bias)
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear) -> "RewardHead":
+        """Take over a linear layer's parameters, in float32."""
+        head = cls(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+        head.weight = nn.Parameter(linear.weight.data.float(), requires_grad=linear.weight.requires_grad)
+        if linear.bias is not None:
+            head.bias = nn.Parameter(linear.bias.data.float(), requires_grad=linear.bias.requires_grad)
+        return head.train(linear.training)
+
+
+def check_one_label(model: PreTrainedModel) -> None:
+    """Raise unless the model is a sequence classifier with exactly one label.
+
+    Raises:
+        ModelError: The head has another size, or there is none.
+    """
+    labels = getattr(model.config, "num_labels", None)
+    if not type(model).__name__.endswith("ForSequenceClassification"):
+        raise ModelError(
+            f"expected a sequence-classification model, got {type(model).__name__}: reward models require "
+            f"`num_labels=1` and a head. Load it with `AutoModelForSequenceClassification.from_pretrained(..., "
+            f"num_labels=1)`, or pass its name or path as a string."
+        )
+    if labels != 1 or not head_names(model):
+        raise ModelError(
+            f"The model has `num_labels={labels}`, but reward models require `num_labels=1` to output a single scalar "
+            f"reward per sequence. Please instantiate your model with `num_labels=1` or pass a model name as a string "
+            f"to have it configured automatically."
+        )
+
+
+def head_names(model: PreTrainedModel) -> list[str]:
+    """Qualified names of the linear layers with one output outside the backbone.
+
+    There is one, except under PEFT, which keeps the original beside the trained copy.
+    """
+    backbone = f"{model.base_model_prefix}."
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module.out_features == 1 and not name.startswith(backbone)
+    ]
+
+
+def reads_last_position(model: PreTrainedModel) -> bool:
+    """Whether the reward is the head's value at the last position: decoders, whose head is called `score`."""
+    return all(name.split(".")[0] == "score" for name in head_names(model))
+
+
+def bind_reward_forward(model: PreTrainedModel) -> None:
+    """Give this model instance the float32 head and, if it is a decoder, the one reward forward.
+
+    Encoders keep their own forward (pooling is theirs), with the float32 head at its end. The names of the parameters
+    do not change, so neither does what is saved.
+
+    Args:
+        model: A sequence classifier with one label, not wrapped in PEFT (pass its base model then). Changed in place.
+
+    Raises:
+        ModelError: The model has no head with one output.
+    """
+    check_one_label(model)
+    for name in head_names(model):
+        module = model.get_submodule(name)
+        if not isinstance(module, RewardHead):
+            model.set_submodule(name, RewardHead.from_linear(module))
+    if reads_last_position(model):
+        model.forward = _BoundForward(model)
+
+
+@cache
+def _takes_positions(forward: Callable[..., Any]) -> bool:
+    return "position_ids" in inspect.signature(forward).parameters
+
+
+def _reward_forward(
+    self: PreTrainedModel,
+    input_ids: torch.Tensor | None = None,  # [N, L]
+    attention_mask: torch.Tensor | None = None,  # [N, L], or [N, P + L] behind P positions of a prefix
+    inputs_embeds: torch.Tensor | None = None,  # [N, L, H]
+    **kwargs: Any,
+) -> SequenceClassifierOutputWithPast:
+    """Rewards of N sequences, padded on either side, as `logits` of shape [N, 1] in float32."""
+    given = input_ids if inputs_embeds is None else inputs_embeds
+    if given is None:
+        raise ValueError("expected `input_ids` or `inputs_embeds`")
+    rows, length = given.shape[:2]
+    if attention_mask is None:
+        attention_mask = torch.ones(rows, length, dtype=torch.long, device=given.device)
+    options = {name: value for name, value in kwargs.items() if value is not None} | {"use_cache": False}
+    if _takes_positions(type(self.base_model).forward):
+        # A token's position counts the real tokens before it, so left padding does not move a sequence.
+        positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
+        options.setdefault("position_ids", positions)
+    name = "input_ids" if inputs_embeds is None else "inputs_embeds"
+    outputs = self.base_model(**{name: given}, attention_mask=attention_mask, **options)
+    hidden = outputs[0]  # [N, L, H]
+    places = torch.arange(length, device=hidden.device)
+    leaf = (places * attention_mask[:, -length:].to(places.dtype)).argmax(-1)  # [N], the last real token
+    rewards = self.score(hidden[torch.arange(rows, device=hidden.device), leaf])  # [N, 1]
+    return SequenceClassifierOutputWithPast(logits=rewards)
+
+
+class _BoundForward:
+    """`_reward_forward` bound to one model. A plain bound method could not be pickled: its class has no such name."""
+
+    __func__ = staticmethod(_reward_forward)  # accelerate wraps what it finds here in autocast, as of any method
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.__self__ = model
+
+    def __call__(self, *args: Any, **kwargs: Any) -> SequenceClassifierOutputWithPast:
+        return self.__func__(self.__self__, *args, **kwargs)

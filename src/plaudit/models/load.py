@@ -1,0 +1,181 @@
+"""From a name or a folder to a sequence classifier with one label."""
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from plaudit.errors import ConfigError, ModelError
+
+__all__ = ["embedding_rows", "grow_embedding", "load_model"]
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = ("auto", "bfloat16", "float16", "float32")
+_ADAPTER_CONFIG = "adapter_config.json"
+
+
+def load_model(
+    name_or_path: str,
+    *,
+    model_init_kwargs: dict[str, Any] | None = None,
+    trust_remote_code: bool = False,
+    quantization_config: Any = None,
+    is_trainable: bool = True,
+    new_head: bool = True,
+) -> PreTrainedModel:
+    """Load a sequence classifier with one label from a hub id, a model folder or a reward adapter's folder.
+
+    The weights load in float32 unless `model_init_kwargs["dtype"]` says otherwise: transformers 5 would follow the
+    checkpoint's own dtype, and AdamW on bf16 weights loses small updates without a word. A base model gets a new head,
+    drawn from the current random state; an existing head is kept.
+
+    Args:
+        name_or_path: A hub id or a folder.
+        model_init_kwargs: For `from_pretrained`. `num_labels` is always 1 and cannot be overridden.
+        trust_remote_code: Allow a model that ships its own code.
+        quantization_config: Passed to `from_pretrained`.
+        is_trainable: For an adapter's folder: whether its weights train on.
+        new_head: Whether a checkpoint without a head may get a new one; for scoring it may not.
+
+    Raises:
+        ConfigError: An option cannot work.
+        ModelError: The architecture has no sequence classifier, or the checkpoint has a head of another size,
+            or none although `new_head` is false.
+    """
+    options = _load_options(model_init_kwargs, trust_remote_code, quantization_config)
+    if (Path(name_or_path) / _ADAPTER_CONFIG).is_file():
+        return _load_adapter(name_or_path, options, is_trainable)
+    config = AutoConfig.from_pretrained(
+        name_or_path, revision=options.get("revision"), trust_remote_code=options["trust_remote_code"]
+    )
+    _check_architecture(config, name_or_path)
+    _check_head(config, name_or_path, options)
+    with _quiet_load_report():
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            name_or_path, num_labels=1, output_loading_info=True, **options
+        )
+    _report_keys(model, name_or_path, info, new_head)
+    return model
+
+
+def _load_options(
+    model_init_kwargs: dict[str, Any] | None, trust_remote_code: bool, quantization_config: Any
+) -> dict[str, Any]:
+    options = dict(model_init_kwargs or {})
+    if options.pop("num_labels", 1) != 1:
+        raise ConfigError("model_init_kwargs['num_labels']: a reward model has exactly one label. Remove the entry.")
+    options.setdefault("trust_remote_code", trust_remote_code)
+    dtype = options.setdefault("dtype", options.pop("torch_dtype", "float32"))
+    if isinstance(dtype, str) and dtype not in _DTYPES:
+        raise ConfigError(f"model_init_kwargs['dtype']: expected one of {', '.join(_DTYPES)}, got {dtype!r}.")
+    if isinstance(dtype, str) and dtype != "auto":
+        options["dtype"] = getattr(torch, dtype)
+    if quantization_config is not None:
+        if "quantization_config" in options:
+            raise ConfigError(
+                "`quantization_config` is set both as an argument and in `model_init_kwargs`. Keep the argument."
+            )
+        options["quantization_config"] = quantization_config
+    return options
+
+
+def _load_adapter(path: str, options: dict[str, Any], is_trainable: bool) -> PreTrainedModel:
+    from peft import PeftModel
+
+    base = json.loads((Path(path) / _ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not base:
+        raise ModelError(f"{path}: its {_ADAPTER_CONFIG} does not name the base model (`base_model_name_or_path`).")
+    model = load_model(base, model_init_kwargs=options)  # its head comes with the adapter
+    return PeftModel.from_pretrained(model, path, is_trainable=is_trainable)
+
+
+def _check_architecture(config: PretrainedConfig, name: str) -> None:
+    known = type(config) in AutoModelForSequenceClassification._model_mapping
+    if known or "AutoModelForSequenceClassification" in (getattr(config, "auto_map", None) or {}):
+        return
+    raise ModelError(
+        f"{name}: transformers has no sequence classifier for the architecture {config.model_type!r}, so it cannot "
+        f"carry a reward head. Use a model whose family has an `AutoModelForSequenceClassification` class, such as "
+        f"Qwen2, Qwen3, Llama, Mistral, Gemma, Phi-3 or GPT-NeoX (decoders), or BERT and ModernBERT (encoders)."
+    )
+
+
+def _check_head(config: PretrainedConfig, name: str, options: dict[str, Any]) -> None:
+    classifies = any("ForSequenceClassification" in architecture for architecture in config.architectures or ())
+    if classifies and config.num_labels != 1 and not options.get("ignore_mismatched_sizes"):
+        raise ModelError(
+            f"{name} has a head with {config.num_labels} labels, but reward models require `num_labels=1`. Start from "
+            f"the base model, or set model_init_kwargs={{'ignore_mismatched_sizes': True}} to replace the head by a "
+            f"new one."
+        )
+
+
+@contextmanager
+def _quiet_load_report() -> Iterator[None]:
+    """Hold back transformers' table of missing and unexpected keys: `_report_keys` says what matters of it."""
+    loading = transformers_logging.get_logger("transformers.modeling_utils")
+    level = loading.level
+    loading.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        loading.setLevel(level)
+
+
+def _report_keys(model: PreTrainedModel, name: str, info: dict[str, Any], new_head: bool) -> None:
+    """A base model lacks the reward head and has a language-model head too many; anything else is worth a warning."""
+    backbone = f"{model.base_model_prefix}."
+    missing = [key for key in info["missing_keys"] if key.startswith(backbone)]
+    new = [key for key in info["missing_keys"] if not key.startswith(backbone)]
+    unused = [key for key in info["unexpected_keys"] if key.startswith(backbone)]
+    if missing:
+        shown = ", ".join(sorted(missing)[:5])
+        logger.warning(
+            "%s: %d weights of the backbone are not in the checkpoint and start at random, among them %s. Is it the "
+            "right checkpoint for %s?", name, len(missing), shown, type(model).__name__,
+        )  # fmt: skip
+    if unused:
+        shown = ", ".join(sorted(unused)[:5])
+        logger.warning("%s: %d weights of the checkpoint have no place in %s and are left out, among them %s.",
+                       name, len(unused), type(model).__name__, shown)  # fmt: skip
+    if new and not new_head:
+        raise ModelError(
+            f"{name} is no reward model: its checkpoint has no head ({', '.join(sorted(new))}), and a random one would "
+            f"give random scores. Train it first, or check the path."
+        )
+    if new:
+        logger.info("%s: new reward head (%s)", name, ", ".join(sorted(new)))
+
+
+def embedding_rows(model: PreTrainedModel) -> int:
+    """Rows of the input embedding: ids below this have a vector."""
+    return model.get_input_embeddings().weight.shape[0]
+
+
+def grow_embedding(model: PreTrainedModel, rows: int, *, frozen_base: bool, reason: str) -> None:
+    """Grow the input embedding to `rows`, where that can be done honestly.
+
+    Args:
+        model: Changed in place.
+        rows: Rows wanted; nothing happens if the embedding has as many.
+        frozen_base: Whether the base weights are frozen or quantised: a new row would then never be saved.
+        reason: Why rows are needed, and the option to set instead, for the message.
+
+    Raises:
+        ModelError: Rows are needed and `frozen_base` holds.
+    """
+    if rows <= embedding_rows(model):
+        return
+    if frozen_base:
+        raise ModelError(
+            f"{reason} needs {rows - embedding_rows(model)} more embedding rows, and the embedding cannot grow under "
+            f"PEFT or quantisation, since an adapter would not carry the new rows."
+        )
+    model.resize_token_embeddings(rows, mean_resizing=False)

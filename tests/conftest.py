@@ -1,0 +1,178 @@
+"""Tiny models and tokenizers, made on the spot: no test reads the network or a file of the machine."""
+
+import inspect
+import os
+from functools import partial
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    set_seed,
+)
+
+CORPUS = [
+    "The quick brown fox jumps over the lazy dog. What is two plus two? Two plus two is four, not five.",
+    "user assistant system tool: Is the sky blue? Yes, the sky is blue. No, it is green! Thank you very much, sorry.",
+]
+CHAT_TEMPLATE = (
+    "{% if tools %}<|im_start|>tools\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if shout is defined and shout %}!{% endif %}"
+)
+
+
+def make_tokenizer(*, pad: str | None = "<pad>", bos: str | None = None, extra: tuple[str, ...] = ()):
+    """A byte-level BPE tokenizer of a few hundred tokens; with `bos`, one that writes it before every text."""
+    special = [token for token in (pad, "<eos>", bos, "<|im_start|>", "<|im_end|>", *extra) if token]
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    backend.train_from_iterator(
+        CORPUS,
+        trainers.BpeTrainer(
+            vocab_size=len(alphabet) + len(special) + 40,
+            special_tokens=special,
+            initial_alphabet=alphabet,
+            show_progress=False,
+        ),
+    )
+    if bos:
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, backend.token_to_id(bos))]
+        )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<eos>", pad_token=pad, bos_token=bos, chat_template=CHAT_TEMPLATE
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>", *extra]})
+    return tokenizer
+
+
+def qwen3_config(**changes):
+    return Qwen3Config(
+        **{
+            "vocab_size": 320,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "max_position_embeddings": 256,
+            "pad_token_id": None,
+            "tie_word_embeddings": True,
+        }
+        | changes
+    )
+
+
+@pytest.fixture
+def tokenizer():
+    return make_tokenizer()
+
+
+def reward_model(seed: int = 0, **changes):
+    """A tiny Qwen3 reward model, with a head large enough for its rewards to differ."""
+    set_seed(seed)
+    model = AutoModelForSequenceClassification.from_config(qwen3_config(num_labels=1, **changes))
+    torch.nn.init.normal_(model.score.weight, std=0.5)
+    return model
+
+
+@pytest.fixture
+def make_model():
+    """`reward_model`, for tests that need several."""
+    return reward_model
+
+
+@pytest.fixture
+def base_folder(tmp_path, tokenizer):
+    """A folder as the hub would give it: a causal language model in bf16, with its tokenizer."""
+    set_seed(0)
+    folder = tmp_path / "base"
+    AutoModelForCausalLM.from_config(qwen3_config(), dtype=torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def pair_rows():
+    """Pairs that a small model can learn: the reply that agrees wins."""
+    nouns = ["sky", "dog", "fox", "tool", "two", "four", "green", "blue", "lazy", "brown"]
+    return [{"prompt": f"Is the {noun}?", "chosen": " Yes, the " + noun, "rejected": " No, it is"} for noun in nouns]
+
+
+@pytest.fixture
+def text_rows():
+    return pair_rows()
+
+
+@pytest.fixture
+def chat_rows():
+    nouns = ["sky", "dog", "fox", "tool"]
+    return [
+        {
+            "prompt": [{"role": "user", "content": f"Is the {noun}?"}],
+            "chosen": [{"role": "assistant", "content": f"Yes, the {noun}"}],
+            "rejected": [{"role": "assistant", "content": "No"}],
+        }
+        for noun in nouns
+    ]
+
+
+@pytest.fixture(scope="session")
+def new_tokenizer():
+    """`make_tokenizer`, for tests that need one of another make."""
+    return make_tokenizer
+
+
+@pytest.fixture
+def tiny_config():
+    """`qwen3_config`, for tests that need a model of another kind."""
+    return qwen3_config
+
+
+def build_trainer(output_dir, *, trainer_class=None, **options):
+    """A `RewardTrainer` of a tiny model on `pair_rows`, in float32, in order, quiet, without saving.
+
+    It takes the trainer's arguments and those of `RewardConfig`, side by side; datasets may be lists of rows.
+    """
+    from plaudit import RewardConfig, RewardTrainer
+
+    own = {name: options.pop(name) for name in inspect.signature(RewardTrainer).parameters if name in options}
+    own = {"train_dataset": pair_rows()} | own
+    if "model" not in own:
+        own = {"model": reward_model(), "processing_class": make_tokenizer()} | own
+    for name in ("train_dataset", "eval_dataset"):
+        if isinstance(own.get(name), list):
+            own[name] = Dataset.from_list(own[name])
+    quiet = {
+        "output_dir": str(output_dir),
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 4,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "train_sampling_strategy": "sequential",
+        "lr_scheduler_type": "constant",
+    }
+    return (trainer_class or RewardTrainer)(args=RewardConfig(**quiet | options), **own)
+
+
+@pytest.fixture
+def make_trainer(tmp_path):
+    """`build_trainer`, with an output folder of the test's own."""
+    return partial(build_trainer, tmp_path / "run")
