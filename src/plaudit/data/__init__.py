@@ -1,0 +1,52 @@
+"""Data: from rows in any accepted format to token ids.
+
+The names below load when they are first used, so `import plaudit.data` alone pulls in no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from plaudit.data.conversion import convert
+    from plaudit.data.converters import CONVERTERS, arena, helpsteer, hh, ranked, ultrafeedback
+    from plaudit.data.files import load_source
+    from plaudit.data.splits import split_by_prompt
+    from plaudit.data.synthetic import PreferenceWorld
+
+_HOMES = {
+    "arena": "plaudit.data.converters",
+    "convert": "plaudit.data.conversion",
+    "CONVERTERS": "plaudit.data.converters",
+    "helpsteer": "plaudit.data.converters",
+    "hh": "plaudit.data.converters",
+    "load_source": "plaudit.data.files",
+    "PreferenceWorld": "plaudit.data.synthetic",
+    "ranked": "plaudit.data.converters",
+    "split_by_prompt": "plaudit.data.splits",
+    "ultrafeedback": "plaudit.data.converters",
+}
+
+__all__ = [
+    "CONVERTERS",
+    "PreferenceWorld",
+    "arena",
+    "convert",
+    "helpsteer",
+    "hh",
+    "load_source",
+    "ranked",
+    "split_by_prompt",
+    "ultrafeedback",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'plaudit.data' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,213 @@
+"""The accepted row formats, and the one thing they all become: a `Preference`.
+
+A row is `{prompt?, chosen, rejected}`, all strings (standard) or all lists of messages (conversational), or a ranked
+group `{prompt, completions, ranks}`. Anything ambiguous raises a `DataError` that names the row and the column.
+This module knows nothing of tokenizers.
+"""
+
+import json
+import math
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import combinations
+from numbers import Real
+from typing import Any
+
+from plaudit.errors import DataError
+
+__all__ = ["Preference", "Sequence", "parse_margin", "parse_row"]
+
+Message = dict[str, Any]
+Sequence = str | list[Message]  # one whole text, or one whole conversation
+
+PAIR_COLUMNS = ("prompt", "chosen", "rejected", "margin")
+GROUP_COLUMNS = ("completions", "ranks")
+TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
+
+_STANDARD = '{"prompt": "2+2?", "chosen": " 4.", "rejected": " 5."}'
+_CONVERSATIONAL = (
+    '{"prompt": [{"role": "user", "content": "2+2?"}], "chosen": [{"role": "assistant", "content": "4."}], '
+    '"rejected": [{"role": "assistant", "content": "5."}]}'
+)
+_TOOLS = '[{"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {}}}]'
+_GROUP = '{"prompt": "2+2?", "completions": [" 4.", " 5.", " Four."], "ranks": [0, 1, 0]}'
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """One comparison: two whole sequences, prompt included, the first preferred.
+
+    Attributes:
+        chosen: The preferred text, or the preferred conversation as a list of messages.
+        rejected: The other one, of the same kind.
+        margin: By how much `chosen` should win, in reward units; `None` where the row names none.
+        template_options: Keyword arguments for the chat template (`tools` and `chat_template_kwargs`).
+    """
+
+    chosen: Sequence
+    rejected: Sequence
+    margin: float | None = None
+    template_options: dict[str, Any] = field(default_factory=dict)
+
+
+def parse_row(row: dict[str, Any], index: int) -> list[Preference]:
+    """Read one raw row: a pair gives one preference, a ranked group one for each two responses of unequal rank.
+
+    Args:
+        row: The row as `datasets` yields it.
+        index: Its number in the split, counted from 0, for error messages.
+
+    Raises:
+        DataError: The row is malformed; the message names the row, the column, what was expected and an example.
+    """
+    if "completions" in row and row.get("chosen") is None and row.get("rejected") is None:
+        return _parse_group(row, index)
+    if row.get("completions") is not None:
+        raise DataError(
+            f"row {index}: expected a pair ('chosen' and 'rejected') or a ranked group ('completions' and 'ranks'), "
+            f"but it has both. Examples of the right shape: {_STANDARD} or {_GROUP}"
+        )
+    missing = [column for column in ("chosen", "rejected") if row.get(column) is None]
+    if missing:
+        raise DataError(
+            f"row {index}: expected the columns 'chosen' and 'rejected', but {_listed(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} missing or empty; the row has {_listed(sorted(row))}. "
+            f"Rename your columns, or name a published layout with `dataset_format`. Examples of the right shape: "
+            f"{_STANDARD} or {_CONVERSATIONAL}"
+        )
+    prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
+    _check_same_kind(index, prompt=prompt, chosen=chosen, rejected=rejected)
+    options = _template_options(row, index)
+    pair = [
+        _with_prompt(prompt, response, index, name) for name, response in (("chosen", chosen), ("rejected", rejected))
+    ]
+    return [Preference(pair[0], pair[1], parse_margin(row.get("margin"), index), options)]
+
+
+def _parse_group(row: dict[str, Any], index: int) -> list[Preference]:
+    prompt, completions, ranks = row.get("prompt"), row["completions"], row.get("ranks")
+    if not isinstance(completions, list) or len(completions) < 2:
+        raise _malformed(index, "column 'completions'", "a list of two or more responses", completions, _GROUP)
+    if not isinstance(ranks, list) or len(ranks) != len(completions) or not all(_is_number(rank) for rank in ranks):
+        expected = f"one number for each of the {len(completions)} completions (0 is best, equal ranks tie)"
+        raise _malformed(index, "column 'ranks'", expected, ranks, _GROUP)
+    _check_same_kind(index, prompt=prompt, **{f"completions[{k}]": text for k, text in enumerate(completions)})
+    options = _template_options(row, index)
+    whole = [_with_prompt(prompt, text, index, f"completions[{k}]") for k, text in enumerate(completions)]
+    best_first = sorted(range(len(ranks)), key=ranks.__getitem__)
+    return [
+        Preference(whole[better], whole[worse], None, options)
+        for better, worse in combinations(best_first, 2)
+        if ranks[better] < ranks[worse]
+    ]
+
+
+def _check_same_kind(index: int, **parts: Any) -> None:
+    """Every part must be text, or every part a list of messages: a mixture cannot be joined without guessing."""
+    kinds = {name: _kind(part) for name, part in parts.items() if part is not None}
+    for name, kind in kinds.items():
+        if kind is None:
+            shapes = f"{_STANDARD} or {_CONVERSATIONAL}"
+            raise _malformed(index, f"column '{name}'", "a string or a list of messages", parts[name], shapes)
+    if len(set(kinds.values())) > 1:
+        listed = ", ".join(f"'{name}' is {kind}" for name, kind in kinds.items())
+        raise DataError(
+            f"row {index}: expected all of one kind, all strings or all lists of messages, but {listed}. "
+            f"Examples of the right shape: {_STANDARD} or {_CONVERSATIONAL}"
+        )
+
+
+def _kind(part: Any) -> str | None:
+    if isinstance(part, str):
+        return "a string"
+    return "a list of messages" if isinstance(part, list) else None
+
+
+def _with_prompt(prompt: Any, response: Any, index: int, column: str) -> Sequence:
+    if isinstance(response, str):
+        whole = (prompt or "") + response
+        if not whole:
+            raise _malformed(index, f"column '{column}'", "some text", whole, _STANDARD)
+        return whole
+    _check_messages(response, index, column)
+    if response[-1]["role"] != "assistant":
+        expected = "the last message to be from the assistant, since that is what the reward judges"
+        raise _malformed(index, f"column '{column}'", expected, response[-1], _CONVERSATIONAL)
+    if prompt is None:
+        return [_present(message) for message in response]
+    _check_messages(prompt, index, "prompt")
+    return [_present(message) for message in prompt + response]
+
+
+def _check_messages(messages: list[Any], index: int, column: str) -> None:
+    if not messages:
+        raise _malformed(index, f"column '{column}'", "at least one message", messages, _CONVERSATIONAL)
+    for position, message in enumerate(messages):
+        where = f"column '{column}', message {position}"
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str) or "content" not in message:
+            raise _malformed(index, where, "a dict with 'role' and 'content'", message, _CONVERSATIONAL)
+        if not _is_text(message):
+            expected = "'content' to be text (rows with images or other media must be dropped)"
+            raise _malformed(index, where, expected, message["content"], _CONVERSATIONAL)
+
+
+def _is_text(message: Message) -> bool:
+    content = message["content"]
+    if isinstance(content, list):
+        return all(isinstance(part, dict) and part.get("type") == "text" for part in content)
+    return isinstance(content, str) or (content is None and bool(message.get("tool_calls")))
+
+
+def _present(message: Message) -> Message:
+    """Drop the keys that Arrow filled with None because another row has them: templates test for their presence."""
+    return {key: _without_none(value) for key, value in message.items() if value is not None or key == "content"}
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return [_without_none(item) for item in value] if isinstance(value, list) else value
+
+
+def _template_options(row: dict[str, Any], index: int) -> dict[str, Any]:
+    tools, options = row.get("tools"), row.get("chat_template_kwargs")
+    if isinstance(tools, str):
+        with suppress(json.JSONDecodeError):  # then it stays a string, which is an error just below
+            tools = json.loads(tools)
+    if tools is not None and not isinstance(tools, list):
+        raise _malformed(index, "column 'tools'", "a list of tools or a JSON string of one", tools, _TOOLS)
+    if options is not None and not isinstance(options, dict):
+        raise _malformed(index, "column 'chat_template_kwargs'", "a dict", options, '{"enable_thinking": false}')
+    return ({"tools": _without_none(tools)} if tools else {}) | (_without_none(options) if options else {})
+
+
+def parse_margin(margin: Any, index: int) -> float | None:
+    """The margin of row `index`, or `None` where it names none.
+
+    Raises:
+        DataError: It is not a finite number.
+    """
+    if margin is None:
+        return None
+    if not _is_number(margin):
+        raise _malformed(index, "column 'margin'", "a finite number", margin, "0.5")
+    return float(margin)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names) or "no columns"
+
+
+def _malformed(index: int, where: str, expected: str, came: Any, example: str) -> DataError:
+    return DataError(
+        f"row {index}, {where}: expected {expected}, got {_shown(came)}. Example of the right shape: {example}"
+    )
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 80 else text[:77] + '...'}"

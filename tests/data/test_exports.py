@@ -1,0 +1,19 @@
+import pytest
+
+import plaudit.data
+from plaudit.data import conversion, converters, files, splits
+
+
+def test_what_a_user_types_from_plaudit_data():
+    homes = {converters: ["CONVERTERS", "arena", "hh", "helpsteer", "ranked", "ultrafeedback"]}
+    homes |= {conversion: ["convert"], files: ["load_source"], splits: ["split_by_prompt"]}
+    for module, names in homes.items():
+        for name in names:
+            assert getattr(plaudit.data, name) is getattr(module, name)
+            assert name in plaudit.data.__all__
+            assert name in dir(plaudit.data)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="'plaudit.data' has no attribute 'convertt'"):
+        plaudit.data.convertt  # noqa: B018
