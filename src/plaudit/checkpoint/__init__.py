@@ -1,0 +1,1 @@
+"""A folder that keeps its score: how it is saved, and what its files say."""

@@ -1,0 +1,119 @@
+"""The model card: what a person who finds the folder needs to know to use it."""
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+__all__ = ["TAGS", "write_model_card"]
+
+# "reward-trainer" and "trl" are what TRL sets: the hub's filters find reward models by them.
+TAGS = ("generated_from_trainer", "plaudit", "reward-trainer", "trl")
+
+_TEMPLATE = """---
+{card_data}
+---
+
+# {model_name}
+
+A reward model: it scores how well a response answers its prompt. A higher reward is better, and only differences mean
+something: `sigmoid(reward_a - reward_b)` is the probability that people prefer response a to response b.
+{origin}
+
+## Use
+
+```python
+from plaudit import RewardModel
+
+reward_model = RewardModel.from_pretrained("{location}")
+reward_model.score([
+    [{{"role": "user", "content": "What is 2 + 2?"}}, {{"role": "assistant", "content": "4."}}],
+    [{{"role": "user", "content": "What is 2 + 2?"}}, {{"role": "assistant", "content": "5."}}],
+])
+```
+
+{plain_use}
+
+## Training
+
+{training}
+
+### Metrics
+
+{metrics}
+
+### Versions
+
+{versions}
+"""
+
+_PLAIN_FULL = """Plain transformers gives the same scores:
+`AutoModelForSequenceClassification.from_pretrained("{location}", num_labels=1)`, the conversation rendered by the
+tokenizer's chat template (which writes all special tokens), right padding, `logits[:, 0]`."""
+
+_PLAIN_ADAPTER = """This folder holds an adapter and the head. Plain PEFT loads them with
+`AutoPeftModelForSequenceClassification.from_pretrained("{location}", num_labels=1)`."""
+
+
+def write_model_card(
+    folder: Path,
+    *,
+    model_name: str,
+    location: str,
+    base_model: str | None,
+    dataset_name: str | None,
+    rows: int | None,
+    options: dict[str, Any],
+    metrics: dict[str, float],
+    adapter: bool = False,
+    tags: tuple[str, ...] = (),
+) -> None:
+    """Write `README.md`: data, configuration, metrics, how to use the model, and the tags by which the hub finds it.
+
+    Args:
+        folder: Where to write it.
+        model_name: Its heading.
+        location: Where the reader loads the model from: a hub id or a folder.
+        base_model: What it started from.
+        dataset_name: What it was trained on.
+        rows: How many pairs that was.
+        options: The options of the run worth knowing.
+        metrics: The last figures; nothing is written that was not measured.
+        adapter: Whether the folder holds an adapter.
+        tags: Further tags.
+    """
+    on_hub = base_model is not None and not Path(base_model).is_dir()
+    data = ModelCardData(
+        base_model=base_model if on_hub else None,
+        datasets=[dataset_name] if dataset_name and not Path(dataset_name).exists() else None,
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag="text-classification",
+        tags=sorted({*TAGS, *tags}),
+        model_name=model_name,
+    )
+    trained_on = f" on {dataset_name}" if dataset_name else ""
+    pairs = f" ({rows:,} pairs)" if rows else ""
+    origin = f"It was trained{trained_on}{pairs}" + (f", starting from {base_model}." if base_model else ".")
+    text = _TEMPLATE.format(
+        card_data=data.to_yaml(),
+        model_name=model_name,
+        origin=origin,
+        location=location,
+        plain_use=(_PLAIN_ADAPTER if adapter else _PLAIN_FULL).format(location=location),
+        training="Loss: `-log sigmoid(r_chosen - r_rejected - margin)`, with Plaudit's `RewardTrainer`.\n\n"
+        + _table(("Option", "Value"), [(f"`{name}`", f"`{json.dumps(value)}`") for name, value in options.items()]),
+        metrics=_table(("Metric", "Value"), [(f"`{name}`", f"{value:.4g}") for name, value in metrics.items()])
+        if metrics
+        else "None were measured.",
+        versions="\n".join(
+            f"- {name} {version(name)}" for name in ("plaudit", "transformers", "torch", "datasets", "tokenizers")
+        ),
+    )
+    ModelCard(text, ignore_metadata_errors=True).save(folder / "README.md")
+
+
+def _table(head: tuple[str, str], rows: list[tuple[str, str]]) -> str:
+    lines = [f"| {head[0]} | {head[1]} |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)]
+    return "\n".join(lines)

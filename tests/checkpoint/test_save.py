@@ -1,0 +1,130 @@
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from transformers.trainer_utils import get_last_checkpoint
+
+from plaudit.checkpoint.save import staged_folder
+
+
+def alone():
+    """The barrier of a single process."""
+
+
+def save(final, files, *, keep_others=False, fail=False):
+    with staged_folder(final, keep_others=keep_others, writes=True, barrier=alone) as folder:
+        for name, text in files.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        if fail:
+            raise OSError("the disk is full")
+
+
+def content(folder):
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("keep_others", [True, False])
+def test_a_first_save_makes_the_folder_and_those_above_it(tmp_path, keep_others):
+    save(tmp_path / "runs" / "a", {"model": "1", "sub/part": "2"}, keep_others=keep_others)
+    assert content(tmp_path) == {"runs/a/model": "1", "runs/a/sub/part": "2"}
+
+
+def test_a_swapped_folder_holds_the_new_files_only(tmp_path):
+    save(tmp_path / "a", {"model": "old", "extra": "old"})
+    save(tmp_path / "a", {"model": "new"})
+    assert content(tmp_path) == {"a/model": "new"}
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_folder_that_keeps_others_replaces_what_it_writes_and_nothing_else(tmp_path):
+    save(tmp_path / "a", {"model": "old", "sub/gone": "old"}, keep_others=True)
+    (tmp_path / "a" / "checkpoint-1").mkdir()
+    (tmp_path / "a" / "checkpoint-1" / "model").write_text("step 1")
+    (tmp_path / "a" / "notes.txt").write_text("mine")
+    save(tmp_path / "a", {"model": "new", "sub/part": "new"}, keep_others=True)
+    assert content(tmp_path) == {
+        "a/model": "new",
+        "a/sub/part": "new",
+        "a/checkpoint-1/model": "step 1",
+        "a/notes.txt": "mine",
+    }
+    assert not list(tmp_path.rglob(".*"))
+
+
+@pytest.mark.parametrize("keep_others", [True, False])
+@pytest.mark.parametrize("before", [{}, {"model": "old"}])
+def test_a_failure_leaves_what_stood_there_and_nothing_beside_it(tmp_path, keep_others, before):
+    if before:
+        save(tmp_path / "a", before, keep_others=keep_others)
+    with pytest.raises(OSError, match="the disk is full"):
+        save(tmp_path / "a", {"model": "half"}, keep_others=keep_others, fail=True)
+    assert content(tmp_path) == {f"a/{name}": text for name, text in before.items()}
+    assert not list(tmp_path.rglob(".*"))
+
+
+@pytest.mark.parametrize("keep_others", [True, False])
+def test_a_process_killed_while_writing_leaves_the_old_folder_and_the_next_save_cleans_up(tmp_path, keep_others):
+    final = tmp_path / "checkpoint-7"
+    save(final, {"model": "old"}, keep_others=keep_others)
+    script = f"""
+        import os, signal
+        from pathlib import Path
+        from plaudit.checkpoint.save import staged_folder
+        final = Path({str(final)!r})
+        with staged_folder(final, keep_others={keep_others}, writes=True, barrier=lambda: None) as folder:
+            (folder / "model").write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert (final / "model").read_text() == "old"
+    assert get_last_checkpoint(str(tmp_path)) == str(final)  # not what the killed process left beside it
+    save(final, {"model": "new"}, keep_others=keep_others)
+    assert content(tmp_path) == {"checkpoint-7/model": "new"}
+
+
+def test_a_folder_being_written_is_not_taken_for_a_checkpoint(tmp_path):
+    with staged_folder(tmp_path / "checkpoint-3", keep_others=False, writes=True, barrier=alone) as folder:
+        (folder / "model").write_text("half")
+        assert get_last_checkpoint(str(tmp_path)) is None
+    assert get_last_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint-3")
+
+
+def test_a_folder_being_swapped_is_not_taken_for_a_checkpoint_under_either_name(tmp_path, monkeypatch):
+    save(tmp_path / "checkpoint-3", {"model": "old"})
+    seen = []
+    real = os.rename
+
+    def rename(source, target, **options):
+        real(source, target, **options)
+        seen.append(get_last_checkpoint(str(tmp_path)))
+
+    monkeypatch.setattr(os, "rename", rename)
+    save(tmp_path / "checkpoint-3", {"model": "new"})
+    assert seen == [None, str(tmp_path / "checkpoint-3")]
+
+
+def test_a_process_that_does_not_write_waits_and_touches_nothing(tmp_path):
+    order = []
+    with staged_folder(
+        tmp_path / "a", keep_others=False, writes=False, barrier=lambda: order.append("barrier")
+    ) as folder:
+        order.append("body")
+        assert not folder.exists()  # another process makes it
+    # all look before one clears; it is there before any writes; all have written before one renames; it is in place
+    assert order == ["barrier", "barrier", "body", "barrier", "barrier"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_folder_moves_between_the_last_two_barriers(tmp_path):
+    there = []
+    with staged_folder(
+        tmp_path / "a", keep_others=True, writes=True, barrier=lambda: there.append((tmp_path / "a").exists())
+    ):
+        pass
+    assert there == [False, False, False, True]
