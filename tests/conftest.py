@@ -159,6 +159,7 @@ def build_trainer(output_dir, *, trainer_class=None, **options):
     quiet = {
         "output_dir": str(output_dir),
         "bf16": False,
+        "use_cpu": True,  # also where there is a GPU: the numbers are compared to the last digits
         "gradient_checkpointing": False,
         "per_device_train_batch_size": 4,
         "per_device_eval_batch_size": 4,

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plaudit.metrics import accuracy, accuracy_interval, preference_metrics, rank_correlation
@@ -30,6 +30,7 @@ def test_a_model_that_cannot_tell_is_a_coin():
     assert accuracy([1.0] * 7, [1.0] * 7) == 0.5
 
 
+@settings(deadline=None)
 @given(REWARDS)
 def test_swapping_chosen_and_rejected_turns_accuracy_and_margin_round(pairs):
     chosen, rejected = zip(*pairs, strict=True)
@@ -68,6 +69,7 @@ def test_wilsons_interval_has_the_published_values(share, comparisons, low, high
     assert accuracy_interval(share, comparisons) == pytest.approx((low, high), abs=5e-5)  # printed to four digits
 
 
+@settings(deadline=None)
 @given(st.integers(1, 1000), st.floats(0, 1))
 def test_wilsons_interval_lies_in_the_unit_interval_around_the_share(comparisons, share):
     low, high = accuracy_interval(share, comparisons)
@@ -88,6 +90,7 @@ def test_rank_correlation_shares_the_ranks_of_equals():
     assert rank_correlation([1, 5, 5, 9], [10, 30, 20, 40]) == pytest.approx(4.5 / 22.5**0.5)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(-100, 100), min_size=2, max_size=20, unique=True))
 def test_rank_correlation_sees_the_order_only(values):
     assert rank_correlation(values, np.exp(np.array(values) / 50)) == pytest.approx(1.0)

@@ -99,6 +99,16 @@ def test_a_decoder_rewards_a_sequence_the_same_padded_left_padded_right_and_alon
         torch.testing.assert_close(rewards(model, batch), alone, atol=2e-6, rtol=2e-6)
 
 
+@pytest.mark.parametrize("kind", DECODERS)
+def test_the_reward_is_read_at_the_last_token_even_if_that_is_the_pad_or_eos(kind):
+    model = make(kind)
+    head = model.score.weight.detach().clone()
+    with torch.no_grad():
+        last = [model.base_model(torch.tensor([sequence])).last_hidden_state[0, -1] for sequence in SEQUENCES]
+    bind_reward_forward(model)
+    torch.testing.assert_close(one_by_one(model, SEQUENCES), torch.stack(last) @ head.T, atol=2e-6, rtol=2e-6)
+
+
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_an_encoder_rewards_a_sequence_the_same_padded_and_alone(kind):
     model = make(kind)

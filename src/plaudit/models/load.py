@@ -8,12 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from plaudit.errors import ConfigError, ModelError
 
-__all__ = ["embedding_rows", "grow_embedding", "load_model"]
+__all__ = ["embedding_rows", "grow_embedding", "load_model", "load_tokenizer"]
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +103,24 @@ def _load_adapter(path: str, options: dict[str, Any], is_trainable: bool) -> Pre
     return PeftModel.from_pretrained(model, path, is_trainable=is_trainable)
 
 
+def load_tokenizer(
+    name_or_path: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that lies with a model.
+
+    Raises:
+        ModelError: There is none. From a folder with a model alone, transformers makes an empty tokenizer without a
+            word; every text would become the same ids.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{name_or_path}: no tokenizer could be loaded ({str(error).splitlines()[0]}).") from error
+    if len(tokenizer) <= len(tokenizer.added_tokens_decoder):
+        raise ModelError(f"{name_or_path}: there are no tokenizer files, or their vocabulary is empty.")
+    return tokenizer
+
+
 def _check_architecture(config: PretrainedConfig, name: str) -> None:
     known = type(config) in AutoModelForSequenceClassification._model_mapping
     if known or "AutoModelForSequenceClassification" in (getattr(config, "auto_map", None) or {}):
@@ -121,12 +146,15 @@ def _check_head(config: PretrainedConfig, name: str, options: dict[str, Any]) ->
 def _quiet_load_report() -> Iterator[None]:
     """Hold back transformers' table of missing and unexpected keys: `_report_keys` says what matters of it."""
     loading = transformers_logging.get_logger("transformers.modeling_utils")
-    level = loading.level
-    loading.setLevel(logging.ERROR)
+
+    def is_error(record: logging.LogRecord) -> bool:  # a filter: a raised level makes transformers check its TP plan
+        return record.levelno >= logging.ERROR
+
+    loading.addFilter(is_error)
     try:
         yield
     finally:
-        loading.setLevel(level)
+        loading.removeFilter(is_error)
 
 
 def _report_keys(model: PreTrainedModel, name: str, info: dict[str, Any], new_head: bool) -> None:

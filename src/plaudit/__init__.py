@@ -1,0 +1,54 @@
+"""Plaudit trains reward models from human preferences, proves what they learnt, and scores with them.
+
+The names below load when they are first used, so `import plaudit` alone pulls in no torch.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from plaudit.data.sources import ScriptArguments
+    from plaudit.models.adapters import get_peft_config
+    from plaudit.models.options import ModelConfig
+    from plaudit.models.quantization import get_quantization_config
+    from plaudit.scoring.reward_model import RewardModel
+    from plaudit.training.collator import DataCollatorForPreference
+    from plaudit.training.config import RewardConfig
+    from plaudit.training.trainer import RewardTrainer
+
+__version__ = version("plaudit")
+
+_HOMES = {
+    "DataCollatorForPreference": "plaudit.training.collator",
+    "get_peft_config": "plaudit.models.adapters",
+    "get_quantization_config": "plaudit.models.quantization",
+    "ModelConfig": "plaudit.models.options",
+    "RewardConfig": "plaudit.training.config",
+    "RewardModel": "plaudit.scoring.reward_model",
+    "RewardTrainer": "plaudit.training.trainer",
+    "ScriptArguments": "plaudit.data.sources",
+}
+
+__all__ = [
+    "DataCollatorForPreference",
+    "ModelConfig",
+    "RewardConfig",
+    "RewardModel",
+    "RewardTrainer",
+    "ScriptArguments",
+    "get_peft_config",
+    "get_quantization_config",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'plaudit' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,46 @@
+"""The `plaudit` command. One file for each subcommand: parse, call, print."""
+
+import sys
+from importlib import import_module
+
+import click
+
+from plaudit.errors import PlauditError
+
+__all__ = ["main"]
+
+# Said here and not in the modules, so that `plaudit --help` imports none of them, and no torch.
+_COMMANDS = {
+    "quickstart": "Train, prove and use a small reward model on built-in data. No network, no GPU, three minutes.",
+    "train": "Train a reward model on your preference data.",
+}
+
+
+class _Commands(click.Group):
+    """Loads a subcommand's module when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's signature
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        return import_module(f"plaudit.cli.{cmd_name}").command if cmd_name in _COMMANDS else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="plaudit")
+def cli() -> None:
+    """Train, evaluate and use reward models for language models from human preferences."""
+
+
+def main() -> None:
+    """Run the command line; Plaudit's own errors are shown without a traceback, with exit code 2."""
+    try:
+        cli()
+    except PlauditError as error:
+        click.secho("Error: ", fg="red", bold=True, nl=False, err=True)
+        click.echo(str(error), err=True)
+        sys.exit(2)

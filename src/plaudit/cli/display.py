@@ -1,0 +1,79 @@
+"""What a person sees: tables and a progress bar."""
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+__all__ = ["LiveProgress", "console", "show_log_messages", "show_table"]
+
+console = Console(highlight=False)
+
+
+def show_table(title: str, rows: Iterable[tuple[str, str]]) -> None:
+    """Print a two-column table."""
+    table = Table(title=title, show_header=False, title_justify="left", title_style="bold")
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, value)
+    console.print(table)
+
+
+def show_log_messages() -> None:
+    """Show Plaudit's messages, and others' from warnings on."""
+    handler = RichHandler(console=console, show_time=False, show_path=False, markup=False)
+    logging.basicConfig(format="%(message)s", handlers=[handler], level=logging.WARNING, force=True)
+    logging.getLogger("plaudit").setLevel(logging.INFO)
+
+
+class LiveProgress(TrainerCallback):
+    """A progress bar with the loss and accuracy of the last log; where there is no terminal, a line for each log."""
+
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+        self._task: Any = None
+
+    def on_train_begin(self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
+        """Show the bar."""
+        if state.is_world_process_zero and console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"),
+                TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[figures]}"), console=console,
+            )  # fmt: skip
+            self._bar.start()
+            self._task = self._bar.add_task("training", total=state.max_steps, completed=state.global_step, figures="")
+
+    def on_step_end(self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
+        """Move the bar."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=state.global_step)
+
+    def on_log(
+        self,
+        _args: TrainingArguments,
+        state: TrainerState,
+        _control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """Show the interval's figures."""
+        logs = logs or {}
+        named = [name for name in ("loss", "accuracy", "margin", "eval_loss", "eval_accuracy") if name in logs]
+        if not named or not state.is_world_process_zero:
+            return
+        figures = "  ".join(f"{name.replace('_', ' ')} {logs[name]:.3f}" for name in named)
+        if self._bar is not None:
+            self._bar.update(self._task, figures=figures)
+        else:
+            console.print(f"step {state.global_step} of {state.max_steps}: {figures}")
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        """Leave the bar as it stands."""
+        if self._bar is not None:
+            self._bar.stop()

@@ -1,0 +1,99 @@
+"""Options from dataclasses, in flags or in a YAML file, flags winning."""
+
+import difflib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import NoneType
+from typing import Any, NoReturn, get_args, get_type_hints
+
+import yaml
+from transformers import HfArgumentParser
+
+from plaudit.errors import ConfigError
+
+__all__ = ["OptionParser"]
+
+
+class OptionParser(HfArgumentParser):
+    """transformers' parser of dataclasses, with a YAML file in front and errors that name the nearest option.
+
+    Args:
+        dataclasses: What to fill; their fields are the options.
+        usage: One line of usage.
+    """
+
+    def __init__(self, dataclasses: Sequence[type], usage: str) -> None:
+        super().__init__(dataclasses, usage=usage, allow_abbrev=False)
+        self._known = {action.dest for action in self._actions if action.dest != "help"}
+        hints = {name: hint for each in dataclasses for name, hint in get_type_hints(each).items()}
+        for action in self._actions:
+            if action.type in (int, float) and NoneType in get_args(hints[action.dest]):
+                action.type = _or_none(action.type)
+
+    def parse(self, arguments: Sequence[str], **defaults: Callable[[Any], Any]) -> tuple[Any, ...]:
+        """The dataclasses, filled from `[CONFIG.yaml] --option value ...`.
+
+        Args:
+            arguments: The command line after the command.
+            **defaults: For an option that was not given: a function from all that was (a namespace) to its value.
+
+        Raises:
+            ConfigError: An option is unknown or has no such value, or the file cannot be read.
+        """
+        flags = list(arguments)
+        if flags and not flags[0].startswith("-"):
+            self._set_from_yaml(Path(flags.pop(0)))
+        elif "--config" in flags:  # as TRL's scripts spell it
+            place = flags.index("--config")
+            self._set_from_yaml(Path(_value_of(flags, place)))
+            del flags[place : place + 2]
+        given, unknown = self.parse_known_args(flags)
+        if unknown:
+            raise ConfigError(self._unknown(unknown[0]))
+        self.set_defaults(
+            **{name: default(given) for name, default in defaults.items() if getattr(given, name) is None}
+        )
+        return self.parse_args_into_dataclasses(flags)
+
+    def _set_from_yaml(self, path: Path) -> None:
+        try:
+            options = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"expected a YAML file of options at '{path}': {error.strerror}.") from error
+        except yaml.YAMLError as error:
+            raise ConfigError(f"'{path}' is not YAML: {error}") from error
+        if not isinstance(options, dict):
+            raise ConfigError(f"'{path}': expected one option a line, such as `learning_rate: 1e-5`.")
+        for name in options:
+            if name not in self._known:
+                raise ConfigError(f"'{path}': {self._unknown(str(name))}")
+        self.set_defaults(**options)
+
+    def _unknown(self, option: str) -> str:
+        name = option.lstrip("-").split("=")[0]
+        if not option.startswith("-") and name not in self._known and not difflib.get_close_matches(name, self._known):
+            return f"unexpected argument {option!r}. Options are written `--name value`."
+        near = difflib.get_close_matches(name, self._known, n=1)
+        dashes = "--" if option.startswith("-") else ""
+        hint = f"did you mean {dashes}{near[0]}?" if near else "`plaudit train --help` lists them all."
+        return f"unknown option {dashes}{name}: {hint}"
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing two hundred lines of usage."""
+        raise ConfigError(message)
+
+
+def _value_of(flags: list[str], place: int) -> str:
+    if place + 1 == len(flags):
+        raise ConfigError("--config: expected the path of a YAML file.")
+    return flags[place + 1]
+
+
+def _or_none(convert: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Let a number that may be None be set to it: `--max_length none`."""
+
+    def converted(text: str) -> Any:
+        return None if text.lower() in ("none", "null") else convert(text)
+
+    converted.__name__ = getattr(convert, "__name__", "value")  # argparse's messages name it
+    return converted

@@ -1,0 +1,172 @@
+"""`plaudit train`: from preference data and a model to a trained, evaluated, saved reward model."""
+
+import shlex
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from plaudit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from plaudit.models.options import ModelConfig
+    from plaudit.training.config import RewardConfig
+    from plaudit.training.trainer import RewardTrainer
+
+__all__ = ["command"]
+
+_USAGE = "plaudit train [CONFIG.yaml] --model_name_or_path MODEL --dataset_name DATA [--option value ...]"
+
+
+@click.command("train", add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+def command(options: tuple[str, ...]) -> None:
+    """Train a reward model on your preference data."""
+    # Here and not above: these imports take seconds, and `plaudit --help` must not wait for them.
+    import torch
+    from transformers import PrinterCallback
+
+    from plaudit.cli.display import LiveProgress, console, show_log_messages
+    from plaudit.data.sources import load_splits
+    from plaudit.models.adapters import get_peft_config
+    from plaudit.models.quantization import get_quantization_config
+    from plaudit.training.interrupt import StopOnInterrupt
+    from plaudit.training.trainer import RewardTrainer
+
+    script, config, model = _parse(options)
+    show_log_messages()
+    train_dataset, eval_dataset = load_splits(script, config.seed)
+    config.model_init_kwargs = _model_init_kwargs(model, config)
+    interrupt = StopOnInterrupt()
+    trainer = RewardTrainer(
+        model=model.model_name_or_path,
+        args=config,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        callbacks=[interrupt, LiveProgress()],
+        quantization_config=get_quantization_config(model),
+        peft_config=get_peft_config(model),
+    )
+    trainer.remove_callback(PrinterCallback)
+    if script.ignore_bias_buffers:  # DDP's own list of what it leaves alone
+        buffers = trainer.model.named_buffers()
+        trainer.model._ddp_params_and_buffers_to_ignore = [
+            name for name, buffer in buffers if buffer.dtype == torch.bool
+        ]
+    trainer.dataset_name = script.dataset_name
+    _show_plan(trainer, model)
+    trainer.train(resume_from_checkpoint=_resume_from(config))
+    if interrupt.stopped:
+        _say_how_to_resume(trainer, options)
+        sys.exit(130)  # as a shell reports a program that Ctrl-C ended
+    metrics = trainer.evaluate() if eval_dataset is not None else {}
+    trainer.save_model()
+    _show_result(trainer, metrics)
+    if trainer.is_world_process_zero():
+        console.print(f"The reward model is in [bold]{config.output_dir}[/bold]")
+    trainer.end()
+
+
+def _parse(options: tuple[str, ...]) -> "tuple[Any, RewardConfig, ModelConfig]":
+    from plaudit.cli.options import OptionParser
+    from plaudit.data.sources import ScriptArguments
+    from plaudit.models.options import ModelConfig
+    from plaudit.training.config import RewardConfig
+
+    parser = OptionParser((ScriptArguments, ModelConfig, RewardConfig), usage=_USAGE)
+    script, model, config = parser.parse(options, output_dir=_default_output)
+    config.disable_tqdm = True  # our own bar instead
+    return script, config, model
+
+
+def _default_output(given: Namespace) -> str:
+    if given.model_name_or_path is None:
+        raise ConfigError("--model_name_or_path: name the model to start from, a hub id or a folder.")
+    return f"{Path(given.model_name_or_path).name}-Reward"
+
+
+def _model_init_kwargs(model: "ModelConfig", config: "RewardConfig") -> dict[str, Any]:
+    named = {
+        "revision": model.model_revision,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+    }
+    return {name: value for name, value in named.items() if value is not None} | config.load_options
+
+
+def _resume_from(config: "RewardConfig") -> str | bool | None:
+    path = config.resume_from_checkpoint
+    if path is None or path.lower() in ("true", "last"):
+        return path is not None
+    if not Path(path).is_dir():
+        raise ConfigError(f"--resume_from_checkpoint: there is no folder '{path}'. Use 'last' for the newest one.")
+    return path
+
+
+def _show_plan(trainer: "RewardTrainer", model: "ModelConfig") -> None:
+    from plaudit.cli.display import show_table
+
+    if not trainer.is_world_process_zero():
+        return
+    args, parameters = trainer.args, list(trainer.model.parameters())
+    total = sum(parameter.numel() for parameter in parameters)
+    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    precision = "bf16 mixed" if args.bf16 else "fp16 mixed" if args.fp16 else "float32"
+    batch = f"{args.per_device_train_batch_size} pairs x {args.gradient_accumulation_steps} accumulated"
+    show_table(
+        "What will run",
+        [
+            ("model", f"{model.model_name_or_path} ({type(trainer.model).__name__})"),
+            ("parameters", f"{total:,}, of which {trained:,} train"),
+            *((name, _split_line(report)) for name, report in trainer.reports.items()),
+            ("batch", f"{batch} x {args.world_size} processes, padded layout"),
+            ("device", f"{args.device}, {precision}, weights in {str(trainer.model.dtype).removeprefix('torch.')}"),
+            ("output", str(args.output_dir)),
+        ],
+    )
+
+
+def _split_line(report: Any) -> str:
+    if report.streaming:
+        return "a stream: rows are counted as they come"
+    dropped = f"; {report.dropped:,} dropped ({report.causes()})" if report.dropped else "; none dropped"
+    return f"{report.kept:,} pairs, {report.tokens:,} tokens{dropped}"
+
+
+def _say_how_to_resume(trainer: "RewardTrainer", options: tuple[str, ...]) -> None:
+    from plaudit.cli.display import console
+
+    if not trainer.is_world_process_zero():
+        return
+    kept = list(options)
+    if "--resume_from_checkpoint" in kept:
+        place = kept.index("--resume_from_checkpoint")
+        del kept[place : place + 2]
+    checkpoint = Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}"
+    resume = shlex.join(["plaudit", "train", *kept, "--resume_from_checkpoint", str(checkpoint)])
+    console.print(f"Stopped after step {trainer.state.global_step}; saved [bold]{checkpoint}[/bold]. Go on with:")
+    console.print(f"  {resume}", soft_wrap=True, markup=False)
+
+
+def _show_result(trainer: "RewardTrainer", metrics: dict[str, float]) -> None:
+    from plaudit.cli.display import show_table
+    from plaudit.metrics import accuracy_interval
+
+    if not trainer.is_world_process_zero():
+        return
+    last = {name: value for entry in trainer.state.log_history for name, value in entry.items()}
+    rows = [("steps", f"{trainer.state.global_step:,}"), ("training loss", f"{last['train_loss']:.4f}")]
+    for prefix, report in ((name, report) for name, report in trainer.reports.items() if name != "train"):
+        if f"{prefix}_accuracy" not in metrics:
+            continue
+        accuracy = metrics[f"{prefix}_accuracy"]
+        interval = ""
+        if not report.streaming:
+            low, high = accuracy_interval(accuracy, report.kept)
+            interval = f" (95% interval {low:.1%} to {high:.1%}, {report.kept:,} pairs)"
+        rows.append((f"{prefix} accuracy", f"{accuracy:.1%}{interval}"))
+        rows.append((f"{prefix} loss", f"{metrics[f'{prefix}_loss']:.4f} (0.6931 is guessing)"))
+        rows.append((f"{prefix} margin", f"{metrics[f'{prefix}_margin']:.3f}"))
+    show_table("Result", rows)

@@ -1,0 +1,1 @@
+"""Training: configuration, collator and trainer."""

@@ -1,0 +1,183 @@
+"""`RewardConfig`: the options of a reward-training run."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from transformers import TrainingArguments
+from transformers.utils import is_torch_bf16_gpu_available
+
+from plaudit.errors import ConfigError
+
+__all__ = ["RewardConfig"]
+
+_LAYOUTS = ("auto", "forest", "padded")
+_OVERLONG = ("drop", "truncate", "error")
+
+
+@dataclass
+class RewardConfig(TrainingArguments):
+    """`transformers.TrainingArguments`, with other defaults and the options of reward training.
+
+    The names are those of TRL's `RewardConfig`. Defaults that differ from `TrainingArguments`: `learning_rate=1e-4`,
+    `logging_steps=10`, `gradient_checkpointing=True` (also under its new name `activation_checkpointing`), and `bf16`,
+    which is on where the hardware computes it well and off elsewhere, so that `RewardConfig()` runs on any machine.
+
+    Attributes:
+        model_init_kwargs: For `from_pretrained`, when the model is given by name. `dtype` defaults to "float32";
+            `num_labels` is always 1 and cannot be overridden.
+        trust_remote_code: Allow a model or tokenizer that ships its own code.
+        chat_template_path: Where the chat template comes from: a Jinja file, a tokenizer folder or a hub id.
+        disable_dropout: Turn off all dropout, that of an adapter included: both sides of a pair see the same network.
+        max_length: The most tokens a sequence may have, `None` for no limit.
+        overlong: What becomes of a longer pair: "drop", "truncate" (cut the prompt from the left, never the
+            response's end) or "error".
+        overlong_max_fraction: Stop when more than this fraction of a split is dropped for its length.
+        eos_token: The token that closes a text, instead of the tokenizer's own.
+        pad_token: The token to pad with. Unset, Plaudit finds one that is not EOS.
+        pad_to_multiple_of: Pad lengths to a multiple of this; "auto" means 128 on Neuron and none elsewhere.
+        dataset_num_proc: Processes that tokenise.
+        batch_layout: How a batch is laid out: "padded", or "auto" for the best that the model allows.
+        center_rewards_coefficient: Adds `coefficient * mean((r_chosen + r_rejected)^2)` to the loss; 0.01 is usual.
+        activation_offloading: Keep the tensors saved for backward on the CPU during the step.
+
+    Raises:
+        ConfigError: An option has no such value.
+    """
+
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]
+
+    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of AdamW."})
+    logging_steps: float = field(
+        default=10, metadata={"help": "Log every so many steps; below 1, as a fraction of all steps."}
+    )
+    bf16: bool | None = field(
+        default=None,
+        metadata={"help": "bf16 mixed precision. Unset: on where the hardware computes it well and `fp16` is off."},
+    )
+    activation_checkpointing: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Recompute activations in the backward pass to save memory; on unless set to false.",
+            "nargs": "?",
+            "const": True,
+        },
+    )
+    gradient_checkpointing: bool | None = field(
+        default=None,
+        metadata={"help": "The older name of `activation_checkpointing`.", "nargs": "?", "const": True},
+    )
+
+    model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Keyword arguments for loading the model, as JSON; num_labels is always 1."}
+    )
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Allow models and tokenizers that ship their own code."}
+    )
+    chat_template_path: str | None = field(
+        default=None, metadata={"help": "Chat template: a Jinja file, a tokenizer folder or a hub id."}
+    )
+    disable_dropout: bool = field(default=True, metadata={"help": "Turn off all dropout, an adapter's included."})
+    max_length: int | None = field(default=1024, metadata={"help": "Most tokens of a sequence; none for no limit."})
+    overlong: str = field(
+        default="drop",
+        metadata={
+            "help": "What becomes of a pair longer than max_length; truncate cuts the prompt from the left.",
+            "choices": list(_OVERLONG),
+        },
+    )
+    overlong_max_fraction: float | None = field(
+        default=None, metadata={"help": "Stop when more than this fraction of a split is dropped for its length."}
+    )
+    eos_token: str | None = field(default=None, metadata={"help": "Token that closes a text."})
+    pad_token: str | None = field(default=None, metadata={"help": "Token to pad with; unset: one that is not EOS."})
+    pad_to_multiple_of: int | str | None = field(
+        default="auto", metadata={"help": "Pad lengths to a multiple of this; auto: 128 on Neuron, none elsewhere."}
+    )
+    dataset_num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenise."})
+    batch_layout: str = field(
+        default="auto",
+        metadata={"help": "How a batch is laid out; auto: the best the model allows.", "choices": list(_LAYOUTS)},
+    )
+    center_rewards_coefficient: float | None = field(
+        default=None, metadata={"help": "Weight of mean((r_chosen + r_rejected)^2) in the loss; 0.01 is usual."}
+    )
+    activation_offloading: bool = field(
+        default=False, metadata={"help": "Keep the tensors saved for backward on the CPU during the step."}
+    )
+
+    def __post_init__(self) -> None:
+        self._settle_precision()
+        self._settle_checkpointing()
+        super().__post_init__()
+        self._settle_padding()
+        self._check_choices()
+
+    @property
+    def load_options(self) -> dict[str, Any]:
+        """`model_init_kwargs` as a dict; it may be given as JSON, or not at all."""
+        options = self.model_init_kwargs or {}
+        if isinstance(options, str):
+            raise ConfigError(f"model_init_kwargs: expected a dict, or JSON in braces, got {options!r}.")
+        return options
+
+    def _settle_precision(self) -> None:
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # without it, transformers looks for a GPU and refuses bf16
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and _computes_bf16_well(self.use_cpu)
+
+    def _settle_checkpointing(self) -> None:
+        # transformers 5.23 renames `gradient_checkpointing` and warns at the old name. Both are accepted here; the
+        # new one wins, as there.
+        for new, old, default in (
+            ("activation_checkpointing", "gradient_checkpointing", True),
+            ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs", None),
+        ):
+            given = [value for value in (getattr(self, new), getattr(self, old), default) if value is not None]
+            setattr(self, new, given[0] if given else None)
+            setattr(self, old, None)
+
+    def _settle_padding(self) -> None:
+        multiple = self.pad_to_multiple_of
+        if multiple == "auto":
+            multiple = 128 if self.device.type == "neuron" else None
+        elif isinstance(multiple, str):  # from the command line
+            if multiple.lower() not in ("none", "null") and not multiple.isdecimal():
+                raise ConfigError(f"pad_to_multiple_of: expected a whole number, 'auto' or 'none', got {multiple!r}.")
+            multiple = int(multiple) if multiple.isdecimal() else None
+        self.pad_to_multiple_of = multiple
+
+    def _check_choices(self) -> None:
+        for option, choices in (("overlong", _OVERLONG), ("batch_layout", _LAYOUTS)):
+            value = getattr(self, option)
+            if value not in choices:
+                raise ConfigError(f"{option}: expected one of {', '.join(choices)}, got {value!r}.")
+        if self.batch_layout == "forest":
+            raise ConfigError(
+                "batch_layout='forest' is not there yet: the token forest comes with the next release. "
+                "Use 'auto' or 'padded'."
+            )
+        if self.max_length is not None and self.max_length < 1:
+            raise ConfigError(f"max_length: expected a positive number or None, got {self.max_length}.")
+        if self.label_smoothing_factor:
+            raise ConfigError(
+                "label_smoothing_factor is for classification losses and would do nothing here. Unset it."
+            )
+        fraction = self.overlong_max_fraction
+        if fraction is not None and not 0 <= fraction <= 1:
+            raise ConfigError(f"overlong_max_fraction: expected a number from 0 to 1, got {fraction}.")
+
+
+def _computes_bf16_well(use_cpu: bool) -> bool:
+    """Whether bf16 matrix products run natively: Ampere and later GPUs, CPUs with AVX512-BF16 or AMX.
+
+    Emulated bf16 (older CPUs, older GPUs, Apple's) runs, but slower than float32 or with no gain.
+    """
+    if use_cpu:
+        capabilities = torch.cpu.get_capabilities()
+        return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    accelerator = torch.accelerator.current_accelerator()
+    return accelerator is not None and accelerator.type != "mps" and bool(is_torch_bf16_gpu_available())

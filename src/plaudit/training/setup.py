@@ -1,0 +1,132 @@
+"""What the trainer needs before it trains: a model with its one forward, and a tokenizer with settled tokens."""
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from plaudit.data.rendering import choose_pad_token, set_chat_template, set_eos_token
+from plaudit.errors import ConfigError, ModelError
+from plaudit.models.adapters import add_adapter, check_head_is_trained
+from plaudit.models.head import bind_reward_forward, check_one_label
+from plaudit.models.load import embedding_rows, grow_embedding, load_model, load_tokenizer
+from plaudit.training.config import RewardConfig
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+__all__ = ["prepare_model"]
+
+logger = logging.getLogger(__name__)
+
+
+def prepare_model(
+    model: "str | PreTrainedModel | PeftModel",
+    args: RewardConfig,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    peft_config: "PeftConfig | None" = None,
+    quantization_config: Any = None,
+) -> "tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]":
+    """Load or check the model, settle EOS, template and pad, add the adapter, bind the one forward.
+
+    Raises:
+        ConfigError: Options that exclude each other.
+        ModelError: The model cannot be a reward model.
+    """
+    set_seed(args.seed)  # a new head is drawn from the seed, not from what ran before
+    source = model if isinstance(model, str) else None
+    if isinstance(model, str):
+        model = load_model(
+            model,
+            model_init_kwargs=args.load_options,
+            trust_remote_code=args.trust_remote_code,
+            quantization_config=quantization_config,
+        )
+    else:
+        _warn_of_ignored(args, quantization_config)
+    if peft_config is not None and isinstance(model, PeftModel):
+        raise ConfigError(
+            "`peft_config` is given, but the model already has an adapter. Leave `peft_config` out to train that one "
+            "on, or merge it first (`model.merge_and_unload()`)."
+        )
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    check_one_label(base)
+    tokenizer = tokenizer if tokenizer is not None else _load_tokenizer(source, base, args)
+    frozen = peft_config is not None or isinstance(model, PeftModel) or getattr(base, "is_quantized", False)
+    settle_tokens(base, tokenizer, args, frozen_base=frozen)
+    if peft_config is not None:
+        model = add_adapter(base, peft_config)
+    if isinstance(model, PeftModel):
+        check_head_is_trained(model)
+        if args.activation_checkpointing:
+            model.enable_input_require_grads()  # else nothing below the first frozen layer would get a gradient
+    bind_reward_forward(base)
+    if args.disable_dropout:
+        disable_dropout(model)
+    return model, tokenizer
+
+
+def _warn_of_ignored(args: RewardConfig, quantization_config: Any) -> None:
+    for name, value in (("model_init_kwargs", args.model_init_kwargs), ("quantization_config", quantization_config)):
+        if value is not None:
+            logger.warning("`%s` is ignored: the model is already loaded. Pass its name instead.", name)
+
+
+def _load_tokenizer(source: str | None, base: PreTrainedModel, args: RewardConfig) -> PreTrainedTokenizerBase:
+    name = source or getattr(base.config, "_name_or_path", "")
+    if not name:
+        raise ConfigError("the model object does not say where it came from: pass its tokenizer as `processing_class`.")
+    revision = args.load_options.get("revision")
+    candidates = dict.fromkeys(
+        [name, getattr(base.config, "_name_or_path", "") or name]
+    )  # an adapter's base comes last
+    for candidate in candidates:
+        try:
+            return load_tokenizer(candidate, revision=revision, trust_remote_code=args.trust_remote_code)
+        except ModelError as error:
+            reason = error
+    raise ConfigError(f"{reason} Pass the model's tokenizer as `processing_class`.")
+
+
+def settle_tokens(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, args: RewardConfig, *, frozen_base: bool
+) -> None:
+    """Settle EOS, chat template and pad on the tokenizer, and make the model's config agree.
+
+    Raises:
+        ConfigError: A token asked for is not in the vocabulary, or a template cannot be loaded.
+        ModelError: A token needs a new embedding row, and the base weights are frozen.
+    """
+    if args.eos_token is not None:
+        set_eos_token(tokenizer, args.eos_token)
+    if args.chat_template_path is not None:
+        set_chat_template(tokenizer, args.chat_template_path, trust_remote_code=args.trust_remote_code)
+        new_rows = max(tokenizer.get_vocab().values()) + 1
+        grow_embedding(
+            model, new_rows, frozen_base=frozen_base, reason=f"chat_template_path={args.chat_template_path!r}"
+        )
+    choose_pad_token(tokenizer, embedding_rows(model), args.pad_token)
+    try:
+        grow_embedding(model, tokenizer.pad_token_id + 1, frozen_base=frozen_base, reason="a pad token that is not EOS")
+    except ModelError as error:
+        raise ModelError(
+            f"{error} Set `pad_token` to a token of the vocabulary that your texts never contain."
+        ) from error
+    for config in {id(config): config for config in (model.config, model.config.get_text_config())}.values():
+        config.pad_token_id = tokenizer.pad_token_id
+        changed = args.eos_token is not None or args.chat_template_path is not None
+        if changed or getattr(config, "eos_token_id", None) is None:
+            config.eos_token_id = tokenizer.eos_token_id
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Turn off dropout layers, and the rates that attention layers keep as plain numbers."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)

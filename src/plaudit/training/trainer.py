@@ -1,0 +1,372 @@
+"""`RewardTrainer`: transformers' `Trainer`, specialised for comparisons through a few overridden methods."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from datasets import Dataset, IterableDataset
+from torch import nn
+from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_utils import (
+    EvalLoopOutput,
+    PredictionOutput,
+    TrainOutput,
+    denumpify_detensorize,
+)
+
+from plaudit.checkpoint.card import write_model_card
+from plaudit.checkpoint.contract import write_contract
+from plaudit.data.tokenization import TokenizationReport, TokenizationRules, tokenize_dataset
+from plaudit.errors import ConfigError
+from plaudit.losses import bradley_terry, centering
+from plaudit.models.head import head_names
+from plaudit.models.load import embedding_rows
+from plaudit.training.collator import PreferenceCollator, comparisons_of
+from plaudit.training.config import RewardConfig
+from plaudit.training.evaluation import EvaluatedRows
+from plaudit.training.meter import RewardMeter
+from plaudit.training.offload import offload_activations
+from plaudit.training.rows import ROW_NUMBER, NumberingCollator, number_rows
+from plaudit.training.saving import StagedSavingTrainer
+from plaudit.training.setup import prepare_model
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from transformers import BitsAndBytesConfig, DataCollator
+
+
+__all__ = ["RewardTrainer"]
+
+# What the model card tells of a run; all the rest is in training_args.bin.
+_TOLD_OPTIONS = (
+    "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
+    "max_length", "overlong", "center_rewards_coefficient", "bf16", "fp16", "seed",
+)  # fmt: skip
+
+_TOLD_METRICS = ("loss", "accuracy", "margin", "mean_reward", "chosen_reward", "rejected_reward", "num_tokens")
+
+
+class RewardTrainer(StagedSavingTrainer):
+    """Trains a reward model from preferences with the Bradley-Terry loss. A drop-in for TRL's trainer of that name.
+
+    Example:
+        >>> trainer = RewardTrainer(
+        ...     model="Qwen/Qwen3-0.6B",
+        ...     train_dataset=load_dataset("trl-lib/ultrafeedback_binarized", split="train"),
+        ... )
+        >>> trainer.train()
+
+    Args:
+        model: A hub id or a folder (also an adapter's), or a sequence classifier with one label, PEFT or not.
+        args: Options; `RewardConfig("<model name>-Reward")` if `None`.
+        data_collator: Makes a batch of tokenised rows; your own in the shape of `DataCollatorForPreference` will do.
+        train_dataset: Rows of any format in `plaudit.data.formats`, or tokenised ones; map-style or streaming.
+        eval_dataset: The same, or a dict of them.
+        processing_class: The tokenizer; that of the model if `None`.
+        compute_metrics: Sees `predictions` [rows, 2], the rewards of chosen and rejected, each row exactly once, and
+            `label_ids` all 0.
+        callbacks: Further callbacks.
+        optimizers: Optimiser and scheduler, instead of those that `args` names.
+        optimizer_cls_and_kwargs: Optimiser class and arguments, instead of `args.optim`.
+        preprocess_logits_for_metrics: Maps rewards [rows, 2] and labels to what `compute_metrics` sees.
+        quantization_config: For loading a model given by name.
+        peft_config: Train this adapter and the head instead of all weights.
+
+    Attributes:
+        reports: What became of each split when it was tokenised, by name.
+        dataset_name: What the model card calls the training data; set it before saving.
+
+    Raises:
+        ValueError: `train_dataset` is missing, or anything in `plaudit.errors` that is one.
+        TypeError: `train_dataset` is no dataset.
+    """
+
+    def __init__(
+        self,
+        model: "str | PreTrainedModel | PeftModel",
+        args: RewardConfig | None = None,
+        data_collator: "DataCollator | None" = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: "Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None" = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, Any]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        quantization_config: "BitsAndBytesConfig | None" = None,
+        peft_config: "PeftConfig | None" = None,
+    ) -> None:
+        _check_dataset(train_dataset)
+        self.base_model_name = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "")
+        self.dataset_name: str | None = None
+        args = args or RewardConfig(f"{Path(self.base_model_name or 'model').name}-Reward")
+        _check_args(args)
+        model, tokenizer = prepare_model(
+            model,
+            args,
+            tokenizer=processing_class,
+            peft_config=peft_config,
+            quantization_config=quantization_config,
+        )
+        self.reports: dict[str, TokenizationReport] = {}
+        self._rules = TokenizationRules(
+            args.max_length, args.overlong, args.overlong_max_fraction, embedding_rows(model)
+        )
+        train_dataset = self._prepare_dataset(train_dataset, tokenizer, args, "train")
+        if isinstance(eval_dataset, dict):
+            eval_dataset = {
+                name: self._prepare_dataset(split, tokenizer, args, f"eval_{name}")
+                for name, split in eval_dataset.items()
+            }
+        elif eval_dataset is not None:
+            eval_dataset = self._prepare_dataset(eval_dataset, tokenizer, args, "eval")
+        self._meter = RewardMeter()
+        self._evaluated: list[EvaluatedRows] = []
+        self._reward_scale = (0.0, 1.0)  # mean and standard deviation on the last evaluation
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator or PreferenceCollator(tokenizer.pad_token_id, args.pad_to_multiple_of),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+        )
+        if self.args.n_gpu > 1:
+            raise ConfigError(
+                "several GPUs are visible to one process, and `nn.DataParallel` cannot split comparisons. Start with "
+                "`accelerate launch` or `torchrun`, or make one GPU visible with CUDA_VISIBLE_DEVICES."
+            )
+        # `compute_loss` divides by `num_items_in_batch` itself; the Trainer asks this flag whether it may.
+        self.model_accepts_loss_kwargs = True
+
+    # Data
+
+    _signature_columns: list[str] | None
+    data_collator: Callable[..., Any]
+
+    def _prepare_dataset(
+        self,
+        dataset: Dataset | IterableDataset,
+        processing_class: PreTrainedTokenizerBase,
+        args: RewardConfig,
+        dataset_name: str,
+    ) -> Dataset | IterableDataset:
+        with args.main_process_first(desc=f"tokenising {dataset_name}"):
+            dataset, self.reports[dataset_name] = tokenize_dataset(
+                dataset, processing_class, self._rules, split=dataset_name, num_proc=args.dataset_num_proc
+            )
+        return dataset
+
+    def _prepare_split(self, split: Any, name: str) -> Any:
+        if split is None or isinstance(split, str):  # the trainer's own, prepared already
+            return split
+        return self._prepare_dataset(split, self.processing_class, self.args, name)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        if self._signature_columns is None:
+            self._signature_columns = ["chosen_ids", "rejected_ids", "margin", ROW_NUMBER]
+
+    def _get_dataloader(self, dataset: Any, *args: Any, is_training: bool = False, **kwargs: Any) -> Any:
+        if is_training:
+            return super()._get_dataloader(dataset, *args, is_training=True, **kwargs)
+        # Evaluation sees every row: numbered, so that each counts once, and with the last batch, however short.
+        collator, drop_last = self.data_collator, self.args.dataloader_drop_last
+        self.data_collator, self.args.dataloader_drop_last = NumberingCollator(collator), False
+        try:
+            return super()._get_dataloader(number_rows(dataset), *args, **kwargs)
+        finally:
+            self.data_collator, self.args.dataloader_drop_last = collator, drop_last
+
+    # Training
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train, as `Trainer.train` does; then say what a stream left out."""
+        output = super().train(*args, **kwargs)
+        report = self.reports["train"]
+        if report.streaming and report.pairs:  # loader workers count in processes of their own
+            report.log()
+        if report.streaming and output.global_step == 0:
+            report.check()
+        return output
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | None:
+        """Comparisons in one accumulation step over all processes: what the sum of losses is divided by."""
+        if not batch_samples or type(self).compute_loss is not RewardTrainer.compute_loss:
+            return None  # a subclass's own loss is a mean over its batch, as TRL's is
+        count = torch.tensor(sum(len(comparisons_of(batch)) for batch in batch_samples), device=device)
+        return self.accelerator.gather(count).sum() / (self.get_tp_size() * self.get_cp_size() * self.get_sp_size())
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The loss of a batch, from its rewards and comparisons alone.
+
+        Args:
+            model: Called once with the batch's tensors; gives `logits` [N, 1].
+            inputs: A batch as `plaudit.training.collator` describes it, or in TRL's shape.
+            return_outputs: Also return the model's outputs, with `losses` [C] added.
+            num_items_in_batch: Comparisons of the whole accumulation step; the mean over this batch if `None`.
+        """
+        comparisons = comparisons_of(inputs)  # [C, 2]
+        outputs = model(**{name: value for name, value in inputs.items() if name not in ("comparisons", "margin")})
+        rewards = outputs.logits.float().squeeze(-1)[comparisons]  # [C, 2]
+        winner, loser = rewards.unbind(-1)
+        losses = bradley_terry(winner, loser, inputs.get("margin"))
+        if self.args.center_rewards_coefficient is not None:
+            losses = losses + self.args.center_rewards_coefficient * centering(winner, loser)
+        if self.model.training:
+            self._meter.add(winner, loser, _tokens_of(inputs).sum())
+        if num_items_in_batch is None:
+            loss = losses.mean()
+        else:
+            # Processes average their gradients, so each counts its own share that many times.
+            loss = losses.sum() / num_items_in_batch * (self.accelerator.num_processes // self.get_tp_size())
+        if not return_outputs:
+            return loss
+        outputs["losses"] = losses
+        return loss, outputs
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One micro-batch forward and backward, its saved tensors on the CPU if so asked."""
+        with offload_activations(self.model, self.args.activation_offloading):
+            return super().training_step(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, adding the interval's reward figures to the Trainer's own training entries."""
+        if "loss" in logs or "train_runtime" in logs:
+            figures = self._meter.reduce(self.accelerator)
+            if figures:
+                before = [entry["num_tokens"] for entry in self.state.log_history if "num_tokens" in entry]
+                figures["num_tokens"] += before[-1] if before else 0
+            logs.update(figures)
+        super().log(logs, start_time)
+
+    # Evaluation
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Evaluate on `eval_dataset` (raw or tokenised, one or a dict of them), or on the trainer's own."""
+        if not isinstance(eval_dataset, dict):  # of a dict, the Trainer calls this again for each
+            eval_dataset = self._prepare_split(eval_dataset, metric_key_prefix)
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def predict(
+        self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
+        """Rewards [rows, 2] of chosen and rejected for a raw or tokenised dataset, each row once, and its metrics."""
+        return super().predict(self._prepare_split(test_dataset, metric_key_prefix), ignore_keys, metric_key_prefix)
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> tuple[None, None, None]:
+        """Keep a batch's rows for `evaluation_loop`; the stock loop gets nothing to gather and miscount."""
+        numbers = inputs.pop(ROW_NUMBER)
+        inputs = self._prepare_inputs(inputs)
+        comparisons = comparisons_of(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        rewards = outputs.logits.float().squeeze(-1)[comparisons]
+        # A subclass's own loss says no loss for each row: then each row has its batch's mean.
+        losses = outputs["losses"] if "losses" in outputs else loss.expand(len(comparisons))
+        tokens = _tokens_of(inputs)[comparisons].sum(-1)
+        self._evaluated.append(
+            EvaluatedRows.of_batch(numbers, rewards, losses, tokens, self.preprocess_logits_for_metrics)
+        )
+        return None, None, None
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """The stock loop for running the batches; the figures are our own, from all rows, each counted once."""
+        self._evaluated = []
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        rows = EvaluatedRows.gather(self._evaluated)
+        self._evaluated = []
+        self._reward_scale = rows.scale()
+        metrics = rows.metrics()
+        if self.compute_metrics is not None:
+            batch_size = self.args.eval_batch_size if self.args.batch_eval_metrics else None
+            with_losses = "loss" in self.args.include_for_metrics
+            metrics |= rows.compute(self.compute_metrics, batch_size=batch_size, with_losses=with_losses)
+        prefixed = {
+            name if name.startswith(f"{metric_key_prefix}_") else f"{metric_key_prefix}_{name}": value
+            for name, value in denumpify_detensorize(metrics).items()
+        }
+        return EvalLoopOutput(rows.predictions, rows.numbers * 0, output.metrics | prefixed, len(rows))
+
+    # Saving
+
+    def _write_model(self, folder: Path) -> None:
+        base = _base_model(self.accelerator.unwrap_model(self.model))
+        write_contract(base.config, head_names(base)[0].split(".")[0], *self._reward_scale)
+        super()._write_model(folder)
+        if self.args.should_save:
+            self._write_card(folder)
+
+    def create_model_card(
+        self,
+        model_name: str | None = None,
+        dataset_name: str | None = None,
+        tags: str | list[str] | None = None,
+        **_: Any,
+    ) -> None:
+        """Write the model card into the output folder (TRL's signature; the Trainer's further arguments are known)."""
+        if self.is_world_process_zero():
+            tags = [tags] if isinstance(tags, str) else tags or []
+            self.dataset_name = dataset_name or self.dataset_name
+            self._write_card(Path(self.args.output_dir), model_name=model_name, tags=tuple(tags))
+
+    def _write_card(self, folder: Path, model_name: str | None = None, tags: tuple[str, ...] = ()) -> None:
+        report = self.reports["train"]
+        last: dict[str, float] = {}
+        for entry in self.state.log_history:  # later entries win; evaluation and training have their own names
+            last |= {name: value for name, value in entry.items() if name.endswith(_TOLD_METRICS)}
+        options = {name: getattr(self.args, name) for name in _TOLD_OPTIONS}
+        write_model_card(
+            folder,
+            model_name=model_name or Path(self.hub_model_id or self.args.output_dir).name,
+            location=self.hub_model_id or self.args.output_dir,
+            base_model=self.base_model_name or None,
+            dataset_name=self.dataset_name,
+            rows=None if report.streaming else report.kept,
+            options={name: value for name, value in options.items() if value is not None},
+            metrics=last,
+            adapter=hasattr(self.accelerator.unwrap_model(self.model), "peft_config"),
+            tags=tags,
+        )
+
+
+def _check_dataset(dataset: Any) -> None:
+    if dataset is None:
+        raise ConfigError("`train_dataset` is required")
+    if not isinstance(dataset, (Dataset, IterableDataset)):
+        raise TypeError(
+            f"`train_dataset` must be a `Dataset` or `IterableDataset`, got `{type(dataset).__name__}`. Of a "
+            f"`DatasetDict`, pass one split, such as dataset['train']."
+        )
+
+
+def _check_args(args: RewardConfig) -> None:
+    if "inputs" in args.include_for_metrics:
+        raise ConfigError("include_for_metrics: 'inputs' is not offered, since a row is two sequences. Use 'loss'.")
+    # On a stream (which may come as late as `predict`) accelerate would have the first process read it and send out
+    # slices of its batches, which fits no pair of sequences. For other datasets this changes nothing.
+    args.accelerator_config.dispatch_batches = False
+
+
+def _base_model(model: Any) -> PreTrainedModel:
+    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
+
+
+def _tokens_of(inputs: dict[str, Any]) -> torch.Tensor:
+    """Real tokens of each of the N sequences [N]."""
+    mask = inputs.get("attention_mask")
+    return torch.ones_like(inputs["input_ids"]).sum(-1) if mask is None else mask.sum(-1)

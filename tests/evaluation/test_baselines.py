@@ -1,0 +1,65 @@
+"""The baselines, worked by hand."""
+
+import numpy as np
+import pytest
+
+from plaudit.errors import DataError
+from plaudit.evaluation.baselines import BagOfWords, longer_wins
+
+
+def test_longer_wins_counts_equal_lengths_one_half():
+    assert longer_wins(["long one", "b", "cc"], ["short", "bbb", "dd"]) == pytest.approx((1 + 0 + 0.5) / 3)
+
+
+def test_one_word_has_the_weight_that_solves_its_equation():
+    """Three wins and one loss of "good" against the empty text: the gradient 4 sigmoid(w) - 3 + l2 w vanishes."""
+    model = BagOfWords(l2=0.5).fit(["good", "good", "good", ""], ["", "", "", "good"])
+    w = model.weights["good"]
+    assert 4 / (1 + np.exp(-w)) - 3 + 0.5 * w == pytest.approx(0, abs=1e-6)
+    assert model.score(["Good, GOOD unknown", ""]) == pytest.approx([2 * w, 0])
+
+
+def test_accuracy_counts_ties_one_half():
+    model = BagOfWords().fit(["yes", "yes"], ["no", "no"])
+    assert model.accuracy(["yes", "no", "what"], ["no", "yes", "ever"]) == pytest.approx((1 + 0 + 0.5) / 3)
+
+
+def test_words_that_stand_on_both_sides_weigh_nothing():
+    model = BagOfWords().fit(["the yes", "the yes"], ["the no", "no the"])
+    assert model.weights["the"] == pytest.approx(0)
+    assert model.weights["yes"] == pytest.approx(-model.weights["no"])
+
+
+def test_swapping_the_sides_flips_the_weights():
+    a, b = ["red fox runs", "blue sky", "red red"], ["green fox", "blue runs sky", "sky"]
+    forth, back = BagOfWords().fit(a, b).weights, BagOfWords().fit(b, a).weights
+    assert forth.keys() == back.keys()
+    assert list(forth.values()) == pytest.approx([-weight for weight in back.values()], abs=1e-6)
+
+
+def test_the_fit_does_not_hang_on_the_order_of_rows():
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(list("abcdefgh"), size=5)) for _ in range(200)]
+    a, b = texts[:100], texts[100:]
+    order = rng.permutation(100)
+    shuffled = BagOfWords(vocabulary_size=5).fit([a[i] for i in order], [b[i] for i in order])
+    straight = BagOfWords(vocabulary_size=5).fit(a, b)
+    assert shuffled.weights == pytest.approx(straight.weights, abs=1e-6)
+    assert len(straight.weights) == 5
+
+
+def test_separable_pairs_with_hardly_any_regularisation_still_converge():
+    model = BagOfWords(l2=1e-4).fit(["win " * 50] * 20, ["lose " * 50] * 20)
+    assert np.isfinite(list(model.weights.values())).all()
+    assert model.accuracy(["win"], ["lose"]) == 1.0
+
+
+def test_pairs_without_a_single_word_are_ties():
+    assert BagOfWords().fit([""], [""]).accuracy([""], [""]) == 0.5
+
+
+@pytest.mark.parametrize(("chosen", "rejected"), [([], []), (["a"], []), (["a"], ["b", "c"])])
+def test_uneven_or_missing_pairs_are_refused(chosen, rejected):
+    for use in (longer_wins, BagOfWords().fit, BagOfWords().accuracy):
+        with pytest.raises(DataError, match="same length"):
+            use(chosen, rejected)
