@@ -13,7 +13,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/plaudit quickstart
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -25,6 +25,7 @@ check: $(VENV)/.installed-test
 proof: $(VENV)/.installed-test .interop/trl-$(TRL_VERSION)
 	$(BIN)/python benchmarks/quickstart_seeds.py
 	PYTHONPATH=.interop/trl-$(TRL_VERSION) $(BIN)/python benchmarks/parity_trl.py $(DATA)/hh_harmless_transcripts.jsonl.gz
+	PYTHONPATH=.interop/trl-$(TRL_VERSION) $(BIN)/python benchmarks/evaluation_trl.py
 	PYTHONPATH=.interop/trl-$(TRL_VERSION) $(BIN)/python benchmarks/tokenize_speed.py $(DATA)/hh_harmless_transcripts.jsonl.gz
 
 $(VENV)/bin/python:

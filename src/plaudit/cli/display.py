@@ -4,11 +4,13 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
+import datasets
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils.logging import disable_progress_bar
 
 __all__ = ["LiveProgress", "console", "show_log_messages", "show_table"]
 
@@ -16,8 +18,9 @@ console = Console(highlight=False)
 
 
 def show_table(title: str, rows: Iterable[tuple[str, str]]) -> None:
-    """Print a two-column table."""
-    table = Table(title=title, show_header=False, title_justify="left", title_style="bold")
+    """Print a two-column table under its title."""
+    console.print(f"\n[bold]{title}[/bold]")
+    table = Table(show_header=False)
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows:
@@ -26,7 +29,10 @@ def show_table(title: str, rows: Iterable[tuple[str, str]]) -> None:
 
 
 def show_log_messages() -> None:
-    """Show Plaudit's messages, and others' from warnings on."""
+    """Show Plaudit's messages, others' from warnings on, and no bars but our own where nobody watches."""
+    disable_progress_bar()  # transformers': one for each file it reads or writes
+    if not console.is_terminal:
+        datasets.disable_progress_bars()
     handler = RichHandler(console=console, show_time=False, show_path=False, markup=False)
     logging.basicConfig(format="%(message)s", handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("plaudit").setLevel(logging.INFO)
@@ -65,7 +71,7 @@ class LiveProgress(TrainerCallback):
         """Show the interval's figures."""
         logs = logs or {}
         named = [name for name in ("loss", "accuracy", "margin", "eval_loss", "eval_accuracy") if name in logs]
-        if not named or not state.is_world_process_zero:
+        if not state.is_world_process_zero or not logs.keys() & {"loss", "eval_loss"}:
             return
         figures = "  ".join(f"{name.replace('_', ' ')} {logs[name]:.3f}" for name in named)
         if self._bar is not None:

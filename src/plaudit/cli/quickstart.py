@@ -42,9 +42,10 @@ class Quickstart:
 @click.option("--output_dir", default="quickstart-reward-model", show_default=True, help="Where the model is saved.")
 def command(seed: int, output_dir: str) -> None:
     """Train, prove and use a small reward model on built-in data. No network, no GPU, three minutes."""
-    from plaudit.cli.display import console, show_table
+    from plaudit.cli.display import console, show_log_messages, show_table
     from plaudit.scoring.reward_model import RewardModel
 
+    show_log_messages()
     console.print(
         f"Drawing {TRAIN_PAIRS:,} preferences between responses whose true reward is known, and training a small "
         f"decoder on them from scratch."
@@ -70,10 +71,11 @@ def command(seed: int, output_dir: str) -> None:
         f"Saved, loaded again from {output_dir}, and asked: {prompt}",
         [(response, f"{reward:+.2f}") for response, reward in zip(responses, reward_model.score(chats), strict=True)],
     )
-    console.print(_NEXT.format(output=output_dir), markup=False)
+    console.print(_NEXT.format(output=output_dir), markup=False, soft_wrap=True)
 
 
-_NEXT = """Next, on your own preferences (rows with prompt, chosen and rejected; see docs/data.md):
+_NEXT = """
+Next, on your own preferences (rows with prompt, chosen and rejected; see docs/data.md):
 
   plaudit train --model_name_or_path Qwen/Qwen3-0.6B --dataset_name my-pairs.jsonl --eval_fraction 0.1
   plaudit train --help
@@ -91,7 +93,7 @@ def run_quickstart(seed: int, output_dir: str) -> Quickstart:
         seed: Of the data, the model and the order.
         output_dir: Where the model is saved.
     """
-    from datasets import Dataset, disable_progress_bars
+    from datasets import Dataset
     from transformers import PrinterCallback
 
     from plaudit.cli.display import LiveProgress
@@ -100,7 +102,6 @@ def run_quickstart(seed: int, output_dir: str) -> Quickstart:
     from plaudit.training.trainer import RewardTrainer
 
     started = time.perf_counter()
-    disable_progress_bars()
     world = PreferenceWorld(seed)
     train, test = world.pairs(TRAIN_PAIRS), world.pairs(TEST_PAIRS, "test")
     tokenizer = _make_tokenizer(train)

@@ -12,6 +12,7 @@ from typing import Self
 import numpy as np
 
 from plaudit.errors import DataError
+from plaudit.metrics import accuracy
 
 __all__ = ["BagOfWords", "longer_wins"]
 
@@ -19,7 +20,7 @@ __all__ = ["BagOfWords", "longer_wins"]
 def longer_wins(chosen: Sequence[str], rejected: Sequence[str]) -> float:
     """The accuracy of preferring the response of more characters; equal lengths count one half."""
     _check_pairs(chosen, rejected)
-    return _accuracy(np.array([len(a) - len(b) for a, b in zip(chosen, rejected, strict=True)]))
+    return accuracy([len(text) for text in chosen], [len(text) for text in rejected])
 
 
 class BagOfWords:
@@ -56,7 +57,7 @@ class BagOfWords:
     def accuracy(self, chosen: Sequence[str], rejected: Sequence[str]) -> float:
         """The share of pairs whose chosen response has the higher reward; equal rewards count one half."""
         _check_pairs(chosen, rejected)
-        return _accuracy(self.score(chosen) - self.score(rejected))
+        return accuracy(self.score(chosen), self.score(rejected))
 
 
 def _check_pairs(chosen: Sequence[str], rejected: Sequence[str]) -> None:
@@ -65,10 +66,6 @@ def _check_pairs(chosen: Sequence[str], rejected: Sequence[str]) -> None:
             f"expected one or more pairs, but got {len(chosen)} chosen and {len(rejected)} rejected responses; "
             "give two lists of the same length"
         )
-
-
-def _accuracy(margins: np.ndarray) -> float:
-    return float(np.mean((margins > 0) + 0.5 * (margins == 0)))
 
 
 def _words(text: str) -> list[str]:
