@@ -7,6 +7,8 @@ import argparse
 import sys
 import tempfile
 
+import datasets
+
 from plaudit.cli.quickstart import run_quickstart
 
 
@@ -15,6 +17,7 @@ def main():
     parser.add_argument("--seeds", type=int, default=5)
     seeds = range(parser.parse_args().seeds)
     print("seed  accuracy  interval       ceiling   of the way  bag of word  longer wins  rank correl  seconds")
+    datasets.disable_progress_bars()
     kept = True
     for seed in seeds:
         with tempfile.TemporaryDirectory() as folder:

@@ -7,7 +7,7 @@ from typing import Any
 import datasets
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils.logging import disable_progress_bar
@@ -49,8 +49,8 @@ class LiveProgress(TrainerCallback):
         """Show the bar."""
         if state.is_world_process_zero and console.is_terminal:
             self._bar = Progress(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"),
-                TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[figures]}"), console=console,
+                TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=20),
+                TimeRemainingColumn(), TextColumn("{task.fields[figures]}"), console=console,
             )  # fmt: skip
             self._bar.start()
             self._task = self._bar.add_task("training", total=state.max_steps, completed=state.global_step, figures="")

@@ -175,7 +175,7 @@ def _computes_bf16_well(use_cpu: bool) -> bool:
     Emulated bf16 (older CPUs, older GPUs, Apple's) runs, but slower than float32 or with no gain.
     """
     if use_cpu:
-        capabilities = torch.cpu.get_capabilities()
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older torch cannot tell
         return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
