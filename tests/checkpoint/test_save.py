@@ -112,12 +112,17 @@ def test_a_folder_being_swapped_is_not_taken_for_a_checkpoint_under_either_name(
 def test_a_process_that_does_not_write_waits_and_touches_nothing(tmp_path):
     order = []
     with staged_folder(
-        tmp_path / "a", keep_others=False, writes=False, barrier=lambda: order.append("barrier")
+        tmp_path / "a",
+        keep_others=False,
+        writes=False,
+        barrier=lambda: order.append("barrier"),
+        first_of_node=False,
     ) as folder:
         order.append("body")
         assert not folder.exists()  # another process makes it
-    # all look before one clears; it is there before any writes; all have written before one renames; it is in place
-    assert order == ["barrier", "barrier", "body", "barrier", "barrier"]
+    # all look before one clears; it is there, on every node, before any writes; all have written before one renames;
+    # it is in place
+    assert order == ["barrier", "barrier", "barrier", "body", "barrier", "barrier"]
     assert not list(tmp_path.iterdir())
 
 
@@ -127,4 +132,22 @@ def test_the_folder_moves_between_the_last_two_barriers(tmp_path):
         tmp_path / "a", keep_others=True, writes=True, barrier=lambda: there.append((tmp_path / "a").exists())
     ):
         pass
-    assert there == [False, False, False, True]
+    assert there == [False, False, False, False, True]
+
+
+def test_a_node_with_a_file_system_of_its_own_makes_and_renames_its_folder(tmp_path):
+    with staged_folder(tmp_path / "a", keep_others=False, writes=False, barrier=lambda: None) as folder:
+        (folder / "rng_state_8.pth").write_text("this node's")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a" / "rng_state_8.pth").read_text() == "this node's"
+
+
+def test_what_another_kind_of_model_left_is_gone(tmp_path):
+    final = tmp_path / "out"
+    (final / "checkpoint-3").mkdir(parents=True)
+    for name in ("adapter_config.json", "adapter_model.safetensors", "model-00001-of-00002.safetensors", "notes.txt"):
+        (final / name).write_text("old")
+    with staged_folder(final, keep_others=True, writes=True, barrier=lambda: None) as folder:
+        (folder / "config.json").write_text("new")
+        (folder / "model.safetensors").write_text("new")
+    assert {path.name for path in final.iterdir()} == {"checkpoint-3", "config.json", "model.safetensors", "notes.txt"}

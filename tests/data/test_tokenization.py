@@ -137,12 +137,11 @@ def test_overlong_and_identical_pairs_are_dropped_counted_and_said_once(tokenize
         rows, report = tokenize(LONG, TokenizationRules(max_length=4), split="test")
     assert rows == [LONG[0], LONG[4]]
     assert numbers(report) == (5, 2, 2, 1, 9)
-    said, warned = caplog.messages
-    assert said == (
-        "test: 2 pairs, 9 tokens; dropped 3: 2 longer than max_length=4, 1 with the same ids in chosen and rejected"
-    )
-    assert warned.startswith("test: 60% of the pairs are dropped: 2 longer than max_length=4")
-    assert "Raise `max_length`" in warned
+    assert caplog.messages == [
+        "test: 2 pairs, 9 tokens; 60% of the pairs are dropped (3): 2 longer than max_length=4, 1 with the same ids in "
+        "chosen and rejected. Raise `max_length` (None for no limit), or set `overlong='truncate'`."
+    ]
+    assert caplog.records[0].levelno == logging.WARNING
 
 
 def test_nothing_dropped_is_said_without_a_warning(tokenize, caplog):
@@ -153,13 +152,17 @@ def test_nothing_dropped_is_said_without_a_warning(tokenize, caplog):
     assert caplog.messages == ["train: 3 pairs, 21 tokens"]
 
 
-@pytest.mark.parametrize(("dropped", "warns"), [(2, False), (3, True)])
-def test_more_than_a_fifth_dropped_is_a_warning_that_names_the_cause(tokenize, caplog, dropped, warns):
-    tokenize([pair([1], [1])] * dropped + [pair([1], [2])] * (10 - dropped))
-    assert [record.levelno for record in caplog.records] == [logging.WARNING] * warns
-    if warns:
-        assert "train: 30% of the pairs are dropped: 3 with the same ids in chosen and rejected." in caplog.text
-        assert "max_length" not in caplog.text
+@pytest.mark.parametrize(("overlong", "identical", "advises"), [(2, 0, False), (3, 0, True), (0, 3, False)])
+def test_a_drop_is_a_warning_that_names_the_cause_and_advises_past_a_fifth(
+    tokenize, caplog, overlong, identical, advises
+):
+    kept = [pair([1], [2])] * (10 - overlong - identical)
+    tokenize([pair([1, 2], [3])] * overlong + [pair([1], [1])] * identical + kept, TokenizationRules(max_length=1))
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert f"{overlong + identical}0% of the pairs are dropped" in caplog.text
+    assert (f"{overlong} longer than max_length=1" in caplog.text) == (overlong > 0)
+    assert (f"{identical} with the same ids in chosen and rejected" in caplog.text) == (identical > 0)
+    assert ("Raise `max_length`" in caplog.text) == advises
 
 
 def test_pairs_that_differ_only_in_text_are_identical(tokenize):
@@ -366,8 +369,8 @@ def test_a_stream_says_so_once_when_it_drops(tokenize, caplog):
 
 def test_a_stream_that_is_mostly_overlong_is_stopped(tokenize):
     rules = TokenizationRules(max_length=1, overlong_max_fraction=0.5)
-    few = [pair([1, 2], [3])] * 90 + [pair([1], [2])] * 10
-    assert len(tokenize(Dataset.from_list(few).to_iterable_dataset(), rules)[0]) == 10  # too few to judge by
+    few = [pair([1, 2], [3])] * 36 + [pair([1], [2])] * 4
+    assert len(tokenize(Dataset.from_list(few).to_iterable_dataset(), rules)[0]) == 4  # too few to judge by
     with pytest.raises(DataError, match=r"90%.*overlong_max_fraction=0\.5"):
         tokenize(Dataset.from_list(few * 15).to_iterable_dataset(), rules)
 

@@ -181,10 +181,17 @@ def test_the_head_computes_in_float32_under_bf16_autocast(kind):
 def test_without_a_mask_every_token_is_real():
     model = make("qwen3")
     bind_reward_forward(model)
-    ids = torch.tensor([[2, 7, PAD], [2, 9, EOS]])
+    ids = torch.tensor([[2, 7, 5], [2, PAD, EOS]])
     torch.testing.assert_close(
         rewards(model, {"input_ids": ids}), one_by_one(model, ids.tolist()), atol=2e-6, rtol=2e-6
     )
+
+
+def test_without_a_mask_a_row_that_may_be_padded_is_refused():
+    model = make("qwen3")
+    bind_reward_forward(model)
+    with pytest.raises(ValueError, match="expected an `attention_mask`"):
+        model(input_ids=torch.tensor([[2, 7, PAD], [2, 9, EOS]]))
 
 
 def test_embeddings_may_come_instead_of_ids():
@@ -228,13 +235,13 @@ def test_decoders_read_the_last_position_and_encoders_pool():
 def test_two_labels_are_refused():
     model = AutoModelForSequenceClassification.from_config(config_of("qwen3", num_labels=2))
     for check in (check_one_label, bind_reward_forward):
-        with pytest.raises(ModelError, match="`num_labels=2`, but reward models require `num_labels=1`"):
+        with pytest.raises(ModelError, match="`num_labels=2` or no head, but reward models require `num_labels=1`"):
             check(model)
 
 
 def test_a_causal_language_model_is_refused_by_its_class():
     model = AutoModelForCausalLM.from_config(config_of("qwen3"))
-    with pytest.raises(ModelError, match="got Qwen3ForCausalLM.*AutoModelForSequenceClassification"):
+    with pytest.raises(ModelError, match="Qwen3ForCausalLM has .*AutoModelForSequenceClassification"):
         check_one_label(model)
 
 

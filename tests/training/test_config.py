@@ -106,7 +106,7 @@ def test_pad_to_multiple_of_takes_a_number_auto_or_none(given, expected):
         ({"pad_to_multiple_of": "lots"}, "pad_to_multiple_of: expected a whole number"),
         ({"overlong": "cut"}, "overlong: expected one of drop, truncate, error, got 'cut'"),
         ({"batch_layout": "flat"}, "batch_layout: expected one of auto, forest, padded, got 'flat'"),
-        ({"max_length": 0}, "max_length: expected a positive number or None, got 0"),
+        ({"max_length": 0}, "max_length: expected a whole number above 0, or None, got 0"),
         ({"overlong_max_fraction": 1.5}, "overlong_max_fraction: expected a number from 0 to 1, got 1.5"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor is for classification losses"),
     ],

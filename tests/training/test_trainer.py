@@ -71,7 +71,7 @@ def test_a_head_with_two_labels_is_refused(make_trainer, tiny_config):
 
 
 def test_a_language_model_is_refused(make_trainer, tiny_config):
-    with pytest.raises(ValueError, match="expected a sequence-classification model, got Qwen3ForCausalLM"):
+    with pytest.raises(ValueError, match="Qwen3ForCausalLM has .* reward models require `num_labels=1`"):
         make_trainer(model=AutoModelForCausalLM.from_config(tiny_config()))
 
 

@@ -40,9 +40,13 @@ reward_model.score([
 
 {training}
 
-### Metrics
+### Evaluation
 
-{metrics}
+{evaluation}
+
+### Last training interval
+
+{last_interval}
 
 ### Versions
 
@@ -66,7 +70,8 @@ def write_model_card(
     dataset_name: str | None,
     rows: int | None,
     options: dict[str, Any],
-    metrics: dict[str, float],
+    training_metrics: dict[str, float],
+    evaluation_metrics: dict[str, float],
     adapter: bool = False,
     tags: tuple[str, ...] = (),
 ) -> None:
@@ -80,7 +85,8 @@ def write_model_card(
         dataset_name: What it was trained on.
         rows: How many pairs that was.
         options: The options of the run worth knowing.
-        metrics: The last figures; nothing is written that was not measured.
+        training_metrics: The last entry of the training log; nothing is written that was not measured.
+        evaluation_metrics: The last evaluation's.
         adapter: Whether the folder holds an adapter.
         tags: Further tags.
     """
@@ -104,14 +110,21 @@ def write_model_card(
         plain_use=(_PLAIN_ADAPTER if adapter else _PLAIN_FULL).format(location=location),
         training="Loss: `-log sigmoid(r_chosen - r_rejected - margin)`, with Plaudit's `RewardTrainer`.\n\n"
         + _table(("Option", "Value"), [(f"`{name}`", f"`{json.dumps(value)}`") for name, value in options.items()]),
-        metrics=_table(("Metric", "Value"), [(f"`{name}`", f"{value:.4g}") for name, value in metrics.items()])
-        if metrics
-        else "None were measured.",
+        evaluation=_figures(evaluation_metrics),
+        last_interval=_figures(training_metrics),
         versions="\n".join(
             f"- {name} {version(name)}" for name in ("plaudit", "transformers", "torch", "datasets", "tokenizers")
         ),
     )
     ModelCard(text, ignore_metadata_errors=True).save(folder / "README.md")
+
+
+_NOT_TOLD = ("runtime", "per_second", "epoch", "step", "grad_norm", "learning_rate")
+
+
+def _figures(metrics: dict[str, float]) -> str:
+    told = [(f"`{name}`", f"{value:.4g}") for name, value in metrics.items() if not name.endswith(_NOT_TOLD)]
+    return _table(("Metric", "Value"), told) if told else "None was measured."
 
 
 def _table(head: tuple[str, str], rows: list[tuple[str, str]]) -> str:

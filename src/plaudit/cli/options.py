@@ -1,6 +1,7 @@
 """Options from dataclasses, in flags or in a YAML file, flags winning."""
 
 import difflib
+from argparse import SUPPRESS
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import NoneType
@@ -27,6 +28,8 @@ class OptionParser(HfArgumentParser):
         self._known = {action.dest for action in self._actions if action.dest != "help"}
         hints = {name: hint for each in dataclasses for name, hint in get_type_hints(each).items()}
         for action in self._actions:
+            if action.dest == "datasets":
+                action.help = SUPPRESS  # a mixture is written in YAML
             if action.type in (int, float) and NoneType in get_args(hints[action.dest]):
                 action.type = _or_none(action.type)
 
@@ -40,7 +43,9 @@ class OptionParser(HfArgumentParser):
         Raises:
             ConfigError: An option is unknown or has no such value, or the file cannot be read.
         """
-        flags = list(arguments)
+        flags = [
+            part for flag in arguments for part in (flag.split("=", 1) if flag.startswith("--config=") else [flag])
+        ]
         if flags and not flags[0].startswith("-"):
             self._set_from_yaml(Path(flags.pop(0)))
         elif "--config" in flags:  # as TRL's scripts spell it

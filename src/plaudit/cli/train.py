@@ -55,7 +55,7 @@ def command(options: tuple[str, ...]) -> None:
         trainer.model._ddp_params_and_buffers_to_ignore = [
             name for name, buffer in buffers if buffer.dtype == torch.bool
         ]
-    trainer.dataset_name = script.dataset_name
+    trainer.dataset_name = script.dataset_name or ", ".join(str(entry["path"]) for entry in script.datasets or ())
     _show_plan(trainer, model)
     trainer.train(resume_from_checkpoint=_resume_from(config))
     if interrupt.stopped:
@@ -84,7 +84,7 @@ def _parse(options: tuple[str, ...]) -> "tuple[Any, RewardConfig, ModelConfig]":
 def _default_output(given: Namespace) -> str:
     if given.model_name_or_path is None:
         raise ConfigError("--model_name_or_path: name the model to start from, a hub id or a folder.")
-    return f"{Path(given.model_name_or_path).name}-Reward"
+    return f"{Path(given.model_name_or_path).resolve().name}-Reward"
 
 
 def _model_init_kwargs(model: "ModelConfig", config: "RewardConfig") -> dict[str, Any]:
@@ -97,9 +97,15 @@ def _model_init_kwargs(model: "ModelConfig", config: "RewardConfig") -> dict[str
 
 
 def _resume_from(config: "RewardConfig") -> str | bool | None:
-    path = config.resume_from_checkpoint
-    if path is None or path.lower() in ("true", "last"):
-        return path is not None
+    from transformers.trainer_utils import get_last_checkpoint
+
+    path = str(config.resume_from_checkpoint or "")  # YAML may say `true`
+    if path.lower() in ("", "false"):
+        return None
+    if path.lower() in ("true", "last"):
+        if get_last_checkpoint(config.output_dir) is None:
+            raise ConfigError(f"--resume_from_checkpoint {path}: there is no checkpoint in '{config.output_dir}'.")
+        return True
     if not Path(path).is_dir():
         raise ConfigError(f"--resume_from_checkpoint: there is no folder '{path}'. Use 'last' for the newest one.")
     return path

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import logging
 import operator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from plaudit.data import converters
+from plaudit.data.caching import source_hash
 from plaudit.data.converters import CONVERTERS, Row
 from plaudit.errors import ConfigError, DataError
 
@@ -60,9 +59,8 @@ def _convert_split(dataset: Any, name: str, keep_ties: bool, split: str) -> Any:
     columns = list(dataset.column_names or next(iter(dataset), {}))
     if not columns or not (streaming or dataset.num_rows):
         raise DataError(f"{split}: expected rows in the {name!r} format, but there are none")
-    source = hashlib.sha256(Path(converters.__file__).read_bytes()).hexdigest()
     dropped = [column for column in columns if column not in _KEPT_COLUMNS]
-    converted = dataset.map(_RowConverter(name, source), with_indices=True, remove_columns=dropped)
+    converted = dataset.map(_RowConverter(name, source_hash(converters)), with_indices=True, remove_columns=dropped)
     if keep_ties or name not in _MEET_TIES:
         return converted
     kept = converted.filter(operator.not_, input_columns="tie").remove_columns("tie")
@@ -81,8 +79,7 @@ def _convert_split(dataset: Any, name: str, keep_ties: bool, split: str) -> Any:
 class _RowConverter:
     """A converter which names the row it could not read.
 
-    `source` stands for the code: `datasets` keeps what `map` returned under a hash of its function, which is the same
-    hash after the function's module has changed, and would serve rows that an older converter made.
+    `source` stands for the code: see `source_hash`.
     """
 
     name: str

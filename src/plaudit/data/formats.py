@@ -15,7 +15,7 @@ from typing import Any
 
 from plaudit.errors import DataError
 
-__all__ = ["Preference", "Sequence", "parse_margin", "parse_row"]
+__all__ = ["Preference", "Sequence", "parse_margin", "parse_row", "shown"]
 
 Message = dict[str, Any]
 Sequence = str | list[Message]  # one whole text, or one whole conversation
@@ -204,10 +204,12 @@ def _listed(names: list[str]) -> str:
 
 def _malformed(index: int, where: str, expected: str, came: Any, example: str) -> DataError:
     return DataError(
-        f"row {index}, {where}: expected {expected}, got {_shown(came)}. Example of the right shape: {example}"
+        f"row {index}, {where}: expected {expected}, got {type(came).__name__} {shown(came)}. "
+        f"Example of the right shape: {example}"
     )
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value as an error message shows it, cut to 80 characters."""
     text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 80 else text[:77] + '...'}"
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -158,8 +158,10 @@ def choose_pad_token(tokenizer: PreTrainedTokenizerBase, embedding_rows: int, pa
                 pad_token,
             )
         return
-    usable = tokenizer.pad_token_id is not None and tokenizer.pad_token_id < embedding_rows
-    if usable and tokenizer.pad_token_id != tokenizer.eos_token_id:
+    own = tokenizer.pad_token_id
+    # One that the template writes could end a conversation, and plain transformers would take it for padding.
+    written = own is not None and tokenizer.pad_token in str(tokenizer.chat_template or "")
+    if own is not None and own < embedding_rows and own != tokenizer.eos_token_id and not written:
         return
     spare = _unused_special_token(tokenizer, embedding_rows)
     if spare is None:

@@ -1,6 +1,8 @@
 """What may become of a pair that is too long, and the counts of what was left out."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +17,8 @@ logger = logging.getLogger(__name__)
 KEPT, OVERLONG, IDENTICAL = 0, 1, 2  # the status of a pair; caches hold them, so keep the numbers
 NO_PAIRS = "the {} split has no rows that make a pair: nothing to train or evaluate on."
 _ADVICE = "Raise `max_length` (None for no limit), or set `overlong='truncate'`."
-_WARN_FRACTION = 0.2  # of a split dropped
-_STREAM_PAIRS_BEFORE_JUDGING = 1000  # a stream's fraction means little before
+_MUCH = 0.2  # of a split dropped
+_STREAM_PAIRS_BEFORE_JUDGING = 100  # a stream's fraction means little before
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,17 @@ class TokenizationReport:
         if self.pairs >= _STREAM_PAIRS_BEFORE_JUDGING:
             self.check()
 
+    @contextmanager
+    def one_pass(self) -> Iterator[None]:
+        """A pass over the split. Of a stream it counts afresh, and says in the end what was left out."""
+        if self.streaming:
+            self.pairs = self.overlong = self.identical = self.tokens = 0
+        yield
+        if self.streaming and self.pairs:
+            self.log()
+        elif self.streaming:
+            logger.info("%s: loader workers read the stream; what they dropped is not known here", self.split)
+
     def causes(self) -> str:
         """Why pairs were dropped, in words."""
         parts = []
@@ -117,14 +130,11 @@ class TokenizationReport:
             raise DataError(f"{self.split}: no pair is left of {self.pairs:,} ({self.causes()}). {_ADVICE}")
 
     def log(self) -> None:
-        """Say once what was kept and what was dropped, and warn where that is more than a fifth."""
-        dropped = f"; dropped {self.dropped:,}: {self.causes()}" if self.dropped else ""
-        logger.info("%s: %s pairs, %s tokens%s", self.split, f"{self.kept:,}", f"{self.tokens:,}", dropped)
-        if self.dropped > _WARN_FRACTION * self.pairs:
-            logger.warning(
-                "%s: %.0f%% of the pairs are dropped: %s.%s",
-                self.split,
-                100 * self.dropped / self.pairs,
-                self.causes(),
-                f" {_ADVICE}" if self.overlong else "",
-            )
+        """Say once what was kept; a warning if anything was dropped, with advice if that is more than a fifth."""
+        kept = f"{self.split}: {self.kept:,} pairs, {self.tokens:,} tokens"
+        if not self.dropped:
+            logger.info(kept)
+            return
+        share = self.dropped / self.pairs
+        advice = f" {_ADVICE}" if share > _MUCH and self.overlong else ""
+        logger.warning(f"{kept}; {share:.0%} of the pairs are dropped ({self.dropped:,}): {self.causes()}.{advice}")

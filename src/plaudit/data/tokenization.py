@@ -4,13 +4,10 @@ The result has the columns `chosen_ids` and `rejected_ids` (and `margin`), as us
 tokenised elsewhere under these names go through the same checks.
 """
 
-import hashlib
 import sys
 import warnings
 from dataclasses import dataclass
-from functools import cache
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +15,8 @@ from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from plaudit.data import formats, rendering
-from plaudit.data.formats import GROUP_COLUMNS, PAIR_COLUMNS, TEMPLATE_COLUMNS, parse_margin, parse_row
+from plaudit.data.caching import source_hash
+from plaudit.data.formats import GROUP_COLUMNS, PAIR_COLUMNS, TEMPLATE_COLUMNS, parse_margin, parse_row, shown
 from plaudit.data.rendering import render
 from plaudit.data.report import IDENTICAL, KEPT, NO_PAIRS, OVERLONG, TokenizationReport, TokenizationRules
 from plaudit.errors import DataError
@@ -62,7 +60,12 @@ def tokenize_dataset(
     if not streaming and not len(dataset):
         report.check()  # `map` would not make the columns that are read below
     tokenize = _Tokenize(
-        tokenizer, rules, tokenised, "margin" in columns, _source_hash(), report if streaming else None
+        tokenizer,
+        rules,
+        tokenised,
+        "margin" in columns,
+        source_hash(formats, rendering, sys.modules[__name__]),
+        report if streaming else None,
     )
     if streaming:
         mapped = dataset.map(tokenize, batched=True, batch_size=64, with_indices=True, remove_columns=columns)
@@ -123,8 +126,7 @@ def _is_kept(status: int) -> bool:
 class _Tokenize:
     """A batch of rows -> columns of ids; what `datasets.map` calls.
 
-    `source` stands for the code: `datasets` keeps what `map` returned under a hash of this object, which would be the
-    same after the code has changed, and would serve rows that an older Plaudit made.
+    `source` stands for the code: see `source_hash`.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -190,16 +192,10 @@ class _Tokenize:
         return columns
 
 
-@cache
-def _source_hash() -> str:
-    sources = (Path(module.__file__ or "").read_bytes() for module in (formats, rendering, sys.modules[__name__]))
-    return hashlib.sha256(b"".join(sources)).hexdigest()
-
-
 def _check_ids(ids: Any, index: int, column: str) -> None:
     if not isinstance(ids, list) or not ids or not all(isinstance(token, int) for token in ids):
         raise DataError(
-            f"row {index}, column '{column}': expected a list of one or more token ids, got {repr(ids)[:80]}. "
+            f"row {index}, column '{column}': expected a list of one or more token ids, got {shown(ids)}. "
             f'Example of the right shape: {{"chosen_ids": [5, 8, 2], "rejected_ids": [5, 9, 2]}}'
         )
 

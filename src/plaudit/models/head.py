@@ -6,8 +6,6 @@ position, which the attention mask tells: never by searching for a pad or EOS id
 """
 
 import inspect
-from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
@@ -46,17 +44,12 @@ def check_one_label(model: PreTrainedModel) -> None:
         ModelError: The head has another size, or there is none.
     """
     labels = getattr(model.config, "num_labels", None)
-    if not type(model).__name__.endswith("ForSequenceClassification"):
-        raise ModelError(
-            f"expected a sequence-classification model, got {type(model).__name__}: reward models require "
-            f"`num_labels=1` and a head. Load it with `AutoModelForSequenceClassification.from_pretrained(..., "
-            f"num_labels=1)`, or pass its name or path as a string."
-        )
     if labels != 1 or not head_names(model):
         raise ModelError(
-            f"The model has `num_labels={labels}`, but reward models require `num_labels=1` to output a single scalar "
-            f"reward per sequence. Please instantiate your model with `num_labels=1` or pass a model name as a string "
-            f"to have it configured automatically."
+            f"{type(model).__name__} has `num_labels={labels}` or no head, but reward models require `num_labels=1` to "
+            f"output a single scalar reward per sequence. Load it with "
+            f"`AutoModelForSequenceClassification.from_pretrained(..., num_labels=1)`, or pass its name or path as a "
+            f"string to have it configured automatically."
         )
 
 
@@ -96,12 +89,9 @@ def bind_reward_forward(model: PreTrainedModel) -> None:
         if not isinstance(module, RewardHead):
             model.set_submodule(name, RewardHead.from_linear(module))
     if reads_last_position(model):
+        backbone = inspect.signature(type(model.base_model).forward).parameters
+        model.takes_position_ids = "position_ids" in backbone  # OPT and Bloom tell positions from the mask themselves
         model.forward = _BoundForward(model)
-
-
-@cache
-def _takes_positions(forward: Callable[..., Any]) -> bool:
-    return "position_ids" in inspect.signature(forward).parameters
 
 
 def _reward_forward(
@@ -117,9 +107,15 @@ def _reward_forward(
         raise ValueError("expected `input_ids` or `inputs_embeds`")
     rows, length = given.shape[:2]
     if attention_mask is None:
+        if (
+            input_ids is not None
+            and rows > 1
+            and (input_ids[:, -1] == self.config.get_text_config().pad_token_id).any()
+        ):
+            raise ValueError("expected an `attention_mask`: a row ends in the pad token, and nothing says if it is one")
         attention_mask = torch.ones(rows, length, dtype=torch.long, device=given.device)
     options = {name: value for name, value in kwargs.items() if value is not None} | {"use_cache": False}
-    if _takes_positions(type(self.base_model).forward):
+    if self.takes_position_ids:
         # A token's position counts the real tokens before it, so left padding does not move a sequence.
         positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
         options.setdefault("position_ids", positions)

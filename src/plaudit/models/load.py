@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import (
@@ -16,16 +16,23 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import find_adapter_config_file
 from transformers.utils import logging as transformers_logging
 
 from plaudit.errors import ConfigError, ModelError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 __all__ = ["embedding_rows", "grow_embedding", "load_model", "load_tokenizer"]
 
 logger = logging.getLogger(__name__)
 
 _DTYPES = ("auto", "bfloat16", "float16", "float32")
-_ADAPTER_CONFIG = "adapter_config.json"
+_HUB_OPTIONS = (
+    "cache_dir", "code_revision", "force_download", "local_files_only", "revision", "subfolder", "token",
+    "trust_remote_code",
+)  # fmt: skip
 
 
 def load_model(
@@ -36,7 +43,7 @@ def load_model(
     quantization_config: Any = None,
     is_trainable: bool = True,
     new_head: bool = True,
-) -> PreTrainedModel:
+) -> "PreTrainedModel | PeftModel":
     """Load a sequence classifier with one label from a hub id, a model folder or a reward adapter's folder.
 
     The weights load in float32 unless `model_init_kwargs["dtype"]` says otherwise: transformers 5 would follow the
@@ -53,23 +60,61 @@ def load_model(
 
     Raises:
         ConfigError: An option cannot work.
-        ModelError: The architecture has no sequence classifier, or the checkpoint has a head of another size,
-            or none although `new_head` is false.
+        ModelError: Nothing can be loaded from there, the architecture has no sequence classifier, or the checkpoint
+            has a head of another size, or none although `new_head` is false.
     """
     options = _load_options(model_init_kwargs, trust_remote_code, quantization_config)
-    if (Path(name_or_path) / _ADAPTER_CONFIG).is_file():
-        return _load_adapter(name_or_path, options, is_trainable)
-    config = AutoConfig.from_pretrained(
-        name_or_path, revision=options.get("revision"), trust_remote_code=options["trust_remote_code"]
-    )
+    hub = {name: options[name] for name in _HUB_OPTIONS if name in options}
+    adapter = find_adapter_config_file(name_or_path, **_only(hub, "revision", "token", "cache_dir", "subfolder"))
+    if adapter is not None:
+        return _load_adapter(name_or_path, json.loads(Path(adapter).read_text(encoding="utf-8")), options, is_trainable)
+    try:
+        config = AutoConfig.from_pretrained(name_or_path, **hub)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{name_or_path}: no model could be loaded from there ({_first_line(error)}).") from error
     _check_architecture(config, name_or_path)
     _check_head(config, name_or_path, options)
-    with _quiet_load_report():
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            name_or_path, num_labels=1, output_loading_info=True, **options
-        )
+    try:
+        with _quiet_load_report():
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                name_or_path, num_labels=1, output_loading_info=True, **options
+            )
+    except OSError as error:
+        raise ModelError(f"{name_or_path}: its weights could not be loaded ({_first_line(error)}).") from error
     _report_keys(model, name_or_path, info, new_head)
     return model
+
+
+def _only(options: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: options[name] for name in names if name in options}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+def load_tokenizer(
+    name_or_path: str, *, model_init_kwargs: dict[str, Any] | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that lies with a model.
+
+    Args:
+        name_or_path: A hub id or a folder.
+        model_init_kwargs: Those of the model; what they say of the hub (`revision`, `token`, ...) holds here too.
+        trust_remote_code: Allow a tokenizer that ships its own code.
+
+    Raises:
+        ModelError: There is none. From a folder with a model alone, transformers makes an empty tokenizer without a
+            word; every text would become the same ids.
+    """
+    try:
+        hub = _only(model_init_kwargs or {}, *_HUB_OPTIONS)
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **{"trust_remote_code": trust_remote_code} | hub)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{name_or_path}: no tokenizer could be loaded ({_first_line(error)}).") from error
+    if len(tokenizer) <= len(tokenizer.added_tokens_decoder):
+        raise ModelError(f"{name_or_path}: there are no tokenizer files, or their vocabulary is empty.")
+    return tokenizer
 
 
 def _load_options(
@@ -93,32 +138,25 @@ def _load_options(
     return options
 
 
-def _load_adapter(path: str, options: dict[str, Any], is_trainable: bool) -> PreTrainedModel:
+def _load_adapter(path: str, adapter: dict[str, Any], options: dict[str, Any], is_trainable: bool) -> "PeftModel":
+    """The adapter on its base model. Its head must be in one of the two: a new one would be random."""
     from peft import PeftModel
+    from peft.utils import load_peft_weights
 
-    base = json.loads((Path(path) / _ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    base, task = adapter.get("base_model_name_or_path"), adapter.get("task_type")
     if not base:
-        raise ModelError(f"{path}: its {_ADAPTER_CONFIG} does not name the base model (`base_model_name_or_path`).")
-    model = load_model(base, model_init_kwargs=options)  # its head comes with the adapter
+        raise ModelError(f"{path}: its adapter_config.json does not name the base model (`base_model_name_or_path`).")
+    if task != "SEQ_CLS":
+        raise ModelError(
+            f"{path}: this adapter's task type is {task}, so it has no reward head. Expected an adapter of a sequence "
+            f"classifier ('SEQ_CLS'), as Plaudit and TRL save it for a reward model with that task type."
+        )
+    weights = load_peft_weights(path, device="cpu")
+    has_head = any(
+        f".{head}." in f".{key}" for key in weights for head in ("score", *(adapter["modules_to_save"] or ()))
+    )
+    model = load_model(base, model_init_kwargs=options, new_head=has_head)
     return PeftModel.from_pretrained(model, path, is_trainable=is_trainable)
-
-
-def load_tokenizer(
-    name_or_path: str, *, revision: str | None = None, trust_remote_code: bool = False
-) -> PreTrainedTokenizerBase:
-    """Load the tokenizer that lies with a model.
-
-    Raises:
-        ModelError: There is none. From a folder with a model alone, transformers makes an empty tokenizer without a
-            word; every text would become the same ids.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{name_or_path}: no tokenizer could be loaded ({str(error).splitlines()[0]}).") from error
-    if len(tokenizer) <= len(tokenizer.added_tokens_decoder):
-        raise ModelError(f"{name_or_path}: there are no tokenizer files, or their vocabulary is empty.")
-    return tokenizer
 
 
 def _check_architecture(config: PretrainedConfig, name: str) -> None:

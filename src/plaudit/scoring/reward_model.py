@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from plaudit.data.formats import Sequence
 from plaudit.data.rendering import render
+from plaudit.errors import DataError
 from plaudit.models.head import bind_reward_forward
 from plaudit.models.load import load_model, load_tokenizer
 
@@ -61,8 +62,14 @@ class RewardModel:
             options: N dicts of keyword arguments for the chat template (`tools`, say), if any.
 
         Returns:
-            N rewards in the order given, float32. The same sequence gets the same reward in any company.
+            N rewards in the order given, float32. The same sequence gets the same reward in any company, but for the
+            last bits, which depend on the shape of the batch.
+
+        Raises:
+            DataError: It is a single text or conversation, or one that the chat template refuses.
         """
+        if isinstance(sequences, str) or (len(sequences) and isinstance(sequences[0], dict)):
+            raise DataError("expected a list of texts or of conversations, got a single one. Wrap it: score([...]).")
         ids = render(self.tokenizer, sequences, options)
         rewards = np.zeros(len(ids), dtype=np.float32)
         for batch in _batches([len(sequence) for sequence in ids], _TOKENS_PER_BATCH):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers.data.data_collator import DataCollatorMixin
 
-__all__ = ["DataCollatorForPreference", "PreferenceCollator", "comparisons_of"]
+__all__ = ["DataCollatorForPreference", "PreferenceCollator", "comparisons_of", "tokens_of"]
 
 
 def _pad_right(sequences: list[list[int]], value: int, multiple: int | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,3 +71,9 @@ def comparisons_of(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     input_ids = batch["input_ids"]
     pairs = input_ids.shape[0] // 2
     return torch.arange(2 * pairs, device=input_ids.device).view(2, pairs).T
+
+
+def tokens_of(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Real tokens of each of the N sequences [N]."""
+    mask = inputs.get("attention_mask")
+    return torch.ones_like(inputs["input_ids"]).sum(-1) if mask is None else mask.sum(-1)

@@ -158,8 +158,15 @@ class RewardConfig(TrainingArguments):
                 "batch_layout='forest' is not there yet: the token forest comes with the next release. "
                 "Use 'auto' or 'padded'."
             )
-        if self.max_length is not None and self.max_length < 1:
-            raise ConfigError(f"max_length: expected a positive number or None, got {self.max_length}.")
+        for option in ("max_length", "pad_to_multiple_of"):
+            value = getattr(self, option)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ConfigError(f"{option}: expected a whole number above 0, or None, got {value!r}.")
+        if self.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
+            raise ConfigError(
+                f"train_sampling_strategy={str(self.train_sampling_strategy)!r} is not offered, since a row is two "
+                f"sequences. Use 'random' or 'sequential'."
+            )
         if self.label_smoothing_factor:
             raise ConfigError(
                 "label_smoothing_factor is for classification losses and would do nothing here. Unset it."
@@ -175,7 +182,7 @@ def _computes_bf16_well(use_cpu: bool) -> bool:
     Emulated bf16 (older CPUs, older GPUs, Apple's) runs, but slower than float32 or with no gain.
     """
     if use_cpu:
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older torch cannot tell
+        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older torch cannot tell
         return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)

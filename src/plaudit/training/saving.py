@@ -21,13 +21,20 @@ class StagedSavingTrainer(Trainer):
     It knows nothing of rewards; a subclass adds files of its own in `_write_model`.
     """
 
-    def _staged(self, final: Path, *, keep_others: bool) -> AbstractContextManager[Path]:
-        barrier = self.accelerator.wait_for_everyone
-        return staged_folder(final, keep_others=keep_others, writes=self.args.should_save, barrier=barrier)
+    def _staged(self, final: Path, *, keep_others: bool, together: bool) -> AbstractContextManager[Path]:
+        return staged_folder(
+            final,
+            keep_others=keep_others,
+            writes=self.args.should_save,
+            barrier=self.accelerator.wait_for_everyone if together else lambda: None,
+            first_of_node=together and self.is_local_process_zero(),
+        )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write model, tokenizer, model card and trainer state beside `output_dir`, then put them in place."""
-        with self._staged(Path(output_dir or self.args.output_dir), keep_others=True) as folder:
+        # Where each process has the whole model, only one writes, and a script may call this on that one alone.
+        together = self.is_fsdp_enabled or self.is_deepspeed_enabled or self.is_distributed_loading_by_transformers
+        with self._staged(Path(output_dir or self.args.output_dir), keep_others=True, together=together) as folder:
             self._write_model(folder)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
@@ -47,7 +54,7 @@ class StagedSavingTrainer(Trainer):
         if self.state.best_global_step and (best == final or best.is_dir()):
             self.state.best_model_checkpoint = str(best)
         self._export_callback_states()
-        with self._staged(final, keep_others=False) as folder:
+        with self._staged(final, keep_others=False, together=True) as folder:
             self._write_model(folder)
             if not self.args.save_only_model:
                 self._save_optimizer_and_scheduler(str(folder))
@@ -62,6 +69,12 @@ class StagedSavingTrainer(Trainer):
                 best_model_checkpoint=self.state.best_model_checkpoint,
                 use_mtime=True,
             )
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        # Each checkpoint comes with a log: what is summed up between two logs is not in it, and a resumed run would
+        # report other figures than one that was not stopped.
+        self.control.should_log |= self.control.should_save
+        super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def _export_callback_states(self) -> None:
         for callback in [*self.callback_handler.callbacks, self.control]:

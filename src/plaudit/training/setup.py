@@ -41,7 +41,8 @@ def prepare_model(
     if isinstance(model, str):
         model = load_model(
             model,
-            model_init_kwargs=args.load_options,
+            # a model spread over devices cannot be replicated over processes
+            model_init_kwargs=args.load_options | ({"device_map": None} if args.world_size > 1 else {}),
             trust_remote_code=args.trust_remote_code,
             quantization_config=quantization_config,
         )
@@ -79,13 +80,14 @@ def _load_tokenizer(source: str | None, base: PreTrainedModel, args: RewardConfi
     name = source or getattr(base.config, "_name_or_path", "")
     if not name:
         raise ConfigError("the model object does not say where it came from: pass its tokenizer as `processing_class`.")
-    revision = args.load_options.get("revision")
     candidates = dict.fromkeys(
         [name, getattr(base.config, "_name_or_path", "") or name]
     )  # an adapter's base comes last
     for candidate in candidates:
         try:
-            return load_tokenizer(candidate, revision=revision, trust_remote_code=args.trust_remote_code)
+            return load_tokenizer(
+                candidate, model_init_kwargs=args.load_options, trust_remote_code=args.trust_remote_code
+            )
         except ModelError as error:
             reason = error
     raise ConfigError(f"{reason} Pass the model's tokenizer as `processing_class`.")

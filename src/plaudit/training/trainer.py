@@ -1,6 +1,9 @@
 """`RewardTrainer`: transformers' `Trainer`, specialised for comparisons through a few overridden methods."""
 
+import logging
+import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,25 +12,22 @@ from datasets import Dataset, IterableDataset
 from torch import nn
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import (
-    EvalLoopOutput,
     PredictionOutput,
     TrainOutput,
-    denumpify_detensorize,
 )
 
-from plaudit.checkpoint.card import write_model_card
-from plaudit.checkpoint.contract import write_contract
+from plaudit.checkpoint.card import TAGS, write_model_card
+from plaudit.checkpoint.contract import read_scale, write_contract
 from plaudit.data.tokenization import TokenizationReport, TokenizationRules, tokenize_dataset
 from plaudit.errors import ConfigError
 from plaudit.losses import bradley_terry, centering
 from plaudit.models.head import head_names
 from plaudit.models.load import embedding_rows
-from plaudit.training.collator import PreferenceCollator, comparisons_of
+from plaudit.training.collator import PreferenceCollator, comparisons_of, tokens_of
 from plaudit.training.config import RewardConfig
-from plaudit.training.evaluation import EvaluatedRows
+from plaudit.training.evaluation import RowwiseEvaluationTrainer
 from plaudit.training.meter import RewardMeter
 from plaudit.training.offload import offload_activations
-from plaudit.training.rows import ROW_NUMBER, NumberingCollator, number_rows
 from plaudit.training.saving import StagedSavingTrainer
 from plaudit.training.setup import prepare_model
 
@@ -44,10 +44,8 @@ _TOLD_OPTIONS = (
     "max_length", "overlong", "center_rewards_coefficient", "bf16", "fp16", "seed",
 )  # fmt: skip
 
-_TOLD_METRICS = ("loss", "accuracy", "margin", "mean_reward", "chosen_reward", "rejected_reward", "num_tokens")
 
-
-class RewardTrainer(StagedSavingTrainer):
+class RewardTrainer(RowwiseEvaluationTrainer, StagedSavingTrainer):
     """Trains a reward model from preferences with the Bradley-Terry loss. A drop-in for TRL's trainer of that name.
 
     Example:
@@ -98,11 +96,12 @@ class RewardTrainer(StagedSavingTrainer):
         quantization_config: "BitsAndBytesConfig | None" = None,
         peft_config: "PeftConfig | None" = None,
     ) -> None:
-        _check_dataset(train_dataset)
-        self.base_model_name = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "")
+        self.base_model_name = _name_of(model)
+        if os.environ.get("RANK", "0") != "0":
+            logging.getLogger("plaudit").setLevel(logging.ERROR)  # the first process says it for all
         self.dataset_name: str | None = None
-        args = args or RewardConfig(f"{Path(self.base_model_name or 'model').name}-Reward")
-        _check_args(args)
+        args = args or RewardConfig(f"{Path(self.base_model_name or 'model').resolve().name}-Reward")
+        _check_arguments(args, train_dataset, eval_dataset)
         model, tokenizer = prepare_model(
             model,
             args,
@@ -123,8 +122,6 @@ class RewardTrainer(StagedSavingTrainer):
         elif eval_dataset is not None:
             eval_dataset = self._prepare_dataset(eval_dataset, tokenizer, args, "eval")
         self._meter = RewardMeter()
-        self._evaluated: list[EvaluatedRows] = []
-        self._reward_scale = (0.0, 1.0)  # mean and standard deviation on the last evaluation
         super().__init__(
             model=model,
             args=args,
@@ -145,11 +142,9 @@ class RewardTrainer(StagedSavingTrainer):
             )
         # `compute_loss` divides by `num_items_in_batch` itself; the Trainer asks this flag whether it may.
         self.model_accepts_loss_kwargs = True
+        _base_model(self.model).add_model_tags(list(TAGS))
 
     # Data
-
-    _signature_columns: list[str] | None
-    data_collator: Callable[..., Any]
 
     def _prepare_dataset(
         self,
@@ -167,31 +162,20 @@ class RewardTrainer(StagedSavingTrainer):
     def _prepare_split(self, split: Any, name: str) -> Any:
         if split is None or isinstance(split, str):  # the trainer's own, prepared already
             return split
+        _check_split(f"{name} dataset", split)
         return self._prepare_dataset(split, self.processing_class, self.args, name)
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
-            self._signature_columns = ["chosen_ids", "rejected_ids", "margin", ROW_NUMBER]
-
-    def _get_dataloader(self, dataset: Any, *args: Any, is_training: bool = False, **kwargs: Any) -> Any:
-        if is_training:
-            return super()._get_dataloader(dataset, *args, is_training=True, **kwargs)
-        # Evaluation sees every row: numbered, so that each counts once, and with the last batch, however short.
-        collator, drop_last = self.data_collator, self.args.dataloader_drop_last
-        self.data_collator, self.args.dataloader_drop_last = NumberingCollator(collator), False
-        try:
-            return super()._get_dataloader(number_rows(dataset), *args, **kwargs)
-        finally:
-            self.data_collator, self.args.dataloader_drop_last = collator, drop_last
+            self._signature_columns = ["chosen_ids", "rejected_ids", "margin"]
 
     # Training
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train, as `Trainer.train` does; then say what a stream left out."""
-        output = super().train(*args, **kwargs)
         report = self.reports["train"]
-        if report.streaming and report.pairs:  # loader workers count in processes of their own
-            report.log()
+        with report.one_pass():
+            output = super().train(*args, **kwargs)
         if report.streaming and output.global_step == 0:
             report.check()
         return output
@@ -226,7 +210,7 @@ class RewardTrainer(StagedSavingTrainer):
         if self.args.center_rewards_coefficient is not None:
             losses = losses + self.args.center_rewards_coefficient * centering(winner, loser)
         if self.model.training:
-            self._meter.add(winner, loser, _tokens_of(inputs).sum())
+            self._meter.add(winner, loser, tokens_of(inputs).sum())
         if num_items_in_batch is None:
             loss = losses.mean()
         else:
@@ -258,58 +242,43 @@ class RewardTrainer(StagedSavingTrainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Evaluate on `eval_dataset` (raw or tokenised, one or a dict of them), or on the trainer's own."""
-        if not isinstance(eval_dataset, dict):  # of a dict, the Trainer calls this again for each
-            eval_dataset = self._prepare_split(eval_dataset, metric_key_prefix)
-        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        if isinstance(self.eval_dataset if eval_dataset is None else eval_dataset, dict):
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)  # which calls this again for each
+        eval_dataset = self._prepare_split(eval_dataset, metric_key_prefix)
+        with self._one_pass(metric_key_prefix):
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
     def predict(
         self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
     ) -> PredictionOutput:
-        """Rewards [rows, 2] of chosen and rejected for a raw or tokenised dataset, each row once, and its metrics."""
-        return super().predict(self._prepare_split(test_dataset, metric_key_prefix), ignore_keys, metric_key_prefix)
+        """Rewards [rows, 2] of chosen and rejected for a raw or tokenised dataset, and its metrics.
 
-    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> tuple[None, None, None]:
-        """Keep a batch's rows for `evaluation_loop`; the stock loop gets nothing to gather and miscount."""
-        numbers = inputs.pop(ROW_NUMBER)
-        inputs = self._prepare_inputs(inputs)
-        comparisons = comparisons_of(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
-        rewards = outputs.logits.float().squeeze(-1)[comparisons]
-        # A subclass's own loss says no loss for each row: then each row has its batch's mean.
-        losses = outputs["losses"] if "losses" in outputs else loss.expand(len(comparisons))
-        tokens = _tokens_of(inputs)[comparisons].sum(-1)
-        self._evaluated.append(
-            EvaluatedRows.of_batch(numbers, rewards, losses, tokens, self.preprocess_logits_for_metrics)
-        )
-        return None, None, None
+        Each row counts once, in the dataset's order; pairs that are too long, or the same after tokenisation, are left
+        out and counted in `reports`.
+        """
+        test_dataset = self._prepare_split(test_dataset, metric_key_prefix)
+        with self._one_pass(metric_key_prefix):
+            return super().predict(test_dataset, ignore_keys, metric_key_prefix)
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        """The stock loop for running the batches; the figures are our own, from all rows, each counted once."""
-        self._evaluated = []
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        rows = EvaluatedRows.gather(self._evaluated)
-        self._evaluated = []
-        self._reward_scale = rows.scale()
-        metrics = rows.metrics()
-        if self.compute_metrics is not None:
-            batch_size = self.args.eval_batch_size if self.args.batch_eval_metrics else None
-            with_losses = "loss" in self.args.include_for_metrics
-            metrics |= rows.compute(self.compute_metrics, batch_size=batch_size, with_losses=with_losses)
-        prefixed = {
-            name if name.startswith(f"{metric_key_prefix}_") else f"{metric_key_prefix}_{name}": value
-            for name, value in denumpify_detensorize(metrics).items()
-        }
-        return EvalLoopOutput(rows.predictions, rows.numbers * 0, output.metrics | prefixed, len(rows))
+    def _one_pass(self, name: str) -> AbstractContextManager[None]:
+        return self.reports[name].one_pass() if name in self.reports else nullcontext()
 
     # Saving
 
     def _write_model(self, folder: Path) -> None:
         base = _base_model(self.accelerator.unwrap_model(self.model))
-        write_contract(base.config, head_names(base)[0].split(".")[0], *self._reward_scale)
+        write_contract(base.config, head_names(base)[0].split(".")[0], *self.reward_scale)
         super()._write_model(folder)
         if self.args.should_save:
             self._write_card(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.reward_scale = read_scale(Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self.reward_scale = read_scale(Path(self.state.best_model_checkpoint))
 
     def create_model_card(
         self,
@@ -325,10 +294,9 @@ class RewardTrainer(StagedSavingTrainer):
             self._write_card(Path(self.args.output_dir), model_name=model_name, tags=tuple(tags))
 
     def _write_card(self, folder: Path, model_name: str | None = None, tags: tuple[str, ...] = ()) -> None:
-        report = self.reports["train"]
-        last: dict[str, float] = {}
-        for entry in self.state.log_history:  # later entries win; evaluation and training have their own names
-            last |= {name: value for name, value in entry.items() if name.endswith(_TOLD_METRICS)}
+        report, history = self.reports["train"], self.state.log_history
+        logged = [entry for entry in history if "loss" in entry]
+        evaluated = [entry for entry in history if any(name.startswith("eval_") for name in entry)]
         options = {name: getattr(self.args, name) for name in _TOLD_OPTIONS}
         write_model_card(
             folder,
@@ -338,23 +306,33 @@ class RewardTrainer(StagedSavingTrainer):
             dataset_name=self.dataset_name,
             rows=None if report.streaming else report.kept,
             options={name: value for name, value in options.items() if value is not None},
-            metrics=last,
+            training_metrics=logged[-1] if logged else {},
+            evaluation_metrics=evaluated[-1] if evaluated else {},
             adapter=hasattr(self.accelerator.unwrap_model(self.model), "peft_config"),
             tags=tags,
         )
 
 
-def _check_dataset(dataset: Any) -> None:
-    if dataset is None:
+def _name_of(model: Any) -> str:
+    if isinstance(model, str):
+        return model
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"`model`: expected a hub id, a path or a sequence classifier, got {type(model).__name__}.")
+    return getattr(model.config, "_name_or_path", "")
+
+
+def _check_arguments(args: Any, train_dataset: Any, eval_dataset: Any) -> None:
+    if not isinstance(args, RewardConfig):
+        raise ConfigError(f"`args`: expected a RewardConfig, got {type(args).__name__}.")
+    if train_dataset is None:
         raise ConfigError("`train_dataset` is required")
-    if not isinstance(dataset, (Dataset, IterableDataset)):
-        raise TypeError(
-            f"`train_dataset` must be a `Dataset` or `IterableDataset`, got `{type(dataset).__name__}`. Of a "
-            f"`DatasetDict`, pass one split, such as dataset['train']."
-        )
-
-
-def _check_args(args: RewardConfig) -> None:
+    splits = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
+    for name, split in (("train_dataset", train_dataset), *(("eval_dataset", split) for split in splits)):
+        _check_split(name, split)
+    if isinstance(train_dataset, IterableDataset) and args.max_steps <= 0:
+        raise ConfigError("`max_steps`: a stream has no length, so say how many steps to train.")
+    if args.eval_strategy != "no" and eval_dataset is None:
+        raise ConfigError(f"`eval_strategy` is '{args.eval_strategy}', but there is no `eval_dataset`.")
     if "inputs" in args.include_for_metrics:
         raise ConfigError("include_for_metrics: 'inputs' is not offered, since a row is two sequences. Use 'loss'.")
     # On a stream (which may come as late as `predict`) accelerate would have the first process read it and send out
@@ -362,11 +340,13 @@ def _check_args(args: RewardConfig) -> None:
     args.accelerator_config.dispatch_batches = False
 
 
+def _check_split(name: str, split: Any) -> None:
+    if split is not None and not isinstance(split, (Dataset, IterableDataset)):
+        raise TypeError(
+            f"`{name}` must be a `Dataset` or `IterableDataset`, got `{type(split).__name__}`. Of a `DatasetDict`, "
+            f"train on one split, such as dataset['train']; of a list of rows, make `Dataset.from_list(rows)`."
+        )
+
+
 def _base_model(model: Any) -> PreTrainedModel:
     return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
-
-
-def _tokens_of(inputs: dict[str, Any]) -> torch.Tensor:
-    """Real tokens of each of the N sequences [N]."""
-    mask = inputs.get("attention_mask")
-    return torch.ones_like(inputs["input_ids"]).sum(-1) if mask is None else mask.sum(-1)
