@@ -4,6 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TRL_VERSION := 1.16.0
+# More for pip, such as the index of torch's CPU builds: make quickstart PIP_ARGS='--extra-index-url URL'
+PIP_ARGS ?=
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 # Held-out data for the benchmarks; `make proof DATA=folder` points elsewhere.
 DATA ?= ../shared/data
 
@@ -12,8 +15,9 @@ DATA ?= ../shared/data
 quickstart: $(VENV)/.installed
 	$(BIN)/plaudit quickstart
 
-test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+# TRL lies beside the environment, never in it: only the interop tests and the benchmarks import it.
+test: $(VENV)/.installed-test .interop/trl-$(TRL_VERSION)
+	PYTHONPATH=.interop/trl-$(TRL_VERSION) $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -32,18 +36,18 @@ $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Plaudit needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
 
-# torch first and pinned: the CPU build, not gigabytes of CUDA. A machine with a GPU has its own torch: see the README.
+# torch first, at the version that was tested; left to the resolver, it takes the newest.
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	$(PIP) --constraint constraints.txt torch
+	$(PIP) --constraint constraints.txt --editable .
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,check]'
+	$(PIP) --constraint constraints.txt --editable '.[test,check]'
 	touch $@
 
 .interop/trl-$(TRL_VERSION): | $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ trl==$(TRL_VERSION)
+	$(PIP) --no-deps --target $@ trl==$(TRL_VERSION)
 
 clean:
 	rm -rf $(VENV) .interop .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -23,7 +23,7 @@ except ImportError:
 
 
 def train(library, base, rows, steps, output, checkpointing):
-    """The loss and gradient norm of every step."""
+    """The figures of every step, by name, and the seconds that training took."""
     config = library.RewardConfig(
         output_dir=output,
         max_steps=steps,
@@ -41,9 +41,10 @@ def train(library, base, rows, steps, output, checkpointing):
     )
     trainer = library.RewardTrainer(model=str(base), args=config, train_dataset=Dataset.from_list(rows))
     trainer.remove_callback(PrinterCallback)
-    trainer.train()
+    seconds = trainer.train().metrics["train_runtime"]
     steps = [entry for entry in trainer.state.log_history if "loss" in entry]
-    return [[entry[name] for entry in steps] for name in ("loss", "grad_norm", "accuracy", "margin", "num_tokens")]
+    names = ("loss", "grad_norm", "accuracy", "margin", "num_tokens")
+    return [[entry[name] for entry in steps] for name in names], seconds
 
 
 def main():
@@ -65,11 +66,12 @@ def main():
     names = ("loss", "grad norm", "accuracy", "margin", "tokens")
     worst = [
         max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
-        for ours, theirs in zip(curves["plaudit"], curves["trl"], strict=True)
+        for ours, theirs in zip(curves["plaudit"][0], curves["trl"][0], strict=True)
     ]
-    losses = torch.tensor([curves["plaudit"][0], curves["trl"][0]])
+    losses = torch.tensor([curves["plaudit"][0][0], curves["trl"][0][0]])
     print(f"{options.steps} steps of 8 pairs, float32, {size / 1e6:.1f}M parameters, TRL {trl.__version__}")
     print(f"loss: first {losses[0, 0]:.6f}, last {losses[0, -1]:.6f} (TRL {losses[1, -1]:.6f})")
+    print(f"trained in {curves['plaudit'][1]:.1f} s (TRL {curves['trl'][1]:.1f} s)")
     for name, difference in zip(names, worst, strict=True):
         print(f"largest difference of {name} at any step: {difference:.2e}")
     if worst[0] > options.tolerance:

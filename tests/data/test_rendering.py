@@ -359,3 +359,10 @@ def test_a_conversation_that_the_template_refuses_is_named(tokenizer):
         DataError, match="row 7: .*refuses it: Only user and assistant.*from system, assistant.*chat_template_path"
     ):
         render(tokenizer, [chat], names=["row 7"])
+
+
+def test_a_pad_that_the_template_writes_is_not_used(new_tokenizer):
+    tokenizer = new_tokenizer(pad="<pad>")
+    tokenizer.pad_token = "<|im_end|>"
+    choose_pad_token(tokenizer, 1000)
+    assert tokenizer.pad_token == "<pad>"

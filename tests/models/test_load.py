@@ -3,8 +3,16 @@ import logging
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, BertConfig, GraniteConfig, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    GraniteConfig,
+    set_seed,
+)
 
 from plaudit.errors import ConfigError, ModelError
 from plaudit.models.load import embedding_rows, grow_embedding, load_model
@@ -139,3 +147,32 @@ def test_an_embedding_grows_to_what_is_asked_for_and_keeps_its_rows(make_model):
 def test_a_frozen_embedding_does_not_grow(make_model):
     with pytest.raises(ModelError, match="three tokens needs 3 more embedding rows.*under PEFT or quantisation"):
         grow_embedding(make_model(), 323, frozen_base=True, reason="three tokens")
+
+
+@pytest.mark.parametrize("for_scoring", [True, False])
+def test_an_adapter_without_its_head_on_a_base_without_one_is_refused_for_scoring(base_folder, tmp_path, for_scoring):
+    model = get_peft_model(load_model(str(base_folder)), LoraConfig(target_modules=["q_proj"]))
+    model.peft_config["default"].task_type = "SEQ_CLS"  # as someone's script may say, with PEFT none the wiser
+    model.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ModelError, match="its checkpoint has no head"):
+        load_model(str(tmp_path / "adapter"), is_trainable=not for_scoring, new_head=not for_scoring)
+
+
+def test_an_adapter_of_a_language_model_is_refused(base_folder, tmp_path):
+    base = AutoModelForCausalLM.from_pretrained(base_folder)
+    get_peft_model(base, LoraConfig(task_type="CAUSAL_LM")).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ModelError, match="task type is CAUSAL_LM, so it has no reward head"):
+        load_model(str(tmp_path / "adapter"))
+
+
+def test_a_name_that_leads_nowhere_is_refused(tmp_path):
+    with pytest.raises(ModelError, match="nowhere: no model could be loaded from there"):
+        load_model(str(tmp_path / "nowhere"))
+
+
+def test_what_the_options_say_of_the_hub_holds_for_the_config_too(base_folder):
+    inner = base_folder.rename(base_folder.with_name("inner"))
+    outer = inner.with_name("outer")
+    outer.mkdir()
+    inner.rename(outer / "inner")
+    assert load_model(str(outer), model_init_kwargs={"subfolder": "inner"}).config.model_type == "qwen3"

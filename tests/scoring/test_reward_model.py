@@ -4,7 +4,7 @@ import torch
 from peft import LoraConfig
 
 from plaudit import RewardModel
-from plaudit.errors import ModelError
+from plaudit.errors import DataError, ModelError
 from plaudit.scoring import reward_model as module
 
 
@@ -117,3 +117,9 @@ def test_the_precision_can_be_chosen_and_is_the_checkpoints_otherwise(trainer):
     half = RewardModel.from_pretrained(trainer.args.output_dir, dtype="bfloat16", device="cpu")
     assert half.model.dtype == torch.bfloat16
     assert half.score(SENTENCES).dtype == np.float32
+
+
+@pytest.mark.parametrize("single", ["a text", [{"role": "user", "content": "Hi"}]])
+def test_a_single_sequence_is_not_taken_for_many(scorer, single):
+    with pytest.raises(DataError, match=r"Wrap it: score\(\[\.\.\.\]\)"):
+        scorer.score(single)

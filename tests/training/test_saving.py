@@ -314,3 +314,43 @@ def test_a_saved_reward_model_trains_on_with_its_head(saved, make_trainer, text_
     assert again.predict(Dataset.from_list(text_rows)).predictions == pytest.approx(
         saved.predict(Dataset.from_list(text_rows)).predictions, rel=1e-6
     )
+
+
+def test_mean_and_std_belong_to_the_weights_that_are_saved(make_trainer, text_rows):
+    """To the best checkpoint's, which is not the last one's; and a prediction on other data changes nothing."""
+    trainer = make_trainer(
+        eval_dataset=text_rows, max_steps=4, eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=2,
+        learning_rate=1e-2, load_best_model_at_end=True, metric_for_best_model="eval_margin", greater_is_better=False,
+    )  # fmt: skip
+    trainer.train()
+    best = json.loads((Path(trainer.state.best_model_checkpoint) / "config.json").read_text())
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-2")
+    trainer.predict(Dataset.from_list([{"chosen": "Yes", "rejected": "No"}]))
+    trainer.save_model()
+    saved = json.loads((Path(trainer.args.output_dir) / "config.json").read_text())
+    assert (saved["mean"], saved["std"]) == (best["mean"], best["std"]) != (0.0, 1.0)
+
+
+def test_a_full_model_saved_over_an_adapter_is_what_loads(make_trainer, make_model, tokenizer, base_folder, text_rows):
+    first = make_trainer(model=str(base_folder), peft_config=LoraConfig(), max_steps=1)
+    first.train()
+    first.save_model()
+    second = make_trainer(model=make_model(), processing_class=tokenizer)
+    second.save_model()
+    assert second.args.output_dir == first.args.output_dir
+    texts = [row["prompt"] + row["chosen"] for row in text_rows]
+    np.testing.assert_allclose(
+        RewardModel.from_pretrained(first.args.output_dir).score(texts),
+        second.predict(Dataset.from_list(text_rows)).predictions[:, 0],
+        atol=2e-6,
+    )
+
+
+def test_every_checkpoint_comes_with_a_log_so_that_resumed_figures_agree(make_trainer):
+    whole = make_trainer(max_steps=6, save_strategy="steps", save_steps=3, logging_steps=4)
+    whole.train()
+    resumed = make_trainer(max_steps=6, save_strategy="steps", save_steps=3, logging_steps=4)
+    resumed.train(resume_from_checkpoint=str(Path(whole.args.output_dir) / "checkpoint-3"))
+    logs = [[entry for entry in trainer.state.log_history if "loss" in entry] for trainer in (whole, resumed)]
+    assert [entry["step"] for entry in logs[0]] == [3, 4, 6]
+    assert logs[0] == logs[1]

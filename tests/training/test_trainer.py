@@ -572,3 +572,43 @@ def test_an_architecture_without_a_sequence_classifier_is_named(make_trainer, tm
     GraniteConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1).save_pretrained(tmp_path / "granite")
     with pytest.raises(ModelError, match="no sequence classifier for the architecture 'granite'.*Qwen3, Llama"):
         make_trainer(model=str(tmp_path / "granite"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": None}, "`model`: expected a hub id, a path or a sequence classifier, got NoneType"),
+        ({"eval_strategy": "steps", "eval_steps": 1}, "`eval_strategy` is .*steps.*, but there is no `eval_dataset`"),
+    ],
+)
+def test_arguments_that_cannot_work_are_named(make_trainer, options, message):
+    with pytest.raises(ConfigError, match=message):
+        make_trainer(**options)
+
+
+def test_a_stream_needs_max_steps(make_trainer, text_rows):
+    with pytest.raises(ConfigError, match="`max_steps`: a stream has no length"):
+        make_trainer(train_dataset=stream(text_rows), max_steps=-1)
+
+
+def test_a_list_of_rows_is_no_dataset(make_trainer, text_rows):
+    trainer = make_trainer()
+    with pytest.raises(TypeError, match="got `list`.*Dataset.from_list"):
+        trainer.evaluate(text_rows)
+
+
+def test_a_subclass_that_names_its_own_columns_evaluates(make_trainer, text_rows):
+    class Named(RewardTrainer):
+        def _set_signature_columns_if_needed(self):
+            self._signature_columns = self._signature_columns or ["chosen_ids", "rejected_ids"]
+
+    trainer = make_trainer(trainer_class=Named, eval_dataset=text_rows)
+    assert trainer.evaluate()["eval_loss"] > 0
+
+
+def test_an_evaluated_stream_is_counted_once_each_time(make_trainer, text_rows):
+    same = [row | {"rejected": row["chosen"]} for row in text_rows[:2]]
+    trainer = make_trainer(eval_dataset=stream(text_rows + same))
+    for _ in range(2):
+        trainer.evaluate()
+        assert (trainer.reports["eval"].pairs, trainer.reports["eval"].identical) == (len(text_rows) + 2, 2)

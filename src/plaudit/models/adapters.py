@@ -1,6 +1,9 @@
 """Adapters (PEFT): the options of a script, and wrapping a model so that its head trains and is saved."""
 
 import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
@@ -13,7 +16,7 @@ if TYPE_CHECKING:
 
     from plaudit.models.options import ModelConfig
 
-__all__ = ["add_adapter", "check_head_is_trained", "get_peft_config"]
+__all__ = ["add_adapter", "check_head_is_trained", "get_peft_config", "quiet_about_checkpointing"]
 
 
 def get_peft_config(model_args: "ModelConfig") -> "PeftConfig | None":
@@ -68,9 +71,18 @@ def add_adapter(model: PreTrainedModel, peft_config: "PeftConfig") -> "PeftModel
         # PEFT itself adds "score" and "classifier" for SEQ_CLS; other names it does not know.
         named = set(peft_config.modules_to_save or ()) - {"score", "classifier"}
         peft_config.modules_to_save = sorted(named | ({head} - {"score", "classifier"})) or None
-    wrapped = get_peft_model(model, peft_config)
+    with quiet_about_checkpointing():
+        wrapped = get_peft_model(model, peft_config)
     check_head_is_trained(wrapped)
     return wrapped
+
+
+@contextmanager
+def quiet_about_checkpointing() -> Iterator[None]:
+    """PEFT still asks a model for its checkpointing by the name that transformers 5.23 deprecates."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        yield
 
 
 def check_head_is_trained(model: "PeftModel") -> None:

@@ -20,6 +20,7 @@ from transformers.utils import find_adapter_config_file
 from transformers.utils import logging as transformers_logging
 
 from plaudit.errors import ConfigError, ModelError
+from plaudit.models.adapters import quiet_about_checkpointing
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -65,13 +66,13 @@ def load_model(
     """
     options = _load_options(model_init_kwargs, trust_remote_code, quantization_config)
     hub = {name: options[name] for name in _HUB_OPTIONS if name in options}
-    adapter = find_adapter_config_file(name_or_path, **_only(hub, "revision", "token", "cache_dir", "subfolder"))
-    if adapter is not None:
-        return _load_adapter(name_or_path, json.loads(Path(adapter).read_text(encoding="utf-8")), options, is_trainable)
     try:
-        config = AutoConfig.from_pretrained(name_or_path, **hub)
+        adapter = find_adapter_config_file(name_or_path, **_only(hub, "revision", "token", "cache_dir", "subfolder"))
+        config = AutoConfig.from_pretrained(name_or_path, **hub) if adapter is None else None
     except (OSError, ValueError) as error:
         raise ModelError(f"{name_or_path}: no model could be loaded from there ({_first_line(error)}).") from error
+    if adapter is not None:
+        return _load_adapter(name_or_path, json.loads(Path(adapter).read_text(encoding="utf-8")), options, is_trainable)
     _check_architecture(config, name_or_path)
     _check_head(config, name_or_path, options)
     try:
@@ -156,7 +157,8 @@ def _load_adapter(path: str, adapter: dict[str, Any], options: dict[str, Any], i
         f".{head}." in f".{key}" for key in weights for head in ("score", *(adapter["modules_to_save"] or ()))
     )
     model = load_model(base, model_init_kwargs=options, new_head=has_head)
-    return PeftModel.from_pretrained(model, path, is_trainable=is_trainable)
+    with quiet_about_checkpointing():
+        return PeftModel.from_pretrained(model, path, is_trainable=is_trainable)
 
 
 def _check_architecture(config: PretrainedConfig, name: str) -> None:

@@ -332,7 +332,7 @@ def _check_arguments(args: Any, train_dataset: Any, eval_dataset: Any) -> None:
     if isinstance(train_dataset, IterableDataset) and args.max_steps <= 0:
         raise ConfigError("`max_steps`: a stream has no length, so say how many steps to train.")
     if args.eval_strategy != "no" and eval_dataset is None:
-        raise ConfigError(f"`eval_strategy` is '{args.eval_strategy}', but there is no `eval_dataset`.")
+        raise ConfigError(f"`eval_strategy` is '{args.eval_strategy.value}', but there is no `eval_dataset`.")
     if "inputs" in args.include_for_metrics:
         raise ConfigError("include_for_metrics: 'inputs' is not offered, since a row is two sequences. Use 'loss'.")
     # On a stream (which may come as late as `predict`) accelerate would have the first process read it and send out
