@@ -15,9 +15,10 @@ DATA ?= ../shared/data
 quickstart: $(VENV)/.installed
 	$(BIN)/plaudit quickstart
 
+# Two workers of one thread each: more threads than cores make each other wait.
 # TRL lies beside the environment, never in it: only the interop tests and the benchmarks import it.
 test: $(VENV)/.installed-test .interop/trl-$(TRL_VERSION)
-	PYTHONPATH=.interop/trl-$(TRL_VERSION) $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 PYTHONPATH=.interop/trl-$(TRL_VERSION) $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff check .
