@@ -1,8 +1,10 @@
 """What the trainer needs before it trains: a model with its one forward, and a tokenizer with settled tokens."""
 
 import logging
+import os
 from typing import TYPE_CHECKING, Any
 
+from datasets import Dataset, IterableDataset
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
@@ -17,7 +19,7 @@ from plaudit.training.config import RewardConfig
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-__all__ = ["prepare_model"]
+__all__ = ["check_arguments", "check_split", "name_of", "prepare_model", "quiet_all_but_the_first"]
 
 logger = logging.getLogger(__name__)
 
@@ -132,3 +134,56 @@ def disable_dropout(model: nn.Module) -> None:
         for name, value in vars(module).items():
             if "dropout" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
+
+
+def name_of(model: Any) -> str:
+    """Where the model came from, as far as it says.
+
+    Raises:
+        ConfigError: It is no model.
+    """
+    if isinstance(model, str):
+        return model
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"`model`: expected a hub id, a path or a sequence classifier, got {type(model).__name__}.")
+    return getattr(model.config, "_name_or_path", "")
+
+
+def check_arguments(args: Any, train_dataset: Any, eval_dataset: Any) -> None:
+    """Refuse early what would fail late.
+
+    Raises:
+        ConfigError: Something is missing, or cannot work together.
+        TypeError: A split is no dataset.
+    """
+    if not isinstance(args, RewardConfig):
+        raise ConfigError(f"`args`: expected a RewardConfig, got {type(args).__name__}.")
+    if train_dataset is None:
+        raise ConfigError("`train_dataset` is required")
+    splits = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
+    for name, split in (("train_dataset", train_dataset), *(("eval_dataset", split) for split in splits)):
+        check_split(name, split)
+    if isinstance(train_dataset, IterableDataset) and args.max_steps <= 0:
+        raise ConfigError("`max_steps`: a stream has no length, so say how many steps to train.")
+    if args.eval_strategy != "no" and eval_dataset is None:
+        raise ConfigError(f"`eval_strategy` is '{args.eval_strategy.value}', but there is no `eval_dataset`.")
+    if "inputs" in args.include_for_metrics:
+        raise ConfigError("include_for_metrics: 'inputs' is not offered, since a row is two sequences. Use 'loss'.")
+    # On a stream (which may come as late as `predict`) accelerate would have the first process read it and send out
+    # slices of its batches, which fits no pair of sequences. For other datasets this changes nothing.
+    args.accelerator_config.dispatch_batches = False
+
+
+def check_split(name: str, split: Any) -> None:
+    """Raise a TypeError unless the split is a dataset, or `None`."""
+    if split is not None and not isinstance(split, (Dataset, IterableDataset)):
+        raise TypeError(
+            f"`{name}` must be a `Dataset` or `IterableDataset`, got `{type(split).__name__}`. Of a `DatasetDict`, "
+            f"train on one split, such as dataset['train']; of a list of rows, make `Dataset.from_list(rows)`."
+        )
+
+
+def quiet_all_but_the_first() -> None:
+    """Of several processes, the first says what Plaudit has to say."""
+    if os.environ.get("RANK", "0") != "0":
+        logging.getLogger("plaudit").setLevel(logging.ERROR)

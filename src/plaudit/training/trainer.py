@@ -1,7 +1,5 @@
 """`RewardTrainer`: transformers' `Trainer`, specialised for comparisons through a few overridden methods."""
 
-import logging
-import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -29,7 +27,7 @@ from plaudit.training.evaluation import RowwiseEvaluationTrainer
 from plaudit.training.meter import RewardMeter
 from plaudit.training.offload import offload_activations
 from plaudit.training.saving import StagedSavingTrainer
-from plaudit.training.setup import prepare_model
+from plaudit.training.setup import check_arguments, check_split, name_of, prepare_model, quiet_all_but_the_first
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -96,12 +94,11 @@ class RewardTrainer(RowwiseEvaluationTrainer, StagedSavingTrainer):
         quantization_config: "BitsAndBytesConfig | None" = None,
         peft_config: "PeftConfig | None" = None,
     ) -> None:
-        self.base_model_name = _name_of(model)
-        if os.environ.get("RANK", "0") != "0":
-            logging.getLogger("plaudit").setLevel(logging.ERROR)  # the first process says it for all
+        self.base_model_name = name_of(model)
+        quiet_all_but_the_first()
         self.dataset_name: str | None = None
         args = args or RewardConfig(f"{Path(self.base_model_name or 'model').resolve().name}-Reward")
-        _check_arguments(args, train_dataset, eval_dataset)
+        check_arguments(args, train_dataset, eval_dataset)
         model, tokenizer = prepare_model(
             model,
             args,
@@ -114,13 +111,7 @@ class RewardTrainer(RowwiseEvaluationTrainer, StagedSavingTrainer):
             args.max_length, args.overlong, args.overlong_max_fraction, embedding_rows(model)
         )
         train_dataset = self._prepare_dataset(train_dataset, tokenizer, args, "train")
-        if isinstance(eval_dataset, dict):
-            eval_dataset = {
-                name: self._prepare_dataset(split, tokenizer, args, f"eval_{name}")
-                for name, split in eval_dataset.items()
-            }
-        elif eval_dataset is not None:
-            eval_dataset = self._prepare_dataset(eval_dataset, tokenizer, args, "eval")
+        eval_dataset = self._prepare_eval(eval_dataset, tokenizer, args)
         self._meter = RewardMeter()
         super().__init__(
             model=model,
@@ -159,10 +150,18 @@ class RewardTrainer(RowwiseEvaluationTrainer, StagedSavingTrainer):
             )
         return dataset
 
+    def _prepare_eval(self, eval_dataset: Any, tokenizer: PreTrainedTokenizerBase, args: RewardConfig) -> Any:
+        if isinstance(eval_dataset, dict):
+            return {
+                name: self._prepare_dataset(split, tokenizer, args, f"eval_{name}")
+                for name, split in eval_dataset.items()
+            }
+        return None if eval_dataset is None else self._prepare_dataset(eval_dataset, tokenizer, args, "eval")
+
     def _prepare_split(self, split: Any, name: str) -> Any:
         if split is None or isinstance(split, str):  # the trainer's own, prepared already
             return split
-        _check_split(f"{name} dataset", split)
+        check_split(f"{name} dataset", split)
         return self._prepare_dataset(split, self.processing_class, self.args, name)
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -310,41 +309,6 @@ class RewardTrainer(RowwiseEvaluationTrainer, StagedSavingTrainer):
             evaluation_metrics=evaluated[-1] if evaluated else {},
             adapter=hasattr(self.accelerator.unwrap_model(self.model), "peft_config"),
             tags=tags,
-        )
-
-
-def _name_of(model: Any) -> str:
-    if isinstance(model, str):
-        return model
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"`model`: expected a hub id, a path or a sequence classifier, got {type(model).__name__}.")
-    return getattr(model.config, "_name_or_path", "")
-
-
-def _check_arguments(args: Any, train_dataset: Any, eval_dataset: Any) -> None:
-    if not isinstance(args, RewardConfig):
-        raise ConfigError(f"`args`: expected a RewardConfig, got {type(args).__name__}.")
-    if train_dataset is None:
-        raise ConfigError("`train_dataset` is required")
-    splits = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
-    for name, split in (("train_dataset", train_dataset), *(("eval_dataset", split) for split in splits)):
-        _check_split(name, split)
-    if isinstance(train_dataset, IterableDataset) and args.max_steps <= 0:
-        raise ConfigError("`max_steps`: a stream has no length, so say how many steps to train.")
-    if args.eval_strategy != "no" and eval_dataset is None:
-        raise ConfigError(f"`eval_strategy` is '{args.eval_strategy.value}', but there is no `eval_dataset`.")
-    if "inputs" in args.include_for_metrics:
-        raise ConfigError("include_for_metrics: 'inputs' is not offered, since a row is two sequences. Use 'loss'.")
-    # On a stream (which may come as late as `predict`) accelerate would have the first process read it and send out
-    # slices of its batches, which fits no pair of sequences. For other datasets this changes nothing.
-    args.accelerator_config.dispatch_batches = False
-
-
-def _check_split(name: str, split: Any) -> None:
-    if split is not None and not isinstance(split, (Dataset, IterableDataset)):
-        raise TypeError(
-            f"`{name}` must be a `Dataset` or `IterableDataset`, got `{type(split).__name__}`. Of a `DatasetDict`, "
-            f"train on one split, such as dataset['train']; of a list of rows, make `Dataset.from_list(rows)`."
         )
 
 
