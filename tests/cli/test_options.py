@@ -81,7 +81,7 @@ def test_a_wrong_option_is_named_with_what_to_do(parse, arguments, message):
     ("text", "message"),
     [
         ("learning_rat: 1\n", "unknown option learning_rat: did you mean learning_rate?"),
-        ("- a\n", "expected one option a line"),
+        ("- a\n", "expected a YAML file with one option a line"),
         ("a: [1\n", "is not YAML"),
     ],
 )

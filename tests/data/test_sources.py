@@ -186,7 +186,7 @@ def test_splits_by_default_names(tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="plaudit"):
         train, test = load_splits(args, seed=0)
     assert (list(train), test) == (ROWS[:4], None)
-    assert "no 'test' split among train" in caplog.text
+    assert "There is no 'test' split, so nothing will be evaluated" in caplog.text
     write(tmp_path / "d" / "test.jsonl", ROWS[4:])
     assert list(load_splits(args, seed=0)[1]) == ROWS[4:]
     streamed = ScriptArguments(dataset_name=str(tmp_path / "d"), dataset_streaming=True)

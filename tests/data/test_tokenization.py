@@ -138,8 +138,8 @@ def test_overlong_and_identical_pairs_are_dropped_counted_and_said_once(tokenize
     assert rows == [LONG[0], LONG[4]]
     assert numbers(report) == (5, 2, 2, 1, 9)
     assert caplog.messages == [
-        "test: 2 pairs, 9 tokens; 60% of the pairs are dropped (3): 2 longer than max_length=4, 1 with the same ids in "
-        "chosen and rejected. Raise `max_length` (None for no limit), or set `overlong='truncate'`."
+        "test: 2 pairs, 9 tokens; dropped 3 of 5 (60.0%): 2 longer than max_length=4, 1 with the same ids in chosen "
+        "and rejected. Raise `max_length` (None for no limit), or set `overlong` to 'truncate'."
     ]
     assert caplog.records[0].levelno == logging.WARNING
 
@@ -159,7 +159,7 @@ def test_a_drop_is_a_warning_that_names_the_cause_and_advises_past_a_fifth(
     kept = [pair([1], [2])] * (10 - overlong - identical)
     tokenize([pair([1, 2], [3])] * overlong + [pair([1], [1])] * identical + kept, TokenizationRules(max_length=1))
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    assert f"{overlong + identical}0% of the pairs are dropped" in caplog.text
+    assert f"dropped {overlong + identical} of 10 ({overlong + identical}0.0%)" in caplog.text
     assert (f"{overlong} longer than max_length=1" in caplog.text) == (overlong > 0)
     assert (f"{identical} with the same ids in chosen and rejected" in caplog.text) == (identical > 0)
     assert ("Raise `max_length`" in caplog.text) == advises
@@ -175,7 +175,12 @@ def test_overlong_max_fraction(tokenize):
     assert tokenize(LONG, rules)[1].overlong == 2  # just 40%; the identical pair does not count
     with pytest.raises(DataError) as error:
         tokenize(LONG[:3], rules, split="test")
-    for part in ("test: 2 of 3 pairs (67%)", "max_length=4", "overlong_max_fraction=0.4", "`overlong='truncate'`"):
+    for part in (
+        "test: 2 of 3 pairs (67%)",
+        "max_length=4",
+        "overlong_max_fraction=0.4",
+        "set `overlong` to 'truncate'",
+    ):
         assert part in str(error.value)
 
 

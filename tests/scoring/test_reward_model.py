@@ -123,3 +123,9 @@ def test_the_precision_can_be_chosen_and_is_the_checkpoints_otherwise(trainer):
 def test_a_single_sequence_is_not_taken_for_many(scorer, single):
     with pytest.raises(DataError, match=r"Wrap it: score\(\[\.\.\.\]\)"):
         scorer.score(single)
+
+
+@pytest.mark.parametrize("wrong", [5, None, "", [{"rol": "user"}], [{"role": "user", "content": "Hi"}]])
+def test_what_is_no_sequence_is_refused_and_named(scorer, wrong):
+    with pytest.raises(DataError, match="row 1"):
+        scorer.score(["fine", wrong])

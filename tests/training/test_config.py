@@ -171,3 +171,25 @@ def test_a_quantisation_config_follows_the_options():
 def test_two_quantisations_at_once_are_refused():
     with pytest.raises(ConfigError, match="load_in_8bit and load_in_4bit are both set"):
         ModelConfig(load_in_8bit=True, load_in_4bit=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"learning_rate": -1.0}, "learning_rate: expected a number of at least 0, got -1.0"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size: expected a whole number above 0, got 0"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps: expected a whole number above 0, got 0"),
+        ({"num_train_epochs": -1}, "num_train_epochs: expected a number above 0, got -1"),
+        ({"max_steps": -3}, "max_steps: expected a whole number above 0, or -1 for all epochs, got -3"),
+        ({"train_sampling_strategy": "group_by_length"}, "is not offered, since a row is two sequences"),
+    ],
+)
+def test_numbers_that_would_train_nothing_or_fail_late_are_refused(tmp_path, options, message):
+    with pytest.raises(ConfigError, match=message):
+        RewardConfig(str(tmp_path), **options)
+
+
+def test_an_output_folder_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(ConfigError, match="taken' is a file"):
+        RewardConfig(str(tmp_path / "taken"))

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from transformers.trainer_utils import get_last_checkpoint
 
 from plaudit import RewardModel
+from plaudit.errors import ConfigError
 
 
 def steps_saved(trainer):
@@ -354,3 +355,20 @@ def test_every_checkpoint_comes_with_a_log_so_that_resumed_figures_agree(make_tr
     logs = [[entry for entry in trainer.state.log_history if "loss" in entry] for trainer in (whole, resumed)]
     assert [entry["step"] for entry in logs[0]] == [3, 4, 6]
     assert logs[0] == logs[1]
+
+
+def test_a_finished_run_is_not_resumed_past_its_end(make_trainer):
+    trainer = make_trainer(max_steps=2, save_strategy="steps", save_steps=2)
+    trainer.train()
+    with pytest.raises(ConfigError, match="checkpoint-2 is at step 2, and max_steps=2: nothing is left"):
+        make_trainer(max_steps=2).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("kind", ["text", "chat"])
+def test_the_cards_example_is_of_the_kind_that_was_trained_on(make_trainer, text_rows, chat_rows, kind):
+    trainer = make_trainer(train_dataset=text_rows if kind == "text" else chat_rows)
+    trainer.save_model()
+    card = (Path(trainer.args.output_dir) / "README.md").read_text()
+    example = card.split("reward_model.score(")[1].split(")\n```")[0]
+    assert len(RewardModel.from_pretrained(trainer.args.output_dir).score(eval(example))) == 2
+    assert ('"role"' in example) == (kind == "chat")

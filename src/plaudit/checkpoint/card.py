@@ -1,6 +1,7 @@
 """The model card: what a person who finds the folder needs to know to use it."""
 
 import json
+import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ __all__ = ["TAGS", "write_model_card"]
 
 # "reward-trainer" and "trl" are what TRL sets: the hub's filters find reward models by them.
 TAGS = ("generated_from_trainer", "plaudit", "reward-trainer", "trl")
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 _TEMPLATE = """---
 {card_data}
@@ -29,8 +32,8 @@ from plaudit import RewardModel
 
 reward_model = RewardModel.from_pretrained("{location}")
 reward_model.score([
-    [{{"role": "user", "content": "What is 2 + 2?"}}, {{"role": "assistant", "content": "4."}}],
-    [{{"role": "user", "content": "What is 2 + 2?"}}, {{"role": "assistant", "content": "5."}}],
+    {examples[0]},
+    {examples[1]},
 ])
 ```
 
@@ -53,9 +56,21 @@ reward_model.score([
 {versions}
 """
 
+_EXAMPLES = {
+    True: [
+        f'[{{"role": "user", "content": "What is 2 + 2?"}}, {{"role": "assistant", "content": "{answer}"}}]'
+        for answer in ("4.", "5.")
+    ],
+    False: ['"What is 2 + 2? 4."', '"What is 2 + 2? 5."'],  # prompt and response joined, as the rows were
+}
+_RENDERED = {
+    True: "the conversation rendered by the\ntokenizer's chat template (which writes all special tokens)",
+    False: "prompt and response joined and\nclosed by one EOS",
+}
+
 _PLAIN_FULL = """Plain transformers gives the same scores:
-`AutoModelForSequenceClassification.from_pretrained("{location}", num_labels=1)`, the conversation rendered by the
-tokenizer's chat template (which writes all special tokens), right padding, `logits[:, 0]`."""
+`AutoModelForSequenceClassification.from_pretrained("{location}", num_labels=1)`, {rendered},
+right padding, `logits[:, 0]`."""
 
 _PLAIN_ADAPTER = """This folder holds an adapter and the head. Plain PEFT loads them with
 `AutoPeftModelForSequenceClassification.from_pretrained("{location}", num_labels=1)`."""
@@ -72,6 +87,7 @@ def write_model_card(
     options: dict[str, Any],
     training_metrics: dict[str, float],
     evaluation_metrics: dict[str, float],
+    conversational: bool,
     adapter: bool = False,
     tags: tuple[str, ...] = (),
 ) -> None:
@@ -87,13 +103,14 @@ def write_model_card(
         options: The options of the run worth knowing.
         training_metrics: The last entry of the training log; nothing is written that was not measured.
         evaluation_metrics: The last evaluation's.
+        conversational: Whether it was trained on conversations, or on plain text.
         adapter: Whether the folder holds an adapter.
         tags: Further tags.
     """
-    on_hub = base_model is not None and not Path(base_model).is_dir()
+    on_hub = base_model is not None and not Path(base_model).is_dir() and _HUB_ID.fullmatch(base_model)
     data = ModelCardData(
         base_model=base_model if on_hub else None,
-        datasets=[dataset_name] if dataset_name and not Path(dataset_name).exists() else None,
+        datasets=[dataset_name] if dataset_name and _HUB_ID.fullmatch(dataset_name) else None,
         library_name="peft" if adapter else "transformers",
         pipeline_tag="text-classification",
         tags=sorted({*TAGS, *tags}),
@@ -107,7 +124,10 @@ def write_model_card(
         model_name=model_name,
         origin=origin,
         location=location,
-        plain_use=(_PLAIN_ADAPTER if adapter else _PLAIN_FULL).format(location=location),
+        examples=_EXAMPLES[conversational],
+        plain_use=(_PLAIN_ADAPTER if adapter else _PLAIN_FULL).format(
+            location=location, rendered=_RENDERED[conversational]
+        ),
         training="Loss: `-log sigmoid(r_chosen - r_rejected - margin)`, with Plaudit's `RewardTrainer`.\n\n"
         + _table(("Option", "Value"), [(f"`{name}`", f"`{json.dumps(value)}`") for name, value in options.items()]),
         evaluation=_figures(evaluation_metrics),
@@ -123,8 +143,12 @@ _NOT_TOLD = ("runtime", "per_second", "epoch", "step", "grad_norm", "learning_ra
 
 
 def _figures(metrics: dict[str, float]) -> str:
-    told = [(f"`{name}`", f"{value:.4g}") for name, value in metrics.items() if not name.endswith(_NOT_TOLD)]
+    told = [(f"`{name}`", _shown(value)) for name, value in metrics.items() if not name.endswith(_NOT_TOLD)]
     return _table(("Metric", "Value"), told) if told else "None was measured."
+
+
+def _shown(value: float) -> str:
+    return f"{int(value):,}" if float(value).is_integer() and abs(value) >= 10 else f"{value:.4g}"
 
 
 def _table(head: tuple[str, str], rows: list[tuple[str, str]]) -> str:

@@ -1,7 +1,9 @@
 """The `plaudit` command. One file for each subcommand: parse, call, print."""
 
+import os
 import sys
 from importlib import import_module
+from typing import NoReturn
 
 import click
 
@@ -37,10 +39,22 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the command line; Plaudit's own errors are shown without a traceback, with exit code 2."""
+    """Run the command line.
+
+    Plaudit's own errors are shown without a traceback, with exit code 2. So are those of the libraries below it for
+    bad values, missing files and missing packages; `PLAUDIT_TRACEBACK=1` shows where they come from.
+    """
     try:
         cli()
     except PlauditError as error:
-        click.secho("Error: ", fg="red", bold=True, nl=False, err=True)
-        click.echo(str(error), err=True)
-        sys.exit(2)
+        _show_error(str(error))
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get("PLAUDIT_TRACEBACK"):
+            raise
+        _show_error(f"{error} ({type(error).__name__}; PLAUDIT_TRACEBACK=1 shows where it comes from)")
+
+
+def _show_error(message: str) -> NoReturn:
+    click.secho("Error: ", fg="red", bold=True, nl=False, err=True)
+    click.echo(message, err=True)
+    sys.exit(2)

@@ -30,6 +30,10 @@ class OptionParser(HfArgumentParser):
         for action in self._actions:
             if action.dest == "datasets":
                 action.help = SUPPRESS  # a mixture is written in YAML
+            # Each option is also known with dashes; showing both would double the help.
+            action.option_strings = [
+                name for name in action.option_strings if "-" not in name[2:]
+            ] or action.option_strings
             if action.type in (int, float) and NoneType in get_args(hints[action.dest]):
                 action.type = _or_none(action.type)
 
@@ -53,8 +57,10 @@ class OptionParser(HfArgumentParser):
             self._set_from_yaml(Path(_value_of(flags, place)))
             del flags[place : place + 2]
         given, unknown = self.parse_known_args(flags)
+        if unknown and not unknown[0].startswith("-"):
+            raise ConfigError(f"unexpected argument {unknown[0]!r}. Options are written `--name value`.")
         if unknown:
-            raise ConfigError(self._unknown(unknown[0]))
+            raise ConfigError(self._unknown(unknown[0].lstrip("-").split("=")[0], dashes="--"))
         self.set_defaults(
             **{name: default(given) for name, default in defaults.items() if getattr(given, name) is None}
         )
@@ -64,22 +70,23 @@ class OptionParser(HfArgumentParser):
         try:
             options = yaml.safe_load(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise ConfigError(f"expected a YAML file of options at '{path}': {error.strerror}.") from error
+            raise ConfigError(
+                f"expected a YAML file of options at '{path}': {error.strerror}. (Data goes to `--dataset_name`.)"
+            ) from error
         except yaml.YAMLError as error:
             raise ConfigError(f"'{path}' is not YAML: {error}") from error
         if not isinstance(options, dict):
-            raise ConfigError(f"'{path}': expected one option a line, such as `learning_rate: 1e-5`.")
+            raise ConfigError(
+                f"'{path}': expected a YAML file with one option a line, such as `learning_rate: 1e-5`. (Data goes to "
+                f"`--dataset_name`.)"
+            )
         for name in options:
             if name not in self._known:
-                raise ConfigError(f"'{path}': {self._unknown(str(name))}")
+                raise ConfigError(f"'{path}': {self._unknown(str(name), dashes='')}")
         self.set_defaults(**options)
 
-    def _unknown(self, option: str) -> str:
-        name = option.lstrip("-").split("=")[0]
-        if not option.startswith("-") and name not in self._known and not difflib.get_close_matches(name, self._known):
-            return f"unexpected argument {option!r}. Options are written `--name value`."
+    def _unknown(self, name: str, *, dashes: str) -> str:
         near = difflib.get_close_matches(name, self._known, n=1)
-        dashes = "--" if option.startswith("-") else ""
         hint = f"did you mean {dashes}{near[0]}?" if near else "`plaudit train --help` lists them all."
         return f"unknown option {dashes}{name}: {hint}"
 

@@ -1,7 +1,10 @@
 """`plaudit quickstart`: the whole way from preferences to scores, in a world whose true reward is known."""
 
+import shutil
+import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -71,12 +74,13 @@ def command(seed: int, output_dir: str) -> None:
         f"Saved, loaded again from {output_dir}, and asked: {prompt}",
         [(response, f"{reward:+.2f}") for response, reward in zip(responses, reward_model.score(chats), strict=True)],
     )
-    console.print(_NEXT.format(output=output_dir), markup=False, soft_wrap=True)
+    first = "" if shutil.which("plaudit") else f"\n  . {Path(sys.executable).with_name('activate')}"
+    console.print(_NEXT.format(output=output_dir, activate=first), markup=False, soft_wrap=True)
 
 
 _NEXT = """
 Next, on your own preferences (rows with prompt, chosen and rejected; see docs/data.md):
-
+{activate}
   plaudit train --model_name_or_path Qwen/Qwen3-0.6B --dataset_name my-pairs.jsonl --eval_fraction 0.1
   plaudit train --help
 
@@ -116,7 +120,7 @@ def run_quickstart(seed: int, output_dir: str) -> Quickstart:
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     accuracy = trainer.evaluate()["eval_accuracy"]
-    trainer.dataset_name = "Plaudit's built-in preference world"
+    trainer.dataset_name = "the built-in preference world"
     trainer.save_model()
     return Quickstart(
         accuracy=accuracy,

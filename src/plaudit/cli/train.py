@@ -1,5 +1,6 @@
 """`plaudit train`: from preference data and a model to a trained, evaluated, saved reward model."""
 
+import logging
 import shlex
 import sys
 from argparse import Namespace
@@ -37,6 +38,7 @@ def command(options: tuple[str, ...]) -> None:
 
     script, config, model = _parse(options)
     show_log_messages()
+    resume = _resume_from(config)
     train_dataset, eval_dataset = load_splits(script, config.seed)
     config.model_init_kwargs = _model_init_kwargs(model, config)
     interrupt = StopOnInterrupt()
@@ -57,11 +59,16 @@ def command(options: tuple[str, ...]) -> None:
         ]
     trainer.dataset_name = script.dataset_name or ", ".join(str(entry["path"]) for entry in script.datasets or ())
     _show_plan(trainer, model)
-    trainer.train(resume_from_checkpoint=_resume_from(config))
+    trainer.train(resume_from_checkpoint=resume)
     if interrupt.stopped:
         _say_how_to_resume(trainer, options)
         sys.exit(130)  # as a shell reports a program that Ctrl-C ended
-    metrics = trainer.evaluate() if eval_dataset is not None else {}
+    try:
+        metrics = _evaluate(trainer) if eval_dataset is not None else {}
+    except KeyboardInterrupt:
+        trainer.save_model()
+        console.print(f"The evaluation was stopped. The trained model is in [bold]{config.output_dir}[/bold]")
+        sys.exit(130)
     trainer.save_model()
     _show_result(trainer, metrics)
     if trainer.is_world_process_zero():
@@ -100,15 +107,34 @@ def _resume_from(config: "RewardConfig") -> str | bool | None:
     from transformers.trainer_utils import get_last_checkpoint
 
     path = str(config.resume_from_checkpoint or "")  # YAML may say `true`
+    newest = get_last_checkpoint(config.output_dir) if Path(config.output_dir).is_dir() else None
     if path.lower() in ("", "false"):
+        if newest is not None:
+            logging.getLogger(__name__).warning(
+                "'%s' holds checkpoints of an earlier run; this one starts anew and adds its own.", config.output_dir
+            )
         return None
     if path.lower() in ("true", "last"):
-        if get_last_checkpoint(config.output_dir) is None:
+        if newest is None:
             raise ConfigError(f"--resume_from_checkpoint {path}: there is no checkpoint in '{config.output_dir}'.")
         return True
     if not Path(path).is_dir():
         raise ConfigError(f"--resume_from_checkpoint: there is no folder '{path}'. Use 'last' for the newest one.")
     return path
+
+
+def _evaluate(trainer: "RewardTrainer") -> dict[str, float]:
+    """The final evaluation, unless training has ended with it."""
+    from plaudit.cli.display import console
+
+    state = trainer.state
+    last = [entry for entry in state.log_history if entry.get("step") == state.global_step]
+    done = {name: value for entry in last for name, value in entry.items() if name.startswith("eval_")}
+    if done and not trainer.args.load_best_model_at_end:
+        return done
+    if trainer.is_world_process_zero():
+        console.print("Evaluating ...")
+    return trainer.evaluate()
 
 
 def _show_plan(trainer: "RewardTrainer", model: "ModelConfig") -> None:
@@ -121,13 +147,14 @@ def _show_plan(trainer: "RewardTrainer", model: "ModelConfig") -> None:
     trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     precision = "bf16 mixed" if args.bf16 else "fp16 mixed" if args.fp16 else "float32"
     batch = f"{args.per_device_train_batch_size} pairs x {args.gradient_accumulation_steps} accumulated"
+    processes = f"{args.world_size} process{'es' if args.world_size > 1 else ''}"
     show_table(
         "What will run",
         [
             ("model", f"{model.model_name_or_path} ({type(trainer.model).__name__})"),
             ("parameters", f"{total:,}, of which {trained:,} train"),
             *((name, _split_line(report)) for name, report in trainer.reports.items()),
-            ("batch", f"{batch} x {args.world_size} processes, padded layout"),
+            ("batch", f"{batch} x {processes}, padded layout"),
             ("device", f"{args.device}, {precision}, weights in {str(trainer.model.dtype).removeprefix('torch.')}"),
             ("output", str(args.output_dir)),
         ],

@@ -15,7 +15,7 @@ from typing import Any
 
 from plaudit.errors import DataError
 
-__all__ = ["Preference", "Sequence", "parse_margin", "parse_row", "shown"]
+__all__ = ["Preference", "Sequence", "check_sequence", "parse_margin", "parse_row", "shown"]
 
 Message = dict[str, Any]
 Sequence = str | list[Message]  # one whole text, or one whole conversation
@@ -121,6 +121,18 @@ def _kind(part: Any) -> str | None:
     if isinstance(part, str):
         return "a string"
     return "a list of messages" if isinstance(part, list) else None
+
+
+def check_sequence(sequence: Any, index: int) -> None:
+    """Raise unless it is a text, or a conversation that ends with the assistant's turn.
+
+    Raises:
+        DataError: It is something else; the message calls it row `index`.
+    """
+    if _kind(sequence) is None:
+        expected = "a string or a list of messages"
+        raise _malformed(index, "the sequence", expected, sequence, '"2+2? 4." or [{"role": ..., "content": ...}, ...]')
+    _with_prompt(None, sequence, index, "sequence")
 
 
 def _with_prompt(prompt: Any, response: Any, index: int, column: str) -> Sequence:

@@ -16,7 +16,6 @@ logger = logging.getLogger(__name__)
 
 KEPT, OVERLONG, IDENTICAL = 0, 1, 2  # the status of a pair; caches hold them, so keep the numbers
 NO_PAIRS = "the {} split has no rows that make a pair: nothing to train or evaluate on."
-_ADVICE = "Raise `max_length` (None for no limit), or set `overlong='truncate'`."
 _MUCH = 0.2  # of a split dropped
 _STREAM_PAIRS_BEFORE_JUDGING = 100  # a stream's fraction means little before
 
@@ -124,10 +123,10 @@ class TokenizationReport:
         if limit is not None and fraction > limit:
             raise DataError(
                 f"{self.split}: {self.overlong:,} of {self.pairs:,} pairs ({fraction:.0%}) are longer than "
-                f"max_length={self.rules.max_length}, more than overlong_max_fraction={limit} allows. {_ADVICE}"
+                f"max_length={self.rules.max_length}, more than overlong_max_fraction={limit} allows.{self._advice()}"
             )
         if self.kept == 0:
-            raise DataError(f"{self.split}: no pair is left of {self.pairs:,} ({self.causes()}). {_ADVICE}")
+            raise DataError(f"{self.split}: no pair is left of {self.pairs:,} ({self.causes()}).{self._advice()}")
 
     def log(self) -> None:
         """Say once what was kept; a warning if anything was dropped, with advice if that is more than a fifth."""
@@ -136,5 +135,12 @@ class TokenizationReport:
             logger.info(kept)
             return
         share = self.dropped / self.pairs
-        advice = f" {_ADVICE}" if share > _MUCH and self.overlong else ""
-        logger.warning(f"{kept}; {share:.0%} of the pairs are dropped ({self.dropped:,}): {self.causes()}.{advice}")
+        advice = self._advice() if share > _MUCH else ""
+        logger.warning(f"{kept}; dropped {self.dropped:,} of {self.pairs:,} ({share:.1%}): {self.causes()}.{advice}")
+
+    def _advice(self) -> str:
+        if not self.overlong:
+            return ""
+        if self.rules.overlong == "truncate":
+            return " Raise `max_length`: the prompts are too short to make up for it."
+        return " Raise `max_length` (None for no limit), or set `overlong` to 'truncate'."

@@ -113,7 +113,10 @@ def _load_named(args: ScriptArguments, named_test: bool) -> tuple[Any, Any]:
     if args.eval_fraction is None and (named_test or args.dataset_test_split in splits):
         test = take_split(splits, args.dataset_test_split, args.dataset_name)
     elif args.eval_fraction is None:
-        logger.info("no %r split among %s: nothing is evaluated", args.dataset_test_split, ", ".join(map(str, splits)))
+        logger.info(
+            "There is no %r split, so nothing will be evaluated; `eval_fraction` (say 0.1) holds some rows out.",
+            args.dataset_test_split,
+        )
     if args.dataset_format is None:
         return train, test
     return tuple(part if part is None else convert(part, args.dataset_format) for part in (train, test))  # type: ignore[return-value]

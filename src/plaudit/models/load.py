@@ -66,6 +66,8 @@ def load_model(
     """
     options = _load_options(model_init_kwargs, trust_remote_code, quantization_config)
     hub = {name: options[name] for name in _HUB_OPTIONS if name in options}
+    if name_or_path.startswith((".", "/", "~")) and not Path(name_or_path).is_dir():
+        raise ModelError(f"{name_or_path}: no model could be loaded from there: there is no such folder.")
     try:
         adapter = find_adapter_config_file(name_or_path, **_only(hub, "revision", "token", "cache_dir", "subfolder"))
         config = AutoConfig.from_pretrained(name_or_path, **hub) if adapter is None else None

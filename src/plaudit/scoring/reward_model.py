@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from plaudit.data.formats import Sequence
+from plaudit.data.formats import Sequence, check_sequence
 from plaudit.data.rendering import render
 from plaudit.errors import DataError
 from plaudit.models.head import bind_reward_forward
@@ -66,10 +66,12 @@ class RewardModel:
             last bits, which depend on the shape of the batch.
 
         Raises:
-            DataError: It is a single text or conversation, or one that the chat template refuses.
+            DataError: It is a single text or conversation, or one of them is malformed or refused by the chat template.
         """
         if isinstance(sequences, str) or (len(sequences) and isinstance(sequences[0], dict)):
             raise DataError("expected a list of texts or of conversations, got a single one. Wrap it: score([...]).")
+        for number, sequence in enumerate(sequences):
+            check_sequence(sequence, number)
         ids = render(self.tokenizer, sequences, options)
         rewards = np.zeros(len(ids), dtype=np.float32)
         for batch in _batches([len(sequence) for sequence in ids], _TOKENS_PER_BATCH):

@@ -1,6 +1,7 @@
 """`RewardConfig`: the options of a reward-training run."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -113,6 +114,22 @@ class RewardConfig(TrainingArguments):
         self._settle_padding()
         self._check_choices()
 
+    def _check_numbers(self) -> None:
+        """What the Trainer would only trip over later, or train nothing for."""
+        whole = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+        for option in whole:
+            value = getattr(self, option)
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{option}: expected a whole number above 0, got {value!r}.")
+        if not isinstance(self.learning_rate, (int, float)) or self.learning_rate < 0:
+            raise ConfigError(f"learning_rate: expected a number of at least 0, got {self.learning_rate!r}.")
+        if self.max_steps <= 0 and self.num_train_epochs <= 0:
+            raise ConfigError(f"num_train_epochs: expected a number above 0, got {self.num_train_epochs!r}.")
+        if self.max_steps != -1 and self.max_steps < 1:
+            raise ConfigError(
+                f"max_steps: expected a whole number above 0, or -1 for all epochs, got {self.max_steps!r}."
+            )
+
     @property
     def load_options(self) -> dict[str, Any]:
         """`model_init_kwargs` as a dict; it may be given as JSON, or not at all."""
@@ -153,6 +170,8 @@ class RewardConfig(TrainingArguments):
             value = getattr(self, option)
             if value not in choices:
                 raise ConfigError(f"{option}: expected one of {', '.join(choices)}, got {value!r}.")
+        if Path(self.output_dir).exists() and not Path(self.output_dir).is_dir():
+            raise ConfigError(f"output_dir: expected a folder, or nothing yet, but '{self.output_dir}' is a file.")
         if self.batch_layout == "forest":
             raise ConfigError(
                 "batch_layout='forest' is not there yet: the token forest comes with the next release. "
@@ -162,6 +181,7 @@ class RewardConfig(TrainingArguments):
             value = getattr(self, option)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ConfigError(f"{option}: expected a whole number above 0, or None, got {value!r}.")
+        self._check_numbers()
         if self.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
             raise ConfigError(
                 f"train_sampling_strategy={str(self.train_sampling_strategy)!r} is not offered, since a row is two "

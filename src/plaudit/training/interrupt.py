@@ -1,6 +1,7 @@
 """Ctrl-C during training: stop at the end of the step, with a checkpoint."""
 
 import signal
+import sys
 from types import FrameType
 from typing import Any
 
@@ -41,6 +42,7 @@ class StopOnInterrupt(TrainerCallback):
 
     def _ask(self, _signal: int, _frame: FrameType | None) -> None:
         self._asked = True
+        print("\nStopping after this step; press Ctrl-C again to stop at once.", file=sys.stderr)  # noqa: T201
         signal.signal(signal.SIGINT, self._previous)
 
     def _anyone_asked(self, args: TrainingArguments) -> bool:

@@ -1,13 +1,16 @@
 """What the trainer needs before it trains: a model with its one forward, and a tokenizer with settled tokens."""
 
+import json
 import logging
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers.trainer_utils import get_last_checkpoint
 
 from plaudit.data.rendering import choose_pad_token, set_chat_template, set_eos_token
 from plaudit.errors import ConfigError, ModelError
@@ -19,7 +22,15 @@ from plaudit.training.config import RewardConfig
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-__all__ = ["check_arguments", "check_split", "name_of", "prepare_model", "quiet_all_but_the_first"]
+__all__ = [
+    "check_arguments",
+    "check_split",
+    "check_steps_left",
+    "is_conversational",
+    "name_of",
+    "prepare_model",
+    "quiet_all_but_the_first",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +177,10 @@ def check_arguments(args: Any, train_dataset: Any, eval_dataset: Any) -> None:
     if isinstance(train_dataset, IterableDataset) and args.max_steps <= 0:
         raise ConfigError("`max_steps`: a stream has no length, so say how many steps to train.")
     if args.eval_strategy != "no" and eval_dataset is None:
-        raise ConfigError(f"`eval_strategy` is '{args.eval_strategy.value}', but there is no `eval_dataset`.")
+        raise ConfigError(
+            f"`eval_strategy` is '{args.eval_strategy.value}', but there is no `eval_dataset` (on the command "
+            f"line, a test split or `--eval_fraction`)."
+        )
     if "inputs" in args.include_for_metrics:
         raise ConfigError("include_for_metrics: 'inputs' is not offered, since a row is two sequences. Use 'loss'.")
     # On a stream (which may come as late as `predict`) accelerate would have the first process read it and send out
@@ -187,3 +201,27 @@ def quiet_all_but_the_first() -> None:
     """Of several processes, the first says what Plaudit has to say."""
     if os.environ.get("RANK", "0") != "0":
         logging.getLogger("plaudit").setLevel(logging.ERROR)
+
+
+def is_conversational(dataset: Dataset | IterableDataset, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether rows hold conversations; of rows that come tokenised, whether the tokenizer could write any."""
+    row: dict[str, Any] = next(iter(dataset), {})
+    part = row.get("chosen") or next(iter(row.get("completions") or ()), None)
+    return isinstance(part, list) if part is not None else bool(tokenizer.chat_template)
+
+
+def check_steps_left(args: RewardConfig, resume_from_checkpoint: str | bool | None) -> None:
+    """Refuse to resume a run that has no step left: the Trainer would train one more, past the end of its schedule.
+
+    Raises:
+        ConfigError: The checkpoint is at `max_steps`, or beyond.
+    """
+    path = get_last_checkpoint(args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
+    state = Path(path or "") / "trainer_state.json"
+    if not path or args.max_steps < 1 or not state.is_file():
+        return
+    step = json.loads(state.read_text(encoding="utf-8"))["global_step"]
+    if step >= args.max_steps:
+        raise ConfigError(
+            f"{path} is at step {step}, and max_steps={args.max_steps}: nothing is left. Raise `max_steps`."
+        )

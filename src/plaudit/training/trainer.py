@@ -27,7 +27,15 @@ from plaudit.training.evaluation import RowwiseEvaluationTrainer
 from plaudit.training.meter import RewardMeter
 from plaudit.training.offload import offload_activations
 from plaudit.training.saving import StagedSavingTrainer
-from plaudit.training.setup import check_arguments, check_split, name_of, prepare_model, quiet_all_but_the_first
+from plaudit.training.setup import (
+    check_arguments,
+    check_split,
+    check_steps_left,
+    is_conversational,
+    name_of,
+    prepare_model,
+    quiet_all_but_the_first,
+)
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -110,6 +118,7 @@ class RewardTrainer(RowwiseEvaluationTrainer, StagedSavingTrainer):
         self._rules = TokenizationRules(
             args.max_length, args.overlong, args.overlong_max_fraction, embedding_rows(model)
         )
+        self._conversational = is_conversational(train_dataset, tokenizer)
         train_dataset = self._prepare_dataset(train_dataset, tokenizer, args, "train")
         eval_dataset = self._prepare_eval(eval_dataset, tokenizer, args)
         self._meter = RewardMeter()
@@ -173,6 +182,7 @@ class RewardTrainer(RowwiseEvaluationTrainer, StagedSavingTrainer):
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train, as `Trainer.train` does; then say what a stream left out."""
         report = self.reports["train"]
+        check_steps_left(self.args, args[0] if args else kwargs.get("resume_from_checkpoint"))
         with report.one_pass():
             output = super().train(*args, **kwargs)
         if report.streaming and output.global_step == 0:
@@ -307,6 +317,7 @@ class RewardTrainer(RowwiseEvaluationTrainer, StagedSavingTrainer):
             options={name: value for name, value in options.items() if value is not None},
             training_metrics=logged[-1] if logged else {},
             evaluation_metrics=evaluated[-1] if evaluated else {},
+            conversational=self._conversational,
             adapter=hasattr(self.accelerator.unwrap_model(self.model), "peft_config"),
             tags=tags,
         )
