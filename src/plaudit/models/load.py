@@ -66,7 +66,9 @@ def load_model(
     """
     options = _load_options(model_init_kwargs, trust_remote_code, quantization_config)
     hub = {name: options[name] for name in _HUB_OPTIONS if name in options}
-    if name_or_path.startswith((".", "/", "~")) and not Path(name_or_path).is_dir():
+    if name_or_path.startswith("~"):
+        name_or_path = str(Path(name_or_path).expanduser())
+    if name_or_path.startswith((".", "/")) and not Path(name_or_path).is_dir():
         raise ModelError(f"{name_or_path}: no model could be loaded from there: there is no such folder.")
     try:
         adapter = find_adapter_config_file(name_or_path, **_only(hub, "revision", "token", "cache_dir", "subfolder"))
@@ -158,7 +160,9 @@ def _load_adapter(path: str, adapter: dict[str, Any], options: dict[str, Any], i
     has_head = any(
         f".{head}." in f".{key}" for key in weights for head in ("score", *(adapter["modules_to_save"] or ()))
     )
-    model = load_model(base, model_init_kwargs=options, new_head=has_head)
+    # Which commit and folder of the hub were asked for is said of the adapter, not of its base.
+    of_base = {name: value for name, value in options.items() if name not in ("code_revision", "revision", "subfolder")}
+    model = load_model(base, model_init_kwargs=of_base, new_head=has_head)
     with quiet_about_checkpointing():
         return PeftModel.from_pretrained(model, path, is_trainable=is_trainable)
 

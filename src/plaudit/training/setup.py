@@ -90,12 +90,10 @@ def _warn_of_ignored(args: RewardConfig, quantization_config: Any) -> None:
 
 
 def _load_tokenizer(source: str | None, base: PreTrainedModel, args: RewardConfig) -> PreTrainedTokenizerBase:
-    name = source or getattr(base.config, "_name_or_path", "")
-    if not name:
+    # An adapter's folder may hold no tokenizer: then its base's is the one.
+    candidates = [name for name in (source, getattr(base.config, "_name_or_path", "")) if name]
+    if not candidates:
         raise ConfigError("the model object does not say where it came from: pass its tokenizer as `processing_class`.")
-    candidates = dict.fromkeys(
-        [name, getattr(base.config, "_name_or_path", "") or name]
-    )  # an adapter's base comes last
     for candidate in candidates:
         try:
             return load_tokenizer(

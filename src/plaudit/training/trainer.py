@@ -9,10 +9,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from torch import nn
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from transformers.trainer_utils import (
-    PredictionOutput,
-    TrainOutput,
-)
+from transformers.trainer_utils import PredictionOutput, TrainOutput
 
 from plaudit.checkpoint.card import TAGS, write_model_card
 from plaudit.checkpoint.contract import read_scale, write_contract
@@ -240,8 +237,8 @@ class RewardTrainer(RowwiseEvaluationTrainer, StagedSavingTrainer):
         if "loss" in logs or "train_runtime" in logs:
             figures = self._meter.reduce(self.accelerator)
             if figures:
-                before = [entry["num_tokens"] for entry in self.state.log_history if "num_tokens" in entry]
-                figures["num_tokens"] += before[-1] if before else 0
+                earlier = (entry["num_tokens"] for entry in reversed(self.state.log_history) if "num_tokens" in entry)
+                figures["num_tokens"] += next(earlier, 0)
             logs.update(figures)
         super().log(logs, start_time)
 
