@@ -53,7 +53,7 @@ def two(tmp_path_factory):
                 )
         codes = [process.wait(TIMEOUT) for process in processes]
     except subprocess.TimeoutExpired as error:
-        raise AssertionError('\n'.join(log.read_text()[-3000:] for log in logs)) from error
+        raise AssertionError("\n".join(log.read_text()[-3000:] for log in logs)) from error
     finally:
         for process in processes:
             process.kill()
