@@ -13,6 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "plaudit"
 ALLOWED = {
     "errors": set(),
     "data": set(),
+    "forest": set(),
     "losses": set(),
     "metrics": set(),
     "models": {"forest"},
