@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from plaudit.errors import ModelError
+from plaudit.forest.attention import ForestAttention, check_every_layer, enabled_backend
 
 __all__ = ["RewardHead", "bind_reward_forward", "check_one_label", "head_names", "reads_last_position"]
 
@@ -90,7 +91,8 @@ def bind_reward_forward(model: PreTrainedModel) -> None:
             model.set_submodule(name, RewardHead.from_linear(module))
     if reads_last_position(model):
         backbone = inspect.signature(type(model.base_model).forward).parameters
-        model.takes_position_ids = "position_ids" in backbone  # OPT and Bloom tell positions from the mask themselves
+        model.takes_position_ids = "position_ids" in backbone  # Bloom tells positions from the mask itself
+        model.forest_is_proven = False  # until every layer has been seen to call the forest's attention
         model.forward = _BoundForward(model)
 
 
@@ -99,9 +101,12 @@ def _reward_forward(
     input_ids: torch.Tensor | None = None,  # [N, L]
     attention_mask: torch.Tensor | None = None,  # [N, L], or [N, P + L] behind P positions of a prefix
     inputs_embeds: torch.Tensor | None = None,  # [N, L, H]
+    leaf: torch.Tensor | None = None,  # [N]: then the inputs are a forest, [1, T]
     **kwargs: Any,
 ) -> SequenceClassifierOutputWithPast:
-    """Rewards of N sequences, padded on either side, as `logits` of shape [N, 1] in float32."""
+    """Rewards of N sequences, padded on either side or in one forest, as `logits` of shape [N, 1] in float32."""
+    if leaf is not None:
+        return _forest_forward(self, input_ids, leaf, **kwargs)
     given = input_ids if inputs_embeds is None else inputs_embeds
     if given is None:
         raise ValueError("expected `input_ids` or `inputs_embeds`")
@@ -126,6 +131,26 @@ def _reward_forward(
     leaf = (places * attention_mask[:, -length:].to(places.dtype)).argmax(-1)  # [N], the last real token
     rewards = self.score(hidden[torch.arange(rows, device=hidden.device), leaf])  # [N, 1]
     return SequenceClassifierOutputWithPast(logits=rewards)
+
+
+def _forest_forward(
+    self: PreTrainedModel,
+    input_ids: torch.Tensor,  # [1, T]
+    leaf: torch.Tensor,  # [N]
+    position_ids: torch.Tensor,  # [1, T]
+    subtree_end: torch.Tensor,  # [1, T]
+    **kwargs: Any,
+) -> SequenceClassifierOutputWithPast:
+    """Rewards of the N sequences of a forest (see `plaudit.forest.layout`); the model must be enabled for it."""
+    if enabled_backend(self) is None:
+        raise ModelError("a batch is a token forest, but `plaudit.forest.attention.enable` was not called.")
+    forest = ForestAttention(position_ids[0], subtree_end[0])
+    options = {name: value for name, value in kwargs.items() if value is not None} | {"use_cache": False}
+    outputs = self.base_model(input_ids=input_ids, position_ids=position_ids, forest=forest, **options)
+    if not self.forest_is_proven:
+        check_every_layer(self, forest)
+        self.forest_is_proven = True
+    return SequenceClassifierOutputWithPast(logits=self.score(outputs[0][0, leaf]))  # [N, 1]
 
 
 class _BoundForward:

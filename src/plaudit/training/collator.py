@@ -1,17 +1,37 @@
-"""Tokenised preference rows -> one padded batch: sequences, and the comparisons between them.
+"""Tokenised preference rows -> one batch: sequences, laid out padded or as a forest, and the comparisons between them.
 
-A batch is a dict of tensors: `input_ids` and `attention_mask` [N, L], `comparisons` [C, 2] (winner and loser as indices
-into the N sequences) and, where rows have one, `margin` [C]. The trainer asks for nothing else, so a layout that runs a
-sequence once for several comparisons fits in the same place.
+A batch is a dict of tensors. What the model takes:
+
+- padded: `input_ids` and `attention_mask` [N, L];
+- forest: `input_ids`, `position_ids` and `subtree_end` [1, T], and `leaf` [N] (see `plaudit.forest.layout`).
+
+What the loss takes: `comparisons` [C, 2], winner and loser as indices into the N sequences; `comparison_row` [C], the
+row of the batch each comes from; and, where rows have them, `margin`, `label`, `tie`, `weight` and `unit` [C] each.
+A loss on whole rankings also gets `sequence_row` and `sequence_rank` [N].
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from transformers.data.data_collator import DataCollatorMixin
 
-__all__ = ["DataCollatorForPreference", "PreferenceCollator", "comparisons_of", "tokens_of"]
+
+from plaudit.forest.layout import TokenForest
+
+__all__ = [
+    "DataCollatorForPreference",
+    "PreferenceCollator",
+    "comparisons_of",
+    "model_inputs",
+    "sequences_of",
+    "tokens_of",
+]
+
+_TARGETS = {
+    "comparisons", "comparison_row", "margin", "label", "tie", "weight", "unit", "sequence_row", "sequence_rank",
+}  # fmt: skip
 
 
 def _pad_right(sequences: list[list[int]], value: int, multiple: int | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -22,7 +42,7 @@ def _pad_right(sequences: list[list[int]], value: int, multiple: int | None) -> 
         longest = -(-longest // multiple) * multiple
     input_ids = torch.full((len(sequences), longest), value, dtype=torch.long)
     for row, ids in zip(input_ids, sequences, strict=True):
-        row[: len(ids)] = torch.tensor(ids, dtype=torch.long)
+        row[: len(ids)] = torch.as_tensor(ids, dtype=torch.long)
     attention_mask = (torch.arange(longest) < lengths[:, None]).long()
     return input_ids, attention_mask
 
@@ -55,13 +75,112 @@ class DataCollatorForPreference(DataCollatorMixin):
 
 
 @dataclass
+class _Comparisons:
+    """The comparisons of a batch, as its rows are read one after the other."""
+
+    pairs: list[tuple[int, int]] = field(default_factory=list)
+    row: list[int] = field(default_factory=list)
+    tie: list[bool] = field(default_factory=list)
+    margin: list[float] = field(default_factory=list)
+    unit: list[float] = field(default_factory=list)
+
+    def add(self, row: int, pairs: list[tuple[int, int]], *, tie: bool, margins: list[float], unit: float) -> None:
+        self.pairs += pairs
+        self.row += [row] * len(pairs)
+        self.tie += [tie] * len(pairs)
+        self.margin += margins
+        self.unit += [unit] * len(pairs)
+
+
+@dataclass
 class PreferenceCollator(DataCollatorForPreference):
-    """The trainer's own: the same batch, with its `comparisons` said."""
+    """The trainer's own: pairs or ranked groups, in either layout, with their comparisons said.
+
+    Attributes:
+        layout: "padded" or "forest"; may change between batches.
+        group_weighting: "group": the comparisons of a row count as much together as one pair; "comparison": each does.
+        with_ties: Equal ranks make comparisons too, marked in `tie`.
+        with_rankings: Say each sequence's row and rank.
+        margin_from_scores: The difference of a group's scores is its comparisons' margin.
+    """
+
+    layout: str = "padded"
+    group_weighting: str = "group"
+    with_ties: bool = False
+    with_rankings: bool = False
+    margin_from_scores: bool = False
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Make one batch of rows."""
-        batch = super().torch_call(examples)
-        return batch | {"comparisons": comparisons_of(batch)}
+        grouped = "sequence_ids" in examples[0]
+        if grouped:
+            sequences = [ids for row in examples for ids in row["sequence_ids"]]
+            owners = [number for number, row in enumerate(examples) for _ in row["sequence_ids"]]
+            ranks = [rank for row in examples for rank in row["ranks"]]
+            targets = self._compare_groups(examples)
+        else:
+            sequences = [row["chosen_ids"] for row in examples] + [row["rejected_ids"] for row in examples]
+            owners = [*range(len(examples))] * 2
+            ranks = [0.0] * len(examples) + [1.0] * len(examples)
+            targets = self._compare_pairs(examples)
+        batch = self.lay_out(sequences, owners) | targets
+        if self.with_rankings:
+            batch |= {"sequence_row": torch.tensor(owners), "sequence_rank": torch.tensor(ranks, dtype=torch.float)}
+        return batch
+
+    def lay_out(self, sequences: list[Any], owners: list[int]) -> dict[str, torch.Tensor]:
+        """What the model takes of N sequences, each owned by a row of the batch."""
+        if self.layout == "padded":
+            input_ids, attention_mask = _pad_right(sequences, self.pad_token_id, self.pad_to_multiple_of)
+            return {"input_ids": input_ids, "attention_mask": attention_mask}
+        forest = TokenForest.from_sequences(sequences, owners)
+        rows = {name: getattr(forest, name)[None] for name in ("input_ids", "position_ids", "subtree_end")}
+        return {name: torch.from_numpy(np.ascontiguousarray(row)) for name, row in (rows | {"leaf": forest.leaf}).items()}
+
+    def _compare_pairs(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        count = len(examples)
+        targets = {"comparisons": torch.arange(2 * count).view(2, count).T, "comparison_row": torch.arange(count)}
+        for name in ("margin", "label", "weight"):
+            if name in examples[0]:
+                targets[name] = torch.tensor([row[name] for row in examples], dtype=torch.float)
+        if "tie" in examples[0]:
+            targets["tie"] = torch.tensor([row["tie"] for row in examples])
+        return targets
+
+    def _compare_groups(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        found, first = _Comparisons(), 0
+        for number, row in enumerate(examples):
+            ids, ranks, scores = row["sequence_ids"], row["ranks"], row.get("scores")
+            decided = comparisons_of_ranking(ids, ranks)
+            tied = ties_of_ranking(ids, ranks) if self.with_ties else []
+            unit = self._unit(ids, ranks, len(decided) + len(tied))
+            margins = [float(scores[w] - scores[l]) if self.margin_from_scores else 0.0 for w, l in decided]
+            for pairs, tie, values in ((decided, False, margins), (tied, True, [0.0] * len(tied))):
+                shifted = [(first + winner, first + loser) for winner, loser in pairs]
+                found.add(number, shifted, tie=tie, margins=values, unit=unit)
+            first += len(ids)
+        row = torch.tensor(found.row)
+        unit = torch.tensor(found.unit, dtype=torch.float)
+        weight = torch.tensor([float(example.get("weight", 1.0)) for example in examples])[row] * unit
+        targets = {"comparisons": torch.tensor(found.pairs), "comparison_row": row, "unit": unit, "weight": weight}
+        if self.margin_from_scores:
+            targets["margin"] = torch.tensor(found.margin, dtype=torch.float)
+        if self.with_ties:
+            targets["tie"] = torch.tensor(found.tie)
+        return targets
+
+    def _unit(self, ids: list[Any], ranks: list[float], comparisons: int) -> float:
+        """What one of a row's comparisons counts, where a pair counts 1."""
+        if self.group_weighting == "group":
+            return 1.0 / comparisons
+        if self.with_rankings:  # a ranking is a choice at every place but the last
+            return sum(rank < max(ranks) for rank in ranks) / comparisons
+        return 1.0
+
+
+def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
+    """Of a batch, what the model takes."""
+    return {name: value for name, value in batch.items() if name not in _TARGETS}
 
 
 def comparisons_of(batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -73,7 +192,18 @@ def comparisons_of(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.arange(2 * pairs, device=input_ids.device).view(2, pairs).T
 
 
-def tokens_of(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Real tokens of each of the N sequences [N]."""
-    mask = inputs.get("attention_mask")
-    return torch.ones_like(inputs["input_ids"]).sum(-1) if mask is None else mask.sum(-1)
+def tokens_of(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Real tokens of each of the N sequences [N]; of a forest, as many as if none were shared."""
+    if "leaf" in batch:
+        return batch["position_ids"][0, batch["leaf"]] + 1
+    mask = batch.get("attention_mask")
+    return torch.ones_like(batch["input_ids"]).sum(-1) if mask is None else mask.sum(-1)
+
+
+def sequences_of(batch: dict[str, torch.Tensor]) -> list[list[int]]:
+    """The N sequences of a batch in either layout."""
+    if "leaf" in batch:
+        columns = [batch[name][0].cpu().numpy() for name in ("input_ids", "position_ids", "subtree_end")]
+        return [ids.tolist() for ids in TokenForest(*columns, batch["leaf"].cpu().numpy()).sequences()]
+    mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
+    return [ids[real].tolist() for ids, real in zip(batch["input_ids"], mask, strict=True)]

@@ -1,0 +1,229 @@
+"""Forest attention, registered with transformers' own attention and mask interfaces; no model class is touched.
+
+`enable` names our function as the model's attention. With a forest at hand (the keyword `forest`, which models pass down
+to every layer) it computes the forest's attention; without, it is what the model had before, so both layouts run through
+one model. Backends:
+
+- `blocks`: chain by chain (`plaudit.forest.blocks`), on any device.
+- `flex`: FlexAttention with the one-line mask, for CUDA.
+- `dense`: the model's own attention under a T x T mask; the reference.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.flex_attention import flex_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from plaudit.errors import ConfigError, ModelError
+from plaudit.forest.blocks import Piece, ScoreRules, attend_pieces, cut_pieces
+from plaudit.forest.layout import chains_of
+
+__all__ = ["BACKENDS", "ForestAttention", "check_every_layer", "enable", "enabled_backend", "why_not"]
+
+BACKENDS = ("blocks", "dense", "flex")
+_PREFIX = "plaudit"
+
+
+@dataclass(eq=False)
+class ForestAttention:
+    """One forest, as the attention layers of one forward pass share it.
+
+    Attributes:
+        position_ids: Depth of each token, shape [T].
+        subtree_end: One past the last token of its subtree, shape [T].
+        windows: The window of every layer that has called, by layer; it proves that all layers did.
+    """
+
+    position_ids: torch.Tensor
+    subtree_end: torch.Tensor
+    windows: dict[Any, int | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.pieces = cache(self._pieces)
+        self.mask = cache(self._mask)
+        self.block_mask = cache(self._block_mask)
+
+    def _pieces(self, heads: int, window: int | None) -> list[Piece]:
+        chains = chains_of(self.position_ids.cpu().numpy(), self.subtree_end.cpu().numpy())
+        return cut_pieces(chains, heads, window)
+
+    def sees(self, query: torch.Tensor, key: torch.Tensor, window: int | None) -> torch.Tensor:
+        """Whether token `query` attends to token `key` (indices that broadcast): the whole mask of a forest."""
+        seen = (key <= query) & (query < self.subtree_end[key])
+        if window is not None:
+            seen &= self.position_ids[query] - self.position_ids[key] < window
+        return seen
+
+    def _mask(self, window: int | None) -> torch.Tensor:
+        places = torch.arange(len(self.position_ids), device=self.position_ids.device)
+        return self.sees(places[:, None], places[None, :], window)[None, None]
+
+    def _block_mask(self, window: int | None) -> BlockMask:
+        size = len(self.position_ids)
+        return create_block_mask(
+            lambda batch, head, query, key: self.sees(query, key, window),  # noqa: ARG005  # FlexAttention's signature
+            None, None, size, size, device=self.position_ids.device,
+        )  # fmt: skip
+
+
+def why_not(model: PreTrainedModel) -> str | None:
+    """Why this model cannot run a forest, as far as its configuration tells; `None` if nothing speaks against it."""
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    name = type(model).__name__
+    if not getattr(model, "_supports_attention_backend", False):
+        return f"{name} does not take its attention from transformers' attention interface"
+    if kinds:
+        return f"{name} has layers of the kind {', '.join(sorted(kinds))}, which cannot share a prefix this way"
+    if getattr(config, "is_causal", True) is False or getattr(config, "use_bidirectional_attention", None):
+        return f"{name} attends in both directions"
+    if getattr(config, "is_encoder_decoder", False):
+        return f"{name} is an encoder and a decoder"
+    return None
+
+
+def enable(model: PreTrainedModel, backend: str | None = None) -> None:
+    """Let a model run forests; without a forest it goes on as before.
+
+    Args:
+        model: The sequence classifier, its PEFT and other wrappers taken off.
+        backend: One of `BACKENDS`; by the device of each forest if `None`.
+
+    Raises:
+        ConfigError: There is no such backend.
+        ModelError: `why_not` knows a reason.
+    """
+    if backend is not None and backend not in BACKENDS:
+        raise ConfigError(f"attention backend: expected one of {', '.join(BACKENDS)}, got {backend!r}.")
+    reason = why_not(model)
+    if reason is not None:
+        raise ModelError(f"no token forest: {reason}.")
+    current = model.config.get_text_config()._attn_implementation
+    before = current.split(":")[2] if current.startswith(f"{_PREFIX}:") else current
+    name = f"{_PREFIX}:{backend or 'auto'}:{before}"
+    AttentionInterface.register(name, partial(_attention, backend=backend, before=before))
+    AttentionMaskInterface.register(name, partial(_mask, before=before))
+    model.set_attn_implementation(name)
+
+
+def enabled_backend(model: PreTrainedModel) -> str | None:
+    """The backend that `enable` set, "auto" if by device, `None` if it was not called."""
+    name = model.config.get_text_config()._attn_implementation or ""
+    return name.split(":")[1] if name.startswith(f"{_PREFIX}:") else None
+
+
+def check_every_layer(model: PreTrainedModel, forest: ForestAttention) -> None:
+    """Raise unless every attention layer has called our function with this forest, and with the window it should.
+
+    Some models accept the setting, never call it and score wrongly; only a forward pass can tell.
+
+    Raises:
+        ModelError: A layer did not.
+    """
+    config, name = model.config.get_text_config(), type(model).__name__
+    if len(forest.windows) != config.num_hidden_layers:
+        raise ModelError(
+            f"no token forest: {len(forest.windows)} of the {config.num_hidden_layers} attention layers of {name} "
+            f"called it."
+        )
+    kinds = getattr(config, "layer_types", None)
+    for layer, window in forest.windows.items():
+        index = getattr(layer, "layer_idx", None)
+        sliding = kinds is not None and index is not None and kinds[index] == "sliding_attention"
+        if sliding and window is None:
+            raise ModelError(f"no token forest: layer {index} of {name} does not say its sliding window.")
+
+
+def _attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,  # [1, H, T, D]
+    key: torch.Tensor,  # [1, K, T, D]
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *args: Any,
+    backend: str | None,
+    before: str,
+    forest: ForestAttention | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, Any]:
+    """Attention as transformers calls it; returns [1, T, H, D] and no weights."""
+    if forest is None:
+        return _attention_before(module, before)(module, query, key, value, attention_mask, *args, **options)
+    _check_call(module, query, forest, options)
+    window = options.get("sliding_window")
+    forest.windows[module] = window
+    query, key, value = _of_one_type(query, key, value)
+    backend = backend or ("flex" if query.device.type == "cuda" and not _dropout(module, options) else "blocks")
+    if backend == "blocks":
+        return _blocks(module, query, key, value, forest, options), None
+    if backend == "flex":
+        return flex_attention_forward(module, query, key, value, forest.block_mask(window), **options)[0], None
+    mask = forest.mask(window)
+    if before == "eager":  # which adds the mask to the scores
+        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, torch.finfo(query.dtype).min)
+    return _attention_before(module, before)(module, query, key, value, mask, *args, **options)
+
+
+def _blocks(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    forest: ForestAttention,
+    options: dict[str, Any],
+) -> torch.Tensor:
+    scaling = options.get("scaling")
+    rules = ScoreRules(
+        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        window=options.get("sliding_window"),
+        softcap=options.get("softcap"),
+        dropout=_dropout(module, options),
+    )
+    pieces = forest.pieces(query.shape[1], rules.window)
+    return attend_pieces(query[0], key[0], value[0], pieces, rules, options.get("s_aux"))[None]
+
+
+def _dropout(module: torch.nn.Module, options: dict[str, Any]) -> float:
+    return options.get("dropout", 0.0) if module.training else 0.0
+
+
+def _of_one_type(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Under autocast in its precision, as for the stock functions; else in that of the values."""
+    device, kind = tensors[0].device.type, tensors[-1].dtype
+    if torch.is_autocast_enabled(device):
+        kind = torch.get_autocast_dtype(device)
+    return tuple(tensor.to(kind) for tensor in tensors)
+
+
+def _check_call(
+    module: torch.nn.Module, query: torch.Tensor, forest: ForestAttention, options: dict[str, Any]
+) -> None:
+    name = type(module).__name__
+    if options.get("position_bias") is not None:
+        raise ModelError(f"no token forest: {name} adds a bias for each two positions to its scores.")
+    if getattr(module, "is_causal", True) is False:
+        raise ModelError(f"no token forest: {name} attends in both directions.")
+    if query.shape[0] != 1 or query.shape[2] != len(forest.position_ids):
+        raise ModelError(
+            f"no token forest: {name} has queries of shape {tuple(query.shape)} for {len(forest.position_ids)} tokens."
+        )
+
+
+def _attention_before(module: torch.nn.Module, before: str) -> Callable[..., Any]:
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    return ALL_ATTENTION_FUNCTIONS.get_interface(before, eager)
+
+
+def _mask(*args: Any, before: str, attention_mask: torch.Tensor | None = None, **options: Any) -> Any:
+    """No mask for a forest, which comes without an `attention_mask`; else that of the attention before."""
+    if attention_mask is None:
+        return None
+    return ALL_MASK_ATTENTION_FUNCTIONS[before](*args, attention_mask=attention_mask, **options)
