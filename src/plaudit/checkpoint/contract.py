@@ -7,10 +7,11 @@ transformers would read the token before the last; `problem_type="regression"`, 
 
 import json
 from pathlib import Path
+from typing import Any
 
 from transformers import PretrainedConfig
 
-__all__ = ["LABEL", "read_scale", "write_contract"]
+__all__ = ["LABEL", "read_description", "read_scale", "write_contract", "write_description"]
 
 LABEL = "LABEL_0"  # transformers' own name for a single label; pipelines print it
 
@@ -36,3 +37,17 @@ def read_scale(folder: Path) -> tuple[float, float]:
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return config.get("mean", 0.0), config.get("std", 1.0)
+
+
+_DESCRIPTION = "reward.json"
+
+
+def write_description(folder: Path, description: dict[str, Any]) -> None:
+    """Write what no other library reads, such as the loss and its tie threshold, into `reward.json`."""
+    (folder / _DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """What `reward.json` says; nothing where there is none."""
+    path = folder / _DESCRIPTION
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

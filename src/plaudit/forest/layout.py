@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["SHARED_TOKENS", "TokenForest"]
+__all__ = ["Chain", "SHARED_TOKENS", "TokenForest", "chains_of", "common_tokens"]
 
 # The cost model of sharing across rows: sharing saves the common tokens once and costs the attention over one more
 # chain. On two CPU cores a chain costs as much as 4 to 7 tokens of a 29M-parameter model, and less of a larger one
@@ -126,7 +126,7 @@ def _sharing_groups(
     previous: list[int] = []
     # Each row's first sequence stands for it. Rows in lexicographic order have most in common with their neighbours.
     for row in members.values():
-        if previous and _common(arrays[previous[0]], arrays[row[0]]) >= shared_tokens:
+        if previous and common_tokens(arrays[previous[0]], arrays[row[0]]) >= shared_tokens:
             joined[-1].extend(row)
         else:
             joined.append(list(row))
@@ -135,7 +135,7 @@ def _sharing_groups(
         yield sorted(group, key=keys.__getitem__)
 
 
-def _common(first: NDArray[np.int64], second: NDArray[np.int64]) -> int:
+def common_tokens(first: NDArray[np.int64], second: NDArray[np.int64]) -> int:
     """How many tokens both begin with."""
     length = min(len(first), len(second))
     different = first[:length] != second[:length]
@@ -155,7 +155,7 @@ def _lay_out(
     depth, previous = 0, arrays[group[0]][:0]
     for number in group:
         sequence = arrays[number]
-        length, shared = len(sequence), _common(previous, sequence)
+        length, shared = len(sequence), common_tokens(previous, sequence)
         subtree_end[path[shared:depth]] = start  # below these, nothing more comes
         stop = start + length - shared
         input_ids[start:stop] = sequence[shared:]

@@ -7,7 +7,7 @@ A batch is a dict of tensors. What the model takes:
 
 What the loss takes: `comparisons` [C, 2], winner and loser as indices into the N sequences; `comparison_row` [C], the
 row of the batch each comes from; and, where rows have them, `margin`, `label`, `tie`, `weight` and `unit` [C] each.
-A loss on whole rankings also gets `sequence_row` and `sequence_rank` [N].
+`sequence_row` [N] is the row of each sequence, and `sequence_rank` [N] its rank, for a loss on whole rankings.
 """
 
 from dataclasses import dataclass, field
@@ -18,17 +18,23 @@ import torch
 from transformers.data.data_collator import DataCollatorMixin
 
 
+from plaudit.data.comparisons import comparisons_of_ranking, ties_of_ranking
+from plaudit.errors import DataError
 from plaudit.forest.layout import TokenForest
 
 __all__ = [
+    "COLUMNS",
     "DataCollatorForPreference",
     "PreferenceCollator",
     "comparisons_of",
     "model_inputs",
     "sequences_of",
     "tokens_of",
+    "verdicts_of",
 ]
 
+# The columns of tokenised rows that make a batch.
+COLUMNS = ("chosen_ids", "rejected_ids", "sequence_ids", "ranks", "scores", "margin", "label", "tie", "weight")
 _TARGETS = {
     "comparisons", "comparison_row", "margin", "label", "tie", "weight", "unit", "sequence_row", "sequence_rank",
 }  # fmt: skip
@@ -112,21 +118,22 @@ class PreferenceCollator(DataCollatorForPreference):
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Make one batch of rows."""
+        sequences, owners = self.sequences_and_rows(examples)
         grouped = "sequence_ids" in examples[0]
-        if grouped:
-            sequences = [ids for row in examples for ids in row["sequence_ids"]]
-            owners = [number for number, row in enumerate(examples) for _ in row["sequence_ids"]]
-            ranks = [rank for row in examples for rank in row["ranks"]]
-            targets = self._compare_groups(examples)
-        else:
-            sequences = [row["chosen_ids"] for row in examples] + [row["rejected_ids"] for row in examples]
-            owners = [*range(len(examples))] * 2
-            ranks = [0.0] * len(examples) + [1.0] * len(examples)
-            targets = self._compare_pairs(examples)
-        batch = self.lay_out(sequences, owners) | targets
+        targets = self._compare_groups(examples) if grouped else self._compare_pairs(examples)
+        targets["sequence_row"] = torch.tensor(owners)
         if self.with_rankings:
-            batch |= {"sequence_row": torch.tensor(owners), "sequence_rank": torch.tensor(ranks, dtype=torch.float)}
-        return batch
+            ranks = [r for row in examples for r in row["ranks"]] if grouped else [n // len(examples) for n in range(len(owners))]
+            targets["sequence_rank"] = torch.tensor(ranks, dtype=torch.float)
+        return self.lay_out(sequences, owners) | targets
+
+    def sequences_and_rows(self, examples: list[dict[str, Any]]) -> tuple[list[Any], list[int]]:
+        """The N sequences of some rows, and the number of each one's row; of pairs, all chosen ones first."""
+        if "sequence_ids" in examples[0]:
+            owners = [number for number, row in enumerate(examples) for _ in row["sequence_ids"]]
+            return [ids for row in examples for ids in row["sequence_ids"]], owners
+        sides = ("chosen_ids", "rejected_ids")
+        return [row[side] for side in sides for row in examples], [*range(len(examples))] * 2
 
     def lay_out(self, sequences: list[Any], owners: list[int]) -> dict[str, torch.Tensor]:
         """What the model takes of N sequences, each owned by a row of the batch."""
@@ -144,6 +151,11 @@ class PreferenceCollator(DataCollatorForPreference):
             if name in examples[0]:
                 targets[name] = torch.tensor([row[name] for row in examples], dtype=torch.float)
         if "tie" in examples[0]:
+            if not self.with_ties and any(row["tie"] for row in examples):
+                raise DataError(
+                    "a row is a tie (its `tie` is true), and this loss needs a winner. Set `loss_type` to 'ties', or "
+                    "leave such rows out."
+                )
             targets["tie"] = torch.tensor([row["tie"] for row in examples])
         return targets
 
@@ -190,6 +202,15 @@ def comparisons_of(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     input_ids = batch["input_ids"]
     pairs = input_ids.shape[0] // 2
     return torch.arange(2 * pairs, device=input_ids.device).view(2, pairs).T
+
+
+def verdicts_of(batch: dict[str, torch.Tensor]) -> torch.Tensor | None:
+    """For each comparison 1 where the first is better, -1 where the second is, 0 where neither; `None`: all 1."""
+    verdict = batch["label"].sub(0.5).sign() if "label" in batch else None
+    if "tie" not in batch:
+        return verdict
+    undecided = batch["tie"]
+    return (~undecided).float() if verdict is None else verdict * ~undecided
 
 
 def tokens_of(batch: dict[str, torch.Tensor]) -> torch.Tensor:

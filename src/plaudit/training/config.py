@@ -12,8 +12,12 @@ from plaudit.errors import ConfigError
 
 __all__ = ["RewardConfig"]
 
-_LAYOUTS = ("auto", "forest", "padded")
-_OVERLONG = ("drop", "truncate", "error")
+_CHOICES = {
+    "batch_layout": ("auto", "forest", "padded"),
+    "overlong": ("drop", "truncate", "error"),
+    "loss_type": ("bradley_terry", "plackett_luce", "ties", "hinge"),
+    "group_weighting": ("group", "comparison"),
+}
 
 
 @dataclass
@@ -38,7 +42,17 @@ class RewardConfig(TrainingArguments):
         pad_token: The token to pad with. Unset, Plaudit finds one that is not EOS.
         pad_to_multiple_of: Pad lengths to a multiple of this; "auto" means 128 on Neuron and none elsewhere.
         dataset_num_proc: Processes that tokenise.
-        batch_layout: How a batch is laid out: "padded", or "auto" for the best that the model allows.
+        batch_layout: How a batch is laid out: "forest" (no padding, each shared prefix once), "padded", or "auto" for
+            the best that the model allows.
+        max_tokens_per_batch: Fill each batch of a process up to so many tokens, shared ones counted once, instead of
+            `per_device_train_batch_size` rows.
+        group_by_prompt: Place rows of one prompt in one batch, where a forest runs their prompt once.
+        loss_type: "bradley_terry", "plackett_luce" for whole rankings, "ties" for rows that carry `tie`, or "hinge".
+        group_weighting: "group": all comparisons of a ranked group together count as much as one pair; "comparison":
+            each does.
+        label_smoothing: Probability that a verdict is flipped, from 0 to 0.5.
+        tie_threshold: For `loss_type="ties"`: rewards so near each other tie half of the time or more; learnt if `None`.
+        margin_from_scores: In groups with `scores`, their difference is the margin of a comparison.
         center_rewards_coefficient: Adds `coefficient * mean((r_chosen + r_rejected)^2)` to the loss; 0.01 is usual.
         activation_offloading: Keep the tensors saved for backward on the CPU during the step.
 
@@ -84,7 +98,7 @@ class RewardConfig(TrainingArguments):
         default="drop",
         metadata={
             "help": "What becomes of a pair longer than max_length; truncate cuts the prompt from the left.",
-            "choices": list(_OVERLONG),
+            "choices": list(_CHOICES["overlong"]),
         },
     )
     overlong_max_fraction: float | None = field(
@@ -98,7 +112,32 @@ class RewardConfig(TrainingArguments):
     dataset_num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenise."})
     batch_layout: str = field(
         default="auto",
-        metadata={"help": "How a batch is laid out; auto: the best the model allows.", "choices": list(_LAYOUTS)},
+        metadata={
+            "help": "How a batch is laid out; auto: the best the model allows.",
+            "choices": list(_CHOICES["batch_layout"]),
+        },
+    )
+    max_tokens_per_batch: int | None = field(
+        default=None,
+        metadata={"help": "Fill batches up to so many tokens, shared ones once, instead of a number of rows."},
+    )
+    group_by_prompt: bool = field(default=False, metadata={"help": "Place rows of one prompt in one batch."})
+    loss_type: str = field(
+        default="bradley_terry", metadata={"help": "What is minimised.", "choices": list(_CHOICES["loss_type"])}
+    )
+    group_weighting: str = field(
+        default="group",
+        metadata={
+            "help": "Whether each ranked group counts the same, or each comparison.",
+            "choices": list(_CHOICES["group_weighting"]),
+        },
+    )
+    label_smoothing: float = field(default=0.0, metadata={"help": "Probability that a verdict is flipped, to 0.5."})
+    tie_threshold: float | None = field(
+        default=None, metadata={"help": "Threshold of loss_type ties, in reward units; learnt unless given."}
+    )
+    margin_from_scores: bool = field(
+        default=False, metadata={"help": "The difference of a group's scores is the margin of a comparison."}
     )
     center_rewards_coefficient: float | None = field(
         default=None, metadata={"help": "Weight of mean((r_chosen + r_rejected)^2) in the loss; 0.01 is usual."}
@@ -129,6 +168,16 @@ class RewardConfig(TrainingArguments):
             raise ConfigError(
                 f"max_steps: expected a whole number above 0, or -1 for all epochs, got {self.max_steps!r}."
             )
+
+    def _check_loss(self) -> None:
+        if not isinstance(self.label_smoothing, (int, float)) or not 0 <= self.label_smoothing <= 0.5:
+            raise ConfigError(f"label_smoothing: expected a number from 0 to 0.5, got {self.label_smoothing!r}.")
+        if self.tie_threshold is not None and self.loss_type != "ties":
+            raise ConfigError(f"tie_threshold is for loss_type='ties', but loss_type is {self.loss_type!r}.")
+        if self.tie_threshold is not None and not self.tie_threshold > 0:
+            raise ConfigError(f"tie_threshold: expected a number above 0, got {self.tie_threshold!r}.")
+        if self.margin_from_scores and self.loss_type == "plackett_luce":
+            raise ConfigError("margin_from_scores: a whole ranking has no margins. Use another `loss_type`.")
 
     @property
     def load_options(self) -> dict[str, Any]:
@@ -166,22 +215,18 @@ class RewardConfig(TrainingArguments):
         self.pad_to_multiple_of = multiple
 
     def _check_choices(self) -> None:
-        for option, choices in (("overlong", _OVERLONG), ("batch_layout", _LAYOUTS)):
+        for option, choices in _CHOICES.items():
             value = getattr(self, option)
             if value not in choices:
                 raise ConfigError(f"{option}: expected one of {', '.join(choices)}, got {value!r}.")
         if Path(self.output_dir).exists() and not Path(self.output_dir).is_dir():
             raise ConfigError(f"output_dir: expected a folder, or nothing yet, but '{self.output_dir}' is a file.")
-        if self.batch_layout == "forest":
-            raise ConfigError(
-                "batch_layout='forest' is not there yet: the token forest comes with the next release. "
-                "Use 'auto' or 'padded'."
-            )
-        for option in ("max_length", "pad_to_multiple_of"):
+        for option in ("max_length", "pad_to_multiple_of", "max_tokens_per_batch"):
             value = getattr(self, option)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ConfigError(f"{option}: expected a whole number above 0, or None, got {value!r}.")
         self._check_numbers()
+        self._check_loss()
         if self.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
             raise ConfigError(
                 f"train_sampling_strategy={str(self.train_sampling_strategy)!r} is not offered, since a row is two "
@@ -189,7 +234,7 @@ class RewardConfig(TrainingArguments):
             )
         if self.label_smoothing_factor:
             raise ConfigError(
-                "label_smoothing_factor is for classification losses and would do nothing here. Unset it."
+                "label_smoothing_factor is for classification losses. Use `label_smoothing`."
             )
         fraction = self.overlong_max_fraction
         if fraction is not None and not 0 <= fraction <= 1:

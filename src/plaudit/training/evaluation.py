@@ -15,29 +15,38 @@ from transformers.trainer_utils import EvalLoopOutput, denumpify_detensorize
 
 from plaudit.errors import DataError
 from plaudit.metrics import preference_metrics
-from plaudit.training.collator import comparisons_of, tokens_of
+from plaudit.training.collator import comparisons_of, tokens_of, verdicts_of
 from plaudit.training.rows import ROW_NUMBER, NumberingCollator, number_rows
 
 __all__ = ["EvaluatedRows", "RowwiseEvaluationTrainer"]
 
 
+_UNDECIDED = -100  # the label that transformers' metrics take for "none"
+
+
 @dataclass(frozen=True)
 class EvaluatedRows:
-    """The outcome of R rows, one comparison each.
+    """The outcome of C comparisons: one of each pair, some of each ranked group.
 
     Attributes:
-        numbers: The rows' numbers in the dataset, shape [R].
-        winner: Rewards of the chosen sequences, float32, shape [R].
-        loser: Rewards of the rejected ones, float32, shape [R].
-        losses: The loss of each, shape [R].
-        tokens: Real tokens of both sequences, shape [R].
-        predictions: What `compute_metrics` shall see: [R, 2], or what `preprocess_logits_for_metrics` made of it.
+        numbers: The rows' numbers in the dataset, and which of its row's comparisons it is, shape [C, 2].
+        first: Rewards of the sequences named first (the chosen ones), float32, shape [C].
+        second: Rewards of the others, float32, shape [C].
+        verdicts: 1 where the first is better, -1 where the second is, 0 where neither, shape [C].
+        losses: The loss of each, shape [C].
+        weights: What it counts in the mean loss, shape [C].
+        units: What it counts in the mean's divisor, shape [C].
+        tokens: Real tokens of the row's sequences, with its first comparison, shape [C].
+        predictions: What `compute_metrics` shall see: [C, 2], or what `preprocess_logits_for_metrics` made of it.
     """
 
     numbers: NDArray[np.int64]
-    winner: NDArray[np.float32]
-    loser: NDArray[np.float32]
+    first: NDArray[np.float32]
+    second: NDArray[np.float32]
+    verdicts: NDArray[np.float32]
     losses: NDArray[np.float32]
+    weights: NDArray[np.float32]
+    units: NDArray[np.float32]
     tokens: NDArray[np.int64]
     predictions: NDArray[Any]
 
@@ -47,19 +56,27 @@ class EvaluatedRows:
         numbers: torch.Tensor,
         rewards: torch.Tensor,
         losses: torch.Tensor,
-        tokens: torch.Tensor,
+        batch: dict[str, Any],
         preprocess: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None,
     ) -> "EvaluatedRows":
-        """The rows of one batch: `rewards` [rows, 2] of chosen and rejected."""
-        labels = torch.zeros(len(rewards), dtype=torch.long, device=rewards.device)
-        predictions = preprocess(rewards, labels) if preprocess is not None else rewards
-        winner, loser = rewards.unbind(-1)
-        columns = (numbers, winner, loser, losses, tokens, predictions)
+        """The comparisons of one batch: `rewards` [C, 2] of its first and second sequences, `numbers` of its rows."""
+        row = batch.get("comparison_row", torch.arange(len(rewards), device=rewards.device)).cpu()
+        place = torch.arange(len(row)) - torch.searchsorted(row, row)  # a row's comparisons stand together
+        ones = torch.ones_like(losses)
+        verdicts = verdicts_of(batch)
+        verdicts = ones if verdicts is None else verdicts
+        predictions = preprocess(rewards, _labels(verdicts)) if preprocess is not None else rewards
+        tokens = _tokens_of_rows(batch, row) * (place == 0)
+        units = batch.get("unit", ones)
+        numbers = torch.stack([numbers[row], place], -1)
+        columns = (
+            numbers, *rewards.unbind(-1), verdicts, losses, batch.get("weight", units), units, tokens, predictions,
+        )  # fmt: skip
         return cls(*(column.detach().cpu().numpy() for column in columns))
 
     @classmethod
     def gather(cls, batches: list["EvaluatedRows"]) -> "EvaluatedRows":
-        """All rows of all processes, in the order of the dataset, each once. Every process must call this.
+        """All comparisons of all processes, in the order of the dataset, each once. Every process must call this.
 
         Objects are gathered rather than tensors: processes may have rows of unequal number, which gloo cannot gather.
 
@@ -70,25 +87,30 @@ class EvaluatedRows:
         if not everything:
             raise DataError("no row is left to evaluate: the stream had none, or every pair was dropped.")
         columns = [np.concatenate(column) for column in zip(*(vars(rows).values() for rows in everything), strict=True)]
-        _, first = np.unique(columns[0], return_index=True)
-        return cls(*(column[first] for column in columns))
+        _, once = np.unique(columns[0], axis=0, return_index=True)
+        return cls(*(column[once] for column in columns))
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """The label of every row is 0: the chosen response is column 0 of the predictions."""
-        return np.zeros(len(self), dtype=np.int64)
+        """The better column of the predictions: 0, or 1 where a soft label says so, or -100 for a tie."""
+        return _labels(torch.from_numpy(self.verdicts)).numpy()
 
     def metrics(self) -> dict[str, float]:
-        """The mean loss, the tokens, and `plaudit.metrics.preference_metrics`."""
-        means = {"loss": float(self.losses.astype(np.float64).mean()), "num_tokens": float(self.tokens.sum())}
-        return means | preference_metrics(self.winner, self.loser)
+        """The mean loss, the tokens, and `plaudit.metrics.preference_metrics` of all that are no ties."""
+        loss = float((self.losses.astype(np.float64) * self.weights).sum() / self.units.astype(np.float64).sum())
+        figures = {"loss": loss, "num_tokens": float(self.tokens.sum())}
+        decided, turned = self.verdicts != 0, self.verdicts < 0
+        if not decided.any():
+            return figures
+        winner, loser = np.where(turned, self.second, self.first), np.where(turned, self.first, self.second)
+        return figures | preference_metrics(winner[decided], loser[decided])
 
     def scale(self) -> tuple[float, float]:
         """Mean and standard deviation of all rewards."""
-        rewards = np.concatenate([self.winner, self.loser]).astype(np.float64)
+        rewards = np.concatenate([self.first, self.second]).astype(np.float64)
         return float(rewards.mean()), float(rewards.std())
 
     def compute(
@@ -106,6 +128,20 @@ class EvaluatedRows:
     def _prediction(self, rows: slice, with_losses: bool) -> EvalPrediction:
         losses = {"losses": self.losses[rows]} if with_losses else {}
         return EvalPrediction(predictions=self.predictions[rows], label_ids=self.labels[rows], **losses)
+
+
+def _labels(verdicts: torch.Tensor) -> torch.Tensor:
+    labels = (verdicts < 0).long()
+    return labels.masked_fill(verdicts == 0, _UNDECIDED)
+
+
+def _tokens_of_rows(batch: dict[str, Any], row: torch.Tensor) -> torch.Tensor:
+    """Real tokens of the row of each comparison [C], each of its sequences once."""
+    tokens = tokens_of(batch).cpu()
+    if "sequence_row" not in batch:
+        return tokens[comparisons_of(batch).cpu()].sum(-1)
+    owners = batch["sequence_row"].cpu()
+    return torch.zeros(int(owners.max()) + 1, dtype=tokens.dtype).index_add(0, owners, tokens)[row]
 
 
 class RowwiseEvaluationTrainer(Trainer):
@@ -144,9 +180,8 @@ class RowwiseEvaluationTrainer(Trainer):
         rewards = outputs.logits.float().squeeze(-1)[comparisons]
         # A subclass's own loss says no loss for each row: then each row has its batch's mean.
         losses = outputs["losses"] if "losses" in outputs else loss.expand(len(comparisons))
-        tokens = tokens_of(inputs)[comparisons].sum(-1)
         self._evaluated.append(
-            EvaluatedRows.of_batch(numbers, rewards, losses, tokens, self.preprocess_logits_for_metrics)
+            EvaluatedRows.of_batch(numbers, rewards, losses, inputs, self.preprocess_logits_for_metrics)
         )
         return None, None, None
 

@@ -1,5 +1,7 @@
 """The figures of the training log, added up on the device and read once at each log."""
 
+import math
+
 import torch
 from accelerate import Accelerator
 
@@ -20,17 +22,40 @@ class RewardMeter:
     def __init__(self) -> None:
         self._rows: list[torch.Tensor] = []  # one row of figures a micro-batch
 
+    def mark(self) -> int:
+        """A point to go back to."""
+        return len(self._rows)
+
+    def rewind(self, mark: int) -> None:
+        """Forget what was counted since `mark`."""
+        del self._rows[mark:]
+
     @torch.no_grad()
-    def add(self, winner: torch.Tensor, loser: torch.Tensor, tokens: torch.Tensor) -> None:
-        """Count one micro-batch: rewards [C] of winners and losers, and its number of real tokens."""
-        winner, loser = winner.detach().float(), loser.detach().float()
-        ties = (winner == loser).sum()
+    def add(
+        self, first: torch.Tensor, second: torch.Tensor, tokens: torch.Tensor, verdict: torch.Tensor | None = None
+    ) -> None:
+        """Count one micro-batch.
+
+        Args:
+            first: Rewards of the sequences named first in a comparison, shape [C].
+            second: Rewards of the others, shape [C].
+            tokens: The number of real tokens, shape [].
+            verdict: 1 where the first is the better one, -1 where the second is, 0 where neither (not counted), shape
+                [C]; all 1 if `None`.
+        """
+        first, second = first.detach().float(), second.detach().float()
+        verdict = torch.ones_like(first) if verdict is None else verdict.to(first.dtype)
+        counts = verdict.abs()
+        winner, loser = torch.where(verdict < 0, second, first), torch.where(verdict < 0, first, second)
+        ties = ((winner == loser) * counts).sum()
         sums = (
-            winner.new_tensor(len(winner)), (winner > loser).sum() + 0.5 * ties, ties,
-            (winner - loser).sum(), winner.sum(), loser.sum(), tokens,
+            counts.sum(), ((winner > loser) * counts).sum() + 0.5 * ties, ties,
+            ((winner - loser) * counts).sum(), (winner * counts).sum(), (loser * counts).sum(), tokens,
         )  # fmt: skip
-        extremes = (winner.min(), loser.min(), winner.max(), loser.max())
-        self._rows.append(torch.stack([figure.to(winner.dtype) for figure in (*sums, *extremes)]))
+        inside = [torch.where(counts > 0, side, torch.full_like(side, math.inf)) for side in (winner, loser)]
+        outside = [torch.where(counts > 0, side, torch.full_like(side, -math.inf)) for side in (winner, loser)]
+        extremes = (*(side.min() for side in inside), *(side.max() for side in outside))
+        self._rows.append(torch.stack([figure.to(first.dtype) for figure in (*sums, *extremes)]))
 
     def reduce(self, accelerator: Accelerator) -> dict[str, float]:
         """The interval's figures over all processes, each of which must call this; then start a new interval."""
@@ -43,6 +68,8 @@ class RewardMeter:
         columns = dict(zip(names, rows.unbind(-1), strict=True))  # each [processes, batches]
         total = {name: columns[name].sum().item() for name in self._SUMS}
         count = total["comparisons"]
+        if not count:  # ties alone
+            return {"num_tokens": total["tokens"]}
         figures = {
             "accuracy": total["correct"] / count,
             "margin": total["margin"] / count,
@@ -56,4 +83,5 @@ class RewardMeter:
         greatest = {name: columns[name].amax(0) for name in self._GREATEST}
         least["min_reward"] = torch.minimum(*least.values())
         greatest["max_reward"] = torch.maximum(*greatest.values())
-        return figures | {name: values.mean().item() for name, values in (least | greatest).items()}
+        # A batch of ties alone has no extremes.
+        return figures | {name: values[~values.isinf()].mean().item() for name, values in (least | greatest).items()}

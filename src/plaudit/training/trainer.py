@@ -12,16 +12,18 @@ from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBas
 from transformers.trainer_utils import PredictionOutput, TrainOutput
 
 from plaudit.checkpoint.card import TAGS, write_model_card
-from plaudit.checkpoint.contract import read_scale, write_contract
+from plaudit.checkpoint.contract import read_description, read_scale, write_contract, write_description
 from plaudit.data.tokenization import TokenizationReport, TokenizationRules, tokenize_dataset
 from plaudit.errors import ConfigError
-from plaudit.losses import bradley_terry, centering
 from plaudit.models.head import head_names
 from plaudit.models.load import embedding_rows
-from plaudit.training.collator import PreferenceCollator, comparisons_of, tokens_of
+from plaudit.training.collator import COLUMNS, PreferenceCollator, comparisons_of, model_inputs, tokens_of, verdicts_of
 from plaudit.training.config import RewardConfig
 from plaudit.training.evaluation import RowwiseEvaluationTrainer
+from plaudit.training.forest import ForestTrainer
+from plaudit.training.layout import choose_layout
 from plaudit.training.meter import RewardMeter
+from plaudit.training.objective import Objective
 from plaudit.training.offload import offload_activations
 from plaudit.training.saving import StagedSavingTrainer
 from plaudit.training.setup import (
@@ -44,12 +46,15 @@ __all__ = ["RewardTrainer"]
 # What the model card tells of a run; all the rest is in training_args.bin.
 _TOLD_OPTIONS = (
     "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
-    "max_length", "overlong", "center_rewards_coefficient", "bf16", "fp16", "seed",
+    "max_tokens_per_batch", "max_length", "overlong", "loss_type", "center_rewards_coefficient", "bf16", "fp16", "seed",
 )  # fmt: skip
 
+# A threshold is one number of the size of a reward: at a model's learning rate it would hardly move.
+_THRESHOLD_LR = 0.01
 
-class RewardTrainer(RowwiseEvaluationTrainer, StagedSavingTrainer):
-    """Trains a reward model from preferences with the Bradley-Terry loss. A drop-in for TRL's trainer of that name.
+
+class RewardTrainer(ForestTrainer, RowwiseEvaluationTrainer, StagedSavingTrainer):
+    """Trains a reward model from preferences. A drop-in for TRL's trainer of that name.
 
     Example:
         >>> trainer = RewardTrainer(
@@ -75,6 +80,8 @@ class RewardTrainer(RowwiseEvaluationTrainer, StagedSavingTrainer):
         peft_config: Train this adapter and the head instead of all weights.
 
     Attributes:
+        layout: "forest" or "padded".
+        objective: The loss, with its tie threshold if it has one.
         reports: What became of each split when it was tokenised, by name.
         dataset_name: What the model card calls the training data; set it before saving.
 
@@ -113,16 +120,26 @@ class RewardTrainer(RowwiseEvaluationTrainer, StagedSavingTrainer):
         )
         self.reports: dict[str, TokenizationReport] = {}
         self._rules = TokenizationRules(
-            args.max_length, args.overlong, args.overlong_max_fraction, embedding_rows(model)
+            args.max_length, args.overlong, args.overlong_max_fraction, embedding_rows(model), args.group_by_prompt
         )
         self._conversational = is_conversational(train_dataset, tokenizer)
         train_dataset = self._prepare_dataset(train_dataset, tokenizer, args, "train")
         eval_dataset = self._prepare_eval(eval_dataset, tokenizer, args)
-        self._meter = RewardMeter()
+        self.meter = RewardMeter()
+        self.objective = Objective(args)
         super().__init__(
             model=model,
             args=args,
-            data_collator=data_collator or PreferenceCollator(tokenizer.pad_token_id, args.pad_to_multiple_of),
+            data_collator=data_collator
+            or PreferenceCollator(
+                tokenizer.pad_token_id,
+                args.pad_to_multiple_of,
+                layout=choose_layout(model, args, own_collator=False),
+                group_weighting=args.group_weighting,
+                with_ties=args.loss_type == "ties",
+                with_rankings=args.loss_type == "plackett_luce",
+                margin_from_scores=args.margin_from_scores,
+            ),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
@@ -172,7 +189,7 @@ class RewardTrainer(RowwiseEvaluationTrainer, StagedSavingTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
-            self._signature_columns = ["chosen_ids", "rejected_ids", "margin"]
+            self._signature_columns = list(COLUMNS)
 
     # Training
 
@@ -187,10 +204,14 @@ class RewardTrainer(RowwiseEvaluationTrainer, StagedSavingTrainer):
         return output
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | None:
-        """Comparisons in one accumulation step over all processes: what the sum of losses is divided by."""
+        """Comparisons in one accumulation step over all processes: what the sum of losses is divided by.
+
+        A ranked group's count as one together, unless `group_weighting` says otherwise; a row's `weight` does not
+        change it, so that a row of weight 2 pulls as two rows do, and one of weight 0 not at all.
+        """
         if not batch_samples or type(self).compute_loss is not RewardTrainer.compute_loss:
             return None  # a subclass's own loss is a mean over its batch, as TRL's is
-        count = torch.tensor(sum(len(comparisons_of(batch)) for batch in batch_samples), device=device)
+        count = torch.tensor(float(sum(_items_of(batch) for batch in batch_samples)), device=device)
         return self.accelerator.gather(count).sum() / (self.get_tp_size() * self.get_cp_size() * self.get_sp_size())
 
     def compute_loss(
@@ -208,24 +229,32 @@ class RewardTrainer(RowwiseEvaluationTrainer, StagedSavingTrainer):
             return_outputs: Also return the model's outputs, with `losses` [C] added.
             num_items_in_batch: Comparisons of the whole accumulation step; the mean over this batch if `None`.
         """
-        comparisons = comparisons_of(inputs)  # [C, 2]
-        outputs = model(**{name: value for name, value in inputs.items() if name not in ("comparisons", "margin")})
-        rewards = outputs.logits.float().squeeze(-1)[comparisons]  # [C, 2]
-        winner, loser = rewards.unbind(-1)
-        losses = bradley_terry(winner, loser, inputs.get("margin"))
-        if self.args.center_rewards_coefficient is not None:
-            losses = losses + self.args.center_rewards_coefficient * centering(winner, loser)
+        outputs = model(**model_inputs(inputs))
+        rewards = outputs.logits.float().squeeze(-1)  # [N]
+        losses = self.objective(rewards, inputs)  # [C]
         if self.model.training:
-            self._meter.add(winner, loser, tokens_of(inputs).sum())
+            first, second = rewards[comparisons_of(inputs)].unbind(-1)
+            self.meter.add(first, second, tokens_of(inputs).sum(), verdicts_of(inputs))
+        loss = (losses * inputs["weight"] if "weight" in inputs else losses).sum()
         if num_items_in_batch is None:
-            loss = losses.mean()
+            loss = loss / _items_of(inputs)
         else:
             # Processes average their gradients, so each counts its own share that many times.
-            loss = losses.sum() / num_items_in_batch * (self.accelerator.num_processes // self.get_tp_size())
+            loss = loss / num_items_in_batch * (self.accelerator.num_processes // self.get_tp_size())
         if not return_outputs:
             return loss
         outputs["losses"] = losses
         return loss, outputs
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The stock optimiser, with the tie threshold if one is learnt."""
+        made, optimizer = self.optimizer is None, super().create_optimizer(model)
+        threshold = self.objective.raw_threshold
+        if made and threshold is not None:
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                raise ConfigError("tie_threshold: under FSDP and DeepSpeed it cannot be learnt. Give a number.")
+            optimizer.add_param_group({"params": [threshold], "lr": _THRESHOLD_LR, "weight_decay": 0.0})
+        return optimizer
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One micro-batch forward and backward, its saved tensors on the CPU if so asked."""
@@ -235,7 +264,7 @@ class RewardTrainer(RowwiseEvaluationTrainer, StagedSavingTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, adding the interval's reward figures to the Trainer's own training entries."""
         if "loss" in logs or "train_runtime" in logs:
-            figures = self._meter.reduce(self.accelerator)
+            figures = self.meter.reduce(self.accelerator)
             if figures:
                 earlier = (entry["num_tokens"] for entry in reversed(self.state.log_history) if "num_tokens" in entry)
                 figures["num_tokens"] += next(earlier, 0)
@@ -276,15 +305,20 @@ class RewardTrainer(RowwiseEvaluationTrainer, StagedSavingTrainer):
         write_contract(base.config, head_names(base)[0].split(".")[0], *self.reward_scale)
         super()._write_model(folder)
         if self.args.should_save:
+            write_description(folder, self.objective.described())
             self._write_card(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self.reward_scale = read_scale(Path(resume_from_checkpoint))
+        self._load_description(Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
-        self.reward_scale = read_scale(Path(self.state.best_model_checkpoint))
+        self._load_description(Path(self.state.best_model_checkpoint))
+
+    def _load_description(self, checkpoint: Path) -> None:
+        self.reward_scale = read_scale(checkpoint)
+        self.objective.restore(read_description(checkpoint))
 
     def create_model_card(
         self,
@@ -318,6 +352,10 @@ class RewardTrainer(RowwiseEvaluationTrainer, StagedSavingTrainer):
             adapter=hasattr(self.accelerator.unwrap_model(self.model), "peft_config"),
             tags=tags,
         )
+
+
+def _items_of(batch: dict[str, Any]) -> float | torch.Tensor:
+    return batch["unit"].sum() if "unit" in batch else len(comparisons_of(batch))
 
 
 def _base_model(model: Any) -> PreTrainedModel:

@@ -1,0 +1,97 @@
+"""Batches by tokens, or with the rows of one prompt together: the sampler that the Trainer's options ask for."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from numpy.typing import NDArray
+
+from plaudit.errors import ConfigError
+from plaudit.forest.batching import BudgetBatchSampler
+from plaudit.forest.layout import SHARED_TOKENS, TokenForest, common_tokens
+from plaudit.forest.planning import BatchPlanner
+from plaudit.training.config import RewardConfig
+
+__all__ = ["make_sampler", "wants_sampler"]
+
+
+def wants_sampler(args: RewardConfig) -> bool:
+    """Whether the options ask for more than a number of rows in each batch."""
+    return args.max_tokens_per_batch is not None or args.group_by_prompt
+
+
+def make_sampler(dataset: Dataset, args: RewardConfig, layout: str) -> BudgetBatchSampler:
+    """The batches of one process over all epochs.
+
+    Args:
+        dataset: Tokenised rows; with `prompt_key` if rows of a prompt go together.
+        args: The run's options.
+        layout: "forest" counts a shared prefix once, "padded" every sequence as long as the longest of its row.
+
+    Raises:
+        ConfigError: The dataset is a stream, a row exceeds the budget, or there are fewer rows than processes.
+    """
+    if not isinstance(dataset, Dataset):
+        raise ConfigError(
+            "max_tokens_per_batch and group_by_prompt need rows that can be looked up, and the training data is a "
+            "stream. Load it whole, or use `per_device_train_batch_size`."
+        )
+    keys = np.asarray(dataset.with_format("numpy")["prompt_key"]) if args.group_by_prompt else None
+    shared = None
+    if args.max_tokens_per_batch is None:
+        sizes, capacity = np.ones(len(dataset), dtype=np.int64), args.train_batch_size
+    else:
+        sizes, capacity = _sizes(dataset, layout), args.max_tokens_per_batch
+        if keys is not None and layout == "forest":
+            shared = _shared(dataset, keys)
+    planner = BatchPlanner(
+        sizes,
+        capacity,
+        keys=keys,
+        shared=shared,
+        seed=args.data_seed if args.data_seed is not None else args.seed,
+        world_size=max(1, args.world_size),
+        shuffle=args.train_sampling_strategy != "sequential",
+        drop_last=args.dataloader_drop_last,
+    )
+    return BudgetBatchSampler(
+        planner,
+        rank=args.process_index,
+        epochs=args.num_train_epochs,
+        max_steps=args.max_steps,
+        accumulation=args.gradient_accumulation_steps,
+    )
+
+
+def _sequences(dataset: Dataset) -> Iterator[list[Any]]:
+    """Each row's sequences."""
+    columns = [name for name in ("sequence_ids", "chosen_ids", "rejected_ids") if name in dataset.column_names]
+    for batch in dataset.select_columns(columns).with_format("numpy").iter(1000):
+        if "sequence_ids" in batch:
+            yield from (list(row) for row in batch["sequence_ids"])
+        else:
+            yield from (list(row) for row in zip(batch["chosen_ids"], batch["rejected_ids"], strict=True))
+
+
+def _sizes(dataset: Dataset, layout: str) -> NDArray[np.int64]:
+    """Tokens that each row takes [R]."""
+    if layout == "forest":
+        return np.array([_distinct(sequences) for sequences in _sequences(dataset)], dtype=np.int64)
+    return np.array([len(s) * max(map(len, s)) for s in _sequences(dataset)], dtype=np.int64)
+
+
+def _distinct(sequences: list[Any]) -> int:
+    if len(sequences) == 2:
+        return len(sequences[0]) + len(sequences[1]) - common_tokens(*sequences)
+    return len(TokenForest.from_sequences(sequences))
+
+
+def _shared(dataset: Dataset, keys: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Tokens that each row has in common with the first row of its prompt [R], if it is enough to be shared."""
+    first: dict[int, Any] = {}
+    shared = np.zeros(len(keys), dtype=np.int64)
+    for number, (key, sequences) in enumerate(zip(keys.tolist(), _sequences(dataset), strict=True)):
+        common = common_tokens(first.setdefault(key, sequences[0]), sequences[0])
+        shared[number] = common if common >= SHARED_TOKENS else 0
+    return shared

@@ -1,0 +1,101 @@
+"""Which layout a run uses: chosen from what the model says of itself, then tried on real rows."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+
+from plaudit.errors import ConfigError, ModelError
+from plaudit.forest import attention
+from plaudit.models.head import reads_last_position
+from plaudit.training.config import RewardConfig
+
+__all__ = ["choose_layout", "compare_layouts", "in_float32", "routes_experts"]
+
+logger = logging.getLogger(__name__)
+
+# Rewards of two layouts may differ by this share of their size. Rounding a product's terms in another order costs a few
+# units in the last place each layer; 16 leave room for deep models, and a mask that is wrong moves rewards by much more.
+_ROUNDINGS = 16
+_LEAST_SHARE = 1e-4
+
+
+def choose_layout(model: "PreTrainedModel | PeftModel", args: RewardConfig, *, own_collator: bool) -> str:
+    """"forest" or "padded", said once with the reason; a model that is to run forests is enabled for it.
+
+    Raises:
+        ConfigError: `batch_layout` asks for a forest, and the model or the collator cannot; or prefix or prompt tuning
+            is combined with checkpointing.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    virtual = isinstance(model, PeftModel) and any(c.is_prompt_learning for c in model.peft_config.values())
+    if virtual and args.activation_checkpointing:
+        raise ConfigError(
+            "prefix and prompt tuning do not work under checkpointing, which leaves out the virtual tokens' cache. "
+            "Set `gradient_checkpointing=False`."
+        )
+    if args.batch_layout == "padded":
+        return "padded"
+    reason = attention.why_not(base)
+    if not reads_last_position(base):
+        reason = f"{type(base).__name__} is an encoder: every token sees every other"
+    elif own_collator:
+        reason = "`data_collator` makes the batches"
+    elif virtual:
+        reason = "prefix and prompt tuning put virtual tokens before every sequence"
+    if reason is None:
+        attention.enable(base)
+        logger.info("batch layout: token forest (no padding, each shared prefix runs once)")
+        return "forest"
+    if args.batch_layout == "forest":
+        raise ConfigError(f"batch_layout='forest' is not possible: {reason}. Use 'auto' or 'padded'.")
+    logger.info("batch layout: padded, since %s", reason)
+    return "padded"
+
+
+def routes_experts(model: PreTrainedModel) -> bool:
+    """Whether tokens are routed to experts: there, rounding may flip a choice, and rewards differ by more."""
+    config = model.config.get_text_config()
+    names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+    return any((getattr(config, name, None) or 0) > 1 for name in names)
+
+
+@contextmanager
+def in_float32(model: nn.Module) -> Iterator[None]:
+    """The model's weights in float32 for a while; then the same tensors as before."""
+    narrow = {p: p.data for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16)}
+    try:
+        for parameter in narrow:
+            parameter.data = parameter.data.float()
+        yield
+    finally:
+        for parameter, data in narrow.items():
+            parameter.data = data
+
+
+def compare_layouts(score: Callable[[str], torch.Tensor], precision: torch.dtype) -> str | None:
+    """What speaks against the forest after scoring the same sequences in both layouts; `None` if nothing does.
+
+    Args:
+        score: Gives the rewards [N] of some sequences in the layout named.
+        precision: What the model computes in.
+    """
+    padded = score("padded").double()
+    try:
+        forest = score("forest").double()
+    except ModelError as error:
+        return str(error)
+    difference, size = (forest - padded).abs().max().item(), padded.square().mean().sqrt().item()
+    share = max(_LEAST_SHARE, _ROUNDINGS * torch.finfo(precision).eps)
+    if difference <= share * size:
+        return None
+    return (
+        f"on {len(padded)} sequences of the training data the rewards of the two layouts differ by up to "
+        f"{difference:.3g}, more than {str(precision).removeprefix('torch.')} explains ({share:.1g} of their size, "
+        f"{size:.3g})"
+    )
