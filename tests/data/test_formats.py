@@ -1,6 +1,5 @@
 import json
 import math
-import string
 from itertools import combinations
 
 import numpy as np
@@ -9,7 +8,7 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plaudit.data.formats import Preference, parse_margin, parse_row
+from plaudit.data.formats import Preference, Ranking, parse_row
 from plaudit.errors import DataError
 
 
@@ -35,12 +34,12 @@ def without_prompt(row):
 
 @pytest.mark.parametrize("row", [TEXT, without_prompt(TEXT), without_prompt(TEXT) | {"prompt": None}])
 def test_standard_rows_become_whole_texts(row):
-    assert parse_row(row, 0) == [Preference("2+2? 4.", "2+2? 5.")]
+    assert parse_row(row, 0) == Preference("2+2? 4.", "2+2? 5.")
 
 
 @pytest.mark.parametrize("row", [CHAT, without_prompt(CHAT), without_prompt(CHAT) | {"prompt": None}])
 def test_conversational_rows_become_whole_conversations(row):
-    assert parse_row(row, 0) == [Preference([user("2+2?"), reply("4.")], [user("2+2?"), reply("5.")])]
+    assert parse_row(row, 0) == Preference([user("2+2?"), reply("4.")], [user("2+2?"), reply("5.")])
 
 
 @given(prompt=st.text(), chosen=st.text(min_size=1), rejected=st.text(min_size=1))
@@ -55,7 +54,7 @@ def test_content_may_be_text_parts_or_missing_beside_a_tool_call():
     parts = [{"type": "text", "text": "2+2?"}]
     call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add"}}]}
     row = {"prompt": [user(parts), call], "chosen": [reply("4.")], "rejected": [reply("5.")]}
-    assert parse_row(row, 0)[0].chosen == [user(parts), call, reply("4.")]
+    assert parse_row(row, 0).chosen == [user(parts), call, reply("4.")]
 
 
 def test_keys_that_arrow_filled_with_none_are_not_there():
@@ -69,7 +68,7 @@ def test_keys_that_arrow_filled_with_none_are_not_there():
     stored = list(Dataset.from_list([dict.fromkeys(rows[2]) | row for row in rows]))
     assert stored[1]["prompt"][0]["tool_calls"][0]["function"]["arguments"] == {"a": None, "b": 2}
     assert stored[2]["tools"] is None
-    first, second, third = (parse_row(row, index)[0] for index, row in enumerate(stored))
+    first, second, third = (parse_row(row, index) for index, row in enumerate(stored))
     assert first.chosen == [user("x"), call, reply("1")]
     assert first.template_options == {"tools": [{"name": "f"}]}
     assert second.chosen == [other, reply("1")]
@@ -77,21 +76,55 @@ def test_keys_that_arrow_filled_with_none_are_not_there():
     assert third == Preference([user("2+2?"), reply("4.")], [user("2+2?"), reply("5.")], 1.0, {"thinking": True})
 
 
-# margin, tools and template keyword arguments
+# what annotators say of a pair
 
 
 @pytest.mark.parametrize(("margin", "parsed"), [(None, None), (1, 1.0), (-0.5, -0.5), (np.float32(0.25), 0.25)])
 def test_margins(margin, parsed):
-    assert parse_row(TEXT | {"margin": margin}, 0)[0].margin == parsed
-    assert isinstance(parse_margin(margin, 0), float | None)
+    pair = parse_row(TEXT | {"margin": margin}, 0)
+    assert pair.margin == parsed
+    assert isinstance(pair.margin, float | None)
 
 
-@pytest.mark.parametrize("margin", [math.nan, math.inf, -math.inf, "1", True, [1.0], np.bool_(True)])
-def test_a_margin_that_is_no_finite_number(margin):
+def test_a_row_counts_once_and_its_winner_is_beyond_doubt_unless_it_says_otherwise():
+    silent = TEXT | {"weight": None, "label": None, "tie": None}
+    assert parse_row(silent, 0) == parse_row(TEXT, 0) == Preference("2+2? 4.", "2+2? 5.", weight=1.0, label=None)
+    assert parse_row(TEXT | {"tie": False, "label": 0.75}, 0).label == 0.75
+    pair = parse_row(TEXT | {"weight": 2, "label": 0, "tie": np.bool_(False)}, 0)
+    assert (pair.weight, pair.label, pair.tie) == (2.0, 0.0, False)
+    assert all(type(value) is kind for value, kind in ((pair.weight, float), (pair.label, float), (pair.tie, bool)))
+    assert parse_row(TEXT | {"weight": 0, "tie": True}, 0) == Preference("2+2? 4.", "2+2? 5.", weight=0.0, tie=True)
+
+
+BAD_VALUES = {
+    "margin": ("a finite number", "0.5", [math.nan, math.inf, -math.inf, "1", True, [1.0], np.bool_(True)]),
+    "weight": ("a finite number of 0 or more", "2.0", [-1, -0.001, math.nan, math.inf, "1", True, [1.0]]),
+    "label": ("a number from 0 to 1", "0.8", [-0.1, 1.5, math.nan, math.inf, "chosen", True, [0.5]]),
+    "tie": ("true or false", "true", [0, 1, "yes", 0.5, [True]]),
+}
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [(column, value) for column, (*_, values) in BAD_VALUES.items() for value in values]
+)
+def test_what_annotators_cannot_have_said_is_named_with_its_row_and_column(column, value):
+    expected, example, _ = BAD_VALUES[column]
     with pytest.raises(DataError) as error:
-        parse_row(TEXT | {"margin": margin}, 7)
-    for part in ("row 7", "'margin'", "expected a finite number", "got " + type(margin).__name__, "shape: 0.5"):
+        parse_row(TEXT | {column: value}, 7)
+    parts = ("row 7", f"'{column}'", f"expected {expected}", "got " + type(value).__name__, f"shape: {example}")
+    for part in parts:
         assert part in str(error.value)
+
+
+@pytest.mark.parametrize("label", [0.0, 0.5, 1])
+def test_a_tie_with_a_label_is_an_error_that_says_which_to_drop(label):
+    with pytest.raises(DataError) as error:
+        parse_row(TEXT | {"tie": True, "label": label}, 7)
+    for part in ("row 7, columns 'tie' and 'label'", "Drop 'label' if", "drop 'tie' if"):
+        assert part in str(error.value)
+
+
+# tools and template keyword arguments
 
 
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
@@ -102,12 +135,12 @@ TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
     [(TOOLS, {"tools": TOOLS}), (json.dumps(TOOLS), {"tools": TOOLS}), ("[]", {}), ("null", {}), ([], {}), (None, {})],
 )
 def test_tools_come_as_a_list_or_as_json(tools, options):
-    assert parse_row(CHAT | {"tools": tools}, 0)[0].template_options == options
+    assert parse_row(CHAT | {"tools": tools}, 0).template_options == options
 
 
 def test_template_keyword_arguments_go_with_the_tools():
     row = CHAT | {"tools": TOOLS, "chat_template_kwargs": {"enable_thinking": False, "unset": None}}
-    assert parse_row(row, 0)[0].template_options == {"tools": TOOLS, "enable_thinking": False}
+    assert parse_row(row, 0).template_options == {"tools": TOOLS, "enable_thinking": False}
 
 
 @pytest.mark.parametrize(
@@ -129,24 +162,43 @@ def test_template_options_of_another_kind(column, value, expected):
 # ranked groups
 
 
-def test_a_group_makes_a_pair_of_each_two_responses_of_unequal_rank():
-    group = {"prompt": "p", "completions": ["a", "b", "c"], "ranks": [1, 0, 1], "tools": TOOLS}
-    pairs = parse_row(group, 0)
-    assert [(pair.chosen, pair.rejected) for pair in pairs] == [("pb", "pa"), ("pb", "pc")]
-    assert all(pair.margin is None and pair.template_options == {"tools": TOOLS} for pair in pairs)
+def test_a_group_keeps_its_responses_in_their_order():
+    group = {"prompt": "p", "completions": ["a", "b", "c"], "ranks": [1, 0, 1], "tools": TOOLS, "weight": 2}
+    ranking = Ranking(["pa", "pb", "pc"], [1.0, 0.0, 1.0], None, 2.0, {"tools": TOOLS})
+    assert parse_row(group, 0) == ranking
+    assert parse_row(group | {"scores": None}, 0) == ranking
     chat = {"prompt": [user("p")], "completions": [[reply("a")], [reply("b")]], "ranks": [1.5, -1]}
-    assert parse_row(chat, 0) == [Preference([user("p"), reply("b")], [user("p"), reply("a")])]
-    assert parse_row({"completions": ["a", "b"], "ranks": [0, 0]}, 0) == []
+    assert parse_row(chat, 0) == Ranking([[user("p"), reply("a")], [user("p"), reply("b")]], [1.5, -1.0])
+    assert parse_row({"completions": ["a", "b"], "ranks": [0, 0], "weight": None}, 0) == Ranking(["a", "b"], [0.0, 0.0])
 
 
-@given(ranks=st.lists(st.integers(-3, 3), min_size=2, max_size=8))
-def test_a_group_of_any_ranks(ranks):
-    names = list(string.ascii_lowercase[: len(ranks)])
-    rank_of = dict(zip(names, ranks, strict=True))
-    pairs = [(pair.chosen, pair.rejected) for pair in parse_row({"completions": names, "ranks": ranks}, 0)]
-    assert all(rank_of[better] < rank_of[worse] for better, worse in pairs)
-    untied = [{a, b} for a, b in combinations(names, 2) if rank_of[a] != rank_of[b]]
-    assert sorted(map(sorted, pairs)) == sorted(map(sorted, untied))
+def test_the_ranks_of_scores_are_dense_with_the_highest_first():
+    group = {"completions": ["a", "b", "c", "d"], "scores": [0.5, 9, 0.5, -1]}
+    ranking = Ranking(["a", "b", "c", "d"], [1.0, 0.0, 1.0, 2.0], [0.5, 9.0, 0.5, -1.0])
+    assert parse_row(group, 0) == parse_row(group | {"ranks": None}, 0) == ranking
+
+
+@given(scores=st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=2, max_size=8))
+def test_a_higher_score_has_a_lower_rank_whatever_the_scores(scores):
+    ranking = parse_row({"completions": [str(n) for n in range(len(scores))], "scores": scores}, 0)
+    for one, two in combinations(range(len(scores)), 2):
+        assert (ranking.ranks[one] < ranking.ranks[two]) == (scores[one] > scores[two])
+    assert set(ranking.ranks) == set(range(len(set(scores))))
+
+
+def test_ranks_and_scores_at_once_are_an_error():
+    with pytest.raises(DataError, match=r"row 4, columns 'ranks' and 'scores': expected one of them.*[Dd]rop"):
+        parse_row({"completions": ["a", "b"], "ranks": [0, 1], "scores": [2, 1]}, 4)
+
+
+@pytest.mark.parametrize(("column", "value"), [("margin", 0.0), ("label", 1.0), ("tie", True), ("tie", "no")])
+def test_columns_of_pairs_have_no_place_in_a_group(column, value):
+    group = {"completions": ["a", "b"], "ranks": [0, 1]}
+    with pytest.raises(
+        DataError, match=rf"row 6, column '{column}': .*belongs to pair rows and this is a ranked group"
+    ):
+        parse_row(group | {column: value}, 6)
+    assert parse_row(group | {column: None}, 6) == parse_row(group | {"tie": False}, 6) == parse_row(group, 6)
 
 
 @pytest.mark.parametrize(
@@ -160,6 +212,12 @@ def test_a_group_of_any_ranks(ranks):
         ({"ranks": [0, "1"]}, ["'ranks'", "expected one number", "'1'"]),
         ({"ranks": [0, math.nan]}, ["'ranks'", "expected one number", "nan"]),
         ({"ranks": [True, False]}, ["'ranks'", "expected one number", "True"]),
+        ({"ranks": None, "scores": [1]}, ["'scores'", "expected one number for each of the 2 completions", "[1]"]),
+        ({"ranks": None, "scores": [1, 2, 3]}, ["'scores'", "expected one number", "the highest is best"]),
+        ({"ranks": None, "scores": [1, None]}, ["'scores'", "expected one number", "None"]),
+        ({"ranks": None, "scores": [1, math.inf]}, ["'scores'", "expected one number", "inf"]),
+        ({"ranks": None, "scores": 0.5}, ["'scores'", "expected one number", "float 0.5"]),
+        ({"completions": ["a"], "ranks": None, "scores": [1]}, ["'completions'", "two or more responses"]),
         ({"completions": ["a", [reply("b")]]}, ["'completions[0]' is a string", "'completions[1]' is a list"]),
         ({"completions": [[reply("a")], [reply("b")]]}, ["'prompt' is a string", "'completions[1]' is a list"]),
         ({"completions": ["a", 3]}, ["'completions[1]'", "expected a string or a list of messages", "int 3"]),
@@ -172,10 +230,15 @@ def test_malformed_groups(change, parts):
         assert part in str(error.value)
 
 
+def test_a_group_that_counts_less_than_nothing_is_named():
+    with pytest.raises(DataError, match="row 12, column 'weight': expected a finite number of 0 or more, got int -1"):
+        parse_row({"completions": ["a", "b"], "ranks": [0, 1], "weight": -1}, 12)
+
+
 def test_a_row_is_a_pair_or_a_group_and_not_both():
     group = {"prompt": "p", "completions": ["a", "b"], "ranks": [0, 1]}
-    assert len(parse_row(group | {"chosen": None, "rejected": None}, 0)) == 1
-    assert len(parse_row(TEXT | {"completions": None, "ranks": None}, 0)) == 1
+    assert parse_row(group | {"chosen": None, "rejected": None}, 0) == Ranking(["pa", "pb"], [0.0, 1.0])
+    assert parse_row(TEXT | {"completions": None, "ranks": None}, 0) == parse_row(TEXT, 0)
     with pytest.raises(DataError, match=r"row 3: expected a pair .* or a ranked group .* has both"):
         parse_row(TEXT | group, 3)
 
@@ -253,13 +316,14 @@ anything = st.recursive(
     ),
     max_leaves=8,
 )
-names = ["prompt", "chosen", "rejected", "margin", "tools", "chat_template_kwargs", "completions", "ranks"]
+names = ["prompt", "chosen", "rejected", "tools", "chat_template_kwargs", "completions", "ranks", "scores"]
+names += ["margin", "weight", "label", "tie"]
 
 
 @given(row=st.dictionaries(st.sampled_from(names), anything))
 def test_any_row_parses_or_names_itself(row):
     try:
-        parsed = all(isinstance(preference, Preference) for preference in parse_row(row, 99))
+        parsed = isinstance(parse_row(row, 99), Preference | Ranking)
     except DataError as error:
         parsed = str(error).startswith("row 99")
     assert parsed

@@ -286,6 +286,21 @@ def test_a_mixture_brings_numbers_to_one_type(tmp_path):
     assert load_splits(ScriptArguments(datasets=entries), seed=0)[0]["margin"][:] == [1.0, 1.5]
 
 
+def test_a_mixture_of_groups_takes_ranks_beside_scores_and_whole_numbers_beside_fractions(tmp_path):
+    orders = [
+        {"ranks": [0, 1]},
+        {"scores": [0.5, 2]},
+        {"ranks": [0.5, 0], "weight": 2},
+        {"scores": [1, 2], "weight": 0.5},
+    ]
+    rows = [{"prompt": "p", "completions": ["a", "b"]} | order for order in orders]
+    entries = [{"path": write(tmp_path / f"{i}.jsonl", [row])} for i, row in enumerate(rows)]
+    train, _ = load_splits(ScriptArguments(datasets=entries), seed=0)
+    assert train["ranks"][:] == [[0.0, 1.0], None, [0.5, 0.0], None]
+    assert train["scores"][:] == [None, [0.5, 2.0], None, [1.0, 2.0]]
+    assert train["weight"][:] == [None, None, 2.0, 0.5]
+
+
 def test_a_mixture_refuses_rows_which_do_not_go_together(tmp_path):
     text = write(tmp_path / "text.jsonl", [{"chosen": "a", "rejected": "b"}])
     chat = write(tmp_path / "chat.jsonl", [{"chosen": [user("a")], "rejected": [user("b")]}])
@@ -352,7 +367,11 @@ def group(prompt, i):
     return {"prompt": [user(prompt)], "completions": [f"a{i}", "b"], "ranks": [0, 1]}
 
 
-@pytest.mark.parametrize("make", [explicit, transcripts, chats, texts, one_liners, group])
+def whole_group(prompt, i):
+    return {"completions": [[user(prompt), reply(f"{name} {i}")] for name in "abc"], "scores": [3, 2, 1]}
+
+
+@pytest.mark.parametrize("make", [explicit, transcripts, chats, texts, one_liners, group, whole_group])
 def test_no_prompt_is_on_both_sides(make):
     rows = [make(f"prompt {i % 10}", i // 10) | {"true_prompt": i % 10} for i in range(40)]
     dataset = Dataset.from_list(rows)

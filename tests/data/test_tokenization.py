@@ -2,7 +2,7 @@ import logging
 
 import datasets
 import pytest
-from datasets import Dataset, load_dataset
+from datasets import Dataset, IterableDataset, load_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -62,29 +62,6 @@ def test_conversations_with_their_template_options(tokenize, tokenizer, chat_row
         assert rows[n] == pair(*render(tokenizer, chats, [{"tools": row["tools"]} if n else {}] * 2))
 
 
-def test_a_group_makes_a_pair_of_each_two_but_for_ties(tokenize, tokenizer):
-    group = {"prompt": "The sky is", "completions": [" blue", " green", " lazy", " not"], "ranks": [0, 2, 1, 2]}
-    other = {"prompt": "Two", "completions": [" a", " b", " c", " d"], "ranks": [1, 1, 1, 0]}
-    rows, report = tokenize([group | {"source": "x"}, other | {"source": "y"}])
-    texts = [f"The sky is {word}" for word in ("blue", "green", "lazy", "not")] + [f"Two {word}" for word in "abcd"]
-    ids = dict(enumerate(render(tokenizer, texts)))
-    made = [(0, 2), (0, 1), (0, 3), (2, 1), (2, 3)]  # K(K-1)/2 = 6, less one tie
-    assert rows == [pair(ids[a], ids[b], source="x") for a, b in made] + [
-        pair(ids[7], ids[4 + k], source="y") for k in range(3)
-    ]
-    assert report.pairs == 8
-
-
-def test_each_response_of_a_group_is_rendered_once(tokenize, monkeypatch):
-    seen = []
-    monkeypatch.setattr(
-        "plaudit.data.tokenization.render", lambda _, texts, *args, **kwargs: seen.extend(texts) or [[5]] * len(texts)
-    )
-    with pytest.raises(DataError, match="no pair is left"):
-        tokenize([{"completions": ["a", "b", "c", "d"], "ranks": [0, 1, 2, 3]}])
-    assert sorted(seen) == ["a", "b", "c", "d"]
-
-
 def test_margins_are_kept_and_none_is_zero(tokenize, text_rows):
     margins = [None, 1.5, 0, -2]
     rows, _ = tokenize([row | {"margin": margin} for row, margin in zip(text_rows[:4], margins, strict=True)])
@@ -92,6 +69,59 @@ def test_margins_are_kept_and_none_is_zero(tokenize, text_rows):
     rows, _ = tokenize([pair([1], [2], margin=margin) for margin in margins])
     assert [row["margin"] for row in rows] == [0.0, 1.5, 0.0, -2.0]
     assert "margin" not in tokenize(text_rows)[0][0]
+
+
+SAID = {
+    "weight": ([None, 2, 0.5, 0], [1.0, 2.0, 0.5, 0.0]),
+    "label": ([None, 1, 0.25, 0], [1.0, 1.0, 0.25, 0.0]),
+    "tie": ([None, True, False, None], [False, True, False, False]),
+}
+
+
+@pytest.mark.parametrize("column", SAID)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_column_that_a_split_has_is_in_every_row_and_no_other(tokenize, text_rows, column, streaming):
+    given_, kept = SAID[column]
+    ids = [pair([1], [2])] * 4
+    for source in (text_rows[:4], ids):
+        dataset = Dataset.from_list([row | {column: value} for row, value in zip(source, given_, strict=True)])
+        rows, _ = tokenize(dataset.to_iterable_dataset() if streaming else dataset)
+        assert [row[column] for row in rows] == kept
+        assert all(set(row) == {"chosen_ids", "rejected_ids", column} for row in rows)
+        assert all(type(row[column]) is type(kept[0]) for row in rows)
+
+
+def test_a_bad_value_of_a_tokenised_row_is_named(tokenize):
+    for column, value, expected in [
+        ("weight", -1.0, "of 0 or more"),
+        ("label", 1.5, "from 0 to 1"),
+        ("tie", 1, "true"),
+    ]:
+        with pytest.raises(DataError, match=rf"row 0, column '{column}': expected .*{expected}.* got .*{value}"):
+            tokenize([pair([1], [2]) | {column: value}])
+    with pytest.raises(DataError, match="row 0, columns 'tie' and 'label'"):
+        tokenize([pair([1], [2], tie=True, label=0.5)])
+
+
+def test_a_tie_is_one_comparison_and_dropped_like_any_other(tokenize):
+    rows = [
+        pair([1], [2], tie=True),
+        pair([3], [3], tie=True),
+        pair([1, 2, 3], [4], tie=True),
+        pair([1], [2], tie=False),
+    ]
+    kept, report = tokenize(rows, TokenizationRules(max_length=2))
+    assert kept == [rows[0], rows[3]]
+    assert numbers(report) == (4, 2, 1, 1, 4)
+
+
+def test_a_column_that_a_stream_did_not_begin_with_is_an_error_and_not_lost(tokenize):
+    for late in ({"weight": 2.0}, {"margin": 1.0}, {"tie": True}, {"label": 0.5}):
+        (column,) = late
+        for row in ({"chosen": "a", "rejected": "b"}, pair([1], [2])):
+            stream = IterableDataset.from_generator(lambda row=row, late=late: iter([row, row, row | late]))
+            with pytest.raises(DataError, match=rf"row 2, column '{column}': .*first row of the stream has no such"):
+                tokenize(stream.map(dict))
 
 
 def test_other_columns_pass_through_with_their_types(tokenize, text_rows):
@@ -201,7 +231,7 @@ def test_a_split_left_empty_is_an_error(tokenize):
 
 
 def test_overlong_error_names_the_row(tokenize):
-    with pytest.raises(DataError, match=r"row 1: its longer sequence has 5 tokens, more than max_length=4"):
+    with pytest.raises(DataError, match=r"row 1: its longest sequence has 5 tokens, more than max_length=4"):
         tokenize(LONG, TokenizationRules(max_length=4, overlong="error"))
     assert tokenize(LONG[:1], TokenizationRules(max_length=4, overlong="error"))[0] == LONG[:1]
 

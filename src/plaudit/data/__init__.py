@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from plaudit.data.comparisons import comparisons_of_ranking, ties_of_ranking
     from plaudit.data.conversion import convert
     from plaudit.data.converters import CONVERTERS, arena, helpsteer, hh, ranked, ultrafeedback
     from plaudit.data.files import load_source
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "arena": "plaudit.data.converters",
+    "comparisons_of_ranking": "plaudit.data.comparisons",
     "convert": "plaudit.data.conversion",
     "CONVERTERS": "plaudit.data.converters",
     "helpsteer": "plaudit.data.converters",
@@ -23,6 +25,7 @@ _HOMES = {
     "PreferenceWorld": "plaudit.data.synthetic",
     "ranked": "plaudit.data.converters",
     "split_by_prompt": "plaudit.data.splits",
+    "ties_of_ranking": "plaudit.data.comparisons",
     "ultrafeedback": "plaudit.data.converters",
 }
 
@@ -30,12 +33,14 @@ __all__ = [
     "CONVERTERS",
     "PreferenceWorld",
     "arena",
+    "comparisons_of_ranking",
     "convert",
     "helpsteer",
     "hh",
     "load_source",
     "ranked",
     "split_by_prompt",
+    "ties_of_ranking",
     "ultrafeedback",
 ]
 

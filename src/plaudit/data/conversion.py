@@ -35,7 +35,7 @@ def convert(dataset: AnyDataset, name: str, *, keep_ties: bool = False) -> AnyDa
     Args:
         dataset: A dataset or a dictionary of them, in memory, on disk or streaming.
         name: A key of `CONVERTERS`.
-        keep_ties: Keep tied rows and the `tie` column which marks them.
+        keep_ties: Keep tied rows and the `tie` column which marks them; in ranked groups, equal ranks do.
 
     Returns:
         The converted dataset, of the type that came.
@@ -61,6 +61,8 @@ def _convert_split(dataset: Any, name: str, keep_ties: bool, split: str) -> Any:
         raise DataError(f"{split}: expected rows in the {name!r} format, but there are none")
     dropped = [column for column in columns if column not in _KEPT_COLUMNS]
     converted = dataset.map(_RowConverter(name, source_hash(converters)), with_indices=True, remove_columns=dropped)
+    if keep_ties and name == "ranked":
+        return converted.remove_columns("tie")  # equal ranks say it, and more
     if keep_ties or name not in _MEET_TIES:
         return converted
     kept = converted.filter(operator.not_, input_columns="tie").remove_columns("tie")

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from plaudit.data.formats import shown
+from plaudit.data.annotations import shown
 from plaudit.errors import DataError
 
 __all__ = ["CONVERTERS", "arena", "helpsteer", "hh", "ranked", "ultrafeedback"]

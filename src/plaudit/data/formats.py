@@ -1,26 +1,24 @@
-"""The accepted row formats, and the one thing they all become: a `Preference`.
+"""The accepted row formats, and what they become: a `Preference` for a pair, a `Ranking` for a group.
 
 A row is `{prompt?, chosen, rejected}`, all strings (standard) or all lists of messages (conversational), or a ranked
-group `{prompt, completions, ranks}`. Anything ambiguous raises a `DataError` that names the row and the column.
-This module knows nothing of tokenizers.
+group `{prompt?, completions, ranks or scores}`. Anything ambiguous raises a `DataError` that names the row and the
+column. This module knows nothing of tokenizers.
 """
 
 import json
-import math
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import combinations
-from numbers import Real
 from typing import Any
 
+from plaudit.data.annotations import malformed, parse_group_annotations, parse_pair_annotations
 from plaudit.errors import DataError
 
-__all__ = ["Preference", "Sequence", "check_sequence", "parse_margin", "parse_row", "shown"]
+__all__ = ["Preference", "Ranking", "Sequence", "check_sequence", "parse_row"]
 
 Message = dict[str, Any]
 Sequence = str | list[Message]  # one whole text, or one whole conversation
 
-PAIR_COLUMNS = ("prompt", "chosen", "rejected", "margin")
+PAIR_COLUMNS = ("prompt", "chosen", "rejected")
 GROUP_COLUMNS = ("completions", "ranks")
 TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
 
@@ -42,16 +40,41 @@ class Preference:
         rejected: The other one, of the same kind.
         margin: By how much `chosen` should win, in reward units; `None` where the row names none.
         template_options: Keyword arguments for the chat template (`tools` and `chat_template_kwargs`).
+        weight: How many times the row counts.
+        label: The probability that `chosen` is the better one; `None` where the row names none.
+        tie: The annotators called both equal; then `chosen` is only the first of two.
     """
 
     chosen: Sequence
     rejected: Sequence
     margin: float | None = None
     template_options: dict[str, Any] = field(default_factory=dict)
+    weight: float = 1.0
+    label: float | None = None
+    tie: bool = False
 
 
-def parse_row(row: dict[str, Any], index: int) -> list[Preference]:
-    """Read one raw row: a pair gives one preference, a ranked group one for each two responses of unequal rank.
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """K responses to one prompt in an order of preference: whole sequences, prompt included.
+
+    Attributes:
+        sequences: K texts, or K conversations.
+        ranks: K numbers, 0 for the best; equal ranks tie.
+        scores: K numbers, the highest for the best, where the row gives these; the ranks are theirs.
+        weight: How many times the row counts.
+        template_options: Keyword arguments for the chat template.
+    """
+
+    sequences: list[Sequence]
+    ranks: list[float]
+    scores: list[float] | None = None
+    weight: float = 1.0
+    template_options: dict[str, Any] = field(default_factory=dict)
+
+
+def parse_row(row: dict[str, Any], index: int) -> Preference | Ranking:
+    """Read one raw row, a pair or a ranked group.
 
     Args:
         row: The row as `datasets` yields it.
@@ -64,8 +87,8 @@ def parse_row(row: dict[str, Any], index: int) -> list[Preference]:
         return _parse_group(row, index)
     if row.get("completions") is not None:
         raise DataError(
-            f"row {index}: expected a pair ('chosen' and 'rejected') or a ranked group ('completions' and 'ranks'), "
-            f"but it has both. Examples of the right shape: {_STANDARD} or {_GROUP}"
+            f"row {index}: expected a pair ('chosen' and 'rejected') or a ranked group ('completions' with 'ranks' or "
+            f"'scores'), but it has both. Examples of the right shape: {_STANDARD} or {_GROUP}"
         )
     missing = [column for column in ("chosen", "rejected") if row.get(column) is None]
     if missing:
@@ -81,25 +104,18 @@ def parse_row(row: dict[str, Any], index: int) -> list[Preference]:
     pair = [
         _with_prompt(prompt, response, index, name) for name, response in (("chosen", chosen), ("rejected", rejected))
     ]
-    return [Preference(pair[0], pair[1], parse_margin(row.get("margin"), index), options)]
+    return Preference(pair[0], pair[1], template_options=options, **parse_pair_annotations(row, index))
 
 
-def _parse_group(row: dict[str, Any], index: int) -> list[Preference]:
-    prompt, completions, ranks = row.get("prompt"), row["completions"], row.get("ranks")
+def _parse_group(row: dict[str, Any], index: int) -> Ranking:
+    prompt, completions = row.get("prompt"), row["completions"]
     if not isinstance(completions, list) or len(completions) < 2:
-        raise _malformed(index, "column 'completions'", "a list of two or more responses", completions, _GROUP)
-    if not isinstance(ranks, list) or len(ranks) != len(completions) or not all(_is_number(rank) for rank in ranks):
-        expected = f"one number for each of the {len(completions)} completions (0 is best, equal ranks tie)"
-        raise _malformed(index, "column 'ranks'", expected, ranks, _GROUP)
+        raise malformed(index, "column 'completions'", "a list of two or more responses", completions, _GROUP)
+    annotations = parse_group_annotations(row, index, len(completions))
     _check_same_kind(index, prompt=prompt, **{f"completions[{k}]": text for k, text in enumerate(completions)})
     options = _template_options(row, index)
     whole = [_with_prompt(prompt, text, index, f"completions[{k}]") for k, text in enumerate(completions)]
-    best_first = sorted(range(len(ranks)), key=ranks.__getitem__)
-    return [
-        Preference(whole[better], whole[worse], None, options)
-        for better, worse in combinations(best_first, 2)
-        if ranks[better] < ranks[worse]
-    ]
+    return Ranking(whole, template_options=options, **annotations)
 
 
 def _check_same_kind(index: int, **parts: Any) -> None:
@@ -108,7 +124,7 @@ def _check_same_kind(index: int, **parts: Any) -> None:
     for name, kind in kinds.items():
         if kind is None:
             shapes = f"{_STANDARD} or {_CONVERSATIONAL}"
-            raise _malformed(index, f"column '{name}'", "a string or a list of messages", parts[name], shapes)
+            raise malformed(index, f"column '{name}'", "a string or a list of messages", parts[name], shapes)
     if len(set(kinds.values())) > 1:
         listed = ", ".join(f"'{name}' is {kind}" for name, kind in kinds.items())
         raise DataError(
@@ -131,7 +147,7 @@ def check_sequence(sequence: Any, index: int) -> None:
     """
     if _kind(sequence) is None:
         expected = "a string or a list of messages"
-        raise _malformed(index, "the sequence", expected, sequence, '"2+2? 4." or [{"role": ..., "content": ...}, ...]')
+        raise malformed(index, "the sequence", expected, sequence, '"2+2? 4." or [{"role": ..., "content": ...}, ...]')
     _with_prompt(None, sequence, index, "sequence")
 
 
@@ -139,12 +155,12 @@ def _with_prompt(prompt: Any, response: Any, index: int, column: str) -> Sequenc
     if isinstance(response, str):
         whole = (prompt or "") + response
         if not whole:
-            raise _malformed(index, f"column '{column}'", "some text", whole, _STANDARD)
+            raise malformed(index, f"column '{column}'", "some text", whole, _STANDARD)
         return whole
     _check_messages(response, index, column)
     if response[-1]["role"] != "assistant":
         expected = "the last message to be from the assistant, since that is what the reward judges"
-        raise _malformed(index, f"column '{column}'", expected, response[-1], _CONVERSATIONAL)
+        raise malformed(index, f"column '{column}'", expected, response[-1], _CONVERSATIONAL)
     if prompt is None:
         return [_present(message) for message in response]
     _check_messages(prompt, index, "prompt")
@@ -153,14 +169,14 @@ def _with_prompt(prompt: Any, response: Any, index: int, column: str) -> Sequenc
 
 def _check_messages(messages: list[Any], index: int, column: str) -> None:
     if not messages:
-        raise _malformed(index, f"column '{column}'", "at least one message", messages, _CONVERSATIONAL)
+        raise malformed(index, f"column '{column}'", "at least one message", messages, _CONVERSATIONAL)
     for position, message in enumerate(messages):
         where = f"column '{column}', message {position}"
         if not isinstance(message, dict) or not isinstance(message.get("role"), str) or "content" not in message:
-            raise _malformed(index, where, "a dict with 'role' and 'content'", message, _CONVERSATIONAL)
+            raise malformed(index, where, "a dict with 'role' and 'content'", message, _CONVERSATIONAL)
         if not _is_text(message):
             expected = "'content' to be text (rows with images or other media must be dropped)"
-            raise _malformed(index, where, expected, message["content"], _CONVERSATIONAL)
+            raise malformed(index, where, expected, message["content"], _CONVERSATIONAL)
 
 
 def _is_text(message: Message) -> bool:
@@ -187,41 +203,11 @@ def _template_options(row: dict[str, Any], index: int) -> dict[str, Any]:
         with suppress(json.JSONDecodeError):  # then it stays a string, which is an error just below
             tools = json.loads(tools)
     if tools is not None and not isinstance(tools, list):
-        raise _malformed(index, "column 'tools'", "a list of tools or a JSON string of one", tools, _TOOLS)
+        raise malformed(index, "column 'tools'", "a list of tools or a JSON string of one", tools, _TOOLS)
     if options is not None and not isinstance(options, dict):
-        raise _malformed(index, "column 'chat_template_kwargs'", "a dict", options, '{"enable_thinking": false}')
+        raise malformed(index, "column 'chat_template_kwargs'", "a dict", options, '{"enable_thinking": false}')
     return ({"tools": _without_none(tools)} if tools else {}) | (_without_none(options) if options else {})
-
-
-def parse_margin(margin: Any, index: int) -> float | None:
-    """The margin of row `index`, or `None` where it names none.
-
-    Raises:
-        DataError: It is not a finite number.
-    """
-    if margin is None:
-        return None
-    if not _is_number(margin):
-        raise _malformed(index, "column 'margin'", "a finite number", margin, "0.5")
-    return float(margin)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _listed(names: list[str]) -> str:
     return ", ".join(f"'{name}'" for name in names) or "no columns"
-
-
-def _malformed(index: int, where: str, expected: str, came: Any, example: str) -> DataError:
-    return DataError(
-        f"row {index}, {where}: expected {expected}, got {type(came).__name__} {shown(came)}. "
-        f"Example of the right shape: {example}"
-    )
-
-
-def shown(value: Any) -> str:
-    """A value as an error message shows it, cut to 80 characters."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

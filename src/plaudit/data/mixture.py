@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -113,7 +113,8 @@ def _sample(part: Dataset, size: int, salt: str) -> Dataset:
 def _harmonise(parts: Sequence[Any], paths: Sequence[str]) -> list[Any]:
     """Gives the columns that all parts have the same types; what only some have is null in the others' rows."""
     common = set.intersection(*(set(part.column_names) for part in parts))
-    if not ({"chosen", "rejected"} <= common or {"completions", "ranks"} <= common):
+    ordered = all({"ranks", "scores"} & set(part.column_names) for part in parts)
+    if not ({"chosen", "rejected"} <= common or ("completions" in common and ordered)):
         listed = "; ".join(
             f"{path} has {', '.join(part.column_names)}" for path, part in zip(paths, parts, strict=True)
         )
@@ -123,17 +124,25 @@ def _harmonise(parts: Sequence[Any], paths: Sequence[str]) -> list[Any]:
 
 
 def _cast(part: Any, wanted: Any, path: str) -> Any:
-    from datasets import Value
-
-    types = {**wanted, **({"margin": Value("float64")} if "margin" in wanted else {})}
-    for column, kind in types.items():
+    for column, kind in {**wanted, **_numbers(part.column_names)}.items():
         if part.features[column] == kind:
             continue
         try:
             part = part.cast_column(column, kind)
         except Exception as error:  # Arrow's, and one of its own for each kind of mismatch
             raise DataError(
-                f"expected the column {column!r} of {path} to be {kind} as in the mixture's first dataset, got "
+                f"expected the column {column!r} of {path} to be {kind} as in the rest of the mixture, got "
                 f"{part.features[column]}; give the dataset a `format`, or leave the column out with `columns`"
             ) from error
     return part
+
+
+def _numbers(columns: Collection[str]) -> dict[str, Any]:
+    """The types of columns that may be whole numbers in one source and fractions in another."""
+    from datasets import List, Value
+
+    number = Value("float64")
+    types = {"margin": number, "weight": number, "label": number}
+    if "completions" in columns:
+        types |= {"ranks": List(number), "scores": List(number)}
+    return {column: kind for column, kind in types.items() if column in columns}

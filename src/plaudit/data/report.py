@@ -1,20 +1,16 @@
-"""What may become of a pair that is too long, and the counts of what was left out."""
+"""What may become of a row that is too long, and the counts of what was left out."""
 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
 
 from plaudit.errors import DataError
 
-__all__ = ["IDENTICAL", "KEPT", "NO_PAIRS", "OVERLONG", "TokenizationReport", "TokenizationRules"]
+__all__ = ["NO_PAIRS", "TokenizationReport", "TokenizationRules"]
 
 logger = logging.getLogger(__name__)
 
-KEPT, OVERLONG, IDENTICAL = 0, 1, 2  # the status of a pair; caches hold them, so keep the numbers
 NO_PAIRS = "the {} split has no rows that make a pair: nothing to train or evaluate on."
 _MUCH = 0.2  # of a split dropped
 _STREAM_PAIRS_BEFORE_JUDGING = 100  # a stream's fraction means little before
@@ -22,20 +18,23 @@ _STREAM_PAIRS_BEFORE_JUDGING = 100  # a stream's fraction means little before
 
 @dataclass(frozen=True)
 class TokenizationRules:
-    """What may become of a pair that is too long.
+    """What may become of a row that is too long, and what is made of it beside ids.
 
     Attributes:
         max_length: The most tokens that a sequence may have; `None` for no limit.
-        overlong: "drop" leaves the pair out; "truncate" cuts the shared prompt from the left, the same cut for both,
-            and drops the pair only where the prompt is too short to give enough; "error" raises.
-        overlong_max_fraction: Raise when more than this fraction of a split is dropped for its length.
+        overlong: "drop" leaves out the sequence that is too long, and so its comparisons; "truncate" cuts what all
+            sequences of the row begin with, from the left, the same cut for all, and leaves out only those for which
+            that is too short; "error" raises.
+        overlong_max_fraction: Raise when more than this fraction of a split's comparisons is dropped for its length.
         vocabulary_rows: Rows of the model's embedding; ids must lie below.
+        prompt_keys: Add a column `prompt_key`: a number that rows of the same prompt share.
     """
 
     max_length: int | None = 1024
     overlong: str = "drop"
     overlong_max_fraction: float | None = None
     vocabulary_rows: int | None = None
+    prompt_keys: bool = False
 
 
 @dataclass
@@ -45,10 +44,11 @@ class TokenizationReport:
     Attributes:
         split: Its name, for messages.
         rules: The rules that held.
-        pairs: Comparisons that the rows made.
+        pairs: Comparisons that the rows made: one for a pair (a tie too), and one for each two responses of a group
+            that are of unequal rank.
         overlong: Of these, dropped because a sequence exceeds `max_length`.
         identical: Of these, dropped because both sequences have the same final ids.
-        tokens: Tokens of the kept pairs, chosen and rejected together.
+        tokens: Tokens of what is kept, each sequence counted once.
         streaming: Whether the counts grow as the rows come.
     """
 
@@ -62,30 +62,29 @@ class TokenizationReport:
 
     @property
     def kept(self) -> int:
-        """Pairs that remain."""
+        """Comparisons that remain."""
         return self.pairs - self.overlong - self.identical
 
     @property
     def dropped(self) -> int:
-        """Pairs left out."""
+        """Comparisons left out."""
         return self.overlong + self.identical
 
-    def add(self, statuses: Any, tokens: int) -> None:
-        """Count more pairs, by the `_status` of each."""
-        counts = np.bincount(statuses, minlength=3)
-        self.pairs += int(counts.sum())
-        self.overlong += int(counts[OVERLONG])
-        self.identical += int(counts[IDENTICAL])
+    def add(self, *, kept: int, overlong: int, identical: int, tokens: int) -> None:
+        """Count the comparisons of more rows by what became of them, and their tokens."""
+        self.pairs += kept + overlong + identical
+        self.overlong += overlong
+        self.identical += identical
         self.tokens += tokens
 
-    def add_streamed(self, statuses: Any, tokens: int) -> None:
-        """Count more pairs of a stream, and judge them as they come: nobody knows its length.
+    def add_streamed(self, *, kept: int, overlong: int, identical: int, tokens: int) -> None:
+        """Count more rows of a stream, and judge them as they come: nobody knows its length.
 
         Raises:
             DataError: As `check` does, once enough pairs have come.
         """
         silent = self.dropped == 0
-        self.add(statuses, tokens)
+        self.add(kept=kept, overlong=overlong, identical=identical, tokens=tokens)
         if silent and self.dropped:
             logger.info("%s: pairs are dropped as the stream comes (%s so far)", self.split, self.causes())
         if self.pairs >= _STREAM_PAIRS_BEFORE_JUDGING:

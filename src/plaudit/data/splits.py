@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from plaudit.data.prompts import prompt_of
 from plaudit.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -16,17 +16,12 @@ if TYPE_CHECKING:
 
 __all__ = ["split_by_prompt"]
 
-# Where an assistant's turn begins in the plain-text layouts that are about.
-_REPLY = re.compile(r"(?:^|\n)\s*(?:Assistant|ASSISTANT|A|### ?Response|TL;DR):|\[/INST\]|<\|[\w ]*assistant[\w ]*\|>")
-
-_BREAK = re.compile(r"\n|[.?!:](?=\s)")
-
 
 def split_by_prompt(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
     """Holds rows out so that no prompt is on both sides.
 
-    A row's prompt is its `prompt`. Where that is implicit, it is the common leading messages of `chosen` and `rejected`
-    up to the last which is not the assistant's; of two texts, their common start cut back to where a reply begins, or
+    A row's prompt is its `prompt`. Where that is implicit, it is the common leading messages of the row's responses up
+    to the last which is not the assistant's; of two texts, their common start cut back to where a reply begins, or
     to the last line, sentence or word. Without a mark of the reply that is a guess: give a `prompt` column where it
     matters. Prompts are drawn by a hash with the seed, so one more or less row moves few others across.
 
@@ -49,15 +44,17 @@ def split_by_prompt(dataset: Dataset, fraction: float, seed: int) -> tuple[Datas
             "eval_fraction needs to see all rows, and a stream does not let it; turn dataset_streaming off, "
             "or evaluate on a split of its own with dataset_test_split"
         )
-    columns = [column for column in ("prompt", "chosen", "rejected") if column in dataset.column_names]
-    if columns[:1] != ["prompt"] and columns != ["chosen", "rejected"]:
+    columns = [name for name in ("prompt", "chosen", "rejected", "completions") if name in dataset.column_names]
+    if not ({"prompt", "completions"} & set(columns) or {"chosen", "rejected"} <= set(columns)):
         raise DataError(
-            "eval_fraction keeps rows with the same prompt together, and expects a column 'prompt', or both 'chosen' "
-            f"and 'rejected', but they have {', '.join(dataset.column_names)}; name their layout with dataset_format"
+            "eval_fraction keeps rows with the same prompt together, and expects a column 'prompt', both 'chosen' and "
+            "'rejected', or 'completions', "
+            f"but they have {', '.join(dataset.column_names)}; name their layout with dataset_format"
         )
     groups: dict[str, list[int]] = defaultdict(list)
     for index, row in enumerate(dataset.select_columns(columns)):
-        groups[hashlib.blake2b(f"{seed} {_prompt_key(row)}".encode(errors="replace")).hexdigest()].append(index)
+        prompt = json.dumps(prompt_of(row), sort_keys=True)
+        groups[hashlib.blake2b(f"{seed} {prompt}".encode()).hexdigest()].append(index)
     if len(groups) < 2:
         raise DataError(
             f"cannot hold out {fraction:g} of {dataset.num_rows} rows: they have {len(groups)} distinct prompts, and "
@@ -79,36 +76,3 @@ def _draw_groups(groups: Mapping[str, list[int]], wanted: int) -> Iterator[int]:
             yield from groups[key]
     if left == wanted:
         yield from min(groups.values(), key=len)
-
-
-def _prompt_key(row: Mapping[str, Any]) -> str:
-    """The same text for rows with the same prompt."""
-    prompt = row.get("prompt")
-    if prompt is None:
-        chosen, rejected = row.get("chosen"), row.get("rejected")
-        if isinstance(chosen, str) and isinstance(rejected, str):
-            prompt = _common_text(chosen, rejected)
-        elif isinstance(chosen, list) and isinstance(rejected, list):
-            prompt = _common_messages(chosen, rejected)
-        prompt = prompt or [chosen, rejected]  # nothing in common: a group of its own
-    return json.dumps(prompt, sort_keys=True)
-
-
-def _shared_start(first: Any, second: Any) -> Any:
-    ends = (at for at, (one, other) in enumerate(zip(first, second, strict=False)) if one != other)
-    return first[: next(ends, min(len(first), len(second)))]
-
-
-def _common_messages(chosen: list[Any], rejected: list[Any]) -> list[Any]:
-    shared = _shared_start(chosen, rejected)
-    while shared and isinstance(shared[-1], Mapping) and shared[-1].get("role") == "assistant":
-        shared = shared[:-1]  # the two replies are equal, or begin alike
-    return shared
-
-
-def _common_text(chosen: str, rejected: str) -> str:
-    shared = _shared_start(chosen, rejected)
-    for boundary in (_REPLY, _BREAK):
-        if ends := [match.end() for match in boundary.finditer(shared)]:
-            return shared[: ends[-1]].strip()
-    return shared[: shared.rfind(" ") + 1].strip()

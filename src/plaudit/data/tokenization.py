@@ -1,32 +1,33 @@
-"""Preference rows -> token-id columns, without the pairs that are too long or cannot teach.
+"""Preference rows -> token-id columns, without what is too long or cannot teach.
 
-The result has the columns `chosen_ids` and `rejected_ids` (and `margin`), as users of TRL expect. Rows that were
-tokenised elsewhere under these names go through the same checks.
+Pairs get the columns `chosen_ids` and `rejected_ids`, as users of TRL expect; a split with ranked groups gets
+`sequence_ids` and `ranks`. One row stays one row, or is dropped. Rows that were tokenised elsewhere under these names
+go through the same checks.
 """
 
 import sys
 import warnings
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Features, IterableDataset, List, Value
+from datasets import Dataset, Features, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
-from plaudit.data import formats, rendering
+from plaudit.data import annotations, fitting, formats, layouts, prompts, rendering
 from plaudit.data.caching import source_hash
-from plaudit.data.formats import GROUP_COLUMNS, PAIR_COLUMNS, TEMPLATE_COLUMNS, parse_margin, parse_row, shown
+from plaudit.data.fitting import Fitted, fit
+from plaudit.data.layouts import COUNTS, Layout, Parsed
+from plaudit.data.prompts import prompt_key
 from plaudit.data.rendering import render
-from plaudit.data.report import IDENTICAL, KEPT, NO_PAIRS, OVERLONG, TokenizationReport, TokenizationRules
+from plaudit.data.report import NO_PAIRS, TokenizationReport, TokenizationRules
 from plaudit.errors import DataError
 
 __all__ = ["TokenizationReport", "TokenizationRules", "tokenize_dataset"]
 
-_RAW_COLUMNS = {*PAIR_COLUMNS, *GROUP_COLUMNS, *TEMPLATE_COLUMNS, "chosen_ids", "rejected_ids"}
 _LEGACY_NAMES = {"chosen_input_ids": "chosen_ids", "rejected_input_ids": "rejected_ids"}
-# What is decided and counted while a pair is tokenised, and not kept: a dropped pair has no tokens.
-_JUDGED = {"_status": Value("int8"), "_tokens": Value("int64")}
+# The modules whose code decides what comes out.
+_SOURCES = (annotations, fitting, formats, layouts, prompts, rendering, sys.modules[__name__])
 
 
 def tokenize_dataset(
@@ -37,54 +38,50 @@ def tokenize_dataset(
     split: str,
     num_proc: int | None = None,
 ) -> tuple[Dataset | IterableDataset, TokenizationReport]:
-    """Tokenise one split and drop what cannot teach: pairs too long, and pairs whose final ids are equal.
+    """Tokenise one split and drop what cannot teach: sequences too long, and comparisons of the same final ids.
 
     Args:
-        dataset: Raw rows (see `plaudit.data.formats`), or rows with `chosen_ids` and `rejected_ids`.
+        dataset: Raw rows (see `plaudit.data.formats`), or rows with `chosen_ids` and `rejected_ids`, or with
+            `sequence_ids` and `ranks`.
         tokenizer: The model's tokenizer, its special tokens settled.
-        rules: The overlong policy.
+        rules: The overlong policy, and whether to add `prompt_key`.
         split: A name for messages.
         num_proc: Processes to use; ignored for a stream.
 
     Returns:
-        The dataset with the columns `chosen_ids`, `rejected_ids`, `margin` where a row has one, and the columns
-        that are not part of a preference; and the report.
+        The dataset and the report. Its columns are, for a split of pairs, `chosen_ids`, `rejected_ids` and those of
+        `margin`, `weight`, `label` and `tie` that it came with; for a split with a column `completions`, whose pairs
+        become groups of two, `sequence_ids`, `ranks` and those of `scores` and `weight` that it came with; and the
+        columns that are not part of a preference.
 
     Raises:
         DataError: A row is malformed, or nothing is left.
     """
     dataset, columns = _named_columns(dataset.with_format(None), split)  # plain Python, whatever format it is read in
-    tokenised = {"chosen_ids", "rejected_ids"} <= set(columns)
+    layout = Layout.of(columns, prompt_keys=rules.prompt_keys)
     streaming = isinstance(dataset, IterableDataset)
     report = TokenizationReport(split, rules, streaming=streaming)
     if not streaming and not len(dataset):
         report.check()  # `map` would not make the columns that are read below
-    tokenize = _Tokenize(
-        tokenizer,
-        rules,
-        tokenised,
-        "margin" in columns,
-        source_hash(formats, rendering, sys.modules[__name__]),
-        report if streaming else None,
-    )
+    tokenize = _Tokenize(tokenizer, rules, layout, source_hash(*_SOURCES), report if streaming else None)
     if streaming:
         mapped = dataset.map(tokenize, batched=True, batch_size=64, with_indices=True, remove_columns=columns)
-        return mapped.filter(_is_kept, input_columns="_status").remove_columns(list(_JUDGED)), report
+        return mapped.filter(_is_kept, input_columns="_kept").remove_columns(list(COUNTS)), report
     mapped = dataset.map(
         tokenize,
         batched=True,
         with_indices=True,
         remove_columns=columns,
-        features=_features(dataset),
+        features=Features(layout.passed(dataset.features) | layout.features | COUNTS),
         num_proc=num_proc,
         desc=f"Tokenising {split}",
     )
-    judged = mapped.select_columns(list(_JUDGED)).with_format("numpy")[:]
-    statuses = np.asarray(judged["_status"], dtype=np.int64)
-    report.add(statuses, int(np.sum(judged["_tokens"])))
-    mapped = mapped.remove_columns(list(_JUDGED))
-    if report.dropped:
-        mapped = mapped.select(np.flatnonzero(statuses == KEPT))
+    counts = mapped.select_columns(list(COUNTS)).with_format("numpy")[:]
+    report.add(**{name.removeprefix("_"): int(np.sum(counts[name])) for name in COUNTS})
+    mapped = mapped.remove_columns(list(COUNTS))
+    rows = np.flatnonzero(counts["_kept"])
+    if len(rows) < len(mapped):
+        mapped = mapped.select(rows)
     report.check()
     report.log()
     return mapped, report
@@ -110,16 +107,8 @@ def _named_columns(dataset: Dataset | IterableDataset, split: str) -> tuple[Data
     return dataset, list(columns)
 
 
-def _features(dataset: Dataset) -> Features:
-    """The columns that come out. Guessed by `datasets`, a first batch of which nothing is kept would have no type."""
-    ids = {name: List(Value("int32")) for name in ("chosen_ids", "rejected_ids")}
-    margin = {"margin": Value("float64")} if "margin" in dataset.column_names else {}
-    passed = {name: kind for name, kind in dataset.features.items() if name not in _RAW_COLUMNS}
-    return Features(passed | margin | ids | _JUDGED)
-
-
-def _is_kept(status: int) -> bool:
-    return status == KEPT
+def _is_kept(kept: int) -> bool:
+    return kept > 0
 
 
 @dataclass(frozen=True)
@@ -131,73 +120,51 @@ class _Tokenize:
 
     tokenizer: PreTrainedTokenizerBase
     rules: TokenizationRules
-    tokenised: bool
-    has_margin: bool
+    layout: Layout
     source: str
     report: TokenizationReport | None  # for a stream, which counts as it goes
 
     def __call__(self, batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
-        columns = self._check(batch, indices) if self.tokenised else self._render(batch, indices)
-        if self.report is not None:
-            self.report.add_streamed(columns["_status"], sum(columns["_tokens"]))
-        return columns
-
-    def _render(self, batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
-        """Raw rows. A ranked group makes several pairs, so the number of rows may change."""
         rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-        parsed = [parse_row(row, index) for row, index in zip(rows, indices, strict=True)]
-        owners = [number for number, preferences in enumerate(parsed) for _ in preferences]
-        preferences = list(chain.from_iterable(parsed))
-        # By identity: the pairs of a ranked group hold the same K sequences, and each is rendered once.
-        sides = {
-            id(side): (side, preference.template_options, f"row {indices[owner]}")
-            for owner, preference in zip(owners, preferences, strict=True)
-            for side in (preference.chosen, preference.rejected)
-        }
-        sequences, options, names = zip(*sides.values(), strict=True) if sides else ((), (), ())
-        ids = dict(zip(sides, render(self.tokenizer, sequences, options, names=names), strict=True))
-        chosen, rejected = [ids[id(p.chosen)] for p in preferences], [ids[id(p.rejected)] for p in preferences]
-        passed = {
-            name: [values[owner] for owner in owners] for name, values in batch.items() if name not in _RAW_COLUMNS
-        }
-        if self.has_margin:
-            passed["margin"] = [preference.margin or 0.0 for preference in preferences]
-        return passed | self._judge(chosen, rejected, [indices[owner] for owner in owners])
-
-    def _check(self, batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
-        """Rows that come tokenised."""
-        for column in ("chosen_ids", "rejected_ids"):
-            for ids, index in zip(batch[column], indices, strict=True):
-                _check_ids(ids, index, column)
-        passed = {name: values for name, values in batch.items() if name not in _RAW_COLUMNS}
-        if self.has_margin:
-            margins = zip(batch["margin"], indices, strict=True)
-            passed["margin"] = [parse_margin(margin, index) or 0.0 for margin, index in margins]
-        return passed | self._judge(batch["chosen_ids"], batch["rejected_ids"], indices)
-
-    def _judge(self, chosen: list[list[int]], rejected: list[list[int]], indices: list[int]) -> dict[str, list[Any]]:
-        """Apply the overlong policy and mark what is to be dropped; a dropped row keeps no ids."""
-        front = {self.tokenizer.bos_token_id, self.tokenizer.cls_token_id}
-        columns: dict[str, list[Any]] = {"chosen_ids": [], "rejected_ids": [], "_status": [], "_tokens": []}
-        for first, second, index in zip(chosen, rejected, indices, strict=True):
-            _check_usable(first, "chosen", index, self.rules.vocabulary_rows)
-            _check_usable(second, "rejected", index, self.rules.vocabulary_rows)
-            pair = _fit(first, second, self.rules, index, kept=int(first[0] in front))
-            status = OVERLONG if pair is None else IDENTICAL if pair[0] == pair[1] else KEPT
-            first, second = pair if pair is not None and status == KEPT else ([], [])
-            columns["chosen_ids"].append(first)
-            columns["rejected_ids"].append(second)
-            columns["_status"].append(status)
-            columns["_tokens"].append(len(first) + len(second))
+        parsed = [self.layout.parse(row, index) for row, index in zip(rows, indices, strict=True)]
+        ids = self._ids(parsed, indices)
+        fitted = [self._fit(*row) for row in zip(parsed, ids, indices, strict=True)]
+        columns = self.layout.passed(batch)
+        if self.layout.prompt_keys:
+            keys = zip(rows, ids, strict=True)
+            columns["prompt_key"] = [prompt_key(self.layout.prompt(row, sequences)) for row, sequences in keys]
+        columns |= self.layout.columns(parsed, fitted) | _counted(fitted)
+        if self.report is not None:
+            self.report.add_streamed(**{name.removeprefix("_"): sum(columns[name]) for name in COUNTS})
         return columns
 
+    def _ids(self, parsed: list[Parsed], indices: list[int]) -> list[list[list[int]]]:
+        """The ids of every row's sequences; they are rendered all at once."""
+        if self.layout.tokenised:
+            return [row.sequences for row in parsed]
+        owned = [
+            (sequence, row.template_options, f"row {index}")
+            for row, index in zip(parsed, indices, strict=True)
+            for sequence in row.sequences
+        ]
+        sequences, options, names = zip(*owned, strict=True)
+        ids = iter(render(self.tokenizer, sequences, options, names=names))
+        return [[next(ids) for _ in row.sequences] for row in parsed]
 
-def _check_ids(ids: Any, index: int, column: str) -> None:
-    if not isinstance(ids, list) or not ids or not all(isinstance(token, int) for token in ids):
-        raise DataError(
-            f"row {index}, column '{column}': expected a list of one or more token ids, got {shown(ids)}. "
-            f'Example of the right shape: {{"chosen_ids": [5, 8, 2], "rejected_ids": [5, 9, 2]}}'
-        )
+    def _fit(self, row: Parsed, ids: list[list[int]], index: int) -> Fitted:
+        for sequence, name in zip(ids, row.names, strict=True):
+            _check_usable(sequence, name, index, self.rules.vocabulary_rows)
+        front = {self.tokenizer.bos_token_id, self.tokenizer.cls_token_id}
+        return fit(ids, row.comparisons, self.rules, index, front)
+
+
+def _counted(fitted: list[Fitted]) -> dict[str, list[int]]:
+    return {
+        "_kept": [row.kept for row in fitted],
+        "_overlong": [row.overlong for row in fitted],
+        "_identical": [row.identical for row in fitted],
+        "_tokens": [sum(map(len, row.sequences)) for row in fitted],
+    }
 
 
 def _check_usable(ids: list[int], side: str, index: int, vocabulary_rows: int | None) -> None:
@@ -211,29 +178,3 @@ def _check_usable(ids: list[int], side: str, index: int, vocabulary_rows: int | 
             f"row {index}: the ids of '{side}' run from {min(ids)} to {max(ids)}, but the model has embeddings for 0 "
             f"to {vocabulary_rows - 1} only. Use the tokenizer that belongs to the model."
         )
-
-
-def _fit(
-    chosen: list[int], rejected: list[int], rules: TokenizationRules, index: int, *, kept: int
-) -> tuple[list[int], list[int]] | None:
-    """The pair within `max_length`, its first `kept` ids always in front, or `None` where it does not fit."""
-    longest = max(len(chosen), len(rejected))
-    if rules.max_length is None or longest <= rules.max_length:
-        return chosen, rejected
-    if rules.overlong == "error":
-        raise DataError(
-            f"row {index}: its longer sequence has {longest:,} tokens, more than max_length={rules.max_length}. "
-            f"Raise `max_length`, or set `overlong` to 'drop' or 'truncate'."
-        )
-    if rules.overlong == "drop":
-        return None
-    cut = longest - rules.max_length
-    if cut > _shared(chosen, rejected) - kept:  # the response itself would lose its beginning: better no pair
-        return None
-    return chosen[:kept] + chosen[kept + cut :], rejected[:kept] + rejected[kept + cut :]
-
-
-def _shared(chosen: list[int], rejected: list[int]) -> int:
-    """How many ids both begin with; the last of either is not among them, since the reward is read there."""
-    most = min(len(chosen), len(rejected)) - 1
-    return next((n for n in range(most) if chosen[n] != rejected[n]), most)
