@@ -52,7 +52,7 @@ def saved(make_trainer, text_rows):
 def test_the_output_folder_and_every_checkpoint_hold_the_same_kinds_of_files(saved):
     model = {
         "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
-        "README.md", "trainer_state.json", "training_args.bin",
+        "README.md", "reward.json", "trainer_state.json", "training_args.bin",
     }  # fmt: skip
     resuming = {"optimizer.pt", "scheduler.pt", "rng_state.pth"}
     output = Path(saved.args.output_dir)

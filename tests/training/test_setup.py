@@ -100,7 +100,9 @@ def test_a_pad_asked_for_that_is_eos_is_obeyed_with_a_warning_and_rewards_are_ri
 
 
 def test_the_collator_pads_with_the_pad_that_was_settled(make_trainer, make_model, new_tokenizer):
-    trainer = make_trainer(model=make_model(), processing_class=pads_with_eos(new_tokenizer(pad=None)))
+    trainer = make_trainer(
+        model=make_model(), processing_class=pads_with_eos(new_tokenizer(pad=None)), batch_layout="padded"
+    )
     batch = trainer.data_collator([{"chosen_ids": [5], "rejected_ids": [5, 6]}])
     assert batch["input_ids"].tolist() == [[5, trainer.model.config.pad_token_id], [5, 6]]
 

@@ -101,6 +101,13 @@ class TokenizationReport:
         elif self.streaming:
             logger.info("%s: loader workers read the stream; what they dropped is not known here", self.split)
 
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Look into the split without counting what is seen."""
+        counts = self.pairs, self.overlong, self.identical, self.tokens
+        yield
+        self.pairs, self.overlong, self.identical, self.tokens = counts
+
     def causes(self) -> str:
         """Why pairs were dropped, in words."""
         parts = []

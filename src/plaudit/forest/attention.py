@@ -1,8 +1,8 @@
 """Forest attention, registered with transformers' own attention and mask interfaces; no model class is touched.
 
-`enable` names our function as the model's attention. With a forest at hand (the keyword `forest`, which models pass down
-to every layer) it computes the forest's attention; without, it is what the model had before, so both layouts run through
-one model. Backends:
+`enable` names our function as the model's attention. With a forest at hand (the keyword `forest`, which models pass
+down to every layer) it computes the forest's attention; without, it is what the model had before, so both layouts run
+through one model. Backends:
 
 - `blocks`: chain by chain (`plaudit.forest.blocks`), on any device.
 - `flex`: FlexAttention with the one-line mask, for CUDA.
@@ -203,9 +203,7 @@ def _of_one_type(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return tuple(tensor.to(kind) for tensor in tensors)
 
 
-def _check_call(
-    module: torch.nn.Module, query: torch.Tensor, forest: ForestAttention, options: dict[str, Any]
-) -> None:
+def _check_call(module: torch.nn.Module, query: torch.Tensor, forest: ForestAttention, options: dict[str, Any]) -> None:
     name = type(module).__name__
     if options.get("position_bias") is not None:
         raise ModelError(f"no token forest: {name} adds a bias for each two positions to its scores.")

@@ -114,9 +114,7 @@ def chains_of(position_ids: NDArray[np.int64], subtree_end: NDArray[np.int64]) -
     return chains
 
 
-def _sharing_groups(
-    arrays: list[NDArray[np.int64]], rows: Sequence[int], shared_tokens: int
-) -> Iterator[list[int]]:
+def _sharing_groups(arrays: list[NDArray[np.int64]], rows: Sequence[int], shared_tokens: int) -> Iterator[list[int]]:
     """Sequences by the tree (or trees) they share, each group in lexicographic order, in the order of the rows."""
     keys = [array.tobytes() for array in arrays]
     members: dict[int, list[int]] = {}

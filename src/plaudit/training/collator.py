@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from transformers.data.data_collator import DataCollatorMixin
 
-
 from plaudit.data.comparisons import comparisons_of_ranking, ties_of_ranking
 from plaudit.errors import DataError
 from plaudit.forest.layout import TokenForest
@@ -123,7 +122,11 @@ class PreferenceCollator(DataCollatorForPreference):
         targets = self._compare_groups(examples) if grouped else self._compare_pairs(examples)
         targets["sequence_row"] = torch.tensor(owners)
         if self.with_rankings:
-            ranks = [r for row in examples for r in row["ranks"]] if grouped else [n // len(examples) for n in range(len(owners))]
+            ranks = (
+                [r for row in examples for r in row["ranks"]]
+                if grouped
+                else [n // len(examples) for n in range(len(owners))]
+            )
             targets["sequence_rank"] = torch.tensor(ranks, dtype=torch.float)
         return self.lay_out(sequences, owners) | targets
 
@@ -142,7 +145,9 @@ class PreferenceCollator(DataCollatorForPreference):
             return {"input_ids": input_ids, "attention_mask": attention_mask}
         forest = TokenForest.from_sequences(sequences, owners)
         rows = {name: getattr(forest, name)[None] for name in ("input_ids", "position_ids", "subtree_end")}
-        return {name: torch.from_numpy(np.ascontiguousarray(row)) for name, row in (rows | {"leaf": forest.leaf}).items()}
+        return {
+            name: torch.from_numpy(np.ascontiguousarray(row)) for name, row in (rows | {"leaf": forest.leaf}).items()
+        }
 
     def _compare_pairs(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         count = len(examples)
@@ -165,8 +170,8 @@ class PreferenceCollator(DataCollatorForPreference):
             ids, ranks, scores = row["sequence_ids"], row["ranks"], row.get("scores")
             decided = comparisons_of_ranking(ids, ranks)
             tied = ties_of_ranking(ids, ranks) if self.with_ties else []
-            unit = self._unit(ids, ranks, len(decided) + len(tied))
-            margins = [float(scores[w] - scores[l]) if self.margin_from_scores else 0.0 for w, l in decided]
+            unit = self._unit(ranks, len(decided) + len(tied))
+            margins = [float(scores[a] - scores[b]) if self.margin_from_scores and scores else 0.0 for a, b in decided]
             for pairs, tie, values in ((decided, False, margins), (tied, True, [0.0] * len(tied))):
                 shifted = [(first + winner, first + loser) for winner, loser in pairs]
                 found.add(number, shifted, tie=tie, margins=values, unit=unit)
@@ -181,7 +186,7 @@ class PreferenceCollator(DataCollatorForPreference):
             targets["tie"] = torch.tensor(found.tie)
         return targets
 
-    def _unit(self, ids: list[Any], ranks: list[float], comparisons: int) -> float:
+    def _unit(self, ranks: list[float], comparisons: int) -> float:
         """What one of a row's comparisons counts, where a pair counts 1."""
         if self.group_weighting == "group":
             return 1.0 / comparisons

@@ -51,7 +51,8 @@ class RewardConfig(TrainingArguments):
         group_weighting: "group": all comparisons of a ranked group together count as much as one pair; "comparison":
             each does.
         label_smoothing: Probability that a verdict is flipped, from 0 to 0.5.
-        tie_threshold: For `loss_type="ties"`: rewards so near each other tie half of the time or more; learnt if `None`.
+        tie_threshold: The threshold of `loss_type="ties"`, in reward units (`plaudit.losses.rao_kupper`); learnt if
+            `None`.
         margin_from_scores: In groups with `scores`, their difference is the margin of a comparison.
         center_rewards_coefficient: Adds `coefficient * mean((r_chosen + r_rejected)^2)` to the loss; 0.01 is usual.
         activation_offloading: Keep the tensors saved for backward on the CPU during the step.
@@ -233,9 +234,7 @@ class RewardConfig(TrainingArguments):
                 f"sequences. Use 'random' or 'sequential'."
             )
         if self.label_smoothing_factor:
-            raise ConfigError(
-                "label_smoothing_factor is for classification losses. Use `label_smoothing`."
-            )
+            raise ConfigError("label_smoothing_factor is for classification losses. Use `label_smoothing`.")
         fraction = self.overlong_max_fraction
         if fraction is not None and not 0 <= fraction <= 1:
             raise ConfigError(f"overlong_max_fraction: expected a number from 0 to 1, got {fraction}.")

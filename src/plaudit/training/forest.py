@@ -94,7 +94,10 @@ class ForestTrainer(Trainer):
         if self.layout != "forest" or self._layout_is_compared:
             return
         self._layout_is_compared = True
-        sequences, owners = self.data_collator.sequences_and_rows(self._first_rows())
+        rows = self._first_rows()
+        if not rows:
+            return
+        sequences, owners = self.data_collator.sequences_and_rows(rows)
 
         def score(layout: str) -> torch.Tensor:
             batch = replace(self.data_collator, layout=layout).lay_out(sequences, owners)

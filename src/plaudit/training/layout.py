@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from peft import PeftModel
@@ -19,14 +18,19 @@ __all__ = ["choose_layout", "compare_layouts", "in_float32", "routes_experts"]
 
 logger = logging.getLogger(__name__)
 
-# Rewards of two layouts may differ by this share of their size. Rounding a product's terms in another order costs a few
-# units in the last place each layer; 16 leave room for deep models, and a mask that is wrong moves rewards by much more.
+# Rewards of two layouts may differ by this share of their size. Adding up a product's terms in another order costs a
+# few units in the last place each layer; 16 leave room for deep models, and a wrong mask moves rewards by much more.
 _ROUNDINGS = 16
 _LEAST_SHARE = 1e-4
 
 
-def choose_layout(model: "PreTrainedModel | PeftModel", args: RewardConfig, *, own_collator: bool) -> str:
-    """"forest" or "padded", said once with the reason; a model that is to run forests is enabled for it.
+def choose_layout(model: "PreTrainedModel | PeftModel", args: RewardConfig, *, own_code: str | None = None) -> str:
+    """Choose "forest" or "padded", and say once which and why; a model that is to run forests is enabled for it.
+
+    Args:
+        model: As the trainer will wrap it.
+        args: The run's options.
+        own_code: The user's own code that makes or reads batches in TRL's shape, if there is any.
 
     Raises:
         ConfigError: `batch_layout` asks for a forest, and the model or the collator cannot; or prefix or prompt tuning
@@ -44,8 +48,8 @@ def choose_layout(model: "PreTrainedModel | PeftModel", args: RewardConfig, *, o
     reason = attention.why_not(base)
     if not reads_last_position(base):
         reason = f"{type(base).__name__} is an encoder: every token sees every other"
-    elif own_collator:
-        reason = "`data_collator` makes the batches"
+    elif own_code is not None:
+        reason = f"{own_code} expects TRL's batches"
     elif virtual:
         reason = "prefix and prompt tuning put virtual tokens before every sequence"
     if reason is None:

@@ -12,7 +12,6 @@ from plaudit.training.collator import PreferenceCollator, comparisons_of, sequen
 __all__ = ["fitting_budget", "free_memory", "halves", "keep_random_state"]
 
 
-
 @contextmanager
 def keep_random_state() -> Iterator[None]:
     """Leave torch's random state, on all devices, as it was."""

@@ -127,6 +127,9 @@ class RewardTrainer(ForestTrainer, RowwiseEvaluationTrainer, StagedSavingTrainer
         eval_dataset = self._prepare_eval(eval_dataset, tokenizer, args)
         self.meter = RewardMeter()
         self.objective = Objective(args)
+        own_loss = type(self).compute_loss is not RewardTrainer.compute_loss
+        own_code = "`data_collator`" if data_collator is not None else "`compute_loss`" if own_loss else None
+        layout = choose_layout(model, args, own_code=own_code)
         super().__init__(
             model=model,
             args=args,
@@ -134,7 +137,7 @@ class RewardTrainer(ForestTrainer, RowwiseEvaluationTrainer, StagedSavingTrainer
             or PreferenceCollator(
                 tokenizer.pad_token_id,
                 args.pad_to_multiple_of,
-                layout=choose_layout(model, args, own_collator=False),
+                layout=layout,
                 group_weighting=args.group_weighting,
                 with_ties=args.loss_type == "ties",
                 with_rankings=args.loss_type == "plackett_luce",
@@ -172,6 +175,10 @@ class RewardTrainer(ForestTrainer, RowwiseEvaluationTrainer, StagedSavingTrainer
                 dataset, processing_class, self._rules, split=dataset_name, num_proc=args.dataset_num_proc
             )
         return dataset
+
+    def _first_rows(self) -> list[dict[str, Any]]:
+        with self.reports["train"].unchanged():  # a stream is read for them, and counts what it reads
+            return super()._first_rows()
 
     def _prepare_eval(self, eval_dataset: Any, tokenizer: PreTrainedTokenizerBase, args: RewardConfig) -> Any:
         if isinstance(eval_dataset, dict):
