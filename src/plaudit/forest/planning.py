@@ -153,10 +153,6 @@ class BatchPlanner:
             slots = generator.permuted(slots, axis=1)  # else rank 0 would always take the dearest
         return EpochPlan(rows, offsets, costs, slots, self.capacity)
 
-    def shares(self, rows: list[int]) -> list[int]:
-        """What each of a batch's rows adds to its cost, in the order of the batch."""
-        return self._shares(np.asarray(rows), np.array([0, len(rows)])).tolist()
-
     def _generator(self, epoch: int) -> np.random.Generator:
         return np.random.default_rng([self.seed % 2**64, epoch])
 
@@ -196,17 +192,13 @@ class BatchPlanner:
 
     def _costs(self, rows: Ints, offsets: Ints) -> Ints:
         """What batches cost, given as consecutive rows: a prompt counts once where its rows stand together."""
-        return np.add.reduceat(self._shares(rows, offsets), offsets[:-1])
-
-    def _shares(self, rows: Ints, offsets: Ints) -> Ints:
-        """What each row adds to the cost of its batch [R]."""
         costs = self.sizes[rows]
         if self.keys is not None:
             saved = self.shared[rows]
             saved[1:][self.keys[rows[1:]] != self.keys[rows[:-1]]] = 0
             saved[offsets[:-1]] = 0  # the first row of a batch pays for its prompt
             costs = costs - saved
-        return costs
+        return np.add.reduceat(costs, offsets[:-1])
 
     def _cut_up(self, rows: Ints, offsets: Ints, batches: int) -> tuple[Ints, Ints]:
         """Cuts the dearest batches in two until there are `batches`, and repeats rows where that cannot be."""

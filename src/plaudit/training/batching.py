@@ -20,23 +20,24 @@ def wants_sampler(args: RewardConfig) -> bool:
     return args.max_tokens_per_batch is not None or args.group_by_prompt
 
 
-def make_sampler(dataset: Dataset, args: RewardConfig, layout: str) -> BudgetBatchSampler:
+def make_sampler(dataset: Dataset, args: RewardConfig, layout: str, budget: int | None = None) -> BudgetBatchSampler:
     """The batches of one process over all epochs.
 
     Args:
         dataset: Tokenised rows; with `prompt_key` if rows of a prompt go together.
         args: The run's options.
         layout: "forest" counts a shared prefix once, "padded" every sequence as long as the longest of its row.
+        budget: Instead of `max_tokens_per_batch`.
 
     Raises:
         ConfigError: A row exceeds the budget, or there are fewer rows than processes.
     """
     keys = np.asarray(dataset.with_format("numpy")["prompt_key"]) if args.group_by_prompt else None
-    shared = None
-    if args.max_tokens_per_batch is None:
+    shared, capacity = None, budget or args.max_tokens_per_batch
+    if capacity is None:
         sizes, capacity = np.ones(len(dataset), dtype=np.int64), args.train_batch_size
     else:
-        sizes, capacity = _sizes(dataset, layout), args.max_tokens_per_batch
+        sizes = _sizes(dataset, layout)
         if keys is not None and layout == "forest":
             shared = _shared(dataset, keys)
     planner = BatchPlanner(

@@ -152,8 +152,12 @@ class ForestTrainer(Trainer):
         Raises:
             ConfigError: It does not fit.
         """
-        planner, dearest, mark = sampler.planner, sampler.dearest, self.meter.mark()
-        largest = int(planner.sizes.argmax())
+        mark = self.meter.mark()
+
+        def dearest(less: int) -> list[int]:
+            if less == budget:
+                return sampler.dearest
+            return make_sampler(self.train_dataset, self.args, self.layout, less).dearest
 
         def run(rows: list[int]) -> None:
             try:
@@ -169,8 +173,7 @@ class ForestTrainer(Trainer):
 
         with keep_random_state():
             model.train()
-            costs = dict(zip(dearest, planner.shares(dearest), strict=True))
-            fits = fitting_budget(run, costs, (largest, int(planner.sizes[largest])), budget)
+            fits = fitting_budget(run, dearest, budget, int(sampler.planner.sizes.max()))
         least = min(0 if each is None else each for each in gather_object([fits]))
         if least < budget:
             raise ConfigError(

@@ -35,28 +35,21 @@ def free_memory() -> None:
 
 
 def fitting_budget(
-    run: Callable[[list[int]], None], rows: dict[int, int], largest: tuple[int, int], budget: int
+    run: Callable[[list[int]], None], dearest: Callable[[int], list[int]], budget: int, least: int
 ) -> int | None:
-    """The greatest of `budget`, its half, its quarter, ... of which a batch runs; `None` if the largest row does not.
+    """The greatest of `budget`, its half, its quarter, ... of which the dearest batch runs; `None` if none does.
 
     Args:
         run: Forward and backward of some rows.
-        rows: The rows of the largest batch, and what each costs there, in tokens.
-        largest: The row that costs most, and its cost: no budget below it can be set.
+        dearest: The rows of the costliest batch under a budget.
         budget: Tokens of a batch.
+        least: What the largest row takes: no budget below it can be set.
     """
-    chosen = list(rows)
-    by_cost = sorted((rows | dict([largest])).items(), key=lambda item: -item[1])
-    while not _fits(run, chosen):
+    while not _fits(run, dearest(budget)):
         free_memory()
-        if budget <= largest[1]:
+        if budget <= least:
             return None
-        budget = max(budget // 2, largest[1])
-        chosen, room = [], budget
-        for row, cost in by_cost:
-            if cost <= room:
-                chosen.append(row)
-                room -= cost
+        budget = max(budget // 2, least)
     return budget
 
 
