@@ -23,8 +23,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from plaudit.errors import ConfigError, ModelError
-from plaudit.forest.blocks import Piece, ScoreRules, attend_pieces, cut_pieces
-from plaudit.forest.layout import chains_of
+from plaudit.forest.blocks import Block, ScoreRules, attend_blocks, cut_blocks
 
 __all__ = ["BACKENDS", "ForestAttention", "check_every_layer", "enable", "enabled_backend", "why_not"]
 
@@ -47,13 +46,12 @@ class ForestAttention:
     windows: dict[Any, int | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.pieces = cache(self._pieces)
+        self.blocks = cache(self._blocks)
         self.mask = cache(self._mask)
         self.block_mask = cache(self._block_mask)
 
-    def _pieces(self, heads: int, window: int | None) -> list[Piece]:
-        chains = chains_of(self.position_ids.cpu().numpy(), self.subtree_end.cpu().numpy())
-        return cut_pieces(chains, heads, window)
+    def _blocks(self, heads: int, window: int | None) -> list[Block]:
+        return cut_blocks(self.position_ids.cpu().numpy(), self.subtree_end.cpu().numpy(), heads, window)
 
     def sees(self, query: torch.Tensor, key: torch.Tensor, window: int | None) -> torch.Tensor:
         """Whether token `query` attends to token `key` (indices that broadcast): the whole mask of a forest."""
@@ -187,8 +185,8 @@ def _blocks(
         softcap=options.get("softcap"),
         dropout=_dropout(module, options),
     )
-    pieces = forest.pieces(query.shape[1], rules.window)
-    return attend_pieces(query[0], key[0], value[0], pieces, rules, options.get("s_aux"))[None]
+    blocks = forest.blocks(query.shape[1], rules.window)
+    return attend_blocks(query[0], key[0], value[0], blocks, rules, options.get("s_aux"))[None]
 
 
 def _dropout(module: torch.nn.Module, options: dict[str, Any]) -> float:
