@@ -158,10 +158,11 @@ def _attention(
     _check_call(module, query, forest, options)
     window = options.get("sliding_window")
     forest.windows[module] = window
-    query, key, value = _of_one_type(query, key, value)
+    dtype = _precision(value)
     backend = backend or ("flex" if query.device.type == "cuda" and not _dropout(module, options) else "blocks")
     if backend == "blocks":
-        return _blocks(module, query, key, value, forest, options), None
+        return _blocks(module, query, key, value, forest, options, dtype), None
+    query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     if backend == "flex":
         return flex_attention_forward(module, query, key, value, forest.block_mask(window), **options)[0], None
     mask = forest.mask(window)
@@ -170,6 +171,7 @@ def _attention(
     return _attention_before(module, before)(module, query, key, value, mask, *args, **options)
 
 
+@torch.compiler.disable  # its loop over blocks differs from batch to batch; the rest of the model compiles around it
 def _blocks(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -177,6 +179,7 @@ def _blocks(
     value: torch.Tensor,
     forest: ForestAttention,
     options: dict[str, Any],
+    dtype: torch.dtype,
 ) -> torch.Tensor:
     scaling = options.get("scaling")
     rules = ScoreRules(
@@ -186,19 +189,17 @@ def _blocks(
         dropout=_dropout(module, options),
     )
     blocks = forest.blocks(query.shape[1], rules.window)
-    return attend_blocks(query[0], key[0], value[0], blocks, rules, options.get("s_aux"))[None]
+    return attend_blocks(query[0], key[0], value[0], blocks, rules, options.get("s_aux"), dtype)[None]
 
 
 def _dropout(module: torch.nn.Module, options: dict[str, Any]) -> float:
     return options.get("dropout", 0.0) if module.training else 0.0
 
 
-def _of_one_type(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Under autocast in its precision, as for the stock functions; else in that of the values."""
-    device, kind = tensors[0].device.type, tensors[-1].dtype
-    if torch.is_autocast_enabled(device):
-        kind = torch.get_autocast_dtype(device)
-    return tuple(tensor.to(kind) for tensor in tensors)
+def _precision(value: torch.Tensor) -> torch.dtype:
+    """Under autocast its precision, as for the stock functions; else that of the values."""
+    device = value.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value.dtype
 
 
 def _check_call(module: torch.nn.Module, query: torch.Tensor, forest: ForestAttention, options: dict[str, Any]) -> None:

@@ -1,9 +1,9 @@
 """Attention over a forest in blocks: small subtrees whole, long chains in pieces, and nothing of the size T x T.
 
 A block is a run of tokens in depth-first order that hang below the same token: some small subtrees side by side, or a
-piece of a long chain. Its queries attend to their path above, which all of them share and see in full, and to the block
-itself, under the one-line mask. So scores that no mask would keep are few, and so are the calls. Weights over long paths
-are computed again in the backward pass instead of kept: memory grows with T alone.
+piece of a long chain. Its queries attend to their path above, which all of them share and see in full, and to the
+block itself, under the one-line mask. So scores that no mask would keep are few, and so are the calls. Weights over
+long paths are computed again in the backward pass instead of kept: memory grows with T alone.
 """
 
 import math
@@ -28,7 +28,7 @@ _SMALL = 256
 _SCORES = 1 << 19
 _LEAST_QUERIES = 32  # fewer rows make matrix products slow
 # Weights over up to so many keys are kept for the backward pass: a bound for each token, so memory stays linear.
-_KEPT_KEYS = 256
+_KEPT_KEYS = 512
 _SPARE = 64  # rows behind the last token, since blocks are rounded up
 
 
@@ -185,6 +185,7 @@ def attend_blocks(
     blocks: list[Block],
     rules: ScoreRules,
     sinks: torch.Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """Attention of every query to its path.
 
@@ -195,27 +196,31 @@ def attend_blocks(
         blocks: From `cut_blocks`.
         rules: How scores become weights.
         sinks: One score for each head that takes part in the softmax and attends to nothing, shape [H].
+        dtype: The precision of the products; that of the values if `None`.
 
     Returns:
-        Shape [T, H, D].
+        Shape [T, H, D], in `dtype`.
     """
-    return _Attention.apply(query, key, value, sinks, blocks, rules)
+    return _Attention.apply(query, key, value, sinks, blocks, rules, dtype or value.dtype)
 
 
 class _Attention(torch.autograd.Function):
     """All blocks in turn, in the layout [K, T, G, D] in which a block's queries, for all heads of a key, are one slice.
 
     Slices are rounded up, into the tokens of the next block; their weights are zero, so nothing goes in or out there,
-    and what a block writes there the next one writes again.
+    and what a block writes there the next one writes again. What comes and goes is token by token in memory, as the
+    layers around compute it, and changes precision in the same pass.
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Any, key: Any, value: Any, sinks: Any, blocks: Any, rules: Any) -> torch.Tensor:
+    def forward(
+        ctx: Any, query: Any, key: Any, value: Any, sinks: Any, blocks: Any, rules: Any, dtype: Any
+    ) -> torch.Tensor:
         heads, tokens, _ = query.shape
-        ctx.blocks, ctx.rules, ctx.heads = blocks, rules, heads
+        ctx.blocks, ctx.rules, ctx.dtypes = blocks, rules, (query.dtype, key.dtype, value.dtype)
         ctx.seed = int(torch.randint(1 << 62, ())) if rules.dropout else 0
-        query, key, value = _grouped(query, len(key)), _spared(key), _spared(value)
-        out = value.new_empty(*query.shape[:-1], value.shape[-1])  # [K, T + spare, G, D]
+        query, key, value = _grouped(query, len(key), dtype), _spared(key, dtype), _spared(value, dtype)
+        out = value.new_empty(tokens + _SPARE, heads, value.shape[-1])
         kept: list[torch.Tensor | None] = []
         for number, block in enumerate(blocks):
             queries, keys, values = _rows(query, block), _path(key, block), _path(value, block)
@@ -226,39 +231,42 @@ class _Attention(torch.autograd.Function):
             else:
                 part = _attend(queries, keys, values, sinks, block, rules, ctx.seed + number)
             kept.append(weights if any(ctx.needs_input_grad) and block.keys <= _KEPT_KEYS else None)
-            out[:, block.start : block.start + block.rows] = part.view(len(key), block.rows, -1, part.shape[-1])
+            _write_rows(out, part, block)
         ctx.save_for_backward(query, key, value, sinks, *kept)
-        return out[:, :tokens].transpose(0, 1).reshape(tokens, heads, -1)
+        return out[:tokens]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, sinks, *kept = ctx.saved_tensors
-        tokens, wide = len(grad), torch.promote_types(key.dtype, torch.float32)
-        grad = _grouped(grad.transpose(0, 1), len(key))
-        grad_query = torch.empty_like(query)
+        tokens, heads, _ = grad.shape
+        grad = _grouped(grad.transpose(0, 1), len(key), value.dtype)
+        grad_query = torch.empty(tokens + _SPARE, heads, query.shape[-1], dtype=ctx.dtypes[0], device=query.device)
         # A key is on the paths of all blocks below it; their parts are added up in at least float32.
-        grad_key, grad_value = (torch.zeros_like(tensor, dtype=wide) for tensor in (key, value))
+        wide = torch.promote_types(key.dtype, torch.float32)
+        grad_key, grad_value = (
+            torch.zeros(part.shape[1], len(part), part.shape[2], dtype=wide, device=part.device).transpose(0, 1)
+            for part in (key, value)
+        )
         grad_sinks = None if sinks is None else torch.zeros_like(sinks, dtype=wide)
         for number, block in enumerate(ctx.blocks):
-            parts = _rows(query, block), _path(key, block), _path(value, block)
+            parts = _rows(query, block), _path(key, block), _path(value, block), _rows(grad, block)
             if ctx.rules.plain and sinks is None:
-                grads = _plain_backward(*parts, _rows(grad, block), kept[number], block, ctx.rules)
+                grads = _plain_backward(*parts, kept[number], block, ctx.rules)
             else:
-                grads = _backward(*parts, _rows(grad, block), sinks, block, ctx.rules, ctx.seed + number)
-            grad_query[:, block.start : block.start + block.rows] = grads[0].view(
-                len(key), block.rows, *query.shape[2:]
-            )
+                grads = _backward(*parts, sinks, block, ctx.rules, ctx.seed + number)
+            _write_rows(grad_query, grads[0], block)
             _add_to_path(grad_key, grads[1], block)
             _add_to_path(grad_value, grads[2], block)
             if grad_sinks is not None:
                 grad_sinks += grads[3]
-        if ctx.rules.plain and sinks is None:  # once, instead of in every block
-            grad_query *= ctx.rules.scaling
-            grad_key *= ctx.rules.scaling
-        grad_query = grad_query[:, :tokens].transpose(1, 2).reshape(ctx.heads, tokens, -1)
-        grad_key, grad_value = grad_key[:, :tokens].to(key.dtype), grad_value[:, :tokens].to(value.dtype)
-        return grad_query, grad_key, grad_value, None if sinks is None else grad_sinks.to(sinks.dtype), None, None
+        return (
+            grad_query[:tokens].transpose(0, 1),
+            grad_key[:, :tokens].to(ctx.dtypes[1]),
+            grad_value[:, :tokens].to(ctx.dtypes[2]),
+            None if sinks is None else grad_sinks.to(sinks.dtype),
+            None, None, None,
+        )  # fmt: skip
 
 
 # Without soft-capping, sinks and dropout: few passes over the scores, and derivatives by hand.
@@ -266,7 +274,7 @@ class _Attention(torch.autograd.Function):
 
 def _weights(query: torch.Tensor, key: torch.Tensor, block: Block, rules: ScoreRules) -> torch.Tensor:
     """Attention weights [K, rows * G, keys] in the precision of the queries; the softmax computes in float32."""
-    scores = torch.baddbmm(query.new_empty(()), query, key.transpose(1, 2), beta=0, alpha=rules.scaling)
+    scores = _product(query, key.transpose(1, 2), rules.scaling)
     _hide(scores, block)
     weights = torch.softmax(scores, -1)
     weights.view(len(key), block.rows, -1, block.keys)[:, block.stop - block.start :] = 0
@@ -288,13 +296,17 @@ def _plain_backward(
     block: Block,
     rules: ScoreRules,
 ) -> tuple[torch.Tensor, ...]:
-    """Gradients of query and key, without the scaling, and of value."""
     if weights is None:
         weights = _weights(query, key, block, rules)
     grad_value = torch.bmm(weights.transpose(1, 2), grad)
     grad_weights = torch.bmm(grad, value.transpose(1, 2))
     grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
-    return torch.bmm(grad_scores, key), torch.bmm(grad_scores.transpose(1, 2), query), grad_value
+    grad_query = _product(grad_scores, key, rules.scaling)
+    return grad_query, _product(grad_scores.transpose(1, 2), query, rules.scaling), grad_value
+
+
+def _product(first: torch.Tensor, second: torch.Tensor, scaling: float) -> torch.Tensor:
+    return torch.baddbmm(first.new_empty(()), first, second, beta=0, alpha=scaling)
 
 
 # With them: plain formulas, and autograd on one block at a time.
@@ -347,21 +359,29 @@ def _backward(
 # Between the forest's tensors and those of a block.
 
 
-def _grouped(tensor: torch.Tensor, groups: int) -> torch.Tensor:
+def _grouped(tensor: torch.Tensor, groups: int, dtype: torch.dtype) -> torch.Tensor:
     """[H, T, D] -> [K, T + spare, G, D], zero behind the last token."""
     heads, tokens, size = tensor.shape
-    out = tensor.new_empty(groups, tokens + _SPARE, heads // groups, size)
+    out = torch.empty(groups, tokens + _SPARE, heads // groups, size, dtype=dtype, device=tensor.device)
     out[:, :tokens] = tensor.view(groups, -1, tokens, size).transpose(1, 2)
     out[:, tokens:] = 0
     return out
 
 
-def _spared(tensor: torch.Tensor) -> torch.Tensor:
+def _spared(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """[K, T, D] -> [K, T + spare, D], zero behind the last token."""
-    out = tensor.new_empty(len(tensor), tensor.shape[1] + _SPARE, tensor.shape[2])
-    out[:, : tensor.shape[1]] = tensor
-    out[:, tensor.shape[1] :] = 0
+    heads, tokens, size = tensor.shape
+    out = torch.empty(heads, tokens + _SPARE, size, dtype=dtype, device=tensor.device)
+    out[:, :tokens] = tensor
+    out[:, tokens:] = 0
     return out
+
+
+def _write_rows(out: torch.Tensor, part: torch.Tensor, block: Block) -> None:
+    """Write a block's [K, rows * G, D] into [T + spare, H, D]."""
+    groups, _, size = part.shape
+    place = out[block.start : block.start + block.rows].view(block.rows, groups, -1, size)
+    place.copy_(part.view(groups, block.rows, -1, size).transpose(0, 1))
 
 
 def _rows(tensor: torch.Tensor, block: Block) -> torch.Tensor:
