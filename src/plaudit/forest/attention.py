@@ -9,6 +9,7 @@ through one model. Backends:
 - `dense`: the model's own attention under a T x T mask; the reference.
 """
 
+import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -85,6 +86,9 @@ def why_not(model: PreTrainedModel) -> str | None:
         return f"{name} attends in both directions"
     if getattr(config, "is_encoder_decoder", False):
         return f"{name} is an encoder and a decoder"
+    taken = inspect.signature(type(model.base_model).forward).parameters
+    if "position_ids" not in taken or not any(each.kind is each.VAR_KEYWORD for each in taken.values()):
+        return f"{name} does not take positions, or no keywords for its attention"
     return None
 
 
