@@ -1,8 +1,9 @@
 """Tiny models and tokenizers, made on the spot: no test reads the network or a file of the machine."""
 
+import gc
 import inspect
 import os
-from functools import partial
+from functools import cache, partial
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -142,6 +143,13 @@ def tiny_config():
     return qwen3_config
 
 
+@cache
+def leave_imports_alone():
+    """Each `train` collects garbage, and took half a second to look through all that was imported."""
+    gc.collect()
+    gc.freeze()
+
+
 def build_trainer(output_dir, *, trainer_class=None, **options):
     """A `RewardTrainer` of a tiny model on `pair_rows`, in float32, in order, quiet, without saving.
 
@@ -149,6 +157,7 @@ def build_trainer(output_dir, *, trainer_class=None, **options):
     """
     from plaudit import RewardConfig, RewardTrainer
 
+    leave_imports_alone()
     own = {name: options.pop(name) for name in inspect.signature(RewardTrainer).parameters if name in options}
     own = {"train_dataset": pair_rows()} | own
     if "model" not in own:

@@ -15,6 +15,8 @@ from transformers import AutoModelForSequenceClassification
 SCRIPT = Path(__file__).with_name("two_processes.py")
 TIMEOUT = 400  # seconds; it takes 15 on two idle cores, and many times that on busy ones
 
+_EXTREMES = ("min_", "max_")
+
 pytestmark = pytest.mark.slow
 
 
@@ -87,14 +89,25 @@ def test_an_evaluation_counts_every_row_once_and_in_order(two, script, tmp_path,
     assert {name: logged(two, f"{rows}-{kind}")[name] for name in measured} == pytest.approx(measured, abs=2e-6)
 
 
-@pytest.mark.parametrize(
-    "case", ["sgd", "adamw", "checkpointing", "centred", "stream", "margin", "adapter", "accumulated"]
-)
+def test_an_evaluation_counts_every_comparison_of_groups_once_and_in_order(two, script, tmp_path):
+    one, metrics = script.evaluate_groups(tmp_path)
+    assert len(one["labels"]) == 21
+    for rank in (0, 1):
+        both = arrays(two, "evaluated-groups", rank)
+        np.testing.assert_allclose(both["predictions"], one["predictions"], atol=2e-6, rtol=0)
+        assert both["labels"].tolist() == one["labels"].tolist()
+    measured = {name: value for name, value in metrics.items() if not name.endswith(("runtime", "second", "time"))}
+    assert {name: logged(two, "evaluated-groups")[name] for name in measured} == pytest.approx(measured, abs=2e-6)
+
+
+@pytest.mark.parametrize("case", [*load_script().CASES, "accumulated"])
 def test_training_takes_the_steps_of_one_process_with_the_doubled_batch(two, script, tmp_path, case):
     if case == "accumulated":
         _, one, log = script.accumulated(tmp_path, 1)
     else:
-        _, one, log = script.train(tmp_path, 1, **script.CASES[case])
+        # Of a budget there is nothing on one process but its batch.
+        less = {"max_tokens_per_batch": None, "gradient_accumulation_steps": 2} if case == "tokens" else {}
+        _, one, log = script.train(tmp_path, 1, **script.CASES[case] | less)
     first, second = (arrays(two, case, rank) for rank in (0, 1))
     assert one.keys() == first.keys()
     for name in one:
@@ -105,6 +118,8 @@ def test_training_takes_the_steps_of_one_process_with_the_doubled_batch(two, scr
     assert [entry["step"] for entry in both] == [entry["step"] for entry in log]
     for entry, expected in zip(both, log, strict=True):
         assert entry["num_tokens"] == expected["num_tokens"]
+        # The extremes are those of micro-batches, which by tokens are others.
+        expected = {name: value for name, value in expected.items() if case != "tokens" or name[:4] not in _EXTREMES}
         assert {name: entry[name] for name in expected} == pytest.approx(expected, abs=1e-4, rel=1e-4)
 
 
@@ -129,3 +144,24 @@ def test_two_processes_resume_bit_for_bit(two):
     whole, resumed = arrays(two, "saved"), arrays(two, "resumed")
     for name, weight in resumed.items():
         np.testing.assert_array_equal(weight, whole[name])
+
+
+def test_two_processes_resume_by_tokens_in_the_second_epoch_bit_for_bit(two):
+    for rank in (0, 1):
+        whole, resumed = arrays(two, "by-tokens", rank), arrays(two, "by-tokens-resumed", rank)
+        for name, weight in resumed.items():
+            np.testing.assert_array_equal(weight, whole[name])
+            np.testing.assert_array_equal(weight, arrays(two, "by-tokens", 1 - rank)[name])
+
+
+def test_batches_by_tokens_deal_every_row_to_one_process_in_each_epoch(two):
+    first, second = (json.loads((two / f"plans.{rank}.json").read_text()) for rank in (0, 1))
+    for epoch in (0, 1):
+        assert len(first[epoch]) == len(second[epoch])
+        assert sorted(row for batch in first[epoch] + second[epoch] for row in batch) == list(range(10))
+    assert first[0] != first[1]
+
+
+def test_the_first_process_decides_the_layout_of_all(two):
+    for rank in (0, 1):
+        assert json.loads((two / f"layouts.{rank}.json").read_text()) == ["padded", "forest"]

@@ -11,9 +11,16 @@ from peft import LoraConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import build_trainer, pair_rows
+from plaudit.training import forest
 
 SGD = {"optimizer_cls_and_kwargs": (torch.optim.SGD, {"lr": 0.05}), "max_grad_norm": 0.0}
 ROWS = pair_rows()
+REPLIES = [" Yes", " No, it is", " Yes, the sky is blue", " sorry"]
+RANKS = [[1, 0, 2, 1], [1, 0], [0, 2, 1], [3, 0, 1, 1], [0, 1], [2, 1, 0], [1, 0], [0, 0, 1]]
+GROUPS = [
+    {"prompt": row["prompt"], "completions": REPLIES[: len(ranks)], "ranks": ranks}
+    for row, ranks in zip(ROWS, RANKS, strict=False)
+]
 
 
 def evaluate(folder, rows, streaming):
@@ -28,13 +35,23 @@ def evaluate(folder, rows, streaming):
     return {"predictions": output.predictions, "labels": output.label_ids}, output.metrics
 
 
+def evaluate_groups(folder):
+    """Predictions and metrics of groups, of which each makes several comparisons."""
+    output = build_trainer(folder, loss_type="ties", tie_threshold=0.5).predict(Dataset.from_list(GROUPS[:7]))
+    return {"predictions": output.predictions, "labels": output.label_ids}, output.metrics
+
+
+def parameters_of(trainer):
+    named = [*trainer.model.named_parameters(), *trainer.objective.named_parameters()]
+    return {name: parameter.detach().numpy() for name, parameter in named}
+
+
 def train(folder, processes, **options):
     """Weights at the end and the training log: 8 rows, as many a step as 4 on one process."""
-    options = {"train_dataset": ROWS[:8]} | options
-    trainer = build_trainer(folder, per_device_train_batch_size=4 // processes, max_steps=4, **options)
+    options = {"train_dataset": ROWS[:8], "max_steps": 4} | options
+    trainer = build_trainer(folder, per_device_train_batch_size=4 // processes, **options)
     trainer.train()
-    weights = {name: parameter.detach().numpy() for name, parameter in trainer.model.named_parameters()}
-    return trainer, weights, [entry for entry in trainer.state.log_history if "loss" in entry]
+    return trainer, parameters_of(trainer), [entry for entry in trainer.state.log_history if "loss" in entry]
 
 
 CASES = {
@@ -44,6 +61,10 @@ CASES = {
     "centred": SGD | {"center_rewards_coefficient": 0.1},
     "stream": SGD | {"train_dataset": Dataset.from_list(ROWS[:8]).to_iterable_dataset()},
     "margin": SGD | {"train_dataset": [row | {"margin": n / 4} for n, row in enumerate(ROWS[:8])]},
+    "groups": SGD | {"train_dataset": GROUPS},
+    "ties": SGD | {"train_dataset": GROUPS, "loss_type": "ties"},
+    # One step sees all rows: on two processes in batches of as many tokens as fit, unequal in rows.
+    "tokens": SGD | {"max_tokens_per_batch": 65, "gradient_accumulation_steps": 100, "max_steps": 1},
     "adapter": SGD | {"peft_config": LoraConfig(), "gradient_checkpointing": True},
 }
 
@@ -51,6 +72,37 @@ CASES = {
 def accumulated(folder, processes):
     """Steps of 8 rows; on two processes in two micro-batches of 2 rows each."""
     return train(folder, processes, **SGD, gradient_accumulation_steps=2)
+
+
+def resume_by_tokens(folder, rank):
+    """A run by tokens, stopped in its second epoch and resumed."""
+    options = {"max_tokens_per_batch": 45, "train_sampling_strategy": "random", "learning_rate": 1e-3}
+    options |= {"train_dataset": ROWS, "num_train_epochs": 2, "max_steps": -1, "gradient_accumulation_steps": 2}
+    trainer, weights, log = train(folder / "by-tokens", 2, save_strategy="steps", save_steps=1, **options)
+    np.savez(folder / f"by-tokens.{rank}.npz", **weights)
+    middle = trainer.state.max_steps // 2 + 1
+    assert trainer.state.max_steps > middle
+    plans = []
+    for epoch in (0, 1):
+        trainer.sampler.set_epoch(epoch)
+        plans.append(list(trainer.sampler))
+    again = build_trainer(folder / "by-tokens-resumed", per_device_train_batch_size=2, **options)
+    again.train(resume_from_checkpoint=str(folder / "by-tokens" / f"checkpoint-{middle}"))
+    np.savez(folder / f"by-tokens-resumed.{rank}.npz", **parameters_of(again))
+    (folder / f"plans.{rank}.json").write_text(json.dumps(plans))
+    return log
+
+
+def first_decides(folder, rank):
+    """The layouts of runs in which only the first process, or only the second, finds that the layouts differ."""
+    layouts, compare = [], forest.compare_layouts
+    for doubter in (0, 1):
+        forest.compare_layouts = lambda *args, doubter=doubter: "of a doubt" if rank == doubter else compare(*args)
+        trainer = build_trainer(folder, max_steps=1)
+        trainer.train()
+        layouts.append(trainer.layout)
+    forest.compare_layouts = compare
+    (folder / f"layouts.{rank}.json").write_text(json.dumps(layouts))
 
 
 def main(folder, rank):
@@ -61,6 +113,10 @@ def main(folder, rank):
             name = f"{rows}-{'stream' if streaming else 'table'}"
             arrays, metrics[name] = evaluate(folder / "run", rows, streaming)
             np.savez(folder / f"{name}.{rank}.npz", **arrays)
+    arrays, metrics["evaluated-groups"] = evaluate_groups(folder / "run")
+    np.savez(folder / f"evaluated-groups.{rank}.npz", **arrays)
+    metrics["by-tokens"] = resume_by_tokens(folder, rank)
+    first_decides(folder, rank)
     for name, options in CASES.items():
         _, weights, metrics[name] = train(folder / name, 2, **options)
         np.savez(folder / f"{name}.{rank}.npz", **weights)

@@ -71,7 +71,8 @@ class TokenForest:
     def sequences(self) -> list[NDArray[np.int64]]:
         """The N sequences, read back from their leaves."""
         chains = chains_of(self.position_ids, self.subtree_end)
-        first, paths = [chain.start for chain in chains], {}
+        first = [chain.start for chain in chains]
+        paths: dict[int, NDArray[np.int64]] = {}
         for chain in chains:
             above = paths[chain.parent][: chain.depth] if chain.depth else self.input_ids[:0]
             paths[chain.start] = np.concatenate([above, self.input_ids[chain.start : chain.stop]])

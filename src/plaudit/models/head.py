@@ -135,7 +135,7 @@ def _reward_forward(
 
 def _forest_forward(
     self: PreTrainedModel,
-    input_ids: torch.Tensor,  # [1, T]
+    input_ids: torch.Tensor | None,  # [1, T]
     leaf: torch.Tensor,  # [N]
     position_ids: torch.Tensor,  # [1, T]
     subtree_end: torch.Tensor,  # [1, T]
@@ -160,6 +160,12 @@ class _BoundForward:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.__self__ = model
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        # PEFT looks for `past_key_values` among the names, and without it goes round the forward (prefix tuning).
+        _, *names = inspect.signature(type(self.__self__).forward).parameters.values()
+        return inspect.Signature(names)
 
     def __call__(self, *args: Any, **kwargs: Any) -> SequenceClassifierOutputWithPast:
         return self.__func__(self.__self__, *args, **kwargs)

@@ -7,7 +7,6 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from plaudit.errors import ConfigError
 from plaudit.forest.batching import BudgetBatchSampler
 from plaudit.forest.layout import SHARED_TOKENS, TokenForest, common_tokens
 from plaudit.forest.planning import BatchPlanner
@@ -21,28 +20,24 @@ def wants_sampler(args: RewardConfig) -> bool:
     return args.max_tokens_per_batch is not None or args.group_by_prompt
 
 
-def make_sampler(dataset: Dataset, args: RewardConfig, layout: str) -> BudgetBatchSampler:
+def make_sampler(dataset: Dataset, args: RewardConfig, layout: str, budget: int | None = None) -> BudgetBatchSampler:
     """The batches of one process over all epochs.
 
     Args:
         dataset: Tokenised rows; with `prompt_key` if rows of a prompt go together.
         args: The run's options.
         layout: "forest" counts a shared prefix once, "padded" every sequence as long as the longest of its row.
+        budget: Instead of `max_tokens_per_batch`.
 
     Raises:
-        ConfigError: The dataset is a stream, a row exceeds the budget, or there are fewer rows than processes.
+        ConfigError: A row exceeds the budget, or there are fewer rows than processes.
     """
-    if not isinstance(dataset, Dataset):
-        raise ConfigError(
-            "max_tokens_per_batch and group_by_prompt need rows that can be looked up, and the training data is a "
-            "stream. Load it whole, or use `per_device_train_batch_size`."
-        )
     keys = np.asarray(dataset.with_format("numpy")["prompt_key"]) if args.group_by_prompt else None
-    shared = None
-    if args.max_tokens_per_batch is None:
+    shared, capacity = None, budget or args.max_tokens_per_batch
+    if capacity is None:
         sizes, capacity = np.ones(len(dataset), dtype=np.int64), args.train_batch_size
     else:
-        sizes, capacity = _sizes(dataset, layout), args.max_tokens_per_batch
+        sizes = _sizes(dataset, layout)
         if keys is not None and layout == "forest":
             shared = _shared(dataset, keys)
     planner = BatchPlanner(
@@ -88,10 +83,11 @@ def _distinct(sequences: list[Any]) -> int:
 
 
 def _shared(dataset: Dataset, keys: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Tokens that each row has in common with the first row of its prompt [R], if it is enough to be shared."""
+    """Tokens that all of a row's sequences begin as the first row of its prompt [R], if it is enough to be shared."""
     first: dict[int, Any] = {}
     shared = np.zeros(len(keys), dtype=np.int64)
     for number, (key, sequences) in enumerate(zip(keys.tolist(), _sequences(dataset), strict=True)):
-        common = common_tokens(first.setdefault(key, sequences[0]), sequences[0])
+        prompt = first.setdefault(key, sequences[0])
+        common = min(common_tokens(prompt, sequence) for sequence in sequences)
         shared[number] = common if common >= SHARED_TOKENS else 0
     return shared

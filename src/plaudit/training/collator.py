@@ -176,10 +176,10 @@ class PreferenceCollator(DataCollatorForPreference):
                 shifted = [(first + winner, first + loser) for winner, loser in pairs]
                 found.add(number, shifted, tie=tie, margins=values, unit=unit)
             first += len(ids)
-        row = torch.tensor(found.row)
-        unit = torch.tensor(found.unit, dtype=torch.float)
-        weight = torch.tensor([float(example.get("weight", 1.0)) for example in examples])[row] * unit
-        targets = {"comparisons": torch.tensor(found.pairs), "comparison_row": row, "unit": unit, "weight": weight}
+        owners = torch.tensor(found.row)
+        units = torch.tensor(found.unit, dtype=torch.float)
+        weights = torch.tensor([float(example.get("weight", 1.0)) for example in examples])[owners] * units
+        targets = {"comparisons": torch.tensor(found.pairs), "comparison_row": owners, "unit": units, "weight": weights}
         if self.margin_from_scores:
             targets["margin"] = torch.tensor(found.margin, dtype=torch.float)
         if self.with_ties:
@@ -229,7 +229,7 @@ def tokens_of(batch: dict[str, torch.Tensor]) -> torch.Tensor:
 def sequences_of(batch: dict[str, torch.Tensor]) -> list[list[int]]:
     """The N sequences of a batch in either layout."""
     if "leaf" in batch:
-        columns = [batch[name][0].cpu().numpy() for name in ("input_ids", "position_ids", "subtree_end")]
-        return [ids.tolist() for ids in TokenForest(*columns, batch["leaf"].cpu().numpy()).sequences()]
+        columns = {name: batch[name][0].cpu().numpy() for name in ("input_ids", "position_ids", "subtree_end")}
+        return [ids.tolist() for ids in TokenForest(**columns, leaf=batch["leaf"].cpu().numpy()).sequences()]
     mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
     return [ids[real].tolist() for ids, real in zip(batch["input_ids"], mask, strict=True)]

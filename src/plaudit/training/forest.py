@@ -1,6 +1,7 @@
 """A `Trainer` that runs batches as forests: which rows make a batch, whether the layout holds, whether memory does."""
 
 import logging
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -15,12 +16,13 @@ from transformers import Trainer
 from plaudit.errors import ConfigError
 from plaudit.forest.batching import BudgetBatchSampler
 from plaudit.training.batching import make_sampler, wants_sampler
-from plaudit.training.collator import PreferenceCollator
+from plaudit.training.collator import PreferenceCollator, tokens_of
 from plaudit.training.config import RewardConfig
 from plaudit.training.layout import compare_layouts, in_float32, routes_experts
-from plaudit.training.memory import fitting_budget, free_memory, halves, keep_random_state
+from plaudit.training.memory import AccumulationStep, fitting_budget, free_memory, keep_random_state
 from plaudit.training.meter import RewardMeter
 from plaudit.training.objective import Objective
+from plaudit.training.offload import offload_activations
 
 __all__ = ["ForestTrainer"]
 
@@ -40,7 +42,7 @@ class ForestTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.sampler: BudgetBatchSampler | None = None
         self._layout_is_compared = False
-        self._step: tuple[list[Any], Any, int] = ([], None, 0)
+        self._step = AccumulationStep()
 
     @property
     def layout(self) -> str:
@@ -70,41 +72,58 @@ class ForestTrainer(Trainer):
 
     # Before the first step
 
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        if not self._is_sharded:
+            self._compare_layouts(self.model)  # before batches are planned, which counts tokens by layout
+        return super()._inner_training_loop(*args, **kwargs)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """The loop; where it comes before any training, the layouts are compared first."""
+        if not (self._is_sharded or self.args.fp16_full_eval or self.args.bf16_full_eval):
+            self._compare_layouts(self.model)
+        return super().evaluation_loop(*args, **kwargs)
+
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        # Sharded weights cannot be widened in place; those are compared in the run's own precision.
-        wide = routes_experts(base) and not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
-        if wide:
-            with in_float32(self.model):
-                self._compare_layouts(self.model, torch.float32)
         prepared = super()._prepare_for_training(*args, **kwargs)
-        if not wide:
-            self._compare_layouts(prepared[0], self._precision(base))
-        if self.args.max_tokens_per_batch is not None and not self.is_deepspeed_enabled:
-            self._try_largest_batch(prepared[0])
+        if self._is_sharded:  # weights are on the devices by now, and not before
+            planned = self.layout
+            self._compare_layouts(prepared[0])
+            if self.layout != planned and self.args.max_tokens_per_batch is not None:
+                raise ConfigError(
+                    "max_tokens_per_batch: the batches are planned for the forest, which this model cannot run (see "
+                    "the warning above). Set batch_layout='padded'."
+                )
+        budget = self.args.max_tokens_per_batch
+        if self.sampler is not None and budget is not None and not self.is_deepspeed_enabled:
+            self._try_largest_batch(prepared[0], self.sampler, budget)
         return prepared
 
-    def _precision(self, base: nn.Module) -> torch.dtype:
-        if self.args.bf16 or self.args.fp16:
-            return torch.bfloat16 if self.args.bf16 else torch.float16
-        return next(p.dtype for p in base.base_model.parameters() if p.is_floating_point())
+    @property
+    def _is_sharded(self) -> bool:
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
 
-    def _compare_layouts(self, model: nn.Module, precision: torch.dtype) -> None:
+    def _compare_layouts(self, model: nn.Module) -> None:
         """Score a few rows in both layouts on every process; the first one decides for all."""
         if self.layout != "forest" or self._layout_is_compared:
             return
         self._layout_is_compared = True
-        rows = self._first_rows()
-        if not rows:
-            return
-        sequences, owners = self.data_collator.sequences_and_rows(rows)
+        base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        # Sharded weights cannot be widened in place; those are compared in the run's own precision.
+        wide = routes_experts(base) and not self._is_sharded
+        precision = torch.float32 if wide else self._precision(base)
+        # An evaluation before has wrapped the forward in autocast.
+        forward = vars(model).get("_original_forward", model) if wide else model
 
         def score(layout: str) -> torch.Tensor:
             batch = replace(self.data_collator, layout=layout).lay_out(sequences, owners)
-            return model(**self._prepare_inputs(batch)).logits.float().squeeze(-1)
+            return forward(**self._prepare_inputs(batch)).logits.float().squeeze(-1)
 
         was_training = model.training
-        with torch.no_grad(), keep_random_state():
+        with torch.no_grad(), keep_random_state(), in_float32(model) if wide else self.accelerator.autocast():
+            rows = self._first_rows()
+            if not rows:
+                return
+            sequences, owners = self.data_collator.sequences_and_rows(rows)
             model.eval()
             decision = [compare_layouts(score, precision)]
             model.train(was_training)
@@ -116,25 +135,37 @@ class ForestTrainer(Trainer):
         logger.warning("batch layout: padded from here on, since %s", reason)
         self.data_collator.layout = "padded"
 
+    def _precision(self, base: nn.Module) -> torch.dtype:
+        if self.args.bf16 or self.args.fp16:
+            return torch.bfloat16 if self.args.bf16 else torch.float16
+        return next(p.dtype for p in base.parameters() if p.is_floating_point())
+
     def _first_rows(self) -> list[dict[str, Any]]:
         if isinstance(self.train_dataset, Dataset):
             return self.train_dataset.select(range(min(_PROBED_ROWS, len(self.train_dataset)))).to_list()
         stream: IterableDataset = self.train_dataset
         return list(islice(iter(stream), _PROBED_ROWS))
 
-    def _try_largest_batch(self, model: nn.Module) -> None:
+    def _try_largest_batch(self, model: nn.Module, sampler: BudgetBatchSampler, budget: int) -> None:
         """Run the costliest batch forward and backward, and forget it; if memory fails, say what would fit.
 
         Raises:
             ConfigError: It does not fit.
         """
-        sampler, budget, mark = self.sampler, self.args.max_tokens_per_batch, self.meter.mark()
+        mark = self.meter.mark()
+
+        def dearest(less: int) -> list[int]:
+            if less == budget:
+                return sampler.dearest
+            return make_sampler(self.train_dataset, self.args, self.layout, less).dearest
 
         def run(rows: list[int]) -> None:
             try:
-                with self.accelerator.no_sync(model):  # processes need not agree on gradients that nobody wants
+                # Processes need not agree on gradients that nobody wants.
+                with self.accelerator.no_sync(model), self._offload():
                     batch = self.data_collator(self.train_dataset.select(rows).to_list())
-                    loss = self.compute_loss(model, self._prepare_inputs(batch))
+                    with self.compute_loss_context_manager():
+                        loss = self.compute_loss(model, self._prepare_inputs(batch))
                     self.accelerator.backward(loss)
             finally:
                 self._forget_gradients(model)
@@ -142,7 +173,7 @@ class ForestTrainer(Trainer):
 
         with keep_random_state():
             model.train()
-            fits = fitting_budget(run, sampler.dearest, sampler.planner.sizes[sampler.dearest].tolist(), budget)
+            fits = fitting_budget(run, dearest, budget, int(sampler.planner.sizes.max()))
         least = min(0 if each is None else each for each in gather_object([fits]))
         if least < budget:
             raise ConfigError(
@@ -157,49 +188,50 @@ class ForestTrainer(Trainer):
         """The batches of one accumulation step; kept, to run the step again if it runs out of memory."""
         self.objective.zero_grad()  # the Trainer does it for the model
         batches, count = super().get_batch_samples(*args, **kwargs)
-        state = torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        self._step = batches, state, self.meter.mark()
+        self._step = AccumulationStep(batches, self.meter.mark())
         return batches, count
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """One micro-batch forward and backward; what does not fit into memory is run again in smaller pieces."""
+        place = self._step.place_of(inputs)
+        # Elsewhere the processes would lose their step, and a loss that is a mean over its batch changes in pieces.
+        if place == 0 and self.args.world_size == 1:
+            self._step.keep_random_state()
         try:
-            return super().training_step(model, inputs, num_items_in_batch)
+            return self._micro_step(model, inputs, num_items_in_batch)
         except torch.OutOfMemoryError as error:
-            # Elsewhere the processes would lose their step, and a loss that is a mean over its batch changes in pieces.
-            if self.args.world_size > 1 or num_items_in_batch is None or not self._lays_out:
+            can_be_cut = isinstance(self.data_collator, PreferenceCollator) and num_items_in_batch is not None
+            if place is None or not can_be_cut or self.args.world_size > 1:
                 raise ConfigError(
-                    f"a batch of {inputs['input_ids'].numel()} tokens does not fit into memory. Lower "
+                    f"a batch of {tokens_of(inputs).sum().item()} tokens does not fit into memory. Lower "
                     "`max_tokens_per_batch` or `per_device_train_batch_size`, or turn on `gradient_checkpointing`."
                 ) from error
-        return self._step_in_pieces(model, inputs, num_items_in_batch)
+        return self._step_in_pieces(model, place, num_items_in_batch)
+
+    def _micro_step(self, model: nn.Module, inputs: Any, count: Any) -> torch.Tensor:
+        with self._offload():
+            return super().training_step(model, inputs, count)
+
+    def _offload(self) -> AbstractContextManager[None]:
+        return offload_activations(self.model, self.args.activation_offloading)
 
     def _forget_gradients(self, model: nn.Module) -> None:
         model.zero_grad()
         self.objective.zero_grad()
 
-    @property
-    def _lays_out(self) -> bool:
-        return isinstance(self.data_collator, PreferenceCollator)
-
-    def _step_in_pieces(self, model: nn.Module, inputs: Any, count: Any) -> torch.Tensor:
-        """Run the whole accumulation step again up to `inputs`, these in halves, quarters, ... until they fit."""
-        batches, (state, device_states), mark = self._step
-        pieces = [inputs]
+    def _step_in_pieces(self, model: nn.Module, place: int, count: Any) -> torch.Tensor:
+        """Run the whole accumulation step again up to a micro-batch, what fails in halves, quarters, ..."""
+        step, running = self._step, place
         while True:
-            pieces = [half for piece in pieces for half in halves(piece, self.data_collator)]
-            logger.warning("out of memory: the step is run again, its batch in %d pieces", len(pieces))
+            step.split(running, self.data_collator)
+            logger.warning("out of memory: the step is run again, its batch in %d pieces", len(step.pieces[running]))
             free_memory()
             self._forget_gradients(model)
-            torch.set_rng_state(state)
-            for number, device_state in enumerate(device_states):
-                torch.cuda.set_rng_state(device_state, number)
-            self.meter.rewind(mark)
+            step.restore_random_state()
+            self.meter.rewind(step.mark)
             try:
-                for batch in batches:
-                    if batch is inputs:
-                        break
-                    super().training_step(model, batch, count)
-                return torch.stack([super(ForestTrainer, self).training_step(model, p, count) for p in pieces]).sum()
+                for running in range(place + 1):
+                    losses = [self._micro_step(model, piece, count) for piece in step.pieces[running]]
+                return torch.stack(losses).sum()
             except torch.OutOfMemoryError:
                 continue

@@ -94,6 +94,10 @@ def compare_layouts(score: Callable[[str], torch.Tensor], precision: torch.dtype
         forest = score("forest").double()
     except ModelError as error:
         return str(error)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a model with code of its own may trip over what it does not know
+        return f"the model fails on a forest ({type(error).__name__}: {error})"
     difference, size = (forest - padded).abs().max().item(), padded.square().mean().sqrt().item()
     share = max(_LEAST_SHARE, _ROUNDINGS * torch.finfo(precision).eps)
     if difference <= share * size:

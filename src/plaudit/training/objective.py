@@ -57,16 +57,17 @@ class Objective(nn.Module):
     def forward(self, rewards: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
         """One loss for each comparison [C] from rewards [N], not weighted yet."""
         first, second = rewards[comparisons_of(batch)].unbind(-1)
-        options = {"margin": batch.get("margin"), "label": batch.get("label")}
-        options |= {"label_smoothing": self.args.label_smoothing}
+        options: dict[str, Any] = {name: batch.get(name) for name in ("margin", "label")}
+        options["label_smoothing"] = self.args.label_smoothing
+        threshold = self.threshold()
         if self.args.loss_type == "hinge":
             losses = hinge(first, second, **options)
-        elif self.args.loss_type == "ties":
+        elif threshold is not None:
             tie = batch.get("tie", torch.zeros_like(first, dtype=torch.bool))
-            losses = rao_kupper(first, second, tie, self.threshold(), **options)
-        elif self.args.loss_type == "plackett_luce":
+            losses = rao_kupper(first, second, tie, threshold, **options)
+        elif self.args.loss_type == "plackett_luce" and "sequence_rank" in batch:
             losses = _of_rankings(rewards, batch, options)
-        else:
+        else:  # also for rankings of two, which is what a collator of one's own makes
             losses = bradley_terry(first, second, **options)
         if self.args.center_rewards_coefficient is not None:
             losses = losses + self.args.center_rewards_coefficient * centering(first, second)

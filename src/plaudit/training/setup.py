@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
 from torch import nn
@@ -13,10 +14,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from plaudit.data.rendering import choose_pad_token, set_chat_template, set_eos_token
-from plaudit.errors import ConfigError, ModelError
+from plaudit.errors import ConfigError, DataError, ModelError
 from plaudit.models.adapters import add_adapter, check_head_is_trained
 from plaudit.models.head import bind_reward_forward, check_one_label
 from plaudit.models.load import embedding_rows, grow_embedding, load_model, load_tokenizer
+from plaudit.training.batching import wants_sampler
 from plaudit.training.config import RewardConfig
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ __all__ = [
     "check_arguments",
     "check_split",
     "check_steps_left",
+    "check_ties",
     "is_conversational",
     "name_of",
     "prepare_model",
@@ -174,6 +177,11 @@ def check_arguments(args: Any, train_dataset: Any, eval_dataset: Any) -> None:
         check_split(name, split)
     if isinstance(train_dataset, IterableDataset) and args.max_steps <= 0:
         raise ConfigError("`max_steps`: a stream has no length, so say how many steps to train.")
+    if isinstance(train_dataset, IterableDataset) and wants_sampler(args):
+        raise ConfigError(
+            "max_tokens_per_batch and group_by_prompt need rows that can be looked up, and the training data is a "
+            "stream. Load it whole, or use `per_device_train_batch_size` alone."
+        )
     if args.eval_strategy != "no" and eval_dataset is None:
         raise ConfigError(
             f"`eval_strategy` is '{args.eval_strategy.value}', but there is no `eval_dataset` (on the command "
@@ -192,6 +200,23 @@ def check_split(name: str, split: Any) -> None:
         raise TypeError(
             f"`{name}` must be a `Dataset` or `IterableDataset`, got `{type(split).__name__}`. Of a `DatasetDict`, "
             f"train on one split, such as dataset['train']; of a list of rows, make `Dataset.from_list(rows)`."
+        )
+
+
+def check_ties(dataset: Dataset | IterableDataset, loss_type: str, split: str) -> None:
+    """Refuse pairs without a winner, for a loss that needs one; of a stream, the collator does.
+
+    Raises:
+        DataError: There are some.
+    """
+    if loss_type == "ties" or isinstance(dataset, IterableDataset) or "tie" not in dataset.column_names:
+        return
+    ties = np.flatnonzero(dataset.with_format("numpy")["tie"][:])
+    if len(ties):
+        raise DataError(
+            f"{split}: {len(ties):,} of {len(dataset):,} pairs are ties (their `tie` is true; the first is number "
+            f"{ties[0]} of those kept), and loss_type='{loss_type}' needs a winner. Set `loss_type` to 'ties', or "
+            "leave such rows out."
         )
 
 

@@ -24,12 +24,12 @@ from plaudit.training.forest import ForestTrainer
 from plaudit.training.layout import choose_layout
 from plaudit.training.meter import RewardMeter
 from plaudit.training.objective import Objective
-from plaudit.training.offload import offload_activations
 from plaudit.training.saving import StagedSavingTrainer
 from plaudit.training.setup import (
     check_arguments,
     check_split,
     check_steps_left,
+    check_ties,
     is_conversational,
     name_of,
     prepare_model,
@@ -70,12 +70,12 @@ class RewardTrainer(ForestTrainer, RowwiseEvaluationTrainer, StagedSavingTrainer
         train_dataset: Rows of any format in `plaudit.data.formats`, or tokenised ones; map-style or streaming.
         eval_dataset: The same, or a dict of them.
         processing_class: The tokenizer; that of the model if `None`.
-        compute_metrics: Sees `predictions` [rows, 2], the rewards of chosen and rejected, each row exactly once, and
-            `label_ids` all 0.
+        compute_metrics: Sees `predictions` [C, 2], the rewards of chosen and rejected of each comparison exactly once
+            (a pair makes one), and `label_ids` [C]: 0, or 1 where `label` prefers the second, or -100 for a tie.
         callbacks: Further callbacks.
         optimizers: Optimiser and scheduler, instead of those that `args` names.
         optimizer_cls_and_kwargs: Optimiser class and arguments, instead of `args.optim`.
-        preprocess_logits_for_metrics: Maps rewards [rows, 2] and labels to what `compute_metrics` sees.
+        preprocess_logits_for_metrics: Maps rewards [C, 2] and labels [C] to what `compute_metrics` sees.
         quantization_config: For loading a model given by name.
         peft_config: Train this adapter and the head instead of all weights.
 
@@ -174,6 +174,7 @@ class RewardTrainer(ForestTrainer, RowwiseEvaluationTrainer, StagedSavingTrainer
             dataset, self.reports[dataset_name] = tokenize_dataset(
                 dataset, processing_class, self._rules, split=dataset_name, num_proc=args.dataset_num_proc
             )
+        check_ties(dataset, args.loss_type, dataset_name)
         return dataset
 
     def _first_rows(self) -> list[dict[str, Any]]:
@@ -255,18 +256,15 @@ class RewardTrainer(ForestTrainer, RowwiseEvaluationTrainer, StagedSavingTrainer
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The stock optimiser, with the tie threshold if one is learnt."""
-        made, optimizer = self.optimizer is None, super().create_optimizer(model)
-        threshold = self.objective.raw_threshold
-        if made and threshold is not None:
-            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-                raise ConfigError("tie_threshold: under FSDP and DeepSpeed it cannot be learnt. Give a number.")
-            optimizer.add_param_group({"params": [threshold], "lr": _THRESHOLD_LR, "weight_decay": 0.0})
+        optimizer, threshold = super().create_optimizer(model), self.objective.raw_threshold
+        if threshold is None or any(threshold is each for group in optimizer.param_groups for each in group["params"]):
+            return optimizer
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled or self.lr_scheduler is not None:
+            raise ConfigError(
+                "tie_threshold: with FSDP, DeepSpeed or a scheduler of your own it cannot be learnt. Give a number."
+            )
+        optimizer.add_param_group({"params": [threshold], "lr": _THRESHOLD_LR, "weight_decay": 0.0})
         return optimizer
-
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """One micro-batch forward and backward, its saved tensors on the CPU if so asked."""
-        with offload_activations(self.model, self.args.activation_offloading):
-            return super().training_step(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, adding the interval's reward figures to the Trainer's own training entries."""
@@ -293,10 +291,10 @@ class RewardTrainer(ForestTrainer, RowwiseEvaluationTrainer, StagedSavingTrainer
     def predict(
         self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
     ) -> PredictionOutput:
-        """Rewards [rows, 2] of chosen and rejected for a raw or tokenised dataset, and its metrics.
+        """Rewards [C, 2] of chosen and rejected for a raw or tokenised dataset, and its metrics.
 
-        Each row counts once, in the dataset's order; pairs that are too long, or the same after tokenisation, are left
-        out and counted in `reports`.
+        Each comparison counts once, in the dataset's order; pairs that are too long, or the same after tokenisation,
+        are left out and counted in `reports`.
         """
         test_dataset = self._prepare_split(test_dataset, metric_key_prefix)
         with self._one_pass(metric_key_prefix):
