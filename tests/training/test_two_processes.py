@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -36,31 +35,19 @@ def script():
 def two(tmp_path_factory):
     """The folder in which both processes have left what they computed."""
     folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    processes, logs = [], []
-    try:
-        for rank in (0, 1):
-            logs.append(folder / f"log.{rank}")
-            with logs[-1].open("w") as log:
-                processes.append(
-                    subprocess.Popen(
-                        [sys.executable, SCRIPT, folder],
-                        env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                        stdout=log,
-                        stderr=subprocess.STDOUT,
-                    )
-                )
-        codes = [process.wait(TIMEOUT) for process in processes]
-    except subprocess.TimeoutExpired as error:
-        raise AssertionError("\n".join(log.read_text()[-3000:] for log in logs)) from error
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert codes == [0, 0], "\n".join(log.read_text()[-3000:] for log in logs)
+    # torchrun holds the port that the processes meet at from the first moment, and ends one when the other fails.
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", SCRIPT, folder]
+    with (folder / "log").open("w") as log:
+        launched = subprocess.Popen(
+            command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=subprocess.STDOUT
+        )
+        try:
+            code = launched.wait(TIMEOUT)
+        except subprocess.TimeoutExpired:
+            code = "none: it hangs"
+            launched.terminate()  # it ends both processes
+            launched.wait()
+    assert code == 0, f"exit code {code}\n" + (folder / "log").read_text()[-6000:]
     return folder
 
 

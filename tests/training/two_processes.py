@@ -1,5 +1,6 @@
 """What each of two processes runs in `test_two_processes.py`: all its cases, in one start."""
 
+import faulthandler
 import json
 import sys
 from pathlib import Path
@@ -106,6 +107,7 @@ def first_decides(folder, rank):
 
 
 def main(folder, rank):
+    faulthandler.dump_traceback_later(300, exit=True)  # a hang says where it hangs
     torch.set_num_threads(1)
     metrics = {}
     for rows in (10, 11):

@@ -9,6 +9,7 @@ through one model. Backends:
 - `dense`: the model's own attention under a T x T mask; the reference.
 """
 
+import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,8 +24,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from plaudit.errors import ConfigError, ModelError
-from plaudit.forest.blocks import Piece, ScoreRules, attend_pieces, cut_pieces
-from plaudit.forest.layout import chains_of
+from plaudit.forest.blocks import Block, ScoreRules, attend_blocks, cut_blocks
 
 __all__ = ["BACKENDS", "ForestAttention", "check_every_layer", "enable", "enabled_backend", "why_not"]
 
@@ -47,13 +47,12 @@ class ForestAttention:
     windows: dict[Any, int | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.pieces = cache(self._pieces)
+        self.blocks = cache(self._blocks)
         self.mask = cache(self._mask)
         self.block_mask = cache(self._block_mask)
 
-    def _pieces(self, heads: int, window: int | None) -> list[Piece]:
-        chains = chains_of(self.position_ids.cpu().numpy(), self.subtree_end.cpu().numpy())
-        return cut_pieces(chains, heads, window)
+    def _blocks(self, heads: int, window: int | None) -> list[Block]:
+        return cut_blocks(self.position_ids.cpu().numpy(), self.subtree_end.cpu().numpy(), heads, window)
 
     def sees(self, query: torch.Tensor, key: torch.Tensor, window: int | None) -> torch.Tensor:
         """Whether token `query` attends to token `key` (indices that broadcast): the whole mask of a forest."""
@@ -87,6 +86,9 @@ def why_not(model: PreTrainedModel) -> str | None:
         return f"{name} attends in both directions"
     if getattr(config, "is_encoder_decoder", False):
         return f"{name} is an encoder and a decoder"
+    taken = inspect.signature(type(model.base_model).forward).parameters
+    if "position_ids" not in taken or not any(each.kind is each.VAR_KEYWORD for each in taken.values()):
+        return f"{name} does not take positions, or no keywords for its attention"
     return None
 
 
@@ -160,10 +162,11 @@ def _attention(
     _check_call(module, query, forest, options)
     window = options.get("sliding_window")
     forest.windows[module] = window
-    query, key, value = _of_one_type(query, key, value)
+    dtype = _precision(value)
     backend = backend or ("flex" if query.device.type == "cuda" and not _dropout(module, options) else "blocks")
     if backend == "blocks":
-        return _blocks(module, query, key, value, forest, options), None
+        return _blocks(module, query, key, value, forest, options, dtype), None
+    query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     if backend == "flex":
         return flex_attention_forward(module, query, key, value, forest.block_mask(window), **options)[0], None
     mask = forest.mask(window)
@@ -172,6 +175,7 @@ def _attention(
     return _attention_before(module, before)(module, query, key, value, mask, *args, **options)
 
 
+@torch.compiler.disable  # its loop over blocks differs from batch to batch; the rest of the model compiles around it
 def _blocks(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -179,6 +183,7 @@ def _blocks(
     value: torch.Tensor,
     forest: ForestAttention,
     options: dict[str, Any],
+    dtype: torch.dtype,
 ) -> torch.Tensor:
     scaling = options.get("scaling")
     rules = ScoreRules(
@@ -187,20 +192,18 @@ def _blocks(
         softcap=options.get("softcap"),
         dropout=_dropout(module, options),
     )
-    pieces = forest.pieces(query.shape[1], rules.window)
-    return attend_pieces(query[0], key[0], value[0], pieces, rules, options.get("s_aux"))[None]
+    blocks = forest.blocks(query.shape[1], rules.window)
+    return attend_blocks(query[0], key[0], value[0], blocks, rules, options.get("s_aux"), dtype)[None]
 
 
 def _dropout(module: torch.nn.Module, options: dict[str, Any]) -> float:
     return options.get("dropout", 0.0) if module.training else 0.0
 
 
-def _of_one_type(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Under autocast in its precision, as for the stock functions; else in that of the values."""
-    device, kind = tensors[0].device.type, tensors[-1].dtype
-    if torch.is_autocast_enabled(device):
-        kind = torch.get_autocast_dtype(device)
-    return tuple(tensor.to(kind) for tensor in tensors)
+def _precision(value: torch.Tensor) -> torch.dtype:
+    """Under autocast its precision, as for the stock functions; else that of the values."""
+    device = value.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value.dtype
 
 
 def _check_call(module: torch.nn.Module, query: torch.Tensor, forest: ForestAttention, options: dict[str, Any]) -> None:

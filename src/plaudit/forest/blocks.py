@@ -1,48 +1,93 @@
-"""Attention over a forest, chain by chain: the exact scores that the mask keeps, and little else.
+"""Attention over a forest in blocks: small subtrees whole, long chains in pieces, and nothing of the size T x T.
 
-A chain's queries attend to their path: the chains above it, and themselves. On a path, keys stand in the order of their
-positions from 0 on, so a piece of a chain needs no mask but the causal one on its own last columns, whatever the rest
-of the batch looks like. Nothing of the size T x T is ever made: long chains are cut into pieces, and the weights of
-long paths are computed again in the backward pass instead of kept, so memory grows with T alone.
+A block is a run of tokens in depth-first order that hang below the same token: some small subtrees side by side, or a
+piece of a long chain. Its queries attend to their path above, which all of them share and see in full, and to the
+block itself, under the one-line mask. So scores that no mask would keep are few, and so are the calls. Weights over
+long paths are computed again in the backward pass instead of kept: memory grows with T alone.
 """
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.autograd.function import once_differentiable
 
-from plaudit.forest.layout import Chain
+from plaudit.forest.layout import Chain, chains_of
 
-__all__ = ["Piece", "ScoreRules", "attend_pieces", "cut_pieces"]
+__all__ = ["Block", "ScoreRules", "attend_blocks", "cut_blocks"]
 
-# Scores of one piece, over all heads: 2 MB in float32, about what a core's caches hold.
+# Tokens of small subtrees that make a block together. A block more costs as much as some 30,000 scores that are masked:
+# two subtrees of 128 tokens.
+_SMALL = 256
+# Scores of a piece of a long chain, over all heads: 2 MB in float32, about what a core's caches hold.
 _SCORES = 1 << 19
 _LEAST_QUERIES = 32  # fewer rows make matrix products slow
-# Weights over paths up to so many keys are kept for the backward pass: a bound for each token, so memory stays linear.
-_KEPT_KEYS = 256
+# Weights over up to so many keys are kept for the backward pass: a bound for each token, so memory stays linear.
+_KEPT_KEYS = 512
+_SPARE = 64  # rows behind the last token, since blocks are rounded up
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Some consecutive queries of one chain, and the keys of their path.
+class Block:
+    """Consecutive queries below one token, and the keys they may see.
 
     Attributes:
         start: Index of the first query.
         stop: One past the last.
-        depth: Position of the first query.
-        path: Index ranges of the keys, in the order of their positions; the last ends with the queries themselves.
-        first: Position of the first key: 0, or later where a window leaves out the beginning.
+        above: Index ranges of the keys of the path above, in the order of their positions.
+        first: Position of the first of these: 0, or later where a window leaves out the beginning.
+        positions: Positions of the queries, shape [L].
+        ends: Their `subtree_end`, shape [L].
+        window: As in `ScoreRules`.
     """
 
     start: int
     stop: int
-    depth: int
-    path: tuple[tuple[int, int], ...]
+    above: tuple[tuple[int, int], ...]
     first: int
+    positions: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    window: int | None = None
+    hidden: dict[torch.dtype, torch.Tensor] = field(default_factory=dict, compare=False)
+
+    @cached_property
+    def before(self) -> int:
+        """Keys of the path above."""
+        return sum(stop - start for start, stop in self.above)
+
+    @cached_property
+    def rows(self) -> int:
+        """Queries, rounded up."""
+        return _round_up(self.stop - self.start)
+
+    @cached_property
+    def keys(self) -> int:
+        """Keys, rounded up."""
+        return _round_up(self.before + self.stop - self.start)
+
+    def bias(self, dtype: torch.dtype) -> torch.Tensor:
+        """What is added to the last columns of the scores [rows, keys]: 0 where a query sees a key, else -inf.
+
+        Shape [rows, n], for the n columns from which on something is hidden. Rows and keys that only fill up see
+        everything, and are seen by nobody who counts.
+        """
+        if dtype not in self.hidden:  # the layers of a batch ask for the same
+            queries = np.arange(self.start, self.stop)[:, None]
+            hidden = (queries < queries.T) | (queries >= self.ends[None, :])  # [L, L]
+            if self.window is not None:
+                above = np.arange(self.first, self.first + self.before)
+                late = self.positions[:, None] - np.concatenate([above, self.positions])[None, :] >= self.window
+                hidden = late | np.pad(hidden, ((0, 0), (self.before, 0)))
+            bias = np.zeros((self.rows, self.keys - self.before + hidden.shape[1] - len(hidden)), dtype=np.float32)
+            bias[: len(hidden), : hidden.shape[1]][hidden] = -math.inf
+            bias[: len(hidden), hidden.shape[1] :] = -math.inf
+            self.hidden[dtype] = torch.from_numpy(bias).to(dtype)
+        return self.hidden[dtype]
 
 
 @dataclass(frozen=True)
@@ -67,31 +112,57 @@ class ScoreRules:
         return self.softcap is None and not self.dropout
 
 
-def cut_pieces(chains: list[Chain], heads: int, window: int | None = None) -> list[Piece]:
-    """Cut a forest's chains into pieces of bounded size.
+def cut_blocks(
+    position_ids: NDArray[np.int64], subtree_end: NDArray[np.int64], heads: int, window: int | None = None
+) -> list[Block]:
+    """Cut a forest into blocks of bounded size.
 
     Args:
-        chains: The chains, depth first.
+        position_ids: Shape [T].
+        subtree_end: Shape [T].
         heads: Attention heads, which share the room for scores.
         window: As in `ScoreRules`.
     """
-    pieces: list[Piece] = []
+    chains = {chain.start: chain for chain in chains_of(position_ids, subtree_end)}
     paths: dict[int, tuple[tuple[int, int], ...]] = {-1: ()}
-    for chain in chains:
+    blocks: list[Block] = []
+
+    def add(start: int, stop: int, above: tuple[tuple[int, int], ...]) -> None:
+        first = 0 if window is None else max(0, int(position_ids[start]) - window + 1)
+        seen = tuple(_from_position(above, first))
+        blocks.append(Block(start, stop, seen, first, position_ids[start:stop], subtree_end[start:stop], window))
+
+    start = 0
+    while start < len(position_ids):
+        chain = chains[start]
         above = paths[chain.parent]
+        stop = _small_subtrees(chain, chains, subtree_end)
+        if stop is not None:
+            add(start, stop, above)
+            start = stop
+            continue
         paths[chain.start] = (*above, (chain.start, chain.stop))
-        start = chain.start
         while start < chain.stop:
-            depth = chain.depth + start - chain.start
-            keys = depth if window is None else min(depth, window)
+            keys = int(position_ids[start]) if window is None else min(int(position_ids[start]), window)
             # The number of queries for which queries * (keys + queries) scores fit.
             fitting = int((math.sqrt(keys * keys + 4 * _SCORES / heads) - keys) / 2)
             stop = min(chain.stop, start + max(_LEAST_QUERIES, fitting))
-            first = 0 if window is None else max(0, depth - window + 1)
-            path = tuple(_from_position((*above, (chain.start, stop)), first))
-            pieces.append(Piece(start, stop, depth, path, first))
+            add(start, stop, above if start == chain.start else (*above, (chain.start, start)))
             start = stop
-    return pieces
+    return blocks
+
+
+def _small_subtrees(chain: Chain, chains: dict[int, Chain], subtree_end: NDArray[np.int64]) -> int | None:
+    """Where the run of small subtrees ends that begins with this chain's and its siblings'; `None` if it is large."""
+    stop = None
+    sibling: Chain | None = chain
+    while sibling is not None and sibling.parent == chain.parent:
+        end = int(subtree_end[sibling.start])
+        if end - chain.start > _SMALL:
+            break
+        stop = end
+        sibling = chains.get(end)
+    return stop
 
 
 def _from_position(path: tuple[tuple[int, int], ...], first: int) -> Iterator[tuple[int, int]]:
@@ -101,13 +172,20 @@ def _from_position(path: tuple[tuple[int, int], ...], first: int) -> Iterator[tu
         first = max(0, first - (stop - start))
 
 
-def attend_pieces(
+def _round_up(length: int) -> int:
+    """A product of a shape not seen before costs ten times one that was (a kernel is generated): few shapes, then."""
+    step = 16 if length <= 128 else 64
+    return -(-length // step) * step
+
+
+def attend_blocks(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    pieces: list[Piece],
+    blocks: list[Block],
     rules: ScoreRules,
     sinks: torch.Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """Attention of every query to its path.
 
@@ -115,71 +193,98 @@ def attend_pieces(
         query: Shape [H, T, D].
         key: Shape [K, T, D], each head serving H / K query heads.
         value: Shape [K, T, D].
-        pieces: From `cut_pieces`.
+        blocks: From `cut_blocks`.
         rules: How scores become weights.
         sinks: One score for each head that takes part in the softmax and attends to nothing, shape [H].
+        dtype: The precision of the products; that of the values if `None`.
 
     Returns:
-        Shape [T, H, D].
+        Shape [T, H, D], in `dtype`.
     """
-    return _Attention.apply(query, key, value, sinks, pieces, rules)
+    return _Attention.apply(query, key, value, sinks, blocks, rules, dtype or value.dtype)
 
 
 class _Attention(torch.autograd.Function):
-    """All pieces in turn. Of a long path nothing is kept for the backward pass, which computes its weights again."""
+    """All blocks in turn, in the layout [K, T, G, D] in which a block's queries, for all heads of a key, are one slice.
+
+    Slices are rounded up, into the tokens of the next block; their weights are zero, so nothing goes in or out there,
+    and what a block writes there the next one writes again. What comes and goes is token by token in memory, as the
+    layers around compute it, and changes precision in the same pass.
+    """
 
     @staticmethod
-    def forward(ctx: Any, query: Any, key: Any, value: Any, sinks: Any, pieces: Any, rules: Any) -> torch.Tensor:
-        ctx.pieces, ctx.rules = pieces, rules
+    def forward(
+        ctx: Any, query: Any, key: Any, value: Any, sinks: Any, blocks: Any, rules: Any, dtype: Any
+    ) -> torch.Tensor:
+        heads, tokens, _ = query.shape
+        ctx.blocks, ctx.rules, ctx.dtypes = blocks, rules, (query.dtype, key.dtype, value.dtype)
         ctx.seed = int(torch.randint(1 << 62, ())) if rules.dropout else 0
-        out = value.new_empty(query.shape[1], len(query), value.shape[-1])
+        query, key, value = _grouped(query, len(key), dtype), _spared(key, dtype), _spared(value, dtype)
+        out = value.new_empty(tokens + _SPARE, heads, value.shape[-1])
         kept: list[torch.Tensor | None] = []
-        keeps = any(ctx.needs_input_grad) and rules.plain and sinks is None
-        for number, piece in enumerate(pieces):
-            queries, keys, values = _cut(query, key, value, piece)
+        for number, block in enumerate(blocks):
+            queries, keys, values = _rows(query, block), _path(key, block), _path(value, block)
+            weights = None
             if rules.plain and sinks is None:
-                weights = _plain_weights(queries, keys, piece, rules)
+                weights = _weights(queries, keys, block, rules)
                 part = torch.bmm(weights, values)
-                kept.append(weights if keeps and weights.shape[-1] <= _KEPT_KEYS else None)
             else:
-                part = _attend(queries, keys, values, sinks, piece, rules, ctx.seed + number)
-            out[piece.start : piece.stop] = _of_queries(part, piece, len(query)).transpose(0, 1)
+                part = _attend(queries, keys, values, sinks, block, rules, ctx.seed + number)
+            kept.append(weights if any(ctx.needs_input_grad) and block.keys <= _KEPT_KEYS else None)
+            _write_rows(out, part, block)
         ctx.save_for_backward(query, key, value, sinks, *kept)
-        return out
+        return out[:tokens]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, sinks, *kept = ctx.saved_tensors
+        tokens, heads, _ = grad.shape
+        grad = _grouped(grad.transpose(0, 1), len(key), value.dtype)
+        grad_query = torch.empty(tokens + _SPARE, heads, query.shape[-1], dtype=ctx.dtypes[0], device=query.device)
+        # A key is on the paths of all blocks below it; their parts are added up in at least float32.
         wide = torch.promote_types(key.dtype, torch.float32)
-        grad_query = torch.empty_like(query)
-        # A key is on the paths of all chains below it; their parts are added up in at least float32.
-        grad_key, grad_value = (torch.zeros_like(tensor, dtype=wide) for tensor in (key, value))
+        grad_key, grad_value = (
+            torch.zeros(part.shape[1], len(part), part.shape[2], dtype=wide, device=part.device).transpose(0, 1)
+            for part in (key, value)
+        )
         grad_sinks = None if sinks is None else torch.zeros_like(sinks, dtype=wide)
-        grad = grad.transpose(0, 1)  # [H, T, D]
-        for number, piece in enumerate(ctx.pieces):
-            parts = _cut(query, key, value, piece)
-            above = _queries(grad, piece, len(key))
+        for number, block in enumerate(ctx.blocks):
+            parts = _rows(query, block), _path(key, block), _path(value, block), _rows(grad, block)
             if ctx.rules.plain and sinks is None:
-                grads = _plain_backward(*parts, above, kept[number], piece, ctx.rules)
+                grads = _plain_backward(*parts, kept[number], block, ctx.rules)
             else:
-                grads = _backward(*parts, above, sinks, piece, ctx.rules, ctx.seed + number)
-            grad_query[:, piece.start : piece.stop] = _of_queries(grads[0], piece, len(query))
-            _add_to_path(grad_key, grads[1], piece)
-            _add_to_path(grad_value, grads[2], piece)
+                grads = _backward(*parts, sinks, block, ctx.rules, ctx.seed + number)
+            _write_rows(grad_query, grads[0], block)
+            _add_to_path(grad_key, grads[1], block)
+            _add_to_path(grad_value, grads[2], block)
             if grad_sinks is not None:
                 grad_sinks += grads[3]
-        sinks_out = None if sinks is None else grad_sinks.to(sinks.dtype)
-        return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), sinks_out, None, None
+        return (
+            grad_query[:tokens].transpose(0, 1),
+            grad_key[:, :tokens].to(ctx.dtypes[1]),
+            grad_value[:, :tokens].to(ctx.dtypes[2]),
+            None if sinks is None else grad_sinks.to(sinks.dtype),
+            None, None, None,
+        )  # fmt: skip
 
 
 # Without soft-capping, sinks and dropout: few passes over the scores, and derivatives by hand.
 
 
-def _plain_weights(query: torch.Tensor, key: torch.Tensor, piece: Piece, rules: ScoreRules) -> torch.Tensor:
-    """Attention weights [K, G * L, S] in the precision of the values; the softmax itself computes in float32."""
-    bias = _bias(piece, rules.window, query.shape[1], key.shape[1], query.dtype, query.device)
-    return torch.softmax(torch.baddbmm(bias, query, key.transpose(1, 2), alpha=rules.scaling), -1)
+def _weights(query: torch.Tensor, key: torch.Tensor, block: Block, rules: ScoreRules) -> torch.Tensor:
+    """Attention weights [K, rows * G, keys] in the precision of the queries; the softmax computes in float32."""
+    scores = _product(query, key.transpose(1, 2), rules.scaling)
+    _hide(scores, block)
+    weights = torch.softmax(scores, -1)
+    weights.view(len(key), block.rows, -1, block.keys)[:, block.stop - block.start :] = 0
+    return weights
+
+
+def _hide(scores: torch.Tensor, block: Block) -> None:
+    bias = block.bias(scores.dtype)
+    last = scores.view(len(scores), block.rows, -1, block.keys)[..., block.keys - bias.shape[1] :]
+    last += bias[:, None]
 
 
 def _plain_backward(
@@ -188,42 +293,44 @@ def _plain_backward(
     value: torch.Tensor,
     grad: torch.Tensor,
     weights: torch.Tensor | None,
-    piece: Piece,
+    block: Block,
     rules: ScoreRules,
 ) -> tuple[torch.Tensor, ...]:
     if weights is None:
-        weights = _plain_weights(query, key, piece, rules)
+        weights = _weights(query, key, block, rules)
     grad_value = torch.bmm(weights.transpose(1, 2), grad)
     grad_weights = torch.bmm(grad, value.transpose(1, 2))
     grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
-    grad_query = torch.bmm(grad_scores, key).mul_(rules.scaling)
-    grad_key = torch.bmm(grad_scores.transpose(1, 2), query).mul_(rules.scaling)
-    return grad_query, grad_key, grad_value
+    grad_query = _product(grad_scores, key, rules.scaling)
+    return grad_query, _product(grad_scores.transpose(1, 2), query, rules.scaling), grad_value
 
 
-# With them: plain formulas, and autograd on one piece at a time.
+def _product(first: torch.Tensor, second: torch.Tensor, scaling: float) -> torch.Tensor:
+    return torch.baddbmm(first.new_empty(()), first, second, beta=0, alpha=scaling)
+
+
+# With them: plain formulas, and autograd on one block at a time.
 
 
 def _attend(
-    query: torch.Tensor,  # [K, G * L, D]
-    key: torch.Tensor,  # [K, S, D]
+    query: torch.Tensor,  # [K, rows * G, D]
+    key: torch.Tensor,  # [K, keys, D]
     value: torch.Tensor,
     sinks: torch.Tensor | None,  # [H]
-    piece: Piece,
+    block: Block,
     rules: ScoreRules,
     seed: int,
-) -> torch.Tensor:  # [K, G * L, D]
-    groups, rows, keys = len(key), query.shape[1], key.shape[1]
-    wide = torch.promote_types(query.dtype, torch.float32)
+) -> torch.Tensor:  # [K, rows * G, D]
+    groups, wide = len(key), torch.promote_types(query.dtype, torch.float32)
     scores = torch.bmm(query, key.transpose(1, 2)).to(wide) * rules.scaling
     if rules.softcap is not None:
         scores = rules.softcap * torch.tanh(scores / rules.softcap)
-    scores = scores + _bias(piece, rules.window, rows, keys, wide, query.device)
+    scores = scores.clone()
+    _hide(scores, block)
     if sinks is not None:
-        length = _round_up(piece.stop - piece.start)
-        sink = sinks.to(wide).view(groups, -1, 1).expand(-1, -1, length).reshape(groups, rows, 1)
+        sink = sinks.to(wide).view(groups, 1, -1).expand(-1, block.rows, -1).reshape(groups, -1, 1)
         scores = torch.cat([scores, sink], -1)
-    weights = torch.softmax(scores, -1)[..., :keys]
+    weights = torch.softmax(scores, -1)[..., : block.keys]
     if rules.dropout:
         generator = torch.Generator(weights.device).manual_seed(seed)
         stays = torch.rand(weights.shape, generator=generator, device=weights.device) >= rules.dropout
@@ -237,84 +344,63 @@ def _backward(
     value: torch.Tensor,
     grad: torch.Tensor,
     sinks: torch.Tensor | None,
-    piece: Piece,
+    block: Block,
     rules: ScoreRules,
     seed: int,
 ) -> tuple[torch.Tensor, ...]:
     inputs = [tensor.detach().requires_grad_() for tensor in (query, key, value, sinks) if tensor is not None]
     with torch.enable_grad():
-        part = _attend(*inputs[:3], None if sinks is None else inputs[3], piece, rules, seed)
+        part = _attend(*inputs[:3], None if sinks is None else inputs[3], block, rules, seed)
+    grad = grad.clone()
+    grad.view(len(key), block.rows, -1)[:, block.stop - block.start :] = 0  # the next block's
     return torch.autograd.grad(part, inputs, grad)
 
 
-# Between the forest's tensors and those of a piece, which are filled up to few shapes.
+# Between the forest's tensors and those of a block.
 
 
-def _cut(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, piece: Piece
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The piece's queries [K, G * L, D], the heads that share a key side by side, and its keys and values [K, S, D]."""
-    return _queries(query, piece, len(key)), _path(key, piece), _path(value, piece)
+def _grouped(tensor: torch.Tensor, groups: int, dtype: torch.dtype) -> torch.Tensor:
+    """[H, T, D] -> [K, T + spare, G, D], zero behind the last token."""
+    heads, tokens, size = tensor.shape
+    out = torch.empty(groups, tokens + _SPARE, heads // groups, size, dtype=dtype, device=tensor.device)
+    out[:, :tokens] = tensor.view(groups, -1, tokens, size).transpose(1, 2)
+    out[:, tokens:] = 0
+    return out
 
 
-def _queries(tensor: torch.Tensor, piece: Piece, groups: int) -> torch.Tensor:
-    """[H, T, D] -> [K, G * L, D], filled up with zeros."""
-    length = piece.stop - piece.start
-    part = tensor.new_empty(len(tensor), _round_up(length), tensor.shape[-1])
-    part[:, :length] = tensor[:, piece.start : piece.stop]
-    part[:, length:] = 0
-    return part.view(groups, -1, tensor.shape[-1])
+def _spared(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """[K, T, D] -> [K, T + spare, D], zero behind the last token."""
+    heads, tokens, size = tensor.shape
+    out = torch.empty(heads, tokens + _SPARE, size, dtype=dtype, device=tensor.device)
+    out[:, :tokens] = tensor
+    out[:, tokens:] = 0
+    return out
 
 
-def _of_queries(part: torch.Tensor, piece: Piece, heads: int) -> torch.Tensor:
-    """[K, G * L, D] -> [H, stop - start, D]."""
-    return part.view(heads, -1, part.shape[-1])[:, : piece.stop - piece.start]
+def _write_rows(out: torch.Tensor, part: torch.Tensor, block: Block) -> None:
+    """Write a block's [K, rows * G, D] into [T + spare, H, D]."""
+    groups, _, size = part.shape
+    place = out[block.start : block.start + block.rows].view(block.rows, groups, -1, size)
+    place.copy_(part.view(groups, block.rows, -1, size).transpose(0, 1))
 
 
-def _path(tensor: torch.Tensor, piece: Piece) -> torch.Tensor:
-    """[K, T, D] -> [K, S, D], filled up with zeros."""
-    length = sum(stop - start for start, stop in piece.path)
-    part = tensor.new_empty(len(tensor), _round_up(length), tensor.shape[-1])
+def _rows(tensor: torch.Tensor, block: Block) -> torch.Tensor:
+    """The block's queries [K, rows * G, D]."""
+    part = tensor[:, block.start : block.start + block.rows]
+    return part.view(len(tensor), -1, tensor.shape[-1])
+
+
+def _path(tensor: torch.Tensor, block: Block) -> torch.Tensor:
+    """The block's keys [K, keys, D]: the path above, the block itself, and some more that no query of it sees."""
+    own = tensor[:, block.start : block.start + block.keys - block.before]
+    if not block.above:
+        return own
+    return torch.cat([*(tensor[:, start:stop] for start, stop in block.above), own], 1)
+
+
+def _add_to_path(total: torch.Tensor, part: torch.Tensor, block: Block) -> None:
+    """Add [K, keys, D] to where it was cut from."""
     done = 0
-    for start, stop in piece.path:
-        part[:, done : done + stop - start] = tensor[:, start:stop]
-        done += stop - start
-    part[:, length:] = 0
-    return part
-
-
-def _add_to_path(total: torch.Tensor, part: torch.Tensor, piece: Piece) -> None:
-    """Add [K, S, D] to where it was cut from."""
-    done = 0
-    for start, stop in piece.path:
+    for start, stop in (*block.above, (block.start, block.start + block.keys - block.before)):
         total[:, start:stop] += part[:, done : done + stop - start]
         done += stop - start
-
-
-def _round_up(length: int) -> int:
-    """A product of a shape not seen before costs ten times one that was (a kernel is generated): few shapes, then."""
-    step = 16 if length <= 128 else 64
-    return -(-length // step) * step
-
-
-def _bias(
-    piece: Piece, window: int | None, rows: int, keys: int, dtype: torch.dtype, device: torch.device
-) -> torch.Tensor:
-    """What is added to the scores [G * L, S]: 0 where a query sees a key, else minus infinity.
-
-    Keys that only fill up come after all queries that are real.
-    """
-    return _bias_of(piece.depth - piece.first, _round_up(piece.stop - piece.start), window, rows, keys, dtype, device)
-
-
-@lru_cache(maxsize=64)  # the layers of one batch ask for the same
-def _bias_of(
-    before: int, length: int, window: int | None, rows: int, keys: int, dtype: torch.dtype, device: torch.device
-) -> torch.Tensor:
-    positions = torch.arange(keys, device=device)
-    # Rows that only fill up may lie behind the last key; where they are kept from it, all they see may be nothing.
-    queries = torch.arange(before, before + length, device=device).clamp(max=keys - 1)[:, None]
-    hidden = positions > queries
-    if window is not None:
-        hidden |= queries - positions >= window
-    return torch.zeros_like(hidden, dtype=dtype).masked_fill_(hidden, -math.inf).repeat(rows // length, 1)

@@ -1,0 +1,343 @@
+"""How fast does Plaudit train, and in how much memory, beside TRL?
+
+Both train the same weights on the same rows in the same order with the same optimiser, in bf16, and show equal losses.
+Each run has a process of its own, so that its memory is its own; they alternate, and of `--repeats` runs the fastest
+counts. The first `--warmup` steps are not timed. Rows are shuffled once, as training would, then tokenised once: both
+get the same token ids, 8 rows a step.
+
+Ranked groups: Plaudit gets 8 groups a step, each as one row, and weighs comparisons alike. TRL, which knows pairs only,
+gets all pairs of the same 8 groups, shuffled and cut into 4 micro-batches of equal size (7 pairs on average), so that
+its mean is the same. The groups of a step are drawn so that its pairs are a multiple of 4. (All pairs of a step at once
+would need more memory than most machines have, and more padding.)
+
+With `--group_by_prompt` Plaudit places rows of one prompt together, and TRL gets the same batches, one a row.
+
+Figures: pairs (comparisons) a second; peak memory above that of the process with the trainer just made; the distinct
+tokens that Plaudit computes a second; FLOP/s of its linear layers (6 for each parameter and token, 8 with
+checkpointing, which computes them forward again) and how much of the rate of bare bf16 products this is, measured in
+the same run on the same shapes.
+
+`--growth` measures Plaudit alone as batches grow from 1k to 64k distinct tokens.
+
+Usage: python benchmarks/train_speed.py [--data FOLDER] [--files NAME ...] [--all] [--checkpointing] [--growth]
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset, disable_progress_bars
+from machine import linear_shapes, matrix_rate
+from transformers import AutoModelForSequenceClassification, set_seed
+from transformers.utils.logging import disable_progress_bar
+from workload import make_tokenizer, read_rows, write_base_model
+
+from plaudit import RewardConfig
+from plaudit.data import comparisons_of_ranking
+from plaudit.data.tokenization import TokenizationRules, tokenize_dataset
+from plaudit.training.batching import make_sampler
+
+ROWS = 8
+MICRO_BATCHES = 4  # in which TRL takes the pairs of 8 groups
+MAX_LENGTH = 1024
+SIDES = ["chosen_ids", "rejected_ids"]
+FILES = ["hh_harmless_transcripts", "summedits", "tara", "oasst_ranked"]
+GROWTH = [1 << power for power in range(10, 17)]
+CHECKPOINTED_FROM = 1 << 14  # tokens a batch
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One file, ready to train on.
+
+    Attributes:
+        folder: Where `model`, and the rows of `plaudit` and `trl`, are.
+        shapes: Of the model's linear layers.
+        parameters: How many it has.
+        options: Plaudit's options beyond the common ones.
+        trl_options: TRL's. With batches of one row, that row holds several pairs.
+        pairs: Comparisons of each step.
+    """
+
+    folder: Path
+    shapes: list[tuple[int, int]]
+    parameters: int
+    options: dict
+    trl_options: dict
+    pairs: list[int]
+
+
+def prepare(path, folder, layers, *, group_by_prompt=False):
+    """Rows shuffled and tokenised, and a model of their tokenizer, in `folder`."""
+    rows = read_rows(path)
+    rows = [rows[number] for number in np.random.default_rng(0).permutation(len(rows))]
+    parameters, shapes = write_model(folder / "model", rows, layers)
+    rules = TokenizationRules(MAX_LENGTH, prompt_keys=group_by_prompt)
+    dataset, _ = tokenize_dataset(Dataset.from_list(rows), make_tokenizer(rows), rules, split="train")
+    options, trl_options = {}, {}
+    if "sequence_ids" in dataset.column_names:
+        batches = draw_groups([len(pairs_of_group(row)) for row in dataset])
+        dataset = dataset.select([number for batch in batches for number in batch])
+        groups = [pairs_of_group(row) for row in dataset]
+        steps = [list(chain(*groups[start : start + ROWS])) for start in range(0, len(groups), ROWS)]
+        options = {"group_weighting": "comparison"}
+        trl_options = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": MICRO_BATCHES}
+        trl = Dataset.from_list([micro_batch for step in steps for micro_batch in cut(step)])
+    elif group_by_prompt:
+        options = {"group_by_prompt": True}
+        trl_options = {"per_device_train_batch_size": 1}
+        steps = list(make_sampler(dataset, RewardConfig(**settings(folder, **options)), "forest"))
+        trl = Dataset.from_list([dataset.select(step).select_columns(SIDES)[:] for step in steps])
+    else:
+        steps = [range(start, start + ROWS) for start in range(0, len(dataset) - ROWS + 1, ROWS)]
+        trl = dataset
+    for name, rows in (("plaudit", dataset), ("trl", trl)):
+        rows.save_to_disk(folder / name)
+    return Workload(folder, shapes, parameters, options, trl_options, [len(step) for step in steps])
+
+
+def draw_groups(pairs):
+    """Groups for each step, as numbers, so that the pairs of a step can be cut into equal micro-batches."""
+    generator, left, batches = np.random.default_rng(0), np.arange(len(pairs)), []
+    pairs = np.array(pairs)
+    for _ in range(100 * len(pairs)):
+        drawn = generator.choice(left, ROWS, replace=False)
+        if pairs[drawn].sum() % MICRO_BATCHES == 0:
+            batches.append(drawn.tolist())
+            left = np.setdiff1d(left, drawn)
+        if len(left) < ROWS:
+            break
+    return batches
+
+
+def pairs_of_group(row):
+    """All comparisons of a ranked group: ids of the better and of the other."""
+    ids = row["sequence_ids"]
+    return [(ids[winner], ids[loser]) for winner, loser in comparisons_of_ranking(ids, row["ranks"])]
+
+
+def cut(pairs):
+    """The pairs of a step, shuffled, in micro-batches: each a row of many pairs."""
+    order = np.random.default_rng(0).permutation(len(pairs)).reshape(MICRO_BATCHES, -1)
+    return [
+        {side: [pairs[number][place] for number in part] for place, side in enumerate(SIDES)} for part in order.tolist()
+    ]
+
+
+def write_model(folder, rows, layers):
+    """A reward model, head and all, so that both libraries load the same weights."""
+    base, _ = write_base_model(folder, rows, hidden=512, layers=layers)
+    set_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+    model.save_pretrained(folder)
+    return sum(parameter.numel() for parameter in model.parameters()), linear_shapes(model)
+
+
+def settings(folder, **options):
+    """The options of a run that both libraries take."""
+    return {
+        "output_dir": str(folder / "out"),
+        "per_device_train_batch_size": ROWS,
+        "max_length": MAX_LENGTH,
+        "learning_rate": 1e-4,
+        "train_sampling_strategy": "sequential",
+        "gradient_checkpointing": False,
+        "bf16": True,
+        "use_cpu": True,
+        "model_init_kwargs": {"dtype": "float32"},
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "seed": 0,
+    } | options
+
+
+def run(library, workload, **options):
+    """What one run in a process of its own measured."""
+    folder = workload.folder
+    job, result = folder / "job.json", folder / "result.json"
+    options |= workload.options if library == "plaudit" else workload.trl_options
+    described = {
+        "library": library,
+        "model": str(folder / "model"),
+        "data": str(folder / library),
+        "many_pairs_a_row": library == "trl" and "per_device_train_batch_size" in options,
+        "config": settings(folder, **options),
+    }
+    job.write_text(json.dumps(described))
+    command = [sys.executable, str(Path(__file__).with_name("train_once.py")), str(job), str(result)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        sys.exit(f"{library} failed ({done.returncode}):\n{done.stdout[-4000:]}")
+    return json.loads(result.read_text())
+
+
+def timed(result, warmup):
+    """Seconds of the steps after the first `warmup`."""
+    return result["ends"][-1] - result["ends"][warmup - 1]
+
+
+def above_loaded(results):
+    return max(result["peak"] - result["loaded"] for result in results)
+
+
+def linear_flops(workload, checkpointing):
+    """Of one token."""
+    return (8 if checkpointing else 6) * sum(rows * columns for rows, columns in workload.shapes)
+
+
+def compare(workload, options):
+    """One line of the table, as a dict: both libraries on one file."""
+    steps = min(options.warmup + options.steps, len(workload.pairs))
+    results = {"plaudit": [], "trl": []}
+    for _ in range(options.repeats):
+        for library, done in results.items():
+            done.append(run(library, workload, max_steps=steps, gradient_checkpointing=options.checkpointing))
+    best = {library: min(timed(r, options.warmup) for r in done) for library, done in results.items()}
+    ours, theirs = results["plaudit"][0], results["trl"][0]
+    tokens, padded = (sum(side["positions"][options.warmup :]) for side in (ours, theirs))
+    pairs = sum(workload.pairs[options.warmup : steps])
+    memory = {library: above_loaded(done) for library, done in results.items()}
+    mean_tokens = tokens // (steps - options.warmup)
+    rate = matrix_rate(workload.shapes, mean_tokens, forwards=1 + options.checkpointing)
+    reached = linear_flops(workload, options.checkpointing) * tokens / best["plaudit"]
+    differences = np.abs(np.subtract(ours["losses"], theirs["losses"]))
+    return {
+        "steps": str(steps - options.warmup),
+        "pairs/s": f"{pairs / best['plaudit']:.2f}",
+        "TRL": f"{pairs / best['trl']:.2f}",
+        "times": f"{best['trl'] / best['plaudit']:.2f}",
+        "positions": f"{padded / tokens:.2f}",
+        "peak GB": f"{memory['plaudit'] / 1e9:.2f}",
+        "TRL GB": f"{memory['trl'] / 1e9:.2f}",
+        "share": f"{memory['plaudit'] / memory['trl']:.2f}",
+        "tokens/s": f"{tokens / best['plaudit']:.0f}",
+        "linear GFLOP/s": f"{reached / 1e9:.0f}",
+        "bare GFLOP/s": f"{rate / 1e9:.0f}",
+        "reached": f"{reached / rate:.0%}",
+        "loss apart": f"{differences.max():.1e}",
+        "last loss": f"{ours['losses'][-1]:.4f}",
+        "TRL's": f"{theirs['losses'][-1]:.4f}",
+    }, differences.max()
+
+
+def show_table(rows):
+    """Print Markdown with columns in line."""
+    cells = [list(rows[0]), *(list(row.values()) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for number, line in enumerate(cells):
+        padded = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
+        print("| " + " | ".join([line[0].ljust(widths[0]), *padded[1:]]) + " |")
+        if number == 0:
+            print("| " + " | ".join("-" * width for width in widths) + " |")
+    print(flush=True)
+
+
+def growth(path, folder, options):
+    """Plaudit alone on batches of more and more distinct tokens."""
+    workload = prepare(path, folder, options.layers)
+    constant = 12 * workload.parameters  # a gradient and AdamW's two moments, in float32
+    lines = {False: [], True: []}
+    for checkpointing, budget in ((c, b) for c in lines for b in GROWTH if c or b < CHECKPOINTED_FROM):
+        if budget > options.growth_to:
+            continue
+        steps = max(3, min(options.steps, CHECKPOINTED_FROM // budget * 4))
+        result = run(
+            "plaudit",
+            workload,
+            max_steps=options.warmup + steps,
+            gradient_checkpointing=checkpointing,
+            max_tokens_per_batch=budget,
+            max_length=GROWTH[0] // 2,  # a pair must fit into the smallest batch
+        )
+        tokens = sum(result["positions"][options.warmup :])
+        seconds = timed(result, options.warmup) / tokens
+        peak = above_loaded([result])
+        print(f"{budget} tokens, checkpointing {checkpointing}: {seconds * 1e6:.0f} us a token", file=sys.stderr)
+        line = {
+            "budget": str(budget),
+            "checkpointing": "yes" if checkpointing else "no",
+            "steps": str(steps),
+            "tokens a batch": f"{tokens / steps:.0f}",
+            "us a token": f"{seconds * 1e6:.0f}",
+            "peak GB": f"{peak / 1e9:.2f}",
+            "KB a token": f"{(peak - constant) / result['largest'] / 1e3:.0f}",
+        }
+        lines[checkpointing].append((seconds, line))
+    print(
+        f"\nPlaudit alone, {workload.parameters / 1e6:.1f}M parameters. KB a token: the peak above the loaded model, "
+        f"without {constant / 1e9:.2f} GB of gradients and AdamW's moments, over the tokens of the largest batch.\n"
+    )
+    show_table([line for group in lines.values() for _, line in group])
+    for checkpointing, group in lines.items():
+        times = [seconds for seconds, _ in group]
+        if times:
+            spread = max(times) / min(times) - 1
+            print(f"{'with' if checkpointing else 'without'} checkpointing, time per token is flat within {spread:.0%}")
+
+
+def compare_all(options):
+    files = sorted(options.data.glob("*.jsonl.gz"))
+    if not options.all:
+        files = [options.data / f"{name}.jsonl.gz" for name in options.files]
+    jobs = [(path, options.group_by_prompt) for path in files]
+    if not options.group_by_prompt and not options.files_given:
+        jobs += [(path, True) for path in files if path.name.startswith("summedits")]
+    lines, worst = [], 0.0
+    for path, group_by_prompt in jobs:
+        name = path.name.removesuffix(".jsonl.gz") + (", by prompt" if group_by_prompt else "")
+        with tempfile.TemporaryDirectory() as folder:
+            workload = prepare(path, Path(folder), options.layers, group_by_prompt=group_by_prompt)
+            line, apart = compare(workload, options)
+        worst = max(worst, apart)
+        lines.append({"file": name, "model": f"{workload.parameters / 1e6:.1f}M"} | line)
+        print(f"{name}: {line}", file=sys.stderr, flush=True)
+    print(
+        f"\n{ROWS} rows a step, bf16, {'with' if options.checkpointing else 'without'} gradient checkpointing, "
+        f"{torch.get_num_threads()} threads; best of {options.repeats}, {options.warmup} steps of warming up; "
+        f"load at the end {os.getloadavg()[0]:.1f}.\n"
+    )
+    show_table(lines)
+    if worst > options.tolerance:
+        sys.exit(f"the losses of a step differ by {worst:.2g}, more than {options.tolerance:g}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with NAME.jsonl.gz")
+    parser.add_argument("--files", nargs="+", metavar="NAME", help=f"default: {' '.join(FILES)}, and one by prompt")
+    parser.add_argument("--all", action="store_true", help="every file of the folder")
+    parser.add_argument("--group_by_prompt", action="store_true")
+    parser.add_argument("--checkpointing", action="store_true", help="for both")
+    parser.add_argument("--growth", action="store_true")
+    parser.add_argument("--growth_to", type=int, default=GROWTH[-1], help="largest batch of --growth, in tokens")
+    parser.add_argument("--steps", type=int, default=20, help="timed ones")
+    parser.add_argument("--warmup", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--tolerance", type=float, default=0.05, help="how far losses may be apart at any step")
+    options = parser.parse_args()
+    options.files_given = options.files is not None
+    options.files = options.files or FILES
+    if options.warmup < 1 or options.steps < 1:
+        parser.error("--warmup and --steps must be above 0")
+    disable_progress_bars()
+    disable_progress_bar()
+    if not options.growth:
+        compare_all(options)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        growth(options.data / "hh_harmless_transcripts.jsonl.gz", Path(folder), options)
+
+
+if __name__ == "__main__":
+    main()
