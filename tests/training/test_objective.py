@@ -113,6 +113,21 @@ def test_equal_ranks_of_a_group_are_ties(make_trainer):
     assert_same_step(step(make_trainer, [group], **options), step(make_trainer, pairs, **options))
 
 
+def test_a_group_of_equal_ranks_alone_is_kept_by_the_loss_that_knows_ties(make_trainer):
+    prompt, replies = "Is the sky?", [" Yes", " No", " sorry"]
+    groups = [{"prompt": prompt, "completions": replies, "ranks": ranks} for ranks in ([0, 0, 0], [0, 1, 2])]
+    assert len(make_trainer(train_dataset=groups).train_dataset) == 1
+    trainer = make_trainer(train_dataset=groups, eval_dataset=groups, loss_type="ties", tie_threshold=0.7)
+    assert len(trainer.train_dataset) == 2
+    assert trainer.reports["train"].pairs == trainer.reports["train"].kept == 6
+    output = trainer.predict(trainer.eval_dataset)
+    assert output.label_ids.tolist() == [-100] * 3 + [0] * 3
+    lead = -np.diff(output.predictions)[:, 0]
+    first, second = np.exp(log_sigmoid(lead - 0.7)), np.exp(log_sigmoid(-lead - 0.7))
+    losses = -np.log(np.where(output.label_ids == 0, first, 1 - first - second))
+    assert output.metrics["test_loss"] == pytest.approx(losses.mean(), rel=1e-5)
+
+
 # Labels and weights
 
 

@@ -73,15 +73,17 @@ class Layout:
         tokenised: Rows come as token ids.
         annotated: Columns of annotations that come out.
         prompt_keys: Whether `prompt_key` is to be made; rows may bring their own.
+        ties: Whether equal ranks of a group make comparisons.
     """
 
     groups: bool
     tokenised: bool
     annotated: tuple[str, ...]
     prompt_keys: bool
+    ties: bool = False
 
     @classmethod
-    def of(cls, columns: Iterable[str], *, prompt_keys: bool) -> "Layout":
+    def of(cls, columns: Iterable[str], *, prompt_keys: bool, ties: bool = False) -> "Layout":
         """The layout of a split with these columns.
 
         Raises:
@@ -100,7 +102,7 @@ class Layout:
         else:
             annotated = [name for name in PAIR_ANNOTATIONS if name in names]
         tokenised = pairs or "sequence_ids" in names
-        return cls(groups, tokenised, tuple(annotated), prompt_keys and "prompt_key" not in names)
+        return cls(groups, tokenised, tuple(annotated), prompt_keys and "prompt_key" not in names, ties)
 
     @property
     def features(self) -> dict[str, Any]:
@@ -122,13 +124,29 @@ class Layout:
         """
         self._check_foreseen(row, index)
         if self.tokenised:
-            return _tokenised_group(row, index) if self.groups else _tokenised_pair(row, index)
+            return self._tokenised_group(row, index) if self.groups else _tokenised_pair(row, index)
         parsed = parse_row(row, index)
         if isinstance(parsed, Preference):
             return _pair_in_groups(parsed, row, index) if self.groups else _pair(parsed)
         names = [f"completions[{place}]" for place in range(len(parsed.sequences))]
         values = {"ranks": parsed.ranks, "scores": parsed.scores, "weight": parsed.weight}
-        return Parsed(parsed.sequences, names, _unequal(parsed.ranks), values, parsed.template_options)
+        return Parsed(parsed.sequences, names, self._comparisons(parsed.ranks), values, parsed.template_options)
+
+    def _tokenised_group(self, row: dict[str, Any], index: int) -> Parsed:
+        sequences = row["sequence_ids"]
+        if not isinstance(sequences, list) or len(sequences) < 2:
+            raise DataError(
+                f"row {index}, column 'sequence_ids': expected two or more lists of token ids, got {shown(sequences)}. "
+                f"Example of the right shape: {_EXAMPLES[True]}"
+            )
+        names = [f"sequence_ids[{place}]" for place in range(len(sequences))]
+        for ids, name in zip(sequences, names, strict=True):
+            _check_ids(ids, index, name, groups=True)
+        values = parse_group_annotations(row, index, len(sequences), derived=True)
+        return Parsed(sequences, names, self._comparisons(values["ranks"]), values, {})
+
+    def _comparisons(self, ranks: list[float]) -> list[tuple[int, int]]:
+        return [(one, two) for one, two in combinations(range(len(ranks)), 2) if self.ties or ranks[one] != ranks[two]]
 
     def _check_foreseen(self, row: dict[str, Any], index: int) -> None:
         """A stream may tell its columns by its first row only; what comes later must not get lost."""
@@ -182,27 +200,9 @@ def _tokenised_pair(row: dict[str, Any], index: int) -> Parsed:
     return _pair(Preference(*sides, **parse_pair_annotations(row, index)))
 
 
-def _tokenised_group(row: dict[str, Any], index: int) -> Parsed:
-    sequences = row["sequence_ids"]
-    if not isinstance(sequences, list) or len(sequences) < 2:
-        raise DataError(
-            f"row {index}, column 'sequence_ids': expected two or more lists of token ids, got {shown(sequences)}. "
-            f"Example of the right shape: {_EXAMPLES[True]}"
-        )
-    names = [f"sequence_ids[{place}]" for place in range(len(sequences))]
-    for ids, name in zip(sequences, names, strict=True):
-        _check_ids(ids, index, name, groups=True)
-    values = parse_group_annotations(row, index, len(sequences), derived=True)
-    return Parsed(sequences, names, _unequal(values["ranks"]), values, {})
-
-
 def _check_ids(ids: Any, index: int, column: str, *, groups: bool) -> None:
     if not isinstance(ids, list) or not ids or not all(isinstance(token, int) for token in ids):
         raise DataError(
             f"row {index}, column '{column}': expected a list of one or more token ids, got {shown(ids)}. "
             f"Example of the right shape: {_EXAMPLES[groups]}"
         )
-
-
-def _unequal(ranks: list[float]) -> list[tuple[int, int]]:
-    return [(one, two) for one, two in combinations(range(len(ranks)), 2) if ranks[one] != ranks[two]]

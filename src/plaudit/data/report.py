@@ -28,6 +28,7 @@ class TokenizationRules:
         overlong_max_fraction: Raise when more than this fraction of a split's comparisons is dropped for its length.
         vocabulary_rows: Rows of the model's embedding; ids must lie below.
         prompt_keys: Add a column `prompt_key`: a number that rows of the same prompt share.
+        ties: Two responses of a group that are of equal rank make a comparison too.
     """
 
     max_length: int | None = 1024
@@ -35,6 +36,7 @@ class TokenizationRules:
     overlong_max_fraction: float | None = None
     vocabulary_rows: int | None = None
     prompt_keys: bool = False
+    ties: bool = False
 
 
 @dataclass
@@ -45,7 +47,7 @@ class TokenizationReport:
         split: Its name, for messages.
         rules: The rules that held.
         pairs: Comparisons that the rows made: one for a pair (a tie too), and one for each two responses of a group
-            that are of unequal rank.
+            that are of unequal rank, or of any where `ties` count.
         overlong: Of these, dropped because a sequence exceeds `max_length`.
         identical: Of these, dropped because both sequences have the same final ids.
         tokens: Tokens of what is kept, each sequence counted once.

@@ -58,7 +58,7 @@ def tokenize_dataset(
         DataError: A row is malformed, or nothing is left.
     """
     dataset, columns = _named_columns(dataset.with_format(None), split)  # plain Python, whatever format it is read in
-    layout = Layout.of(columns, prompt_keys=rules.prompt_keys)
+    layout = Layout.of(columns, prompt_keys=rules.prompt_keys, ties=rules.ties)
     streaming = isinstance(dataset, IterableDataset)
     report = TokenizationReport(split, rules, streaming=streaming)
     if not streaming and not len(dataset):

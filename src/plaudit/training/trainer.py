@@ -120,7 +120,12 @@ class RewardTrainer(ForestTrainer, RowwiseEvaluationTrainer, StagedSavingTrainer
         )
         self.reports: dict[str, TokenizationReport] = {}
         self._rules = TokenizationRules(
-            args.max_length, args.overlong, args.overlong_max_fraction, embedding_rows(model), args.group_by_prompt
+            args.max_length,
+            args.overlong,
+            args.overlong_max_fraction,
+            embedding_rows(model),
+            args.group_by_prompt,
+            ties=args.loss_type == "ties",
         )
         self._conversational = is_conversational(train_dataset, tokenizer)
         train_dataset = self._prepare_dataset(train_dataset, tokenizer, args, "train")
