@@ -24,7 +24,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from plaudit.errors import ConfigError, ModelError
-from plaudit.forest.blocks import Block, ScoreRules, attend_blocks, cut_blocks
+from plaudit.forest.blocks import ScoreRules, attend_blocks
+from plaudit.forest.cutting import Block, cut_blocks
 
 __all__ = ["BACKENDS", "ForestAttention", "check_every_layer", "enable", "enabled_backend", "why_not"]
 

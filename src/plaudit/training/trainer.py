@@ -11,20 +11,18 @@ from torch import nn
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import PredictionOutput, TrainOutput
 
-from plaudit.checkpoint.card import TAGS, write_model_card
-from plaudit.checkpoint.contract import read_description, read_scale, write_contract, write_description
+from plaudit.checkpoint.card import TAGS
 from plaudit.data.tokenization import TokenizationReport, TokenizationRules, tokenize_dataset
 from plaudit.errors import ConfigError
-from plaudit.models.head import head_names
 from plaudit.models.load import embedding_rows
 from plaudit.training.collator import COLUMNS, PreferenceCollator, comparisons_of, model_inputs, tokens_of, verdicts_of
 from plaudit.training.config import RewardConfig
+from plaudit.training.description import DescribedSavingTrainer, base_model
 from plaudit.training.evaluation import RowwiseEvaluationTrainer
 from plaudit.training.forest import ForestTrainer
 from plaudit.training.layout import choose_layout
 from plaudit.training.meter import RewardMeter
 from plaudit.training.objective import Objective
-from plaudit.training.saving import StagedSavingTrainer
 from plaudit.training.setup import (
     check_arguments,
     check_split,
@@ -43,17 +41,11 @@ if TYPE_CHECKING:
 
 __all__ = ["RewardTrainer"]
 
-# What the model card tells of a run; all the rest is in training_args.bin.
-_TOLD_OPTIONS = (
-    "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
-    "max_tokens_per_batch", "max_length", "overlong", "loss_type", "center_rewards_coefficient", "bf16", "fp16", "seed",
-)  # fmt: skip
-
 # A threshold is one number of the size of a reward: at a model's learning rate it would hardly move.
 _THRESHOLD_LR = 0.01
 
 
-class RewardTrainer(ForestTrainer, RowwiseEvaluationTrainer, StagedSavingTrainer):
+class RewardTrainer(ForestTrainer, RowwiseEvaluationTrainer, DescribedSavingTrainer):
     """Trains a reward model from preferences. A drop-in for TRL's trainer of that name.
 
     Example:
@@ -127,7 +119,7 @@ class RewardTrainer(ForestTrainer, RowwiseEvaluationTrainer, StagedSavingTrainer
             args.group_by_prompt,
             ties=args.loss_type == "ties",
         )
-        self._conversational = is_conversational(train_dataset, tokenizer)
+        self.conversational = is_conversational(train_dataset, tokenizer)
         train_dataset = self._prepare_dataset(train_dataset, tokenizer, args, "train")
         eval_dataset = self._prepare_eval(eval_dataset, tokenizer, args)
         self.meter = RewardMeter()
@@ -164,7 +156,7 @@ class RewardTrainer(ForestTrainer, RowwiseEvaluationTrainer, StagedSavingTrainer
             )
         # `compute_loss` divides by `num_items_in_batch` itself; the Trainer asks this flag whether it may.
         self.model_accepts_loss_kwargs = True
-        _base_model(self.model).add_model_tags(list(TAGS))
+        base_model(self.model).add_model_tags(list(TAGS))
 
     # Data
 
@@ -308,65 +300,6 @@ class RewardTrainer(ForestTrainer, RowwiseEvaluationTrainer, StagedSavingTrainer
     def _one_pass(self, name: str) -> AbstractContextManager[None]:
         return self.reports[name].one_pass() if name in self.reports else nullcontext()
 
-    # Saving
-
-    def _write_model(self, folder: Path) -> None:
-        base = _base_model(self.accelerator.unwrap_model(self.model))
-        write_contract(base.config, head_names(base)[0].split(".")[0], *self.reward_scale)
-        super()._write_model(folder)
-        if self.args.should_save:
-            write_description(folder, self.objective.described())
-            self._write_card(folder)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._load_description(Path(resume_from_checkpoint))
-
-    def _load_best_model(self) -> None:
-        super()._load_best_model()
-        self._load_description(Path(self.state.best_model_checkpoint))
-
-    def _load_description(self, checkpoint: Path) -> None:
-        self.reward_scale = read_scale(checkpoint)
-        self.objective.restore(read_description(checkpoint))
-
-    def create_model_card(
-        self,
-        model_name: str | None = None,
-        dataset_name: str | None = None,
-        tags: str | list[str] | None = None,
-        **_: Any,
-    ) -> None:
-        """Write the model card into the output folder (TRL's signature; the Trainer's further arguments are known)."""
-        if self.is_world_process_zero():
-            tags = [tags] if isinstance(tags, str) else tags or []
-            self.dataset_name = dataset_name or self.dataset_name
-            self._write_card(Path(self.args.output_dir), model_name=model_name, tags=tuple(tags))
-
-    def _write_card(self, folder: Path, model_name: str | None = None, tags: tuple[str, ...] = ()) -> None:
-        report, history = self.reports["train"], self.state.log_history
-        logged = [entry for entry in history if "loss" in entry]
-        evaluated = [entry for entry in history if any(name.startswith("eval_") for name in entry)]
-        options = {name: getattr(self.args, name) for name in _TOLD_OPTIONS}
-        write_model_card(
-            folder,
-            model_name=model_name or Path(self.hub_model_id or self.args.output_dir).name,
-            location=self.hub_model_id or self.args.output_dir,
-            base_model=self.base_model_name or None,
-            dataset_name=self.dataset_name,
-            rows=None if report.streaming else report.kept,
-            options={name: value for name, value in options.items() if value is not None},
-            training_metrics=logged[-1] if logged else {},
-            evaluation_metrics=evaluated[-1] if evaluated else {},
-            conversational=self._conversational,
-            adapter=hasattr(self.accelerator.unwrap_model(self.model), "peft_config"),
-            tags=tags,
-        )
-
 
 def _items_of(batch: dict[str, Any]) -> float | torch.Tensor:
     return batch["unit"].sum() if "unit" in batch else len(comparisons_of(batch))
-
-
-def _base_model(model: Any) -> PreTrainedModel:
-    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
