@@ -10,7 +10,8 @@ gets all pairs of the same 8 groups, shuffled and cut into 4 micro-batches of eq
 its mean is the same. The groups of a step are drawn so that its pairs are a multiple of 4. (All pairs of a step at once
 would need more memory than most machines have, and more padding.)
 
-With `--group_by_prompt` Plaudit places rows of one prompt together, and TRL gets the same batches, one a row.
+With `--group_by_prompt` Plaudit places rows of one prompt together, in its own random order, and TRL gets the same
+batches in the same order, each as one row of its dataset.
 
 Figures: pairs (comparisons) a second; peak memory above that of the process with the trainer just made; the distinct
 tokens that Plaudit computes a second; FLOP/s of its linear layers (6 for each parameter and token, 8 with
@@ -29,6 +30,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 
@@ -92,9 +94,10 @@ def prepare(path, folder, layers, *, group_by_prompt=False):
         trl_options = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": MICRO_BATCHES}
         trl = Dataset.from_list([micro_batch for step in steps for micro_batch in cut(step)])
     elif group_by_prompt:
-        options = {"group_by_prompt": True}
+        # In the order of the rows, batches would close as soon as a prompt does not fit; at random they are filled.
+        options = {"group_by_prompt": True, "train_sampling_strategy": "random"}
         trl_options = {"per_device_train_batch_size": 1}
-        steps = list(make_sampler(dataset, RewardConfig(**settings(folder, **options)), "forest"))
+        steps = list(make_sampler(dataset, RewardConfig(**settings(folder, **options, max_steps=1)), "forest"))
         trl = Dataset.from_list([dataset.select(step).select_columns(SIDES)[:] for step in steps])
     else:
         steps = [range(start, start + ROWS) for start in range(0, len(dataset) - ROWS + 1, ROWS)]
@@ -333,6 +336,8 @@ def main():
     disable_progress_bars()
     disable_progress_bar()
     if not options.growth:
+        if find_spec("trl") is None:
+            sys.exit("this compares with TRL: pip install --no-deps --target FOLDER trl==1.16.0, FOLDER on PYTHONPATH")
         compare_all(options)
         return
     with tempfile.TemporaryDirectory() as folder:
