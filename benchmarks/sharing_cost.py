@@ -1,7 +1,8 @@
 """What does sharing a prefix across rows cost? The figure behind `SHARED_TOKENS` in `plaudit.forest.layout`.
 
-Two rows that share a prefix have it once, which saves its tokens, and have one chain more, over which attention is
-computed by itself. Measured forward and backward through the whole model, in bf16:
+Two rows that share a prefix have it once, which saves its tokens, and make one tree of one chain more, which attention
+computes in more blocks. Rows are sized so that it is one block more for each couple (two rows that fit into one block
+together cost nothing). Measured forward and backward through the whole model, in bf16:
 
 - what a token costs: a forest against one of more tokens and as many chains;
 - what a chain costs: a forest against one of more chains and as many tokens, its rows sharing in couples;
@@ -22,15 +23,17 @@ from transformers.utils.logging import disable_progress_bar
 from workload import write_base_model
 
 from plaudit.forest.attention import enable
+from plaudit.forest.cutting import cut_blocks
 from plaudit.forest.layout import SHARED_TOKENS, TokenForest, chains_of
 from plaudit.models.head import bind_reward_forward
 from plaudit.models.load import load_model
 
 ROWS = 32
-RESPONSE = 16  # tokens of each of a row's two
-PROMPT = 32
+RESPONSE = 48  # tokens of each of a row's two
+PROMPT = 64
 MORE = 16  # tokens by which prompts grow, or that couples share: a multiple of 16, to which chains are filled up
 NEVER = 1 << 30
+HEADS = 8
 
 
 def pairs_of_rows(generator, prompts, *, common=0):
@@ -56,6 +59,10 @@ def chains(forest):
     return len(chains_of(forest.position_ids, forest.subtree_end))
 
 
+def blocks(forest):
+    return len(cut_blocks(forest.position_ids, forest.subtree_end, HEADS))
+
+
 def inputs_of(forest):
     rows = {name: getattr(forest, name)[None] for name in ("input_ids", "position_ids", "subtree_end")}
     return {name: torch.from_numpy(np.ascontiguousarray(row)) for name, row in (rows | {"leaf": forest.leaf}).items()}
@@ -77,7 +84,7 @@ def seconds_of(model, forests, rounds):
 
 
 def load(folder, layers):
-    base, _ = write_base_model(folder, [{"text": "no text is needed"}], hidden=512, layers=layers)
+    base, _ = write_base_model(folder, [{"text": "no text is needed"}], hidden=64 * HEADS, layers=layers)
     model = load_model(str(base)).train()
     bind_reward_forward(model)
     enable(model, "blocks")
@@ -98,13 +105,15 @@ def main():
     many = forest_of([PROMPT, PROMPT + MORE] * (ROWS // 2), common=MORE, share=True)
     assert len(few) == len(many)
     assert chains(few) == chains(longer) < chains(many)
+    assert blocks(few) == blocks(longer)
     base, more_tokens, more_chains = seconds_of(model, [few, longer, many], options.rounds)
     token = (more_tokens - base) / (len(longer) - len(few))
     chain = (more_chains - base) / (chains(many) - chains(few))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{parameters / 1e6:.1f}M parameters, {torch.get_num_threads()} threads, bf16, forward and backward")
     for name, forest, seconds in (("base", few, base), ("longer", longer, more_tokens), ("shared", many, more_chains)):
-        print(f"{name:7} {len(forest):5} tokens, {chains(forest):3} chains: {seconds * 1e3:7.1f} ms")
+        sizes = f"{len(forest):5} tokens, {chains(forest):3} chains, {blocks(forest):3} blocks"
+        print(f"{name:7} {sizes}: {seconds * 1e3:7.1f} ms")
     print(f"a token costs {token * 1e6:.0f} us, a chain {chain * 1e6:.0f} us: as much as {chain / token:.1f} tokens\n")
 
     lengths = [length for length in (8, 16, 32, 64) if length <= 2 * SHARED_TOKENS]
