@@ -32,6 +32,10 @@ proof: $(VENV)/.installed-test .interop/trl-$(TRL_VERSION)
 	PYTHONPATH=.interop/trl-$(TRL_VERSION) $(BIN)/python benchmarks/parity_trl.py $(DATA)/hh_harmless_transcripts.jsonl.gz
 	PYTHONPATH=.interop/trl-$(TRL_VERSION) $(BIN)/python benchmarks/evaluation_trl.py
 	PYTHONPATH=.interop/trl-$(TRL_VERSION) $(BIN)/python benchmarks/tokenize_speed.py $(DATA)/hh_harmless_transcripts.jsonl.gz
+	PYTHONPATH=.interop/trl-$(TRL_VERSION) $(BIN)/python benchmarks/train_speed.py --data $(DATA) --all
+	PYTHONPATH=.interop/trl-$(TRL_VERSION) $(BIN)/python benchmarks/train_speed.py --data $(DATA) --checkpointing
+	$(BIN)/python benchmarks/train_speed.py --data $(DATA) --growth
+	$(BIN)/python benchmarks/sharing_cost.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Plaudit needs Python 3.11 or newer")'
