@@ -19,8 +19,8 @@ __all__ = ["choose_layout", "compare_layouts", "in_float32", "routes_experts"]
 logger = logging.getLogger(__name__)
 
 # Rewards of two layouts may differ by this share of their size. Adding up a product's terms in another order costs a
-# few units in the last place each layer; 16 leave room for deep models, and a wrong mask moves rewards by much more.
-_ROUNDINGS = 16
+# few units in the last place each layer; 8 leave room for deep models, and a wrong mask moves rewards by much more.
+_ROUNDINGS = 8
 _LEAST_SHARE = 1e-4
 
 
