@@ -53,7 +53,8 @@ class ForestAttention:
         self.block_mask = cache(self._block_mask)
 
     def _blocks(self, heads: int, window: int | None) -> list[Block]:
-        return cut_blocks(self.position_ids.cpu().numpy(), self.subtree_end.cpu().numpy(), heads, window)
+        position_ids, subtree_end = self.position_ids.cpu().numpy(), self.subtree_end.cpu().numpy()
+        return cut_blocks(position_ids, subtree_end, heads, window, self.position_ids.device)
 
     def sees(self, query: torch.Tensor, key: torch.Tensor, window: int | None) -> torch.Tensor:
         """Whether token `query` attends to token `key` (indices that broadcast): the whole mask of a forest."""
