@@ -17,7 +17,7 @@ from functools import cache, partial
 from typing import Any
 
 import torch
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -31,6 +31,7 @@ __all__ = ["BACKENDS", "ForestAttention", "check_every_layer", "enable", "enable
 
 BACKENDS = ("blocks", "dense", "flex")
 _PREFIX = "plaudit"
+_FLEX_BLOCK = 128  # FlexAttention's own choice
 
 
 @dataclass(eq=False)
@@ -60,7 +61,7 @@ class ForestAttention:
         """Whether token `query` attends to token `key` (indices that broadcast): the whole mask of a forest."""
         seen = (key <= query) & (query < self.subtree_end[key])
         if window is not None:
-            seen &= self.position_ids[query] - self.position_ids[key] < window
+            seen = seen & (self.position_ids[query] - self.position_ids[key] < window)  # FlexAttention: not in place
         return seen
 
     def _mask(self, window: int | None) -> torch.Tensor:
@@ -68,11 +69,37 @@ class ForestAttention:
         return self.sees(places[:, None], places[None, :], window)[None, None]
 
     def _block_mask(self, window: int | None) -> BlockMask:
-        size = len(self.position_ids)
-        return create_block_mask(
-            lambda batch, head, query, key: self.sees(query, key, window),  # noqa: ARG005  # FlexAttention's signature
-            None, None, size, size, device=self.position_ids.device,
+        # Which blocks there are is told from the ends of each; `create_block_mask` would make the whole T x T mask.
+        some, full = self._flex_blocks(window)
+        numbers = [_in_front(blocks) for blocks in (some & ~full, full)]
+        return BlockMask.from_kv_blocks(
+            *numbers[0], *numbers[1], _FLEX_BLOCK,
+            mask_mod=lambda batch, head, query, key: self.sees(query, key, window),  # noqa: ARG005  # their signature
+            seq_lengths=(len(self.position_ids),) * 2,
         )  # fmt: skip
+
+    def _flex_blocks(self, window: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Whether any query of a block may see any key of another, and whether all see all; each [blocks, blocks]."""
+        size = len(self.position_ids)
+        rest = -size % _FLEX_BLOCK  # the last block is filled up with its last token
+        end, position = (
+            torch.cat([each, each[-1:].expand(rest)]).view(-1, _FLEX_BLOCK)
+            for each in (self.subtree_end, self.position_ids)
+        )
+        first = torch.arange(0, size, _FLEX_BLOCK, device=end.device)  # of each block
+        query, key = first[:, None], first[None, :]
+        some = (key <= query) & (query < end.amax(1))
+        full = (key + _FLEX_BLOCK <= query) & (query + _FLEX_BLOCK <= end.amin(1))
+        if window is not None:
+            some = some & (position.amin(1)[:, None] - position.amax(1) < window)
+            full = full & (position.amax(1)[:, None] - position.amin(1) < window)
+        return some, full
+
+
+def _in_front(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """How many blocks each row has [1, 1, Q], and a row's numbers with those first [1, 1, Q, K]."""
+    order = blocks.int().argsort(dim=-1, descending=True, stable=True)
+    return blocks.sum(-1, dtype=torch.int32)[None, None], order.int()[None, None]
 
 
 def why_not(model: PreTrainedModel) -> str | None:
