@@ -42,6 +42,7 @@ class ForestAttention:
         position_ids: Depth of each token, shape [T].
         subtree_end: One past the last token of its subtree, shape [T].
         windows: The window of every layer that has called, by layer; it proves that all layers did.
+        no_mask: To give a model as its attention mask.
     """
 
     position_ids: torch.Tensor
@@ -49,6 +50,8 @@ class ForestAttention:
     windows: dict[Any, int | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        # Given as the mask: a mask of four dimensions reaches the layers as it is, and ours know theirs anyway.
+        self.no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.position_ids.device)
         self.blocks = cache(self._blocks)
         self.mask = cache(self._mask)
         self.block_mask = cache(self._block_mask)
@@ -107,7 +110,7 @@ def why_not(model: PreTrainedModel) -> str | None:
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     name = type(model).__name__
-    if not getattr(model, "_supports_attention_backend", False):
+    if not (getattr(model, "_supports_attention_backend", False) and model._can_set_attn_implementation()):
         return f"{name} does not take its attention from transformers' attention interface"
     if kinds:
         return f"{name} has layers of the kind {', '.join(sorted(kinds))}, which cannot share a prefix this way"
@@ -138,10 +141,11 @@ def enable(model: PreTrainedModel, backend: str | None = None) -> None:
     if reason is not None:
         raise ModelError(f"no token forest: {reason}.")
     current = model.config.get_text_config()._attn_implementation
-    before = current.split(":")[2] if current.startswith(f"{_PREFIX}:") else current
+    before = current.split(":", 2)[2] if current.startswith(f"{_PREFIX}:") else current
     name = f"{_PREFIX}:{backend or 'auto'}:{before}"
     AttentionInterface.register(name, partial(_attention, backend=backend, before=before))
-    AttentionMaskInterface.register(name, partial(_mask, before=before))
+    if before in ALL_MASK_ATTENTION_FUNCTIONS:
+        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[before])
     model.set_attn_implementation(name)
 
 
@@ -168,7 +172,10 @@ def check_every_layer(model: PreTrainedModel, forest: ForestAttention) -> None:
     kinds = getattr(config, "layer_types", None)
     for layer, window in forest.windows.items():
         index = getattr(layer, "layer_idx", None)
-        sliding = kinds is not None and index is not None and kinds[index] == "sliding_attention"
+        if kinds is not None and index is not None:
+            sliding = kinds[index] == "sliding_attention"
+        else:
+            sliding = bool(getattr(config, "sliding_window", None))
         if sliding and window is None:
             raise ModelError(f"no token forest: layer {index} of {name} does not say its sliding window.")
 
@@ -188,7 +195,7 @@ def _attention(
     """Attention as transformers calls it; returns [1, T, H, D] and no weights."""
     if forest is None:
         return _attention_before(module, before)(module, query, key, value, attention_mask, *args, **options)
-    _check_call(module, query, forest, options)
+    _check_call(module, query, attention_mask, forest, options)
     window = options.get("sliding_window")
     forest.windows[module] = window
     dtype = _precision(value)
@@ -235,8 +242,16 @@ def _precision(value: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value.dtype
 
 
-def _check_call(module: torch.nn.Module, query: torch.Tensor, forest: ForestAttention, options: dict[str, Any]) -> None:
+def _check_call(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    forest: ForestAttention,
+    options: dict[str, Any],
+) -> None:
     name = type(module).__name__
+    if attention_mask is not None and attention_mask.shape != forest.no_mask.shape:
+        raise ModelError(f"no token forest: {name} makes an attention mask of its own.")
     if options.get("position_bias") is not None:
         raise ModelError(f"no token forest: {name} adds a bias for each two positions to its scores.")
     if getattr(module, "is_causal", True) is False:
@@ -250,10 +265,3 @@ def _check_call(module: torch.nn.Module, query: torch.Tensor, forest: ForestAtte
 def _attention_before(module: torch.nn.Module, before: str) -> Callable[..., Any]:
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     return ALL_ATTENTION_FUNCTIONS.get_interface(before, eager)
-
-
-def _mask(*args: Any, before: str, attention_mask: torch.Tensor | None = None, **options: Any) -> Any:
-    """No mask for a forest, which comes without an `attention_mask`; else that of the attention before."""
-    if attention_mask is None:
-        return None
-    return ALL_MASK_ATTENTION_FUNCTIONS[before](*args, attention_mask=attention_mask, **options)
