@@ -22,6 +22,15 @@ from transformers import (
     set_seed,
 )
 
+
+def pytest_collection_modifyitems(items):
+    """Tests marked `gpu` run where there is one."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="there is no CUDA device"))
+
+
 CORPUS = [
     "The quick brown fox jumps over the lazy dog. What is two plus two? Two plus two is four, not five.",
     "user assistant system tool: Is the sky blue? Yes, the sky is blue. No, it is green! Thank you very much, sorry.",

@@ -17,7 +17,7 @@ from functools import cache, partial
 from typing import Any
 
 import torch
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -31,6 +31,7 @@ __all__ = ["BACKENDS", "ForestAttention", "check_every_layer", "enable", "enable
 
 BACKENDS = ("blocks", "dense", "flex")
 _PREFIX = "plaudit"
+_FLEX_BLOCK = 128  # FlexAttention's own choice
 
 
 @dataclass(eq=False)
@@ -41,6 +42,7 @@ class ForestAttention:
         position_ids: Depth of each token, shape [T].
         subtree_end: One past the last token of its subtree, shape [T].
         windows: The window of every layer that has called, by layer; it proves that all layers did.
+        no_mask: To give a model as its attention mask.
     """
 
     position_ids: torch.Tensor
@@ -48,18 +50,21 @@ class ForestAttention:
     windows: dict[Any, int | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        # Given as the mask: a mask of four dimensions reaches the layers as it is, and ours know theirs anyway.
+        self.no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.position_ids.device)
         self.blocks = cache(self._blocks)
         self.mask = cache(self._mask)
         self.block_mask = cache(self._block_mask)
 
     def _blocks(self, heads: int, window: int | None) -> list[Block]:
-        return cut_blocks(self.position_ids.cpu().numpy(), self.subtree_end.cpu().numpy(), heads, window)
+        position_ids, subtree_end = self.position_ids.cpu().numpy(), self.subtree_end.cpu().numpy()
+        return cut_blocks(position_ids, subtree_end, heads, window, self.position_ids.device)
 
     def sees(self, query: torch.Tensor, key: torch.Tensor, window: int | None) -> torch.Tensor:
         """Whether token `query` attends to token `key` (indices that broadcast): the whole mask of a forest."""
         seen = (key <= query) & (query < self.subtree_end[key])
         if window is not None:
-            seen &= self.position_ids[query] - self.position_ids[key] < window
+            seen = seen & (self.position_ids[query] - self.position_ids[key] < window)  # FlexAttention: not in place
         return seen
 
     def _mask(self, window: int | None) -> torch.Tensor:
@@ -67,11 +72,37 @@ class ForestAttention:
         return self.sees(places[:, None], places[None, :], window)[None, None]
 
     def _block_mask(self, window: int | None) -> BlockMask:
-        size = len(self.position_ids)
-        return create_block_mask(
-            lambda batch, head, query, key: self.sees(query, key, window),  # noqa: ARG005  # FlexAttention's signature
-            None, None, size, size, device=self.position_ids.device,
+        # Which blocks there are is told from the ends of each; `create_block_mask` would make the whole T x T mask.
+        some, full = self._flex_blocks(window)
+        numbers = [_in_front(blocks) for blocks in (some & ~full, full)]
+        return BlockMask.from_kv_blocks(
+            *numbers[0], *numbers[1], _FLEX_BLOCK,
+            mask_mod=lambda batch, head, query, key: self.sees(query, key, window),  # noqa: ARG005  # their signature
+            seq_lengths=(len(self.position_ids),) * 2,
         )  # fmt: skip
+
+    def _flex_blocks(self, window: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Whether any query of a block may see any key of another, and whether all see all; each [blocks, blocks]."""
+        size = len(self.position_ids)
+        rest = -size % _FLEX_BLOCK  # the last block is filled up with its last token
+        end, position = (
+            torch.cat([each, each[-1:].expand(rest)]).view(-1, _FLEX_BLOCK)
+            for each in (self.subtree_end, self.position_ids)
+        )
+        first = torch.arange(0, size, _FLEX_BLOCK, device=end.device)  # of each block
+        query, key = first[:, None], first[None, :]
+        some = (key <= query) & (query < end.amax(1))
+        full = (key + _FLEX_BLOCK <= query) & (query + _FLEX_BLOCK <= end.amin(1))
+        if window is not None:
+            some = some & (position.amin(1)[:, None] - position.amax(1) < window)
+            full = full & (position.amax(1)[:, None] - position.amin(1) < window)
+        return some, full
+
+
+def _in_front(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """How many blocks each row has [1, 1, Q], and a row's numbers with those first [1, 1, Q, K]."""
+    order = blocks.int().argsort(dim=-1, descending=True, stable=True)
+    return blocks.sum(-1, dtype=torch.int32)[None, None], order.int()[None, None]
 
 
 def why_not(model: PreTrainedModel) -> str | None:
@@ -79,7 +110,7 @@ def why_not(model: PreTrainedModel) -> str | None:
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     name = type(model).__name__
-    if not getattr(model, "_supports_attention_backend", False):
+    if not (getattr(model, "_supports_attention_backend", False) and model._can_set_attn_implementation()):
         return f"{name} does not take its attention from transformers' attention interface"
     if kinds:
         return f"{name} has layers of the kind {', '.join(sorted(kinds))}, which cannot share a prefix this way"
@@ -110,10 +141,11 @@ def enable(model: PreTrainedModel, backend: str | None = None) -> None:
     if reason is not None:
         raise ModelError(f"no token forest: {reason}.")
     current = model.config.get_text_config()._attn_implementation
-    before = current.split(":")[2] if current.startswith(f"{_PREFIX}:") else current
+    before = current.split(":", 2)[2] if current.startswith(f"{_PREFIX}:") else current
     name = f"{_PREFIX}:{backend or 'auto'}:{before}"
     AttentionInterface.register(name, partial(_attention, backend=backend, before=before))
-    AttentionMaskInterface.register(name, partial(_mask, before=before))
+    if before in ALL_MASK_ATTENTION_FUNCTIONS:
+        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[before])
     model.set_attn_implementation(name)
 
 
@@ -140,7 +172,10 @@ def check_every_layer(model: PreTrainedModel, forest: ForestAttention) -> None:
     kinds = getattr(config, "layer_types", None)
     for layer, window in forest.windows.items():
         index = getattr(layer, "layer_idx", None)
-        sliding = kinds is not None and index is not None and kinds[index] == "sliding_attention"
+        if kinds is not None and index is not None:
+            sliding = kinds[index] == "sliding_attention"
+        else:
+            sliding = bool(getattr(config, "sliding_window", None))
         if sliding and window is None:
             raise ModelError(f"no token forest: layer {index} of {name} does not say its sliding window.")
 
@@ -160,7 +195,7 @@ def _attention(
     """Attention as transformers calls it; returns [1, T, H, D] and no weights."""
     if forest is None:
         return _attention_before(module, before)(module, query, key, value, attention_mask, *args, **options)
-    _check_call(module, query, forest, options)
+    _check_call(module, query, attention_mask, forest, options)
     window = options.get("sliding_window")
     forest.windows[module] = window
     dtype = _precision(value)
@@ -207,8 +242,16 @@ def _precision(value: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value.dtype
 
 
-def _check_call(module: torch.nn.Module, query: torch.Tensor, forest: ForestAttention, options: dict[str, Any]) -> None:
+def _check_call(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    forest: ForestAttention,
+    options: dict[str, Any],
+) -> None:
     name = type(module).__name__
+    if attention_mask is not None and attention_mask.shape != forest.no_mask.shape:
+        raise ModelError(f"no token forest: {name} makes an attention mask of its own.")
     if options.get("position_bias") is not None:
         raise ModelError(f"no token forest: {name} adds a bias for each two positions to its scores.")
     if getattr(module, "is_causal", True) is False:
@@ -222,10 +265,3 @@ def _check_call(module: torch.nn.Module, query: torch.Tensor, forest: ForestAtte
 def _attention_before(module: torch.nn.Module, before: str) -> Callable[..., Any]:
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     return ALL_ATTENTION_FUNCTIONS.get_interface(before, eager)
-
-
-def _mask(*args: Any, before: str, attention_mask: torch.Tensor | None = None, **options: Any) -> Any:
-    """No mask for a forest, which comes without an `attention_mask`; else that of the attention before."""
-    if attention_mask is None:
-        return None
-    return ALL_MASK_ATTENTION_FUNCTIONS[before](*args, attention_mask=attention_mask, **options)

@@ -38,6 +38,7 @@ class Block:
         positions: Positions of the queries, shape [L].
         ends: Their `subtree_end`, shape [L].
         window: As in `ScoreRules`.
+        device: Where attention is computed.
     """
 
     start: int
@@ -47,6 +48,7 @@ class Block:
     positions: NDArray[np.int64]
     ends: NDArray[np.int64]
     window: int | None = None
+    device: torch.device | str = "cpu"
     hidden: dict[torch.dtype, torch.Tensor] = field(default_factory=dict, compare=False)
 
     @cached_property
@@ -80,12 +82,16 @@ class Block:
             bias = np.zeros((self.rows, self.keys - self.before + hidden.shape[1] - len(hidden)), dtype=np.float32)
             bias[: len(hidden), : hidden.shape[1]][hidden] = -math.inf
             bias[: len(hidden), hidden.shape[1] :] = -math.inf
-            self.hidden[dtype] = torch.from_numpy(bias).to(dtype)
+            self.hidden[dtype] = torch.from_numpy(bias).to(self.device, dtype)
         return self.hidden[dtype]
 
 
 def cut_blocks(
-    position_ids: NDArray[np.int64], subtree_end: NDArray[np.int64], heads: int, window: int | None = None
+    position_ids: NDArray[np.int64],
+    subtree_end: NDArray[np.int64],
+    heads: int,
+    window: int | None = None,
+    device: torch.device | str = "cpu",
 ) -> list[Block]:
     """Cut a forest into blocks of bounded size.
 
@@ -94,6 +100,7 @@ def cut_blocks(
         subtree_end: Shape [T].
         heads: Attention heads, which share the room for scores.
         window: As in `ScoreRules`.
+        device: Where attention is computed.
     """
     chains = {chain.start: chain for chain in chains_of(position_ids, subtree_end)}
     paths: dict[int, tuple[tuple[int, int], ...]] = {-1: ()}
@@ -102,7 +109,8 @@ def cut_blocks(
     def add(start: int, stop: int, above: tuple[tuple[int, int], ...]) -> None:
         first = 0 if window is None else max(0, int(position_ids[start]) - window + 1)
         seen = tuple(_from_position(above, first))
-        blocks.append(Block(start, stop, seen, first, position_ids[start:stop], subtree_end[start:stop], window))
+        columns = position_ids[start:stop], subtree_end[start:stop]
+        blocks.append(Block(start, stop, seen, first, *columns, window, device))
 
     start = 0
     while start < len(position_ids):

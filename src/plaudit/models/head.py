@@ -145,7 +145,8 @@ def _forest_forward(
     if enabled_backend(self) is None:
         raise ModelError("a batch is a token forest, but `plaudit.forest.attention.enable` was not called.")
     forest = ForestAttention(position_ids[0], subtree_end[0])
-    options = {name: value for name, value in kwargs.items() if value is not None} | {"use_cache": False}
+    options = {name: value for name, value in kwargs.items() if value is not None}
+    options |= {"attention_mask": forest.no_mask, "use_cache": False}
     outputs = self.base_model(input_ids=input_ids, position_ids=position_ids, forest=forest, **options)
     if not self.forest_is_proven:
         check_every_layer(self, forest)

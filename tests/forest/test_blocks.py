@@ -1,0 +1,414 @@
+"""Attention block by block against the formula on the whole matrix, under the one-line mask."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from plaudit.forest import blocks, cutting
+from plaudit.forest.blocks import ScoreRules, attend_blocks
+from plaudit.forest.cutting import cut_blocks
+from plaudit.forest.layout import TokenForest
+
+LONG = list(range(140))
+SEQUENCES = {
+    "a pair": [[1, 2, 3, 4, 5], [1, 2, 3, 6, 7, 8, 9]],
+    "a group": [[*range(9), n, *range(n)] for n in range(20, 25)],
+    "duplicates": [[1, 2, 3], [1, 2, 3], [1, 2, 4], [1, 2, 4]],
+    "a prefix of another": [[1, 2, 3, 4, 5, 6], [1, 2, 3], [1]],
+    "nothing shared": [[1, 2, 3], [4, 5, 6, 7], [8]],
+    "length one": [[1]],
+    "turns": [[1, 2, 3, 4], [1, 2, 3, 5, 6, 7, 8], [1, 2, 3, 5, 6, 9, 10, 11, 12], [1, 2, 3, 5, 6, 9, 10, 13]],
+    "long": [[*LONG, 900, *LONG[:70]], [*LONG, 901], [*LONG[:30], 902, *LONG[:20]]],
+}
+RULES = {
+    "plain": {},
+    "scaled": {"scaling": 0.9},
+    "window 1": {"window": 1},
+    "window 3": {"window": 3},
+    "window 20": {"window": 20},
+    "softcap": {"softcap": 0.7},
+    "softcap and window": {"softcap": 0.7, "window": 4},
+    "sinks": {"sinks": True},
+    "sinks and window": {"sinks": True, "window": 4},
+    "everything": {"sinks": True, "window": 7, "softcap": 0.7, "scaling": 1.3},
+}
+HEADS = {"one key head each": (3, 3), "grouped": (6, 2), "one key head": (3, 1)}
+EXACT = {"atol": 1e-12, "rtol": 1e-10}
+
+
+def cut_small(patch, *, small=1, scores=24, queries=2, kept=0):
+    """Blocks of so many tokens of small subtrees, or blocks of chains of so many scores or queries at least."""
+    for module, name, value in (
+        (cutting, "_SMALL", small),
+        (cutting, "_SCORES", scores),
+        (cutting, "_LEAST_QUERIES", queries),
+        (blocks, "_KEPT_KEYS", kept),
+    ):
+        patch.setattr(module, name, value)
+
+
+CUTS = {
+    "as it comes": None,
+    "subtrees, computed again": {"small": 10},
+    "blocks, kept": {"kept": 10**6},
+    "blocks, computed again": {},
+}
+
+
+@pytest.fixture(params=CUTS)
+def cut(request, monkeypatch):
+    """How forests are cut, and whether the weights stay in memory until the backward pass."""
+    if CUTS[request.param] is not None:
+        cut_small(monkeypatch, **CUTS[request.param])
+
+
+def rules_of(options, size=4):
+    options = {"scaling": size**-0.5} | options
+    return ScoreRules(**{name: value for name, value in options.items() if name != "sinks"})
+
+
+def tensors(forest, heads, keys, *, size=4, sinks=False, dtype=torch.float64, seed=0):
+    """Queries, keys, values (of another width, as some models have it) and perhaps sinks; scores well apart."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(heads, len(forest), size), (keys, len(forest), size), (keys, len(forest), size + 1)]
+    shapes += [(heads,)] if sinks else []
+    return [(2 * torch.randn(shape, generator=generator, dtype=torch.float64)).to(dtype) for shape in shapes]
+
+
+def blocks_of(forest, heads, window=None):
+    return cut_blocks(forest.position_ids, forest.subtree_end, heads, window)
+
+
+def by_blocks(forest, rules, query, key, value, sinks=None, dtype=None):
+    found = blocks_of(forest, len(query), rules.window)
+    return attend_blocks(query, key, value, found, rules, sinks, dtype)
+
+
+def sees(forest, window):
+    end, position = torch.tensor(forest.subtree_end), torch.tensor(forest.position_ids)
+    query, key = torch.arange(len(forest))[:, None], torch.arange(len(forest))[None, :]
+    seen = (key <= query) & (query < end[None, :])
+    return seen if window is None else seen & (position[:, None] - position[None, :] < window)
+
+
+def by_formula(forest, rules, query, key, value, sinks=None, stays=None):
+    """softmax(q k / scale) v on T x T scores; `stays` [H, T, T] is what dropout leaves, already scaled up."""
+    key, value = (tensor.repeat_interleave(len(query) // len(key), 0) for tensor in (key, value))
+    scores = query @ key.transpose(1, 2) * rules.scaling
+    if rules.softcap is not None:
+        scores = rules.softcap * torch.tanh(scores / rules.softcap)
+    scores = scores.masked_fill(~sees(forest, rules.window), -math.inf)
+    if sinks is not None:
+        scores = torch.cat([scores, sinks[:, None, None].expand(-1, len(forest), 1)], -1)
+    weights = scores.softmax(-1)[..., : len(forest)]
+    return ((weights if stays is None else weights * stays) @ value).transpose(0, 1)
+
+
+def with_gradients(attend, inputs, seed=1):
+    inputs = [tensor.detach().clone().requires_grad_() for tensor in inputs]
+    out = attend(*inputs)
+    above = torch.randn(out.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(out.dtype)
+    return [out.detach(), *torch.autograd.grad(out, inputs, above)]
+
+
+def assert_blocks_equal_the_formula(forest, rules, inputs, **tolerance):
+    given = with_gradients(lambda *each: by_blocks(forest, rules, *each), inputs)
+    expected = with_gradients(lambda *each: by_formula(forest, rules, *each), inputs)
+    for name, one, other in zip(["output", "query", "key", "value", "sinks"], given, expected, strict=False):
+        torch.testing.assert_close(one, other, **tolerance, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("options", RULES.values(), ids=RULES)
+@pytest.mark.parametrize("sequences", SEQUENCES.values(), ids=SEQUENCES)
+def test_outputs_and_gradients_are_those_of_the_formula(cut, sequences, options):
+    forest = TokenForest.from_sequences(sequences)
+    inputs = tensors(forest, 4, 2, sinks=options.get("sinks", False))
+    assert_blocks_equal_the_formula(forest, rules_of(options), inputs, **EXACT)
+
+
+@pytest.mark.parametrize("heads", HEADS.values(), ids=HEADS)
+@pytest.mark.parametrize("options", [RULES["plain"], RULES["everything"]], ids=["plain", "everything"])
+def test_each_group_of_heads_reads_its_own_keys(cut, heads, options):
+    forest = TokenForest.from_sequences(SEQUENCES["turns"])
+    inputs = tensors(forest, *heads, sinks=options.get("sinks", False))
+    assert_blocks_equal_the_formula(forest, rules_of(options), inputs, **EXACT)
+
+
+FORESTS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12), min_size=1, max_size=6)
+
+
+@given(
+    sequences=FORESTS,
+    rows=st.lists(st.integers(0, 2), min_size=6, max_size=6),
+    window=st.none() | st.integers(1, 14),
+    softcap=st.sampled_from([None, 0.7]),
+    sinks=st.booleans(),
+    small=st.integers(1, 30),
+    scores=st.integers(1, 200),
+    queries=st.integers(1, 5),
+    kept=st.integers(0, 40),
+)
+@settings(deadline=None, max_examples=80)
+def test_any_forest_under_any_window_and_any_cut(sequences, rows, window, softcap, sinks, small, scores, queries, kept):
+    forest = TokenForest.from_sequences(sequences, rows[: len(sequences)], shared_tokens=2)
+    with pytest.MonkeyPatch.context() as patch:
+        cut_small(patch, small=small, scores=scores, queries=queries, kept=kept)
+        rules = ScoreRules(scaling=0.6, window=window, softcap=softcap)
+        assert_blocks_equal_the_formula(forest, rules, tensors(forest, 2, 1, sinks=sinks), **EXACT)
+
+
+@pytest.mark.parametrize("options", [RULES["plain"], RULES["everything"]], ids=["plain", "everything"])
+def test_gradients_are_those_of_finite_differences(cut, options):
+    forest = TokenForest.from_sequences([[1, 2, 3, 4], [1, 2, 5], [6]])
+    rules = rules_of(options | ({"window": 2} if options else {}), size=2)
+    inputs = [each.requires_grad_() for each in tensors(forest, 2, 1, size=2, sinks=options.get("sinks", False))]
+    assert torch.autograd.gradcheck(lambda *each: by_blocks(forest, rules, *each), inputs)
+
+
+def test_only_the_inputs_that_need_gradients_are_asked_for_them():
+    forest = TokenForest.from_sequences(SEQUENCES["turns"])
+    for options in (RULES["plain"], RULES["everything"]):
+        rules, inputs = rules_of(options), tensors(forest, 4, 2, sinks=options.get("sinks", False))
+        expected = with_gradients(lambda *each, rules=rules: by_formula(forest, rules, *each), inputs)[3]
+        value = inputs[2].clone().requires_grad_()
+        out = by_blocks(forest, rules, inputs[0], inputs[1], value, *inputs[3:])
+        above = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        out.backward(above)
+        torch.testing.assert_close(value.grad, expected, **EXACT)
+
+
+def test_strided_inputs_and_gradients_are_read_as_they_are():
+    # Models hand over [T, H, D] seen as [H, T, D], and a sum hands back one number seen as a tensor.
+    forest = TokenForest.from_sequences(SEQUENCES["turns"])
+    rules, inputs = rules_of({}), tensors(forest, 4, 2)
+    expected = [each.clone().requires_grad_() for each in inputs]
+    by_formula(forest, rules, *expected).sum().backward()
+    strided = [each.transpose(0, 1).contiguous().requires_grad_() for each in inputs]
+    by_blocks(forest, rules, *(each.transpose(0, 1) for each in strided)).sum().backward()
+    for one, other in zip(strided, expected, strict=True):
+        torch.testing.assert_close(one.grad, other.grad.transpose(0, 1), **EXACT)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("options", [RULES["plain"], RULES["everything"]], ids=["plain", "everything"])
+def test_narrow_numbers_cost_no_more_than_rounding(cut, dtype, options):
+    forest = TokenForest.from_sequences(SEQUENCES["long"])
+    rules = rules_of(options)
+    inputs = tensors(forest, 4, 2, sinks=options.get("sinks", False), dtype=dtype)
+    given = with_gradients(lambda *each: by_blocks(forest, rules, *each), inputs)
+    exact = [each.double() for each in inputs]
+    expected = with_gradients(lambda *each: by_formula(forest, rules, *each), exact)
+    for one, other in zip(given, expected, strict=True):
+        assert one.dtype == dtype
+        # Scores, weights and sums are each rounded to `dtype`; with a score of order 4 that is some ten roundings.
+        assert (one.double() - other).norm() < 10 * torch.finfo(dtype).eps * other.norm()
+
+
+@pytest.mark.parametrize("options", [RULES["plain"], RULES["everything"]], ids=["plain", "everything"])
+def test_products_have_the_precision_asked_for_and_gradients_that_of_their_inputs(options):
+    # As under autocast, where rotary positions and norms leave float32.
+    forest, rules = TokenForest.from_sequences(SEQUENCES["turns"]), rules_of(options)
+    narrow = [each.bfloat16() for each in tensors(forest, 4, 2, sinks=options.get("sinks", False))]
+    wide = [each.float() for each in narrow]
+    given = with_gradients(lambda *each: by_blocks(forest, rules, *(*each, None)[:4], torch.bfloat16), wide)
+    expected = with_gradients(lambda *each: by_blocks(forest, rules, *each), narrow)
+    assert given[0].dtype == torch.bfloat16
+    assert all(each.dtype == torch.float32 for each in given[1:])
+    assert torch.equal(given[0], expected[0])
+    for one, other in zip(given[1:], expected[1:], strict=True):
+        torch.testing.assert_close(one.bfloat16(), other)
+
+
+def test_gradients_of_a_key_that_many_blocks_read_are_summed_in_float32(monkeypatch):
+    cut_small(monkeypatch)
+    # 600 branches below one token: in bf16, a running sum would stop growing at 256 times the addend.
+    forest = TokenForest.from_sequences([[0, n] for n in range(1, 601)])
+    value = torch.ones(1, len(forest), 2, dtype=torch.bfloat16, requires_grad=True)
+    nothing = torch.zeros(1, len(forest), 2, dtype=torch.bfloat16)
+    by_blocks(forest, ScoreRules(scaling=1.0), nothing, nothing, value).sum().backward()
+    # The root reads itself alone, and each branch gives it one half.
+    torch.testing.assert_close(value.grad[0, 0].float(), torch.full((2,), 301.0), atol=2.0, rtol=0)
+
+
+def test_what_inference_mode_has_computed_does_not_spoil_training(monkeypatch):
+    forest = TokenForest.from_sequences(SEQUENCES["turns"])
+    for options in (RULES["plain"], RULES["everything"]):
+        rules, inputs = rules_of(options), tensors(forest, 4, 2, sinks=options.get("sinks", False), size=6)
+        with torch.inference_mode():
+            by_blocks(forest, rules, *inputs)
+        assert_blocks_equal_the_formula(forest, rules, inputs, **EXACT)
+
+
+def test_the_mask_of_a_block_is_made_where_attention_is_computed():
+    forest = TokenForest.from_sequences(SEQUENCES["turns"])
+    for block in cut_blocks(forest.position_ids, forest.subtree_end, 2, device="meta"):
+        assert block.bias(torch.bfloat16).device.type == "meta"
+
+
+# Windows
+
+
+def test_a_window_as_long_as_the_sequences_changes_nothing(cut):
+    forest = TokenForest.from_sequences(SEQUENCES["turns"])
+    inputs = tensors(forest, 4, 2)
+    wide = by_blocks(forest, rules_of({"window": 9}), *inputs)  # the longest sequence has nine tokens
+    torch.testing.assert_close(wide, by_blocks(forest, rules_of({}), *inputs), **EXACT)
+
+
+def test_keys_behind_the_window_of_a_whole_block_are_not_read(monkeypatch):
+    cut_small(monkeypatch)
+    forest = TokenForest.from_sequences([[*range(30), 40, 41, 42, 43], [*range(30), 50]])
+    found = blocks_of(forest, 1, window=4)
+    assert len(found) > 10
+    for block in found:
+        assert block.before <= 3
+        assert block.first == max(0, forest.position_ids[block.start] - 3)
+    assert found[-1].above == ((27, 30),)  # the last sequence's own token comes after three of the prompt
+    assert (found[-1].start, found[-1].stop) == (34, 35)
+
+
+# Dropout
+
+
+def drops(forest, rules, query, key):
+    """The weights [H, T, T] that dropout leaves: what comes out where the values are the unit vectors."""
+    units = torch.eye(len(forest), dtype=query.dtype).expand(len(key), -1, -1)
+    return by_blocks(forest, rules, query, key, units).transpose(0, 1)
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 20, "softcap": 0.7}], ids=["plain", "window and softcap"])
+def test_dropout_drops_at_its_rate_and_scales_what_stays(cut, options):
+    forest = TokenForest.from_sequences(SEQUENCES["long"])
+    query, key, _ = tensors(forest, 4, 2)
+    query = query / 100  # all weights of about one size
+    full = drops(forest, rules_of(options), query, key)
+    torch.manual_seed(3)
+    left = drops(forest, rules_of(options | {"dropout": 0.3}), query, key)
+    seen = sees(forest, options.get("window")).expand(4, -1, -1)
+    assert not left[~seen].any()
+    stays = left[seen] != 0
+    torch.testing.assert_close(left[seen][stays], full[seen][stays] / 0.7, **EXACT)
+    count = stays.numel()
+    assert abs(stays.double().mean() - 0.7) < 4 * math.sqrt(0.3 * 0.7 / count)  # four standard deviations
+    for head in range(1, 4):  # each head drops others
+        assert not torch.equal(left[0] != 0, left[head] != 0)
+
+
+@pytest.mark.parametrize("sinks", [False, True])
+def test_gradients_pass_through_the_weights_that_stayed(cut, sinks):
+    forest = TokenForest.from_sequences(SEQUENCES["turns"])
+    inputs = tensors(forest, 4, 2, sinks=sinks)
+    rules = rules_of({"dropout": 0.4})
+    torch.manual_seed(3)
+    given = with_gradients(lambda *each: by_blocks(forest, rules, *each), inputs)
+    torch.manual_seed(3)
+    stays = (drops(forest, rules, *inputs[:2]) != 0).double() / 0.6
+    expected = with_gradients(lambda *each: by_formula(forest, rules, *each[:3], *each[3:] or [None], stays), inputs)
+    for one, other in zip(given, expected, strict=True):
+        torch.testing.assert_close(one, other, **EXACT)
+
+
+def test_dropout_follows_the_seed_and_without_dropout_none_is_drawn():
+    forest = TokenForest.from_sequences(SEQUENCES["turns"])
+    inputs = tensors(forest, 4, 2)
+
+    def run(seed, rate):
+        torch.manual_seed(seed)
+        out = by_blocks(forest, rules_of({"dropout": rate}), *inputs)
+        return out, torch.get_rng_state()
+
+    first, state = run(1, 0.4)
+    assert torch.equal(run(1, 0.4)[0], first)
+    assert not torch.equal(run(2, 0.4)[0], first)
+    torch.manual_seed(1)
+    untouched = torch.get_rng_state()
+    assert not torch.equal(state, untouched)  # else every layer would drop the same
+    assert torch.equal(run(1, 0.0)[1], untouched)
+
+
+# Memory
+
+
+def tree(tokens):
+    """A trie of about so many tokens: half of them a stem, then two branches that branch again."""
+    stem, branch = list(range(tokens // 2)), tokens // 12
+    rest = [[10**6 * n + k for k in range(branch)] for n in range(1, 7)]
+    return TokenForest.from_sequences(
+        [stem + rest[0] + rest[1], stem + rest[0] + rest[2], stem + rest[3] + rest[4], stem + rest[3] + rest[5]]
+    )
+
+
+@pytest.mark.parametrize("heads", [1, 2, 16])
+@pytest.mark.parametrize("window", [None, 300])
+@pytest.mark.parametrize("tokens", [4096, 8192])
+def test_blocks_cover_each_token_once_and_hold_a_bounded_number_of_scores(tokens, window, heads):
+    forest = tree(tokens)
+    found = blocks_of(forest, heads, window)
+    assert [index for block in found for index in range(block.start, block.stop)] == list(range(len(forest)))
+    seen = sees(forest, window)
+    for block in found:
+        queries, keys = block.stop - block.start, block.before + block.stop - block.start
+        # A bound for each query: memory is linear in tokens.
+        assert heads * queries * keys <= max(
+            cutting._SCORES, heads * max(cutting._LEAST_QUERIES, cutting._SMALL) * keys
+        )
+        # Above is every key before the block that any of its queries sees, and nothing else.
+        above = [index for start, stop in block.above for index in range(start, stop)]
+        assert seen[block.start : block.stop, : block.start].any(0).nonzero().flatten().tolist() == above
+
+
+def test_small_subtrees_make_a_block_together_and_large_ones_do_not(monkeypatch):
+    cut_small(monkeypatch, small=10, scores=10**6)
+    stem = list(range(20))
+    forest = TokenForest.from_sequences(
+        [[*stem, n, 30, 31] for n in (40, 41, 42, 43)] + [[*stem, 50, *range(60, 75)], [*stem, 51], [90, 91]], [0] * 7
+    )
+    cuts = [(block.start, block.stop, block.before) for block in blocks_of(forest, 2)]
+    assert cuts == [(0, 20, 0), (20, 29, 20), (29, 32, 20), (32, 48, 20), (48, 49, 20), (49, 51, 0)]
+
+
+class Largest(TorchDispatchMode):
+    """Notes the largest tensor that any operation makes."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        made = [leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
+        self.numbers = max([self.numbers, *made])
+        return out
+
+
+def cost_of(forest, options):
+    """Bytes saved for the backward pass, and numbers in the largest tensor of both passes."""
+    inputs = [each.requires_grad_() for each in tensors(forest, 4, 2, size=16, dtype=torch.float32, **options[0])]
+    saved = {}
+
+    def keep(tensor):
+        saved[tensor.data_ptr()] = tensor.nbytes
+        return tensor
+
+    with Largest() as largest:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            out = by_blocks(forest, rules_of(options[1], size=16), *inputs)
+        out.sum().backward()
+    return SimpleNamespace(saved=sum(saved.values()), largest=largest.numbers)
+
+
+@pytest.mark.parametrize(
+    "options", [({}, {}), ({}, {"window": 300}), ({"sinks": True}, {"softcap": 2.0})], ids=["plain", "window", "sinks"]
+)
+def test_memory_grows_with_tokens_and_not_with_their_square(options):
+    small, large = tree(2048), tree(8192)
+    few, many = cost_of(small, options), cost_of(large, options)
+    assert many.saved / len(large) <= 1.25 * few.saved / len(small)
+    assert few.saved >= len(small) * 4 * 16 * (4 + 2 + 2)  # queries, keys and values are among it
+    # The whole matrix of one head has 32 times as many.
+    room = 4 * max(cutting._LEAST_QUERIES, cutting._SMALL) * len(large) if options[1].get("window") is None else 0
+    assert max(few.largest, many.largest) <= 1.5 * max(cutting._SCORES, room)
