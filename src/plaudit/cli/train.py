@@ -146,7 +146,11 @@ def _show_plan(trainer: "RewardTrainer", model: "ModelConfig") -> None:
     total = sum(parameter.numel() for parameter in parameters)
     trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     precision = "bf16 mixed" if args.bf16 else "fp16 mixed" if args.fp16 else "float32"
-    batch = f"{args.per_device_train_batch_size} pairs x {args.gradient_accumulation_steps} accumulated"
+    rows = f"{args.per_device_train_batch_size} rows"
+    if args.max_tokens_per_batch is not None:
+        rows = f"up to {args.max_tokens_per_batch:,} tokens"
+    batch = f"{rows} x {args.gradient_accumulation_steps} accumulated"
+    layout = "token forest" if trainer.layout == "forest" else "padded"
     processes = f"{args.world_size} process{'es' if args.world_size > 1 else ''}"
     show_table(
         "What will run",
@@ -154,7 +158,8 @@ def _show_plan(trainer: "RewardTrainer", model: "ModelConfig") -> None:
             ("model", f"{model.model_name_or_path} ({type(trainer.model).__name__})"),
             ("parameters", f"{total:,}, of which {trained:,} train"),
             *((name, _split_line(report)) for name, report in trainer.reports.items()),
-            ("batch", f"{batch} x {processes}, padded layout"),
+            ("batch", f"{batch} x {processes}"),
+            ("layout", layout),
             ("device", f"{args.device}, {precision}, weights in {str(trainer.model.dtype).removeprefix('torch.')}"),
             ("output", str(args.output_dir)),
         ],
