@@ -187,7 +187,6 @@ def _attend(
     scores = torch.bmm(query, key.transpose(1, 2)).to(wide) * rules.scaling
     if rules.softcap is not None:
         scores = rules.softcap * torch.tanh(scores / rules.softcap)
-    scores = scores.clone()
     _hide(scores, block)
     if sinks is not None:
         sink = sinks.to(wide).view(groups, 1, -1).expand(-1, block.rows, -1).reshape(groups, -1, 1)
