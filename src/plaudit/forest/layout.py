@@ -13,8 +13,8 @@ __all__ = ["Chain", "SHARED_TOKENS", "TokenForest", "chains_of", "common_tokens"
 
 # The cost model of sharing across rows: sharing saves the common tokens once and costs the attention over one more
 # chain. On two CPU cores a chain costs as much as 10 tokens of a 25M-parameter model (`benchmarks/sharing_cost.py`),
-# and fewer of a larger one, whose tokens cost more; on a GPU, FlexAttention skips blocks of 128 keys, so that fewer save
-# no block. Sequences of one row always share: they are what is compared.
+# and fewer of a larger one, whose tokens cost more; on a GPU, FlexAttention skips blocks of 128 keys, so that fewer
+# save no block. Sequences of one row always share: they are what is compared.
 SHARED_TOKENS = 32
 
 
