@@ -205,6 +205,7 @@ def _show_result(trainer: "RewardTrainer", metrics: dict[str, float]) -> None:
             low, high = accuracy_interval(accuracy, report.kept)
             interval = f" (95% interval {low:.1%} to {high:.1%}, {report.kept:,} pairs)"
         rows.append((f"{prefix} accuracy", f"{accuracy:.1%}{interval}"))
-        rows.append((f"{prefix} loss", f"{metrics[f'{prefix}_loss']:.4f} (0.6931 is guessing)"))
+        guessing = " (0.6931 is guessing)" if trainer.args.loss_type == "bradley_terry" else ""
+        rows.append((f"{prefix} loss", f"{metrics[f'{prefix}_loss']:.4f}{guessing}"))
         rows.append((f"{prefix} margin", f"{metrics[f'{prefix}_margin']:.3f}"))
     show_table("Result", rows)

@@ -57,10 +57,11 @@ class ForestTrainer(Trainer):
         self.sampler = make_sampler(self.train_dataset, self.args, self.layout)
         if self.args.max_tokens_per_batch is not None:
             plan = self.sampler.plan
+            balance = f"; the largest of a step is {plan.imbalance:.2f} times the mean over processes"
             logger.info(
-                "%d batches an epoch on each process, filled to %.0f%% of max_tokens_per_batch=%d; between processes, "
-                "the largest of a step is %.2f times the mean",
-                len(self.sampler), 100 * plan.fill, self.args.max_tokens_per_batch, plan.imbalance,
+                "%d batches an epoch on each process, filled to %.0f%% of max_tokens_per_batch=%d%s",
+                len(self.sampler), 100 * plan.fill, self.args.max_tokens_per_batch,
+                balance if self.args.world_size > 1 else "",
             )  # fmt: skip
         return self.sampler
 
