@@ -1,5 +1,7 @@
 """Which models may run a forest, what each layer is checked for, and the masks of the backends."""
 
+import gc
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -363,3 +365,23 @@ def test_attention_under_autocast_is_in_its_precision(backend, make_model):
     with torch.autocast("cpu", torch.bfloat16):
         assert call(backend=backend).dtype == torch.bfloat16
     assert call(backend=backend).dtype == torch.float32
+
+
+def test_a_model_loaded_with_flash_attention_is_refused_by_name(make_model):
+    model = make_model()
+    model.config._attn_implementation_internal = "flash_attention_2"
+    with pytest.raises(ModelError, match="attn_implementation='flash_attention_2'"):
+        enable(model)
+
+
+def test_a_forest_is_gone_when_nobody_holds_it():
+    gc.disable()
+    try:
+        forest = ForestAttention(torch.arange(3), torch.full((3,), 3))
+        forest.blocks(1, None)
+        forest.mask(None)
+        gone = weakref.ref(forest)
+        del forest
+        assert gone() is None
+    finally:
+        gc.enable()

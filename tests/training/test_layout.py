@@ -20,6 +20,7 @@ from plaudit import DataCollatorForPreference, RewardTrainer
 from plaudit.errors import ConfigError
 from plaudit.forest.attention import ForestAttention
 from plaudit.training import forest
+from plaudit.training.layout import Unclear, compare_layouts
 
 SIZES = {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 OTHERS = {
@@ -279,3 +280,26 @@ def test_experts_are_compared_in_float32_and_keep_their_weights(
     with torch.no_grad():
         by_hand = [type(reference).forward(reference, torch.tensor([ids])).logits.item() for ids in sequences]
     np.testing.assert_allclose(rewards, by_hand, atol=2e-6)
+
+
+def test_rewards_too_close_for_their_precision_are_compared_in_float32(make_trainer, monkeypatch):
+    near = {"padded": torch.tensor([5.0, 5.1, 4.9, 5.2]), "forest": torch.tensor([5.1, 5.0, 5.2, 4.9])}
+    with pytest.raises(Unclear):
+        compare_layouts(near.get, torch.bfloat16)
+    assert "differ by up to 0.3" in compare_layouts(near.get, torch.float32)
+    asked = []
+
+    def unclear_unless_wide(score, precision):
+        asked.append((precision, score("padded").dtype))
+        if precision != torch.float32:
+            raise Unclear
+
+    monkeypatch.setattr("plaudit.training.forest.compare_layouts", unclear_unless_wide)
+    trainer = make_trainer(max_steps=1, bf16=True)
+    trainer.train()
+    assert [precision for precision, _ in asked] == [torch.bfloat16, torch.float32]
+    assert trainer.layout == "forest"
+
+
+def test_rewards_that_are_all_the_same_are_clear():
+    assert compare_layouts(lambda layout: torch.zeros(4), torch.bfloat16) is None

@@ -13,7 +13,7 @@ import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,9 +52,25 @@ class ForestAttention:
     def __post_init__(self) -> None:
         # Given as the mask: a mask of four dimensions reaches the layers as it is, and ours know theirs anyway.
         self.no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.position_ids.device)
-        self.blocks = cache(self._blocks)
-        self.mask = cache(self._mask)
-        self.block_mask = cache(self._block_mask)
+        self._made: dict[Any, Any] = {}  # what layers have asked for; a cached method would hold the forest itself
+
+    def blocks(self, heads: int, window: int | None) -> list[Block]:
+        """The blocks that attention runs in."""
+        return self._once(self._blocks, heads, window)
+
+    def mask(self, window: int | None) -> torch.Tensor:
+        """The whole mask [1, 1, T, T]."""
+        return self._once(self._mask, window)
+
+    def block_mask(self, window: int | None) -> BlockMask:
+        """The mask as FlexAttention takes it."""
+        return self._once(self._block_mask, window)
+
+    def _once(self, make: Callable[..., Any], *key: Any) -> Any:
+        place = make.__name__, *key
+        if place not in self._made:
+            self._made[place] = make(*key)
+        return self._made[place]
 
     def _blocks(self, heads: int, window: int | None) -> list[Block]:
         position_ids, subtree_end = self.position_ids.cpu().numpy(), self.subtree_end.cpu().numpy()
@@ -116,6 +132,9 @@ def why_not(model: PreTrainedModel) -> str | None:
         return f"{name} has layers of the kind {', '.join(sorted(kinds))}, which cannot share a prefix this way"
     if getattr(config, "is_causal", True) is False or getattr(config, "use_bidirectional_attention", None):
         return f"{name} attends in both directions"
+    current = config._attn_implementation or ""
+    if "flash" in current and not current.startswith(f"{_PREFIX}:"):  # transformers reads more out of such a name
+        return f"{name} was loaded with attn_implementation={current!r}, and 'sdpa' is what goes with a forest"
     if getattr(config, "is_encoder_decoder", False):
         return f"{name} is an encoder and a decoder"
     taken = inspect.signature(type(model.base_model).forward).parameters

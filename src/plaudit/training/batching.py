@@ -26,7 +26,7 @@ def make_sampler(dataset: Dataset, args: RewardConfig, layout: str, budget: int 
     Args:
         dataset: Tokenised rows; with `prompt_key` if rows of a prompt go together.
         args: The run's options.
-        layout: "forest" counts a shared prefix once, "padded" every sequence as long as the longest of its row.
+        layout: "forest" counts a shared prefix once, "padded" every sequence as long as the longest of all.
         budget: Instead of `max_tokens_per_batch`.
 
     Raises:
@@ -73,7 +73,10 @@ def _sizes(dataset: Dataset, layout: str) -> NDArray[np.int64]:
     """Tokens that each row takes [R]."""
     if layout == "forest":
         return np.array([_distinct(sequences) for sequences in _sequences(dataset)], dtype=np.int64)
-    return np.array([len(s) * max(map(len, s)) for s in _sequences(dataset)], dtype=np.int64)
+    # A batch is padded to its longest sequence, whichever rows meet there: none is larger than with the longest of all.
+    shapes = [(len(sequences), max(map(len, sequences))) for sequences in _sequences(dataset)]
+    longest = max((length for _, length in shapes), default=1)
+    return np.array([count * longest for count, _ in shapes], dtype=np.int64)
 
 
 def _distinct(sequences: list[Any]) -> int:

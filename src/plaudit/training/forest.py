@@ -18,7 +18,7 @@ from plaudit.forest.batching import BudgetBatchSampler
 from plaudit.training.batching import make_sampler, wants_sampler
 from plaudit.training.collator import PreferenceCollator, tokens_of
 from plaudit.training.config import RewardConfig
-from plaudit.training.layout import compare_layouts, in_float32, routes_experts
+from plaudit.training.layout import Unclear, compare_layouts, in_float32, routes_experts
 from plaudit.training.memory import AccumulationStep, fitting_budget, free_memory, keep_random_state
 from plaudit.training.meter import RewardMeter
 from plaudit.training.objective import Objective
@@ -29,6 +29,7 @@ __all__ = ["ForestTrainer"]
 logger = logging.getLogger(__name__)
 
 _PROBED_ROWS = 4
+_PROBED_POSITIONS = 1 << 14  # padded: the comparison must fit where the forest does
 
 
 class ForestTrainer(Trainer):
@@ -95,7 +96,8 @@ class ForestTrainer(Trainer):
                     "the warning above). Set batch_layout='padded'."
                 )
         budget = self.args.max_tokens_per_batch
-        if self.sampler is not None and budget is not None and not self.is_deepspeed_enabled:
+        # Sharded, each pass is an exchange between processes, and one that fails alone would leave the others waiting.
+        if self.sampler is not None and budget is not None and not self._is_sharded:
             self._try_largest_batch(prepared[0], self.sampler, budget)
         return prepared
 
@@ -108,9 +110,24 @@ class ForestTrainer(Trainer):
         if self.layout != "forest" or self._layout_is_compared:
             return
         self._layout_is_compared = True
+        try:
+            decision = [self._difference(model)]
+        except Unclear:
+            # Sharded weights cannot be widened in place: there the run's own precision must do.
+            decision = [None if self._is_sharded else self._difference(model, wide=True)]
+        (reason,) = broadcast_object_list(decision)
+        if reason is None:
+            return
+        if self.args.batch_layout == "forest":
+            raise ConfigError(f"batch_layout='forest' is not possible: {reason}. Use 'auto' or 'padded'.")
+        logger.warning("batch layout: padded from here on, since %s", reason)
+        self.data_collator.layout = "padded"
+
+    def _difference(self, model: nn.Module, *, wide: bool = False) -> str | None:
+        """What speaks against the forest; in float32 if `wide`, or where the precision itself would."""
         base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         # Sharded weights cannot be widened in place; those are compared in the run's own precision.
-        wide = routes_experts(base) and not self._is_sharded
+        wide = wide or (routes_experts(base) and not self._is_sharded)
         precision = torch.float32 if wide else self._precision(base)
         # An evaluation before has wrapped the forward in autocast.
         forward = vars(model).get("_original_forward", model) if wide else model
@@ -123,23 +140,21 @@ class ForestTrainer(Trainer):
         with torch.no_grad(), keep_random_state(), in_float32(model) if wide else self.accelerator.autocast():
             rows = self._first_rows()
             if not rows:
-                return
-            sequences, owners = self.data_collator.sequences_and_rows(rows)
+                return None
+            sequences, owners = _few(*self.data_collator.sequences_and_rows(rows))
             model.eval()
-            decision = [compare_layouts(score, precision)]
-            model.train(was_training)
-        (reason,) = broadcast_object_list(decision)
-        if reason is None:
-            return
-        if self.args.batch_layout == "forest":
-            raise ConfigError(f"batch_layout='forest' is not possible: {reason}. Use 'auto' or 'padded'.")
-        logger.warning("batch layout: padded from here on, since %s", reason)
-        self.data_collator.layout = "padded"
+            try:
+                return compare_layouts(score, precision)
+            finally:
+                model.train(was_training)
 
     def _precision(self, base: nn.Module) -> torch.dtype:
         if self.args.bf16 or self.args.fp16:
             return torch.bfloat16 if self.args.bf16 else torch.float16
-        return next(p.dtype for p in base.parameters() if p.is_floating_point())
+        # Some weights may be kept wider than the products are computed in: norms, or all that is not quantised.
+        kinds = {p.dtype for p in base.parameters() if p.is_floating_point()}
+        quantized = getattr(getattr(base.config, "quantization_config", None), "bnb_4bit_compute_dtype", None)
+        return max(kinds | ({quantized} if quantized else set()), key=lambda kind: torch.finfo(kind).eps)
 
     def _first_rows(self) -> list[dict[str, Any]]:
         if isinstance(self.train_dataset, Dataset):
@@ -172,9 +187,11 @@ class ForestTrainer(Trainer):
                 self._forget_gradients(model)
                 self.meter.rewind(mark)
 
-        with keep_random_state():
+        with keep_random_state(), self.objective.alone():
             model.train()
+            expected = self._expected_optimizer_state()
             fits = fitting_budget(run, dearest, budget, int(sampler.planner.sizes.max()))
+        del expected
         least = min(0 if each is None else each for each in gather_object([fits]))
         if least < budget:
             raise ConfigError(
@@ -182,6 +199,12 @@ class ForestTrainer(Trainer):
                 + (f"{least} fits. Set it, or turn on" if least else "Not even one row fits. Turn on")
                 + " `gradient_checkpointing`, or lower `max_length`."
             )
+
+    def _expected_optimizer_state(self) -> list[torch.Tensor]:
+        """Room on the device for two numbers a trained weight, AdamW's, which the first step would take."""
+        if self.args.device.type == "cpu" or self.optimizer.state:
+            return []
+        return [torch.empty_like(p) for p in self.model.parameters() if p.requires_grad for _ in range(2)]
 
     # Out of memory at a step
 
@@ -236,3 +259,14 @@ class ForestTrainer(Trainer):
                 return torch.stack(losses).sum()
             except torch.OutOfMemoryError:
                 continue
+
+
+def _few(sequences: list[Any], owners: list[int]) -> tuple[list[Any], list[int]]:
+    """The first sequences that make no more than `_PROBED_POSITIONS` when padded, and two in any case."""
+    kept, longest = 0, 0
+    for sequence in sequences:
+        longest = max(longest, len(sequence))
+        if kept >= 2 and (kept + 1) * longest > _PROBED_POSITIONS:
+            break
+        kept += 1
+    return sequences[:kept], owners[:kept]

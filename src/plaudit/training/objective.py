@@ -1,6 +1,8 @@
 """What a batch is trained for: from rewards and targets to one loss for each comparison."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,12 +27,28 @@ class Objective(nn.Module):
 
     def __init__(self, args: RewardConfig) -> None:
         super().__init__()
-        self.args = args
+        self.args, self._together = args, True
         self.raw_threshold: nn.Parameter | None = None
         if args.loss_type == "ties" and args.tie_threshold is None:
             self.raw_threshold = nn.Parameter(torch.tensor(_raw(_FIRST_THRESHOLD), device=args.device))
             if args.world_size > 1:  # no wrapper of the model knows this parameter
-                self.raw_threshold.register_hook(_mean_over_processes)
+                self.raw_threshold.register_hook(self._mean_over_processes)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """A backward pass that other processes need not make."""
+        self._together = False
+        try:
+            yield
+        finally:
+            self._together = True
+
+    def _mean_over_processes(self, gradient: torch.Tensor) -> torch.Tensor:
+        if not self._together:
+            return gradient
+        gradient = gradient.clone()
+        torch.distributed.all_reduce(gradient)
+        return gradient / torch.distributed.get_world_size()
 
     def threshold(self) -> torch.Tensor | None:
         """The tie threshold in reward units, of shape []; `None` for a loss without one."""
@@ -80,12 +98,6 @@ def _of_rankings(rewards: torch.Tensor, batch: dict[str, Any], options: dict[str
     rows = int(batch["sequence_row"].max()) + 1
     total = places.new_zeros(rows).index_add(0, row, places)
     return (total / torch.bincount(row, minlength=rows).clamp(min=1))[batch["comparison_row"]]
-
-
-def _mean_over_processes(gradient: torch.Tensor) -> torch.Tensor:
-    gradient = gradient.clone()
-    torch.distributed.all_reduce(gradient)
-    return gradient / torch.distributed.get_world_size()
 
 
 def _raw(threshold: float) -> float:
