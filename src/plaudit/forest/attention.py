@@ -4,7 +4,7 @@
 down to every layer) it computes the forest's attention; without, it is what the model had before, so both layouts run
 through one model. Backends:
 
-- `blocks`: chain by chain (`plaudit.forest.blocks`), on any device.
+- `blocks`: small subtrees whole, long chains in pieces (`plaudit.forest.blocks`), on any device.
 - `flex`: FlexAttention with the one-line mask, for CUDA.
 - `dense`: the model's own attention under a T x T mask; the reference.
 """
@@ -133,7 +133,7 @@ def why_not(model: PreTrainedModel) -> str | None:
     if getattr(config, "is_causal", True) is False or getattr(config, "use_bidirectional_attention", None):
         return f"{name} attends in both directions"
     current = config._attn_implementation or ""
-    if "flash" in current and not current.startswith(f"{_PREFIX}:"):  # transformers reads more out of such a name
+    if "flash" in current:  # transformers reads more out of such a name
         return f"{name} was loaded with attn_implementation={current!r}, and 'sdpa' is what goes with a forest"
     if getattr(config, "is_encoder_decoder", False):
         return f"{name} is an encoder and a decoder"

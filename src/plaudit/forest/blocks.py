@@ -84,6 +84,7 @@ class _Attention(torch.autograd.Function):
         query, key, value = _grouped(query, len(key), dtype), _spared(key, dtype), _spared(value, dtype)
         out = value.new_empty(tokens + _SPARE, heads, value.shape[-1])
         kept: list[torch.Tensor | None] = []
+        keeps = any(ctx.needs_input_grad)
         for number, block in enumerate(blocks):
             queries, keys, values = _rows(query, block), _path(key, block), _path(value, block)
             weights = None
@@ -92,7 +93,7 @@ class _Attention(torch.autograd.Function):
                 part = torch.bmm(weights, values)
             else:
                 part = _attend(queries, keys, values, sinks, block, rules, ctx.seed + number)
-            kept.append(weights if any(ctx.needs_input_grad) and block.keys <= _KEPT_KEYS else None)
+            kept.append(weights if keeps and block.keys <= _KEPT_KEYS else None)
             _write_rows(out, part, block)
         ctx.save_for_backward(query, key, value, sinks, *kept)
         return out[:tokens]

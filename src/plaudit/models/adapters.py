@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from plaudit.models.options import ModelConfig
 
-__all__ = ["add_adapter", "check_head_is_trained", "get_peft_config", "quiet_about_checkpointing"]
+__all__ = ["add_adapter", "base_model", "check_head_is_trained", "get_peft_config", "quiet_about_checkpointing"]
 
 
 def get_peft_config(model_args: "ModelConfig") -> "PeftConfig | None":
@@ -98,3 +98,8 @@ def check_head_is_trained(model: "PeftModel") -> None:
             f"scores would be random after a reload. Build it with task_type='SEQ_CLS', or pass the base model and "
             f"`peft_config` to the trainer; load a saved adapter with is_trainable=True."
         )
+
+
+def base_model(model: Any) -> PreTrainedModel:
+    """The model itself, without the adapter around it."""
+    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from plaudit.data.formats import Sequence, check_sequence
 from plaudit.data.rendering import render
 from plaudit.errors import DataError
+from plaudit.models.adapters import base_model
 from plaudit.models.head import bind_reward_forward
 from plaudit.models.load import load_model, load_tokenizer
 
@@ -31,7 +32,7 @@ class RewardModel:
     """
 
     def __init__(self, model: "PreTrainedModel | PeftModel", tokenizer: PreTrainedTokenizerBase) -> None:
-        bind_reward_forward(model.get_base_model() if isinstance(model, PeftModel) else model)
+        bind_reward_forward(base_model(model))
         self.model = model.eval()
         self.tokenizer = tokenizer
 

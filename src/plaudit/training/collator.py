@@ -24,6 +24,7 @@ from plaudit.forest.layout import TokenForest
 __all__ = [
     "COLUMNS",
     "DataCollatorForPreference",
+    "PER_COMPARISON",
     "PreferenceCollator",
     "comparisons_of",
     "model_inputs",
@@ -34,9 +35,8 @@ __all__ = [
 
 # The columns of tokenised rows that make a batch.
 COLUMNS = ("chosen_ids", "rejected_ids", "sequence_ids", "ranks", "scores", "margin", "label", "tie", "weight")
-_TARGETS = {
-    "comparisons", "comparison_row", "margin", "label", "tie", "weight", "unit", "sequence_row", "sequence_rank",
-}  # fmt: skip
+PER_COMPARISON = ("margin", "label", "tie", "weight", "unit")
+_TARGETS = {"comparisons", "comparison_row", "sequence_row", "sequence_rank", *PER_COMPARISON}
 
 
 def _pad_right(sequences: list[list[int]], value: int, multiple: int | None) -> tuple[torch.Tensor, torch.Tensor]:

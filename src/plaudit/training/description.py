@@ -4,27 +4,22 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from plaudit.checkpoint.card import write_model_card
 from plaudit.checkpoint.contract import read_description, read_scale, write_contract, write_description
 from plaudit.data.tokenization import TokenizationReport
+from plaudit.models.adapters import base_model
 from plaudit.models.head import head_names
 from plaudit.training.objective import Objective
 from plaudit.training.saving import StagedSavingTrainer
 
-__all__ = ["DescribedSavingTrainer", "base_model"]
+__all__ = ["DescribedSavingTrainer"]
 
 # What the model card tells of a run; all the rest is in training_args.bin.
 _TOLD_OPTIONS = (
     "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
     "max_tokens_per_batch", "max_length", "overlong", "loss_type", "center_rewards_coefficient", "bf16", "fp16", "seed",
 )  # fmt: skip
-
-
-def base_model(model: Any) -> PreTrainedModel:
-    """The model itself, without the adapter around it."""
-    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
 
 
 class DescribedSavingTrainer(StagedSavingTrainer):

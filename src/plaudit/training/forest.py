@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset, IterableDataset
-from peft import PeftModel
 from torch import nn
 from transformers import Trainer
 
 from plaudit.errors import ConfigError
 from plaudit.forest.batching import BudgetBatchSampler
+from plaudit.models.adapters import base_model
 from plaudit.training.batching import make_sampler, wants_sampler
 from plaudit.training.collator import PreferenceCollator, tokens_of
 from plaudit.training.config import RewardConfig
@@ -125,7 +125,7 @@ class ForestTrainer(Trainer):
 
     def _difference(self, model: nn.Module, *, wide: bool = False) -> str | None:
         """What speaks against the forest; in float32 if `wide`, or where the precision itself would."""
-        base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        base = base_model(self.model)
         # Sharded weights cannot be widened in place; those are compared in the run's own precision.
         wide = wide or (routes_experts(base) and not self._is_sharded)
         precision = torch.float32 if wide else self._precision(base)

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from plaudit.errors import ConfigError, ModelError
 from plaudit.forest import attention
+from plaudit.models.adapters import base_model
 from plaudit.models.head import reads_last_position
 from plaudit.training.config import RewardConfig
 
@@ -36,7 +37,7 @@ def choose_layout(model: "PreTrainedModel | PeftModel", args: RewardConfig, *, o
         ConfigError: `batch_layout` asks for a forest, and the model or the collator cannot; or prefix or prompt tuning
             is combined with checkpointing.
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = base_model(model)
     virtual = isinstance(model, PeftModel) and any(c.is_prompt_learning for c in model.peft_config.values())
     if virtual and args.activation_checkpointing:
         raise ConfigError(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from plaudit.errors import ConfigError
-from plaudit.training.collator import PreferenceCollator, sequences_of
+from plaudit.training.collator import PER_COMPARISON, PreferenceCollator, sequences_of
 
 __all__ = ["AccumulationStep", "fitting_budget", "free_memory", "halves", "keep_random_state"]
 
@@ -132,7 +132,7 @@ def _part(batch: dict[str, Any], collator: PreferenceCollator, chosen: torch.Ten
     part["comparisons"] = torch.searchsorted(used, comparisons)
     part["comparison_row"] = torch.searchsorted(rows, owner)
     part["sequence_row"] = sequence_row
-    for name in ("margin", "label", "tie", "weight", "unit"):
+    for name in PER_COMPARISON:
         if name in batch:
             part[name] = batch[name][chosen]
     if "sequence_rank" in batch:

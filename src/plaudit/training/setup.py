@@ -15,7 +15,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from plaudit.data.rendering import choose_pad_token, set_chat_template, set_eos_token
 from plaudit.errors import ConfigError, DataError, ModelError
-from plaudit.models.adapters import add_adapter, check_head_is_trained
+from plaudit.models.adapters import add_adapter, base_model, check_head_is_trained
 from plaudit.models.head import bind_reward_forward, check_one_label
 from plaudit.models.load import embedding_rows, grow_embedding, load_model, load_tokenizer
 from plaudit.training.batching import wants_sampler
@@ -69,7 +69,7 @@ def prepare_model(
             "`peft_config` is given, but the model already has an adapter. Leave `peft_config` out to train that one "
             "on, or merge it first (`model.merge_and_unload()`)."
         )
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = base_model(model)
     check_one_label(base)
     tokenizer = tokenizer if tokenizer is not None else _load_tokenizer(source, base, args)
     frozen = peft_config is not None or isinstance(model, PeftModel) or getattr(base, "is_quantized", False)

@@ -14,10 +14,11 @@ from transformers.trainer_utils import PredictionOutput, TrainOutput
 from plaudit.checkpoint.card import TAGS
 from plaudit.data.tokenization import TokenizationReport, TokenizationRules, tokenize_dataset
 from plaudit.errors import ConfigError
+from plaudit.models.adapters import base_model
 from plaudit.models.load import embedding_rows
 from plaudit.training.collator import COLUMNS, PreferenceCollator, comparisons_of, model_inputs, tokens_of, verdicts_of
 from plaudit.training.config import RewardConfig
-from plaudit.training.description import DescribedSavingTrainer, base_model
+from plaudit.training.description import DescribedSavingTrainer
 from plaudit.training.evaluation import RowwiseEvaluationTrainer
 from plaudit.training.forest import ForestTrainer
 from plaudit.training.layout import choose_layout
@@ -130,16 +131,7 @@ class RewardTrainer(ForestTrainer, RowwiseEvaluationTrainer, DescribedSavingTrai
         super().__init__(
             model=model,
             args=args,
-            data_collator=data_collator
-            or PreferenceCollator(
-                tokenizer.pad_token_id,
-                args.pad_to_multiple_of,
-                layout=layout,
-                group_weighting=args.group_weighting,
-                with_ties=args.loss_type == "ties",
-                with_rankings=args.loss_type == "plackett_luce",
-                margin_from_scores=args.margin_from_scores,
-            ),
+            data_collator=data_collator or _collator_of(args, tokenizer, layout),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
@@ -303,3 +295,15 @@ class RewardTrainer(ForestTrainer, RowwiseEvaluationTrainer, DescribedSavingTrai
 
 def _items_of(batch: dict[str, Any]) -> float | torch.Tensor:
     return batch["unit"].sum() if "unit" in batch else len(comparisons_of(batch))
+
+
+def _collator_of(args: RewardConfig, tokenizer: PreTrainedTokenizerBase, layout: str) -> PreferenceCollator:
+    return PreferenceCollator(
+        tokenizer.pad_token_id,
+        args.pad_to_multiple_of,
+        layout=layout,
+        group_weighting=args.group_weighting,
+        with_ties=args.loss_type == "ties",
+        with_rankings=args.loss_type == "plackett_luce",
+        margin_from_scores=args.margin_from_scores,
+    )
