@@ -36,8 +36,14 @@ class StagedSavingTrainer(Trainer):
         together = self.is_fsdp_enabled or self.is_deepspeed_enabled or self.is_distributed_loading_by_transformers
         with self._staged(Path(output_dir or self.args.output_dir), keep_others=True, together=together) as folder:
             self._write_model(folder)
-        if self.args.push_to_hub and not _internal_call:
+        if _internal_call:
+            return
+        self._after_save(Path(output_dir or self.args.output_dir))
+        if self.args.push_to_hub:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _after_save(self, folder: Path) -> None:
+        """A final model stands in its place; a subclass may look at it."""
 
     def _write_model(self, folder: Path) -> None:
         super().save_model(str(folder), _internal_call=True)
