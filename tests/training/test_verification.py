@@ -199,3 +199,52 @@ def test_taking_the_fingerprint_changes_nothing_of_the_run(make_trainer):
         trainer.train()
     first, second = (trainer.model.state_dict() for trainer in runs)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """What would have been uploaded: of each folder its description, at that moment."""
+    uploads = []
+
+    class Api:
+        def create_repo(self, repo_id, **_):
+            return type("Repo", (), {"repo_id": f"somebody/{repo_id}"})
+
+        def upload_folder(self, folder_path, **_):
+            uploads.append({"files": sorted(path.name for path in Path(folder_path).iterdir())})
+            uploads[-1] |= read_description(Path(folder_path))
+            return type("Job", (), {"done": lambda self: True, "result": lambda self: None})()
+
+    monkeypatch.setattr("transformers.trainer.hf_api", lambda: Api())
+    return uploads
+
+
+def test_what_is_pushed_was_proven_and_says_so(make_trainer, in_process, hub):
+    trainer = make_trainer(max_steps=1, verify_on_save=True, push_to_hub=True)
+    trainer.train()
+    trainer.save_model()
+    assert hub[-1]["verification"]["status"] == "verified"
+    trainer.push_to_hub()
+    assert hub[-1]["verification"]["status"] == "verified"
+    assert {"README.md", "config.json", "model.safetensors", "reward.json"} <= set(hub[-1]["files"])
+
+
+def test_a_push_without_a_save_proves_the_model_first(make_trainer, monkeypatch, hub, in_process):
+    trainer = make_trainer(max_steps=1, verify_on_save=True, push_to_hub=True)
+    trainer.train()
+    trainer.push_to_hub()
+    assert hub[-1]["verification"]["status"] == "verified"
+    other = make_trainer(max_steps=1, verify_on_save=True, push_to_hub=True)
+    monkeypatch.setattr("plaudit.training.description.verify_and_record", lambda *_, **__: 1 / 0)
+    pushed = len(hub)
+    with pytest.raises(ZeroDivisionError):
+        other.push_to_hub()
+    assert len(hub) == pushed
+
+
+def test_a_checkpoint_pushed_on_the_way_goes_with_its_description(make_trainer, hub):
+    trainer = make_trainer(max_steps=2, push_to_hub=True, save_strategy="steps", save_steps=1)
+    trainer.train()
+    assert len(hub) == 2
+    assert all({"README.md", "reward.json"} <= set(upload["files"]) for upload in hub)
+    assert hub[0]["fingerprint"] != hub[1]["fingerprint"]

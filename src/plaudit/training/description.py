@@ -1,6 +1,7 @@
 """What is saved beside the weights: the checkpoint contract, the model's description with its fingerprint, the card."""
 
 import logging
+import shutil
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from plaudit.checkpoint.card import write_model_card
 from plaudit.checkpoint.contract import write_contract
-from plaudit.checkpoint.description import describe_rendering, describe_versions, read_description, write_description
+from plaudit.checkpoint.description import (
+    FILE,
+    describe_rendering,
+    describe_versions,
+    read_description,
+    write_description,
+)
 from plaudit.checkpoint.fingerprint import Fingerprint, rewards_as_saved, take_fingerprint
 from plaudit.checkpoint.verify import Verification, verify_and_record
 from plaudit.data.tokenization import TokenizationReport
@@ -54,6 +61,7 @@ class DescribedSavingTrainer(StagedSavingTrainer):
     reward_scale: tuple[float, float] | None
     conversational: bool
     verification: Verification | None = None
+    _proven: dict[str, Any] | None = None  # fingerprint and outcome
 
     def _write_model(self, folder: Path) -> None:
         base = base_model(self.accelerator.unwrap_model(self.model))
@@ -64,6 +72,8 @@ class DescribedSavingTrainer(StagedSavingTrainer):
             write_contract(base.config, head, description["rewards"]["mean"], description["rewards"]["std"])
         super()._write_model(folder)
         if self.args.should_save:
+            if self._proven is not None and self._proven["fingerprint"] == description["fingerprint"]:
+                description |= self._proven  # the same model, written again: a push does that
             write_description(folder, description)
             self._write_card(folder)
 
@@ -73,6 +83,8 @@ class DescribedSavingTrainer(StagedSavingTrainer):
             return
         logger.info("reloading the saved model in a fresh process, to prove that it scores the same ...")
         self.verification = verify_and_record(folder, trust_remote_code=self.args.trust_remote_code)
+        said = read_description(folder)
+        self._proven = {name: said[name] for name in ("fingerprint", "verification")}
         for finding in self.verification.findings:
             if finding.holds is None:
                 logger.warning("%s: %s", finding.layer, finding.message)
@@ -80,6 +92,24 @@ class DescribedSavingTrainer(StagedSavingTrainer):
             logger.info("verified with %s: %s", self.verification.engine, self.verification.findings[-1].message)
         else:
             logger.warning("NOT VERIFIED: nothing proves yet that '%s' scores as the model did in training", folder)
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """Upload the model, as `Trainer.push_to_hub` does; one that was not proven to score the same is proven first.
+
+        Raises:
+            CheckpointError: It does not score the same, and is not uploaded.
+        """
+        if self._proven is None:
+            self.save_model(_internal_call=True)
+            self._after_save(Path(self.args.output_dir))
+        return super().push_to_hub(*args, **kwargs)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # The Trainer copies what it knows of from the checkpoint into the folder that it uploads.
+        if self.is_world_process_zero():
+            for name in (FILE, "README.md"):
+                shutil.copy(Path(checkpoint_folder, name), Path(self.args.output_dir, name))
+        super()._push_from_checkpoint(checkpoint_folder)
 
     # The description
 
