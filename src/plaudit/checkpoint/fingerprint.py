@@ -107,15 +107,17 @@ def _conversation(turns: Sequence[str]) -> list[dict[str, str]]:
 
 
 @torch.no_grad()
-def rewards_as_saved(model: nn.Module, sequences: list[list[int]]) -> list[float]:
+def rewards_as_saved(model: nn.Module, sequences: list[list[int]], *, sharded: bool = False) -> list[float]:
     """Rewards of N lists of token ids, one at a time, as the saved model will give them.
 
     Args:
-        model: With the one forward of `plaudit.models.head`; also wrapped for several devices (then on all of them).
+        model: With the one forward of `plaudit.models.head`.
         sequences: N lists of token ids.
+        sharded: Whether it is wrapped and its weights lie on several devices. Then all processes call this, and the
+            wrapper, which gathers the weights, decides the precision.
     """
     # An evaluation before has wrapped the forward in autocast.
-    forward = vars(model).get("_original_forward", model)
+    forward = model if sharded else vars(model).get("_original_forward", model)
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()

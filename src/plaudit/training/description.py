@@ -67,7 +67,7 @@ class DescribedSavingTrainer(StagedSavingTrainer):
         base = base_model(self.accelerator.unwrap_model(self.model))
         head = head_names(base)[0].split(".")[0]
         description: dict[str, Any] = {}
-        if self.args.should_save or self.is_fsdp_enabled or self.is_deepspeed_enabled:  # sharded, all must take part
+        if self.args.should_save or self._is_spread:  # then all must take part
             description = self._describe(base, head)
             write_contract(base.config, head, description["rewards"]["mean"], description["rewards"]["std"])
         super()._write_model(folder)
@@ -141,14 +141,13 @@ class DescribedSavingTrainer(StagedSavingTrainer):
 
     def _take_fingerprint(self, base: PreTrainedModel) -> Fingerprint | None:
         """The probes' rewards; `None`, with a warning, if memory does not suffice for one sequence."""
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         mixed = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
         try:
             return take_fingerprint(
                 self._rewards_as_saved,
                 self.processing_class,
                 conversational=self.conversational,
-                dtype=mixed if sharded and mixed else precision_of(base),  # sharded, the wrapper sets the precision
+                dtype=mixed if self._is_spread and mixed else precision_of(base),
                 longest=getattr(base.config.get_text_config(), "max_position_embeddings", None),
             )
         except torch.OutOfMemoryError:
@@ -156,9 +155,8 @@ class DescribedSavingTrainer(StagedSavingTrainer):
             return None
 
     def _rewards_as_saved(self, sequences: list[list[int]]) -> list[float]:
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        model = self.model_wrapped if sharded else self.accelerator.unwrap_model(self.model)
-        return rewards_as_saved(model, sequences)
+        model = self.model_wrapped if self._is_spread else self.accelerator.unwrap_model(self.model)
+        return rewards_as_saved(model, sequences, sharded=self._is_spread)
 
     def _scale(self) -> tuple[float, float, str]:
         """Mean and standard deviation of rewards, and on what."""
