@@ -170,6 +170,22 @@ def test_a_base_with_another_template_fails_and_names_the_ways_out(adapter, base
     assert "chat template" in read_description(Path(adapter))["verification"]["remarks"][0]
 
 
+def test_weights_that_trls_loader_leaves_out_are_found_and_a_save_does_not_fail_for_them(
+    make_trainer, base_folder, in_process
+):
+    """transformers' own loader of adapters leaves out the magnitudes that DoRA has trained."""
+    trainer = make_trainer(
+        model=str(base_folder), max_steps=4, learning_rate=5e-2, verify_on_save=True,
+        peft_config=LoraConfig(use_dora=True, init_lora_weights=False),
+    )  # fmt: skip
+    trainer.train()
+    trainer.save_model()
+    assert trainer.verification.status == "verified"
+    found = broken(trainer.args.output_dir)
+    assert found.keys() == {"TRL's loader"}
+    assert "plaudit merge" in found["TRL's loader"]
+
+
 def test_a_file_that_is_cut_off_is_named(full):
     path = f"{full}/model.safetensors"
     with open(path, "rb") as file:
@@ -182,7 +198,9 @@ def test_a_file_that_is_cut_off_is_named(full):
 
 def test_without_a_tokenizer_it_says_so(full):
     Path(full).joinpath("tokenizer_config.json").unlink()
-    assert "there is no tokenizer" in broken(full)["tokenizer"]
+    for _ in ("with a fingerprint", "without one"):
+        assert "there is no tokenizer" in broken(full)["tokenizer"]
+        Path(full).joinpath("reward.json").unlink(missing_ok=True)
 
 
 def test_without_a_fingerprint_nothing_is_proven(full, in_process):

@@ -72,10 +72,15 @@ class SavedModel:
             raise CheckpointError(f"{self.folder}: there are no weights ({pattern}).")
         return {name: shape for path in files for name, shape in shapes_of(path).items()}
 
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether a tokenizer lies with the weights."""
+        return (self.folder / "tokenizer_config.json").is_file()
+
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer that lies with the weights."""
-        if not (self.folder / "tokenizer_config.json").is_file():
+        if not self.has_tokenizer:
             raise CheckpointError(f"{self.folder}: there is no tokenizer. Save it there: tokenizer.save_pretrained().")
         return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
 

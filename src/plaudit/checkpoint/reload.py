@@ -34,7 +34,7 @@ def score(path: str, sequences: list[Any], ids: list[list[int]] | None = None, *
 
     code = {"trust_remote_code": options.pop("trust_remote_code", False)}
     adapter = Path(path, "adapter_config.json").is_file()
-    model = load(path, adapter, **options, **code).eval()
+    model = as_trained(load(path, adapter, **options, **code))
     tokenizer = AutoTokenizer.from_pretrained(path, **code)
     if adapter:  # its base's configuration says nothing of the pad token; TRL sets it too
         model.config.pad_token_id = model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
@@ -43,12 +43,15 @@ def score(path: str, sequences: list[Any], ids: list[list[int]] | None = None, *
     alone = [model(**tensors([each], 0)).logits[0, 0].item() for each in ids]
     pad = model.config.get_text_config().pad_token_id
     batched = None if pad is None else model(**tensors(ids, pad)).logits[:, 0].tolist()
+    dtype = str(model.dtype).removeprefix("torch.")
+    del model  # before the next one
     used = ("transformers", "peft", "torch") if adapter else ("transformers", "torch")
     return {
         "rendered": rendered,
         "alone": alone,
         "batched": batched,
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "integrated": through_transformers(path, ids, **options, **code) if adapter else None,
+        "dtype": dtype,
         "engine": ", ".join(f"{name} {version(name)}" for name in used),
     }
 
@@ -60,12 +63,36 @@ def load(path: str, adapter: bool, quantization: dict[str, Any] | None = None, d
 
         return AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, **code)
     from peft import AutoPeftModelForSequenceClassification
-    from transformers import BitsAndBytesConfig
 
-    of_base: dict[str, Any] = {"dtype": dtype}
-    if quantization is not None:
-        of_base["quantization_config"] = BitsAndBytesConfig.from_dict(quantization)
+    of_base = options_of_base(quantization, dtype)
     return AutoPeftModelForSequenceClassification.from_pretrained(path, num_labels=1, **of_base, **code)
+
+
+def options_of_base(quantization: dict[str, Any] | None, dtype: str) -> dict[str, Any]:
+    """How an adapter's base was loaded for training."""
+    from transformers.quantizers.auto import AutoQuantizationConfig
+
+    quantized = {} if quantization is None else {"quantization_config": AutoQuantizationConfig.from_dict(quantization)}
+    return {"dtype": dtype} | quantized
+
+
+def as_trained(model: torch.nn.Module) -> Any:
+    """In evaluation mode, but for bitsandbytes' layers: out of training they round more on a CPU than in it."""
+    for module in model.eval().modules():
+        if type(module).__module__.startswith("bitsandbytes"):
+            module.training = True
+    return model
+
+
+def through_transformers(
+    path: str, ids: list[list[int]], quantization: dict[str, Any] | None = None, dtype: str = "auto", **code: Any
+) -> list[float]:
+    """Rewards of an adapter as transformers loads one without PEFT's own call, which is what TRL does."""
+    from transformers import AutoModelForSequenceClassification
+
+    of_base = options_of_base(quantization, dtype)
+    model = as_trained(AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, **of_base, **code))
+    return [model(**tensors([each], 0)).logits[0, 0].item() for each in ids]
 
 
 def tokenize(tokenizer: Any, sequence: Any) -> list[int]:

@@ -25,6 +25,8 @@ from plaudit.errors import CheckpointError
 __all__ = ["Verification", "verify", "verify_and_record"]
 
 _NEEDED = ("weights", "labels", "head")  # without them a plain load fails, or draws something at random
+_INTEGRATED = "TRL's loader"
+_OF_OTHERS = (BASE_TOKENIZER, _INTEGRATED)  # they break for some who load an adapter, and not for those who know it
 _LIBRARIES = 1 << 30  # bytes that a process takes with torch and transformers loaded, before any model
 _OUT_OF_MEMORY = ("MemoryError", "can't allocate memory", "Cannot allocate memory")
 # What would make a fresh process take itself for one of several, or look for a device that training has filled.
@@ -92,7 +94,8 @@ def verify(path_or_id: str | Path, *, trust_remote_code: bool = False) -> Verifi
     saved = SavedModel(folder, trust_remote_code)
     findings = inspect_files(saved)
     nameless = saved.adapter is not None and not saved.adapter.get("base_model_name_or_path")
-    if nameless or any(finding.holds is False and finding.layer in _NEEDED for finding in findings):
+    lost = any(finding.holds is False and finding.layer in _NEEDED for finding in findings)
+    if lost or nameless or not saved.has_tokenizer:
         return Verification(findings)
     described = saved.description.get("fingerprint")
     fingerprint = Fingerprint.from_json(described) if described else None
@@ -108,15 +111,17 @@ def verify(path_or_id: str | Path, *, trust_remote_code: bool = False) -> Verifi
 def verify_and_record(folder: Path, *, trust_remote_code: bool = False) -> Verification:
     """Verify a folder that was just written, and say in its `reward.json` what came of it.
 
-    That an adapter's base has another tokenizer is recorded and no failure: the folder itself scores as it did.
+    That TRL would load an adapter otherwise is recorded and no failure: the folder itself scores as it did.
 
     Raises:
         CheckpointError: The rewards differ, or a layer breaks. The files stay.
     """
     found = verify(folder, trust_remote_code=trust_remote_code)
     verification = Verification(
-        [Finding(each.layer, each.holds or None, each.message) if each.layer == BASE_TOKENIZER else each
-         for each in found.findings],
+        [
+            Finding(each.layer, each.holds or None, each.message) if each.layer in _OF_OTHERS else each
+            for each in found.findings
+        ],
         found.difference, found.tolerance, found.engine,
     )  # fmt: skip
     description = SavedModel(folder).description
@@ -202,6 +207,7 @@ def _compare(
     own = Fingerprint([], [], answer["alone"], answer["dtype"])
     tolerance = (fingerprint or own).tolerance(answer["dtype"])
     findings = [*findings, _batching(answer, own.tolerance(answer["dtype"]))]
+    findings += _through_transformers(answer, own.tolerance(answer["dtype"]))
     if fingerprint is None:
         remark = "there is no reward.json with a fingerprint: nothing says what the model scored before."
         return Verification([*findings, Finding("rewards", None, remark)], engine=answer["engine"])
@@ -227,6 +233,20 @@ def _batching(answer: dict[str, Any], tolerance: float) -> Finding:
         message = f"rewards change by up to {difference:.2g} when sequences are padded: the wrong token is read."
         return Finding("batches", False, message)
     return Finding("batches", True, f"padded as alone, to {difference:.1e}")
+
+
+def _through_transformers(answer: dict[str, Any], tolerance: float) -> list[Finding]:
+    """Whether an adapter scores the same when `AutoModelForSequenceClassification` loads it, as in TRL."""
+    if answer["integrated"] is None:
+        return []
+    difference = max(abs(one - other) for one, other in zip(answer["alone"], answer["integrated"], strict=True))
+    if difference <= tolerance:
+        return [Finding(_INTEGRATED, True, f"as through PEFT, to {difference:.1e}")]
+    message = (
+        f"rewards change by up to {difference:.2g} where transformers loads the adapter without PEFT's own call, as "
+        f"TRL does: it leaves some of its weights out (DoRA's magnitudes, say). Merge it first (`plaudit merge`)."
+    )
+    return [Finding(_INTEGRATED, False, message)]
 
 
 def _rendering(saved: SavedModel, fingerprint: Fingerprint, answer: dict[str, Any]) -> Finding:
