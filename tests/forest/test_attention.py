@@ -16,6 +16,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForSequenceCla
 from plaudit.errors import ConfigError, ModelError
 from plaudit.forest import attention, flex
 from plaudit.forest.attention import BACKENDS, ForestAttention, check_every_layer, enable, enabled_backend, why_not
+from plaudit.forest.blocks import ScoreRules
 from plaudit.forest.layout import TokenForest, chains_of
 from plaudit.models.head import bind_reward_forward
 
@@ -118,6 +119,12 @@ def test_a_forest_is_filled_up_to_blocks_with_roots_that_see_themselves_alone(si
     chains = chains_of(*(row.numpy() for row in filled[1:]))  # where the blocks backend finds the tree
     assert [chain.start for chain in chains if chain.start >= given] == list(range(given, total))
     assert {chain.parent for chain in chains if chain.start >= given} <= {-1}
+
+
+def test_flex_refuses_dropout_rather_than_leave_it_out():
+    heads = torch.zeros(1, 2, 4, 16)
+    with pytest.raises(ValueError, match="no dropout"):
+        flex.attend_flex(heads, heads, heads, None, ScoreRules(1.0, dropout=0.1))
 
 
 class Largest(TorchDispatchMode):

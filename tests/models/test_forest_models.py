@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, set_see
 from plaudit.errors import ModelError
 from plaudit.forest import attention
 from plaudit.forest.attention import enable, enabled_backend
+from plaudit.forest.flex import fill_blocks
 from plaudit.forest.layout import TokenForest
 from plaudit.models.adapters import add_adapter
 from plaudit.models.head import bind_reward_forward
@@ -213,6 +214,26 @@ def test_flex_and_dense_reward_alike():
     torch.testing.assert_close(flex, dense, atol=1e-5, rtol=1e-5)
 
 
+@compiles
+@pytest.mark.slow
+def test_filled_forests_of_all_sizes_share_their_kernels():
+    # The first forest has one of its own; at the second it is seen that sizes change. Unfilled, small ones have theirs.
+    flex, dense = (forest_model("qwen3", each) for each in ("flex", "dense"))
+    sequences, rows = long_sequences()
+
+    def score(count, length=None):
+        batch = forest_batch([sequence[:length] for sequence in sequences[:count]], rows[:count])
+        names = ("input_ids", "position_ids", "subtree_end")
+        filled = batch | dict(zip(names, fill_blocks(*(batch[name] for name in names)), strict=True))
+        torch.testing.assert_close(rewards(flex, filled), rewards(dense, batch), atol=1e-5, rtol=1e-5)
+
+    score(4)
+    score(1)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for count, length in ((2, None), (3, None), (4, 30), (1, 5), (1, 128), (3, 250)):
+            score(count, length)
+
+
 # On a GPU
 
 # FlexAttention's least width of a head is 16; GPT-2 has 4 of them.
@@ -281,6 +302,7 @@ def test_on_a_gpu_in_narrow_precision_flex_is_as_exact_as_a_padded_batch(kind, h
     with torch.autocast("cuda", torch.bfloat16, enabled=how == "bf16 autocast"):
         padded, padded_gradients = forest_gradients(model, padded_inputs)
         forest, own = forest_gradients(model, forest_batch(device="cuda"))
+    # Within 8 and 12 roundings as on the CPU, seen on an H200, but for Gemma 2 in bf16 weights: 0.0350, padded 0.0363.
     assert relative(forest.cpu(), expected) < 2 * relative(padded.cpu(), expected)
     ours, theirs = (gradients_error(on_cpu(each), gradients) for each in (own, padded_gradients))
     assert ours < 2 * theirs

@@ -16,7 +16,7 @@ from plaudit.errors import ConfigError
 from plaudit.forest import attention
 from plaudit.training.offload import offload_activations
 
-pytestmark = pytest.mark.gpu
+pytestmark = pytest.mark.gpu  # run on an H200, but for those in the form marked UNVERIFIED
 
 SGD = {"optimizer_cls_and_kwargs": (torch.optim.SGD, {"lr": 0.05}), "max_grad_norm": 0.0}
 ON_GPU = {"use_cpu": False, "max_steps": 2} | SGD
@@ -71,7 +71,7 @@ def assert_same_run(first, second, tolerance):
 
 
 def compare_layouts(trainer):
-    """Before memory is measured: in float32, with grouped heads, the stock attention makes all scores of a batch."""
+    """Before memory is measured: of sequences of one length, in float32, the stock attention makes all scores."""
     trainer._compare_layouts(trainer.model)
 
 
@@ -99,6 +99,7 @@ def short_of_memory():
     torch.cuda.empty_cache()
 
 
+# UNVERIFIED: corrected since, and not run on a GPU after that.
 def test_a_run_on_the_gpu_is_that_on_the_cpu_in_either_layout(make_gpu_trainer, monkeypatch):
     called = []
     flex = attention.attend_flex
@@ -114,6 +115,7 @@ def test_a_run_on_the_gpu_is_that_on_the_cpu_in_either_layout(make_gpu_trainer, 
         assert_same_run(trainer, runs[2], 1e-4)
 
 
+# UNVERIFIED: corrected since, and not run on a GPU after that.
 def test_in_bf16_the_layouts_lose_alike(make_gpu_trainer):
     assert RewardConfig().bf16  # the default where there is one
     runs = [make_gpu_trainer(batch_layout=layout, bf16=True, max_steps=4) for layout in ("forest", "padded")]
@@ -137,6 +139,7 @@ def test_a_real_lack_of_memory_runs_the_step_in_pieces(make_gpu_trainer, long_ro
     assert_same_run(short, whole, 1e-5)
 
 
+# UNVERIFIED: corrected since, and not run on a GPU after that.
 def test_a_budget_beyond_the_memory_is_refused_with_one_that_fits(make_gpu_trainer, long_rows, short_of_memory):
     options = {"sizes": WIDE, "train_dataset": long_rows} | ON_LONG_ROWS
     peak = peak_of(make_gpu_trainer(**options))
@@ -152,6 +155,7 @@ def test_a_budget_beyond_the_memory_is_refused_with_one_that_fits(make_gpu_train
     smaller.train()
 
 
+# UNVERIFIED: corrected since, and not run on a GPU after that.
 def test_offloading_and_checkpointing_save_memory_and_change_no_weight(make_gpu_trainer, long_rows):
     def run(**options):
         trainer = make_gpu_trainer(sizes=WIDE, train_dataset=long_rows, **ON_LONG_ROWS | options)
