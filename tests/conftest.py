@@ -185,6 +185,7 @@ def build_trainer(output_dir, *, trainer_class=None, **options):
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
+        "verify_on_save": False,  # a fresh process takes seconds
         "train_sampling_strategy": "sequential",
         "lr_scheduler_type": "constant",
     }

@@ -75,13 +75,6 @@ def test_the_config_is_the_contract_that_other_engines_read(saved):
     assert AutoConfig.from_pretrained(saved.args.output_dir).num_labels == 1
 
 
-def test_without_an_evaluation_the_scale_of_the_contract_changes_nothing(make_trainer):
-    trainer = make_trainer()
-    trainer.save_model()
-    config = json.loads(Path(trainer.args.output_dir, "config.json").read_text())
-    assert (config["mean"], config["std"]) == (0.0, 1.0)
-
-
 def test_the_weights_are_the_backbones_and_a_head_of_one_row(saved):
     weights = load_file(f"{saved.args.output_dir}/model.safetensors")
     assert weights["score.weight"].shape == (1, 32)

@@ -5,13 +5,9 @@ transformers would read the token before the last; `problem_type="regression"`, 
 `value_head_prefix`, `mean` and `std`, which OpenRLHF reads.
 """
 
-import json
-from pathlib import Path
-from typing import Any
-
 from transformers import PretrainedConfig
 
-__all__ = ["LABEL", "read_description", "read_scale", "write_contract", "write_description"]
+__all__ = ["LABEL", "write_contract"]
 
 LABEL = "LABEL_0"  # transformers' own name for a single label; pipelines print it
 
@@ -30,24 +26,3 @@ def write_contract(config: PretrainedConfig, head: str, mean: float = 0.0, std: 
     config.problem_type = "regression"
     config.value_head_prefix = head
     config.mean, config.std = float(mean), float(std)
-
-
-def read_scale(folder: Path) -> tuple[float, float]:
-    """Mean and standard deviation of the reward as a saved config says them; 0 and 1 where there is none."""
-    path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return config.get("mean", 0.0), config.get("std", 1.0)
-
-
-_DESCRIPTION = "reward.json"
-
-
-def write_description(folder: Path, description: dict[str, Any]) -> None:
-    """Write what no other library reads, such as the loss and its tie threshold, into `reward.json`."""
-    (folder / _DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-
-
-def read_description(folder: Path) -> dict[str, Any]:
-    """What `reward.json` says; nothing where there is none."""
-    path = folder / _DESCRIPTION
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

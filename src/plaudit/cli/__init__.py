@@ -15,6 +15,8 @@ __all__ = ["main"]
 _COMMANDS = {
     "quickstart": "Train, prove and use a small reward model on built-in data. No network, no GPU, three minutes.",
     "train": "Train a reward model on your preference data.",
+    "verify": "Reload a saved reward model in a fresh process and prove that it scores the same.",
+    "merge": "Merge an adapter into its base model, with the same scores.",
 }
 
 

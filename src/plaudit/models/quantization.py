@@ -1,8 +1,8 @@
 """Quantised base models: the options of a script."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from transformers import BitsAndBytesConfig
+from transformers import BitsAndBytesConfig, PreTrainedModel
 
 if TYPE_CHECKING:
     from plaudit.models.options import ModelConfig
@@ -21,3 +21,14 @@ def get_quantization_config(model_args: "ModelConfig") -> BitsAndBytesConfig | N
             bnb_4bit_quant_storage=model_args.bnb_4bit_quant_storage,
         )
     return BitsAndBytesConfig(load_in_8bit=True) if model_args.load_in_8bit else None
+
+
+def describe_quantization(model: PreTrainedModel) -> dict[str, Any] | None:
+    """What `reward.json` says of the base model's quantisation."""
+    config = getattr(model.config, "quantization_config", None)
+    return None if config is None else config.to_dict()
+
+
+def dequantized(model: Any) -> Any:
+    """The model with plain weights."""
+    return model

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from plaudit.checkpoint.description import trained_in
 from plaudit.data.formats import Sequence, check_sequence
 from plaudit.data.rendering import render
 from plaudit.errors import DataError
@@ -45,11 +46,13 @@ class RewardModel:
         Args:
             path_or_id: Where it is.
             device: Where to run it; an accelerator if there is one, else the CPU.
-            dtype: Precision of the weights; "auto" is that of the checkpoint.
+            dtype: Precision of the weights; "auto" is that of the checkpoint, and of training for an adapter's base.
 
         Raises:
             ModelError: It is no reward model, or its tokenizer is missing.
         """
+        if dtype == "auto":
+            dtype = trained_in(Path(path_or_id))
         model = load_model(str(path_or_id), model_init_kwargs={"dtype": dtype}, is_trainable=False, new_head=False)
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return cls(model.to(device or accelerator or "cpu"), load_tokenizer(str(path_or_id)))

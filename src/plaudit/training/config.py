@@ -56,6 +56,7 @@ class RewardConfig(TrainingArguments):
         margin_from_scores: In groups with `scores`, their difference is the margin of a comparison.
         center_rewards_coefficient: Adds `coefficient * mean((r_chosen + r_rejected)^2)` to the loss; 0.01 is usual.
         activation_offloading: Keep the tensors saved for backward on the CPU during the step.
+        verify_on_save: After `save_model`, reload the model in a fresh process and prove that it scores the same.
 
     Raises:
         ConfigError: An option has no such value.
@@ -145,6 +146,10 @@ class RewardConfig(TrainingArguments):
     )
     activation_offloading: bool = field(
         default=False, metadata={"help": "Keep the tensors saved for backward on the CPU during the step."}
+    )
+    verify_on_save: bool = field(
+        default=True,
+        metadata={"help": "Reload the final model in a fresh process and prove that it scores the same."},
     )
 
     def __post_init__(self) -> None:

@@ -148,10 +148,10 @@ class RowwiseEvaluationTrainer(Trainer):
     """Runs the stock loop over numbered rows and makes every figure from rows, not from batches.
 
     Attributes:
-        reward_scale: Mean and standard deviation of the rewards in the last evaluation; 0 and 1 before.
+        reward_scale: Mean and standard deviation of the rewards in the last evaluation; `None` before.
     """
 
-    reward_scale = (0.0, 1.0)
+    reward_scale: tuple[float, float] | None = None
     _evaluated: list[EvaluatedRows]
     _signature_columns: list[str] | None
     data_collator: Callable[..., Any]

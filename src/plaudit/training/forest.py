@@ -10,11 +10,12 @@ import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset, IterableDataset
 from torch import nn
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 
 from plaudit.errors import ConfigError
 from plaudit.forest.batching import BudgetBatchSampler
 from plaudit.models.adapters import base_model
+from plaudit.models.precision import precision_of
 from plaudit.training.batching import make_sampler, wants_sampler
 from plaudit.training.collator import PreferenceCollator, tokens_of
 from plaudit.training.config import RewardConfig
@@ -148,13 +149,10 @@ class ForestTrainer(Trainer):
             finally:
                 model.train(was_training)
 
-    def _precision(self, base: nn.Module) -> torch.dtype:
+    def _precision(self, base: PreTrainedModel) -> torch.dtype:
         if self.args.bf16 or self.args.fp16:
             return torch.bfloat16 if self.args.bf16 else torch.float16
-        # Some weights may be kept wider than the products are computed in: norms, or all that is not quantised.
-        kinds = {p.dtype for p in base.parameters() if p.is_floating_point()}
-        quantized = getattr(getattr(base.config, "quantization_config", None), "bnb_4bit_compute_dtype", None)
-        return max(kinds | ({quantized} if quantized else set()), key=lambda kind: torch.finfo(kind).eps)
+        return precision_of(base)
 
     def _first_rows(self) -> list[dict[str, Any]]:
         if isinstance(self.train_dataset, Dataset):

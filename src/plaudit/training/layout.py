@@ -13,16 +13,12 @@ from plaudit.errors import ConfigError, ModelError
 from plaudit.forest import attention
 from plaudit.models.adapters import base_model
 from plaudit.models.head import reads_last_position
+from plaudit.models.precision import share_of_rounding
 from plaudit.training.config import RewardConfig
 
 __all__ = ["Unclear", "choose_layout", "compare_layouts", "in_float32", "routes_experts"]
 
 logger = logging.getLogger(__name__)
-
-# Rewards of two layouts may differ by this share of their size. Adding up a product's terms in another order costs a
-# few units in the last place each layer; 8 leave room for deep models, and a wrong mask moves rewards by much more.
-_ROUNDINGS = 8
-_LEAST_SHARE = 1e-4
 
 
 def choose_layout(model: "PreTrainedModel | PeftModel", args: RewardConfig, *, own_code: str | None = None) -> str:
@@ -107,7 +103,7 @@ def compare_layouts(score: Callable[[str], torch.Tensor], precision: torch.dtype
     except Exception as error:  # a model with code of its own may trip over what it does not know
         return f"the model fails on a forest ({type(error).__name__}: {error})"
     difference, size = (forest - padded).abs().max().item(), padded.square().mean().sqrt().item()
-    share = max(_LEAST_SHARE, _ROUNDINGS * torch.finfo(precision).eps)
+    share = share_of_rounding(precision)
     if difference <= share * size:
         # Rewards of a trained model may lie close together and far from zero: a wrong mask would hide in the rounding.
         if precision != torch.float32 and share * size > padded.std().item() / 2 > 0:

@@ -30,14 +30,27 @@ class StagedSavingTrainer(Trainer):
             first_of_node=together and self.is_local_process_zero(),
         )
 
+    @property
+    def _is_spread(self) -> bool:
+        """Whether one model lies on several processes, so that all take part in a save or a forward pass.
+
+        Elsewhere each has the whole model and one of them writes: a script may call `save_model` on that one alone.
+        """
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled or self.is_distributed_loading_by_transformers
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write model, tokenizer, model card and trainer state beside `output_dir`, then put them in place."""
-        # Where each process has the whole model, only one writes, and a script may call this on that one alone.
-        together = self.is_fsdp_enabled or self.is_deepspeed_enabled or self.is_distributed_loading_by_transformers
-        with self._staged(Path(output_dir or self.args.output_dir), keep_others=True, together=together) as folder:
+        final = Path(output_dir or self.args.output_dir)
+        with self._staged(final, keep_others=True, together=self._is_spread) as folder:
             self._write_model(folder)
-        if self.args.push_to_hub and not _internal_call:
+        if _internal_call:
+            return
+        self._after_save(final)
+        if self.args.push_to_hub:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _after_save(self, folder: Path) -> None:
+        """A final model stands in its place; a subclass may look at it."""
 
     def _write_model(self, folder: Path) -> None:
         super().save_model(str(folder), _internal_call=True)

@@ -1,0 +1,144 @@
+"""A fingerprint of a reward model: a dozen probes with their rewards, by which a reload is known to score the same.
+
+The rewards are those of the model as it is saved: its weights as they stand, without autocast, and the head rounded to
+the precision of the backbone, since a loader gives both the same.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from plaudit.data.rendering import render
+from plaudit.models.adapters import base_model
+from plaudit.models.head import RewardHead
+from plaudit.models.precision import precision_of, share_of_rounding
+
+__all__ = ["Fingerprint", "probe_sequences", "rewards_as_saved", "take_fingerprint"]
+
+# Questions and answers, one line each; no system message, which some templates refuse.
+_PROBES: tuple[tuple[str, ...], ...] = (
+    ("What is 2 + 2?", "4."),
+    ("What is 2 + 2?", "It is 5, I think."),
+    ("Name a colour.", "Blue"),
+    ("Why is the sky blue?", "Air scatters blue light more than red light."),
+    ("Why is the sky blue?", "because because because"),
+    ("How do I boil an egg?", "Put it into boiling water for eight minutes.", "Thanks!", "You are welcome."),
+    ("Schreib bitte „Grüße“ auf.", "Grüße 👋"),
+    ("Write a function that adds.", "def add(a, b):\n    return a + b"),
+    ("Can you help me?", "No."),
+    ("Can you help me?", "Of course. Tell me what you need, and I will do my best."),
+    ("List two fruits.", "- apple\n- pear\n"),
+    ("Is this safe?", "Yes, it is safe!", "Are you sure?", "No, please ask a doctor."),
+)
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Probes with their rewards.
+
+    Attributes:
+        probes: N texts or conversations.
+        ids: The token ids of each [N]: what changes a template or a tokenizer is told apart from what changes weights.
+        rewards: Rewards [N].
+        dtype: The precision they were computed in, such as "float32".
+    """
+
+    probes: list[Any]
+    ids: list[list[int]]
+    rewards: list[float]
+    dtype: str
+
+    def as_json(self) -> dict[str, Any]:
+        """What `reward.json` holds."""
+        columns = zip(self.probes, self.ids, self.rewards, strict=True)
+        rows = [{"sequence": probe, "ids": " ".join(map(str, ids)), "reward": reward} for probe, ids, reward in columns]
+        return {"dtype": self.dtype, "probes": rows}
+
+    @classmethod
+    def from_json(cls, described: dict[str, Any]) -> "Fingerprint":
+        """The inverse of `as_json`."""
+        rows = described["probes"]
+        ids = [[int(each) for each in row["ids"].split()] for row in rows]
+        return cls([row["sequence"] for row in rows], ids, [row["reward"] for row in rows], described["dtype"])
+
+    def tolerance(self, dtype: str) -> float:
+        """The difference of rewards that rounding explains, if the other side computes in `dtype`."""
+        size = math.sqrt(sum(reward**2 for reward in self.rewards) / len(self.rewards))
+        return size * max(share_of_rounding(getattr(torch, each)) for each in (dtype, self.dtype))
+
+
+def take_fingerprint(
+    score: Callable[[list[list[int]]], list[float]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    conversational: bool,
+    dtype: torch.dtype,
+    longest: int | None = None,
+) -> Fingerprint:
+    """Score the probes.
+
+    Args:
+        score: From N lists of token ids to N rewards.
+        tokenizer: The model's tokenizer.
+        conversational: Whether the probes are conversations, or texts as the model was trained on.
+        dtype: What `score` computes in.
+        longest: The most tokens the model takes; longer probes are left out.
+    """
+    sequences = probe_sequences(conversational)
+    ids = render(tokenizer, sequences)
+    kept = [n for n, each in enumerate(ids) if longest is None or len(each) <= longest] or [0]
+    ids = [ids[n] for n in kept]
+    return Fingerprint([sequences[n] for n in kept], ids, score(ids), str(dtype).removeprefix("torch."))
+
+
+def probe_sequences(conversational: bool) -> list[Any]:
+    """The dozen, as conversations or as texts."""
+    return [_conversation(turns) if conversational else " ".join(turns) for turns in _PROBES]
+
+
+def _conversation(turns: Sequence[str]) -> list[dict[str, str]]:
+    return [{"role": ("user", "assistant")[place % 2], "content": content} for place, content in enumerate(turns)]
+
+
+@torch.no_grad()
+def rewards_as_saved(model: nn.Module, sequences: list[list[int]], *, sharded: bool = False) -> list[float]:
+    """Rewards of N lists of token ids, one at a time, as the saved model will give them.
+
+    Args:
+        model: With the one forward of `plaudit.models.head`.
+        sequences: N lists of token ids.
+        sharded: Whether it is wrapped and its weights lie on several devices. Then all processes call this, and the
+            wrapper, which gathers the weights, decides the precision.
+    """
+    # An evaluation before has wrapped the forward in autocast.
+    forward = model if sharded else vars(model).get("_original_forward", model)
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    try:
+        with _head_rounded(model):
+            inputs = (torch.tensor([ids], device=device) for ids in sequences)
+            return [forward(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.item() for ids in inputs]
+    finally:
+        model.train(was_training)
+
+
+@contextmanager
+def _head_rounded(model: nn.Module) -> Iterator[None]:
+    """The head's float32 parameters in values that the backbone's precision can hold; then as they were."""
+    heads = [module for module in model.modules() if isinstance(module, RewardHead)]
+    exact = {parameter: parameter.data.clone() for head in heads for parameter in head.parameters()}
+    dtype = precision_of(base_model(getattr(model, "module", model)))
+    try:
+        for parameter, data in exact.items():
+            parameter.data.copy_(data.to(dtype))
+        yield
+    finally:
+        for parameter, data in exact.items():
+            parameter.data.copy_(data)

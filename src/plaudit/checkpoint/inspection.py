@@ -1,0 +1,253 @@
+"""What the files of a saved reward model say: the checkpoint contract, layer by layer, without loading the model."""
+
+import json
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from plaudit.checkpoint.description import hash_of_template, read_description
+from plaudit.errors import CheckpointError
+
+__all__ = ["BASE_TOKENIZER", "Finding", "SavedModel", "inspect_files"]
+
+BASE_TOKENIZER = "base tokenizer"
+_HEADS = ("score", "classifier")  # as transformers' sequence classifiers call it
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What became of one layer of the contract.
+
+    Attributes:
+        layer: Its name.
+        holds: Whether it holds; `None` where that could not be told.
+        message: What was found, and what to do about it if it does not hold.
+    """
+
+    layer: str
+    holds: bool | None
+    message: str
+
+
+@dataclass
+class SavedModel:
+    """The files of a saved reward model.
+
+    Attributes:
+        folder: Where they are.
+        trust_remote_code: Allow a tokenizer that ships its own code.
+    """
+
+    folder: Path
+    trust_remote_code: bool = False
+
+    @cached_property
+    def adapter(self) -> dict[str, Any] | None:
+        """`adapter_config.json`, if the folder holds an adapter."""
+        path = self.folder / "adapter_config.json"
+        return _read_json(path) if path.is_file() else None
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """`config.json`; an adapter's folder has none."""
+        return _read_json(self.folder / "config.json") if self.adapter is None else {}
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """`reward.json`, if there is one."""
+        return read_description(self.folder)
+
+    @cached_property
+    def shapes(self) -> dict[str, list[int]]:
+        """The name and shape of every weight, from the headers of the safetensors files."""
+        pattern = "model*.safetensors" if self.adapter is None else "adapter_model*.safetensors"
+        files = sorted(self.folder.glob(pattern))
+        if not files:
+            raise CheckpointError(f"{self.folder}: there are no weights ({pattern}).")
+        return {name: shape for path in files for name, shape in shapes_of(path).items()}
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer that lies with the weights."""
+        if not (self.folder / "tokenizer_config.json").is_file():
+            raise CheckpointError(f"{self.folder}: there is no tokenizer. Save it there: tokenizer.save_pretrained().")
+        return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
+
+    @property
+    def head(self) -> str | None:
+        """The head's weight among the names of the weights."""
+        named = (self.config.get("value_head_prefix"), *((self.adapter or {}).get("modules_to_save") or ()), *_HEADS)
+        found = [
+            name
+            for name, shape in self.shapes.items()
+            if name.endswith("weight") and len(shape) == 2 and any(f".{head}." in f".{name}" for head in named if head)
+        ]
+        return max(found, key=len, default=None)  # the last layer of a head of several comes deepest
+
+    @cached_property
+    def base(self) -> "SavedModel | None":
+        """An adapter's base model, where it is a local folder."""
+        path = Path((self.adapter or {}).get("base_model_name_or_path") or "")
+        return SavedModel(path) if self.adapter is not None and (path / "config.json").is_file() else None
+
+    def parameters(self) -> int:
+        """How many numbers the weights are, those of an adapter's local base included."""
+        count = sum(prod(shape) for shape in self.shapes.values())
+        return count + (0 if self.base is None else self.base.parameters())
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path.parent}: there is neither config.json nor adapter_config.json.") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not whole: {error}. Save the model again.") from error
+
+
+def shapes_of(path: Path) -> dict[str, list[int]]:
+    """Shapes by name from a safetensors file's header; its length is checked, nothing else of it is read.
+
+    Raises:
+        CheckpointError: The file is cut off, or no safetensors file.
+    """
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length)) if length < size else {}
+    except (struct.error, ValueError) as error:
+        raise CheckpointError(f"{path} is not whole ({error}). Copy or save it again.") from error
+    weights = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    expected = 8 + length + max((entry["data_offsets"][1] for entry in weights.values()), default=0)
+    if size != expected:
+        raise CheckpointError(f"{path} is not whole: {size:,} bytes of {expected:,}. Copy or save it again.")
+    return {name: entry["shape"] for name, entry in weights.items()}
+
+
+def inspect_files(saved: SavedModel) -> list[Finding]:
+    """What the files say of each layer that concerns the model; what cannot be read ends the list."""
+    layers: tuple[tuple[str, Callable[[SavedModel], tuple[bool | None, str]]], ...] = (
+        ("weights", _weights), ("labels", _labels), ("head", _head), ("tokenizer", _tokenizer), ("padding", _padding),
+        ("configuration", _configuration), (BASE_TOKENIZER, _base_tokenizer),
+    )  # fmt: skip
+    findings = []
+    for layer, look in layers:
+        try:
+            holds, message = look(saved)
+        except (CheckpointError, OSError, ValueError) as error:
+            findings.append(Finding(layer, False, str(error)))
+            break
+        if message:
+            findings.append(Finding(layer, holds, message))
+    return findings
+
+
+def _weights(saved: SavedModel) -> tuple[bool, str]:
+    names = list(saved.shapes)
+    if any(name.split(".")[-2:-1] == ["lm_head"] for name in names):
+        return False, "they hold an `lm_head`: this is a language model, or was saved as one. Train a reward model."
+    architectures = saved.config.get("architectures") or []
+    if saved.adapter is None and not any("ForSequenceClassification" in each for each in architectures):
+        return False, f"config.json says architectures={architectures}, expected one <X>ForSequenceClassification."
+    return True, f"{len(names):,} tensors, whole"
+
+
+def _labels(saved: SavedModel) -> tuple[bool, str]:
+    if saved.adapter is not None:
+        task = saved.adapter.get("task_type")
+        ok = task == "SEQ_CLS"
+        return ok, "one (task type SEQ_CLS)" if ok else f"the adapter's task type is {task}, expected SEQ_CLS."
+    labels = saved.config.get("id2label", {"0": "", "1": ""})  # transformers' own default is two
+    if len(labels) != 1:
+        return False, f"config.json gives the head {len(labels)} labels: a plain load fails or adds a random head."
+    return True, "one"
+
+
+def _head(saved: SavedModel) -> tuple[bool, str]:
+    if saved.head is None and saved.base is not None and saved.base.head is not None:
+        return _head(saved.base)  # trained before, and not by this adapter
+    if saved.head is None:
+        what = "the adapter was saved without its head" if saved.adapter else "no weight is called as a head is"
+        return False, f"{what} ({' or '.join(_HEADS)}): a plain load draws a random one. Train and save it again."
+    shape = saved.shapes[saved.head]
+    if shape[0] != 1:
+        return False, f"{saved.head} is {shape}, expected [1, {shape[1]}]: one reward for each sequence."
+    return True, f"{saved.head} {shape}"
+
+
+def _tokenizer(saved: SavedModel) -> tuple[bool, str]:
+    said, tokenizer = saved.description.get("rendering") or {}, saved.tokenizer
+    template = "no chat template" if not tokenizer.chat_template else "with its chat template"
+    if said and said.get("chat_template") != hash_of_template(tokenizer):
+        return False, "its chat template is not the one of training (reward.json has its hash). Put that back."
+    changed = [
+        f"{name} was {said[name]!r} and is {getattr(tokenizer, f'{name}_token')!r}"
+        for name in ("bos", "eos", "pad")
+        if said.get(name) is not None and said[name] != getattr(tokenizer, f"{name}_token")
+    ]
+    if changed:
+        return False, f"{'; '.join(changed)}. Put the tokenizer of training back."
+    return True, f"{len(tokenizer):,} tokens, {template}"
+
+
+def _padding(saved: SavedModel) -> tuple[bool, str]:
+    tokenizer = saved.tokenizer
+    pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
+    if pad is None:
+        return False, "the tokenizer has no pad token: engines take EOS, and read the token before the last."
+    if pad == eos:
+        return False, f"pad is EOS ({tokenizer.pad_token!r}): plain transformers reads the token before the last."
+    said = (saved.config.get("text_config") or saved.config).get("pad_token_id", saved.config.get("pad_token_id"))
+    if saved.adapter is None and said != pad:
+        return False, f"config.json says pad_token_id={said}, the tokenizer {pad}: padding would be read as text."
+    return True, f"{tokenizer.pad_token!r} (id {pad}), which is not EOS"
+
+
+def _configuration(saved: SavedModel) -> tuple[bool, str]:
+    if saved.adapter is not None:
+        return True, ""
+    lacking = []
+    if saved.config.get("problem_type") != "regression":
+        lacking.append('problem_type="regression" (without it vLLM answers sigmoids)')
+    if not {"value_head_prefix", "mean", "std"} <= saved.config.keys():
+        lacking.append("value_head_prefix, mean and std (which OpenRLHF reads)")
+    if lacking:
+        return False, f"config.json lacks {' and '.join(lacking)}. Add it."
+    return True, "what vLLM and OpenRLHF read is there"
+
+
+def _base_tokenizer(saved: SavedModel) -> tuple[bool | None, str]:
+    """TRL's GRPO and RLOO load the tokenizer of an adapter's BASE: another template or pad there, another score."""
+    if saved.adapter is None:
+        return True, ""
+    base = saved.adapter.get("base_model_name_or_path")
+    if not base:
+        return None, "adapter_config.json names no base model, so nobody can load it: give the base a path."
+    try:
+        theirs = AutoTokenizer.from_pretrained(base, trust_remote_code=saved.trust_remote_code)
+    except (OSError, ValueError) as error:
+        return None, f"{base}: it could not be loaded ({str(error).splitlines()[0]})."
+    own = saved.tokenizer
+    differs = [
+        name
+        for name, one, other in (
+            ("chat template", hash_of_template(own), hash_of_template(theirs)),
+            ("pad token", own.pad_token, theirs.pad_token or theirs.eos_token),
+            ("EOS token", own.eos_token, theirs.eos_token),
+        )
+        if one != other
+    ]
+    if differs:
+        return False, (
+            f"{' and '.join(differs)} of {base} are not the adapter's. Engines that load the base's tokenizer (TRL's "
+            f"GRPO and RLOO, given this folder) would score otherwise: merge it first (`plaudit merge`), or pass "
+            f"the adapter's as `reward_processing_classes`."
+        )
+    return True, "like the adapter's"

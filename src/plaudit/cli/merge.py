@@ -1,0 +1,27 @@
+"""`plaudit merge`: from an adapter and its base to one plain model with the same scores."""
+
+import click
+
+__all__ = ["command"]
+
+
+@click.command("merge")
+@click.argument("adapter")
+@click.option("--output", required=True, help="Folder for the merged model; new, or empty.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["bfloat16", "float16", "float32"]),
+    help="Precision of the merged weights.  [default: what the base was trained in]",
+)
+@click.option("--trust_remote_code", is_flag=True, help="Allow a model that ships its own code.")
+def command(adapter: str, output: str, dtype: str | None, trust_remote_code: bool) -> None:
+    """Merge ADAPTER (a folder or a hub id) into its base model, and prove that the result scores the same."""
+    from plaudit.checkpoint.merge import merge_adapter
+    from plaudit.cli.display import console, show_log_messages
+    from plaudit.cli.verify import show_verification
+
+    show_log_messages()
+    with console.status("Merging, then reloading in a fresh process ..."):
+        verification = merge_adapter(adapter, output, dtype=dtype, trust_remote_code=trust_remote_code)
+    show_verification(output, verification)
+    console.print(f"The merged reward model is in [bold]{output}[/bold]")

@@ -1,0 +1,45 @@
+"""`plaudit verify`: whether a saved reward model scores as it did, and if not, which layer of the contract breaks."""
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from plaudit.checkpoint.verify import Verification
+
+__all__ = ["command", "show_verification"]
+
+
+@click.command("verify")
+@click.argument("path")
+@click.option("--trust_remote_code", is_flag=True, help="Allow a model or tokenizer that ships its own code.")
+def command(path: str, trust_remote_code: bool) -> None:
+    """Reload the reward model at PATH (a folder, an adapter's folder or a hub id) and compare its scores.
+
+    Looks at each layer of the checkpoint contract, then loads the model in a fresh process with plain transformers and
+    scores the probes that were saved with it. Exit code 0 only if all layers hold and the rewards are the same.
+    """
+    from plaudit.checkpoint.verify import verify
+    from plaudit.cli.display import console, show_log_messages
+
+    show_log_messages()
+    with console.status("Reloading in a fresh process ..."):
+        verification = verify(path, trust_remote_code=trust_remote_code)
+    show_verification(path, verification)
+    sys.exit(0 if verification.status == "verified" else 1)
+
+
+def show_verification(path: str, verification: "Verification") -> None:
+    """Print a line for each layer, then the verdict."""
+    from plaudit.cli.display import console, show_table
+
+    marks = {True: "[green]holds[/green]", False: "[red]BROKEN[/red]", None: "[yellow]open[/yellow]"}
+    rows = [(each.layer, f"{marks[each.holds]}  {each.message}") for each in verification.findings]
+    show_table(path, rows)
+    if verification.status == "verified":
+        console.print(f"[green]verified[/green]: {verification.engine} gives the same scores")
+    elif verification.status == "failed":
+        console.print(f"[red]failed[/red]: {', '.join(each.layer for each in verification.broken)}")
+    else:
+        console.print("[yellow]NOT VERIFIED[/yellow]: no rewards could be compared")

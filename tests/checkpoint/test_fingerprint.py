@@ -1,0 +1,87 @@
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from plaudit.checkpoint.fingerprint import Fingerprint, probe_sequences, rewards_as_saved, take_fingerprint
+from plaudit.data.rendering import render
+from plaudit.models.head import bind_reward_forward
+
+
+@pytest.fixture
+def bound(make_model):
+    model = make_model()
+    bind_reward_forward(model)
+    return model
+
+
+def test_the_probes_are_a_dozen_and_all_different(tokenizer):
+    for conversational in (True, False):
+        ids = render(tokenizer, probe_sequences(conversational))
+        assert len({tuple(each) for each in ids}) == 12
+    for conversation in probe_sequences(True):
+        roles = [message["role"] for message in conversation]
+        assert roles == ["user", "assistant"] * (len(roles) // 2)
+
+
+@pytest.mark.parametrize("conversational", [True, False])
+def test_a_fingerprint_survives_its_file_to_the_last_bit(bound, tokenizer, conversational):
+    taken = take_fingerprint(
+        lambda ids: rewards_as_saved(bound, ids), tokenizer, conversational=conversational, dtype=torch.float32
+    )
+    assert taken.ids == render(tokenizer, probe_sequences(conversational))
+    assert len(set(taken.rewards)) == 12
+    assert Fingerprint.from_json(json.loads(json.dumps(taken.as_json()))) == taken
+
+
+def test_probes_that_a_model_cannot_hold_are_left_out(bound, tokenizer):
+    lengths = sorted(len(ids) for ids in render(tokenizer, probe_sequences(False)))
+
+    def score(ids):
+        return rewards_as_saved(bound, ids)
+
+    some = take_fingerprint(score, tokenizer, conversational=False, dtype=torch.float32, longest=lengths[5])
+    assert max(map(len, some.ids)) <= lengths[5]
+    assert len(some.ids) == sum(length <= lengths[5] for length in lengths)
+    one = take_fingerprint(score, tokenizer, conversational=False, dtype=torch.float32, longest=1)
+    assert len(one.ids) == 1
+
+
+def test_rewards_are_those_of_the_weights_as_they_are_saved_in_bf16(make_model, tmp_path):
+    ids = [[5, 6, 7, 8], [5, 6], [9, 8, 7, 6, 5]]
+    model = make_model(dtype=torch.bfloat16)
+    bind_reward_forward(model)
+    with torch.no_grad():
+        model.score.weight.add_(torch.linspace(0, 1e-3, 32))  # a float32 head that bf16 cannot hold
+    head = model.score.weight.clone()
+    rewards = rewards_as_saved(model, ids)
+    assert torch.equal(model.score.weight, head)
+    assert model.score.weight.dtype == torch.float32
+    model.save_pretrained(tmp_path)
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=1)
+    assert plain.score.weight.dtype == torch.bfloat16
+    bind_reward_forward(plain)  # the same bf16 backbone, and now a float32 product at its end
+    assert rewards == rewards_as_saved(plain, ids)
+    exact = [model(input_ids=torch.tensor([each])).logits.item() for each in ids]
+    assert rewards != exact
+
+
+def test_rewards_do_not_see_autocast_dropout_or_the_mode(make_model):
+    model = make_model(attention_dropout=0.5)
+    bind_reward_forward(model)
+    ids = [[5, 6, 7, 8], [9, 8, 7, 6, 5]]
+    expected = rewards_as_saved(model.eval(), ids)
+    model.train()
+    plain, model._original_forward = model.forward, model.forward
+    model.forward = torch.autocast("cpu", dtype=torch.bfloat16)(plain)  # as accelerate leaves it
+    assert rewards_as_saved(model, ids) == expected
+    assert model.training
+
+
+def test_the_tolerance_is_a_share_of_the_rewards_and_of_the_coarser_precision():
+    print_ = Fingerprint([], [], [3.0, -4.0, 0.0], "float32")
+    size = (25 / 3) ** 0.5
+    assert print_.tolerance("float32") == pytest.approx(1e-4 * size)
+    assert print_.tolerance("bfloat16") == pytest.approx(0.0625 * size)
+    assert Fingerprint([], [], [3.0, -4.0, 0.0], "float16").tolerance("float32") == pytest.approx(0.0078125 * size)

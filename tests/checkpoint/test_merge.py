@@ -1,0 +1,112 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PrefixTuningConfig
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification
+
+from plaudit import RewardModel
+from plaudit.checkpoint import reload
+from plaudit.checkpoint import verify as verification
+from plaudit.checkpoint.description import read_description
+from plaudit.checkpoint.merge import merge_adapter
+from plaudit.errors import CheckpointError, ConfigError, ModelError
+
+TEXTS = ["Is the sky blue? Yes, the sky", "Is the dog green? No, it is", "sorry"]
+
+
+@pytest.fixture(autouse=True)
+def in_process(monkeypatch):
+    monkeypatch.setattr(verification, "_ask", lambda request: reload.score(**json.loads(json.dumps(request))))
+
+
+def train(make_trainer, base_folder, tmp_path, *, dtype="float32", **options):
+    trainer = make_trainer.func(
+        tmp_path / "adapter", model=str(base_folder), max_steps=4, learning_rate=2e-2,
+        model_init_kwargs={"dtype": dtype}, **{"peft_config": LoraConfig(init_lora_weights=False)} | options,
+    )  # fmt: skip
+    trainer.train()
+    trainer.save_model()
+    return Path(trainer.args.output_dir)
+
+
+ADAPTERS = {
+    "lora": LoraConfig(init_lora_weights=False),
+    "dora": LoraConfig(init_lora_weights=False, use_dora=True),
+    "rslora": LoraConfig(init_lora_weights=False, use_rslora=True, target_modules="all-linear"),
+}
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_a_merged_model_scores_as_the_adapter_on_its_base(make_trainer, base_folder, tmp_path, kind):
+    adapter = train(make_trainer, base_folder, tmp_path, peft_config=ADAPTERS[kind])
+    output = tmp_path / "merged"
+    result = merge_adapter(adapter, output)
+    assert result.status == "verified", result.findings
+    assert result.difference < 1e-5
+    before, after = (RewardModel.from_pretrained(each).score(TEXTS) for each in (adapter, output))
+    assert after == pytest.approx(before, abs=1e-5)
+    base = AutoModelForSequenceClassification.from_pretrained(base_folder, num_labels=1, dtype=torch.float32)
+    merged = AutoModelForSequenceClassification.from_pretrained(output, num_labels=1)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert not torch.equal(base.get_parameter(name), merged.get_parameter(name))
+    weights = load_file(output / "model.safetensors")
+    assert not [name for name in weights if "lora" in name or "base_model" in name]
+
+
+def test_a_merged_folder_meets_the_contract_and_keeps_the_scale(make_trainer, base_folder, tmp_path, text_rows):
+    adapter = train(make_trainer, base_folder, tmp_path, eval_dataset=text_rows, eval_strategy="steps", eval_steps=4)
+    merge_adapter(adapter, tmp_path / "merged")
+    said, was = read_description(tmp_path / "merged"), read_description(adapter)
+    assert said["rewards"] == was["rewards"]
+    assert said["rewards"]["of"] == "evaluation"
+    assert said["merged_from"] == str(adapter)
+    assert said["verification"]["status"] == "verified"
+    assert said["rendering"] == was["rendering"]
+    config = json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert (config["mean"], config["std"]) == (was["rewards"]["mean"], was["rewards"]["std"])
+    card = (tmp_path / "merged" / "README.md").read_text()
+    assert "AutoModelForSequenceClassification" in card
+    assert "eval_loss" in card
+
+
+def test_the_merged_weights_have_the_precision_of_training_unless_another_is_asked_for(
+    make_trainer, base_folder, tmp_path
+):
+    adapter = train(make_trainer, base_folder, tmp_path, dtype="bfloat16")
+    for name, dtype in (("own", None), ("wide", "float32")):
+        result = merge_adapter(adapter, tmp_path / name, dtype=dtype)
+        assert result.status == "verified", result.findings
+        kinds = {weight.dtype for weight in load_file(tmp_path / name / "model.safetensors").values()}
+        assert kinds == {torch.float32 if dtype else torch.bfloat16} | ({torch.float32} if not dtype else set())
+
+
+def test_a_merge_that_changes_scores_fails_loudly(make_trainer, base_folder, tmp_path, monkeypatch):
+    adapter = train(make_trainer, base_folder, tmp_path)
+    monkeypatch.setattr("peft.tuners.lora.layer.Linear.merge", lambda *args, **kwargs: None)
+    with pytest.raises(CheckpointError, match="does not score there"):
+        merge_adapter(adapter, tmp_path / "merged")
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
+
+
+def test_a_whole_model_and_a_prefix_cannot_be_merged(make_trainer, base_folder, tmp_path):
+    trainer = make_trainer(max_steps=1)
+    trainer.save_model()
+    with pytest.raises(ModelError, match="nothing to merge"):
+        merge_adapter(trainer.args.output_dir, tmp_path / "merged")
+    prefix = train(
+        make_trainer, base_folder, tmp_path, peft_config=PrefixTuningConfig(num_virtual_tokens=2, task_type="SEQ_CLS")
+    )
+    with pytest.raises(ModelError, match="cannot be merged"):
+        merge_adapter(prefix, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_nothing_is_overwritten(make_trainer, base_folder, tmp_path):
+    (tmp_path / "merged").mkdir()
+    (tmp_path / "merged" / "thesis.tex").write_text("years of work")
+    with pytest.raises(ConfigError, match="holds something already"):
+        merge_adapter(tmp_path / "adapter", tmp_path / "merged")
+    assert (tmp_path / "merged" / "thesis.tex").read_text() == "years of work"
