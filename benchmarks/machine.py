@@ -1,4 +1,7 @@
-"""What the benchmarks measure of the machine: memory of this process, and how fast it multiplies a model's matrices."""
+"""What the benchmarks measure of the machine: memory of this process, and how fast it multiplies a model's matrices.
+
+Memory is that of the process on the CPU, and what tensors take on a GPU. Devices are named "cpu" or "cuda".
+"""
 
 import ctypes
 import gc
@@ -17,17 +20,33 @@ def _status(name):
     return int(line.split()[1]) * 1024
 
 
-def start_measuring_memory():
-    """Give back what is not in use, let the peak start from here, and return the bytes resident now. Linux only."""
+def start_measuring_memory(device="cpu"):
+    """Give back what is not in use, let the peak start from here, and return the bytes taken now. Linux only."""
     gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # 5: the peak becomes the present size
     return _status("VmRSS")
 
 
-def peak_memory():
-    """The most bytes resident since `start_measuring_memory`."""
-    return _status("VmHWM")
+def peak_memory(device="cpu"):
+    """The most bytes taken since `start_measuring_memory`."""
+    return torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM")
+
+
+def device_name(device):
+    """What a person calls it."""
+    return torch.cuda.get_device_name() if device == "cuda" else "CPU"
+
+
+def now(device="cpu"):
+    """The time in seconds, once the device has done what it was given."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def linear_shapes(model):
@@ -35,7 +54,7 @@ def linear_shapes(model):
     return [tuple(m.weight.shape) for m in model.base_model.modules() if isinstance(m, nn.Linear)]
 
 
-def matrix_rate(shapes, tokens, *, forwards=1, repeats=5):
+def matrix_rate(shapes, tokens, *, forwards=1, repeats=5, device="cpu"):
     """FLOP/s of the bf16 products that the layers of these shapes need for so many tokens; best of `repeats`.
 
     For a layer these are its product forward (`forwards` times, 2 where checkpointing computes it again) and the two
@@ -44,23 +63,23 @@ def matrix_rate(shapes, tokens, *, forwards=1, repeats=5):
     seconds = flops = 0
     for shape in set(shapes):
         rows, columns = shape
-        weight = torch.randn(rows, columns, dtype=torch.bfloat16)
-        inputs = torch.randn(tokens, columns, dtype=torch.bfloat16)
-        above = torch.randn(tokens, rows, dtype=torch.bfloat16)
+        weight = torch.randn(rows, columns, dtype=torch.bfloat16, device=device)
+        inputs = torch.randn(tokens, columns, dtype=torch.bfloat16, device=device)
+        above = torch.randn(tokens, rows, dtype=torch.bfloat16, device=device)
         products = [(forwards, lambda: nn.functional.linear(inputs, weight)), (1, lambda: above @ weight)]  # noqa: B023
         products.append((1, lambda: above.T @ inputs))  # noqa: B023
         for count, product in products:
             count *= shapes.count(shape)
-            seconds += count * _best_time(product, repeats)
+            seconds += count * _best_time(product, repeats, device)
             flops += count * 2 * tokens * rows * columns
     return flops / seconds
 
 
-def _best_time(run, repeats):
+def _best_time(run, repeats, device):
     run()  # the first call makes the kernel
     times = []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = now(device)
         run()
-        times.append(time.perf_counter() - start)
+        times.append(now(device) - start)
     return min(times)

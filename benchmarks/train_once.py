@@ -6,21 +6,20 @@ Usage: python benchmarks/train_once.py JOB.json RESULT.json
 import importlib
 import json
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from datasets import load_from_disk
-from machine import peak_memory, start_measuring_memory
+from machine import now, peak_memory, start_measuring_memory
 from transformers import AutoTokenizer, PrinterCallback, TrainerCallback
 
 
 class Stopwatch(TrainerCallback):
     """Stamps the end of every step, and counts the positions that the model was called with until then."""
 
-    def __init__(self):
-        self.ends, self.positions = [], []
+    def __init__(self, device):
+        self.device, self.ends, self.positions = device, [], []
         self._seen = self.largest = 0
 
     def count(self, model, _args, kwargs):
@@ -35,7 +34,7 @@ class Stopwatch(TrainerCallback):
 
     def on_step_end(self, _args, _state, _control, **_):
         """Take the time."""
-        self.ends.append(time.perf_counter())
+        self.ends.append(now(self.device))
         self.positions.append(self._seen)
         self._seen = 0
 
@@ -60,7 +59,8 @@ def main():
     if job["many_pairs_a_row"]:
         pad = AutoTokenizer.from_pretrained(job["model"]).pad_token_id
         options["data_collator"] = ManyPairsARow(library.trainer.reward_trainer.DataCollatorForPreference(pad))
-    watch = Stopwatch()
+    device = "cpu" if job["config"]["use_cpu"] else "cuda"
+    watch = Stopwatch(device)
     trainer = library.RewardTrainer(
         model=job["model"],
         args=library.RewardConfig(**job["config"]),
@@ -70,7 +70,7 @@ def main():
     )
     trainer.remove_callback(PrinterCallback)
     trainer.model.register_forward_pre_hook(watch.count, with_kwargs=True)
-    loaded = start_measuring_memory()
+    loaded = start_measuring_memory(device)
     trainer.train()
     result = {
         "ends": watch.ends,
@@ -78,7 +78,7 @@ def main():
         "largest": watch.largest,
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         "loaded": loaded,
-        "peak": peak_memory(),
+        "peak": peak_memory(device),
     }
     Path(sys.argv[2]).write_text(json.dumps(result))
 

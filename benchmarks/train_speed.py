@@ -3,7 +3,7 @@
 Both train the same weights on the same rows in the same order with the same optimiser, in bf16, and show equal losses.
 Each run has a process of its own, so that its memory is its own; they alternate, and of `--repeats` runs the fastest
 counts. The first `--warmup` steps are not timed. Rows are shuffled once, as training would, then tokenised once: both
-get the same token ids, 8 rows a step.
+get the same token ids, 8 rows a step unless `--rows` says otherwise.
 
 Ranked groups: Plaudit gets 8 groups a step, each as one row, and weighs comparisons alike. TRL, which knows pairs only,
 gets all pairs of the same 8 groups, shuffled and cut into 4 micro-batches of equal size (7 pairs on average), so that
@@ -37,7 +37,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset, disable_progress_bars
-from machine import linear_shapes, matrix_rate
+from machine import device_name, linear_shapes, matrix_rate
 from transformers import AutoModelForSequenceClassification, set_seed
 from transformers.utils.logging import disable_progress_bar
 from workload import make_tokenizer, read_rows, write_base_model
@@ -47,7 +47,6 @@ from plaudit.data import comparisons_of_ranking
 from plaudit.data.tokenization import TokenizationRules, tokenize_dataset
 from plaudit.training.batching import make_sampler
 
-ROWS = 8
 MICRO_BATCHES = 4  # in which TRL takes the pairs of 8 groups
 MAX_LENGTH = 1024
 SIDES = ["chosen_ids", "rejected_ids"]
@@ -64,6 +63,7 @@ class Workload:
         folder: Where `model`, and the rows of `plaudit` and `trl`, are.
         shapes: Of the model's linear layers.
         parameters: How many it has.
+        common: Options of both libraries that were asked for.
         options: Plaudit's options beyond the common ones.
         trl_options: TRL's. With batches of one row, that row holds several pairs.
         pairs: Comparisons of each step.
@@ -72,24 +72,26 @@ class Workload:
     folder: Path
     shapes: list[tuple[int, int]]
     parameters: int
+    common: dict
     options: dict
     trl_options: dict
     pairs: list[int]
 
 
-def prepare(path, folder, layers, *, group_by_prompt=False):
+def prepare(path, folder, asked, *, group_by_prompt=False):
     """Rows shuffled and tokenised, and a model of their tokenizer, in `folder`."""
     rows = read_rows(path)
     rows = [rows[number] for number in np.random.default_rng(0).permutation(len(rows))]
-    parameters, shapes = write_model(folder / "model", rows, layers)
+    parameters, shapes = write_model(folder / "model", rows, asked)
     rules = TokenizationRules(MAX_LENGTH, prompt_keys=group_by_prompt)
     dataset, _ = tokenize_dataset(Dataset.from_list(rows), make_tokenizer(rows), rules, split="train")
+    size, common = asked.rows, {"per_device_train_batch_size": asked.rows, "use_cpu": asked.device == "cpu"}
     options, trl_options = {}, {}
     if "sequence_ids" in dataset.column_names:
-        batches = draw_groups([len(pairs_of_group(row)) for row in dataset])
+        batches = draw_groups([len(pairs_of_group(row)) for row in dataset], size)
         dataset = dataset.select([number for batch in batches for number in batch])
         groups = [pairs_of_group(row) for row in dataset]
-        steps = [list(chain(*groups[start : start + ROWS])) for start in range(0, len(groups), ROWS)]
+        steps = [list(chain(*groups[start : start + size])) for start in range(0, len(groups), size)]
         options = {"group_weighting": "comparison"}
         trl_options = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": MICRO_BATCHES}
         trl = Dataset.from_list([micro_batch for step in steps for micro_batch in cut(step)])
@@ -97,26 +99,28 @@ def prepare(path, folder, layers, *, group_by_prompt=False):
         # In the order of the rows, batches would close as soon as a prompt does not fit; at random they are filled.
         options = {"group_by_prompt": True, "train_sampling_strategy": "random"}
         trl_options = {"per_device_train_batch_size": 1}
-        steps = list(make_sampler(dataset, RewardConfig(**settings(folder, **options, max_steps=1)), "forest"))
+        steps = list(
+            make_sampler(dataset, RewardConfig(**settings(folder, **common, **options, max_steps=1)), "forest")
+        )
         trl = Dataset.from_list([dataset.select(step).select_columns(SIDES)[:] for step in steps])
     else:
-        steps = [range(start, start + ROWS) for start in range(0, len(dataset) - ROWS + 1, ROWS)]
+        steps = [range(start, start + size) for start in range(0, len(dataset) - size + 1, size)]
         trl = dataset
     for name, rows in (("plaudit", dataset), ("trl", trl)):
         rows.save_to_disk(folder / name)
-    return Workload(folder, shapes, parameters, options, trl_options, [len(step) for step in steps])
+    return Workload(folder, shapes, parameters, common, options, trl_options, [len(step) for step in steps])
 
 
-def draw_groups(pairs):
+def draw_groups(pairs, size):
     """Groups for each step, as numbers, so that the pairs of a step can be cut into equal micro-batches."""
     generator, left, batches = np.random.default_rng(0), np.arange(len(pairs)), []
     pairs = np.array(pairs)
     for _ in range(100 * len(pairs)):
-        drawn = generator.choice(left, ROWS, replace=False)
+        drawn = generator.choice(left, size, replace=False)
         if pairs[drawn].sum() % MICRO_BATCHES == 0:
             batches.append(drawn.tolist())
             left = np.setdiff1d(left, drawn)
-        if len(left) < ROWS:
+        if len(left) < size:
             break
     return batches
 
@@ -135,9 +139,9 @@ def cut(pairs):
     ]
 
 
-def write_model(folder, rows, layers):
+def write_model(folder, rows, asked):
     """A reward model, head and all, so that both libraries load the same weights."""
-    base, _ = write_base_model(folder, rows, hidden=512, layers=layers)
+    base, _ = write_base_model(folder, rows, hidden=asked.hidden, layers=asked.layers)
     set_seed(0)
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
     model.save_pretrained(folder)
@@ -148,13 +152,11 @@ def settings(folder, **options):
     """The options of a run that both libraries take."""
     return {
         "output_dir": str(folder / "out"),
-        "per_device_train_batch_size": ROWS,
         "max_length": MAX_LENGTH,
         "learning_rate": 1e-4,
         "train_sampling_strategy": "sequential",
         "gradient_checkpointing": False,
         "bf16": True,
-        "use_cpu": True,
         "model_init_kwargs": {"dtype": "float32"},
         "logging_steps": 1,
         "save_strategy": "no",
@@ -168,12 +170,12 @@ def run(library, workload, **options):
     """What one run in a process of its own measured."""
     folder = workload.folder
     job, result = folder / "job.json", folder / "result.json"
-    options |= workload.options if library == "plaudit" else workload.trl_options
+    options = workload.common | options | (workload.options if library == "plaudit" else workload.trl_options)
     described = {
         "library": library,
         "model": str(folder / "model"),
         "data": str(folder / library),
-        "many_pairs_a_row": library == "trl" and "per_device_train_batch_size" in options,
+        "many_pairs_a_row": library == "trl" and "per_device_train_batch_size" in workload.trl_options,
         "config": settings(folder, **options),
     }
     job.write_text(json.dumps(described))
@@ -211,7 +213,7 @@ def compare(workload, options):
     pairs = sum(workload.pairs[options.warmup : steps])
     memory = {library: above_loaded(done) for library, done in results.items()}
     mean_tokens = tokens // (steps - options.warmup)
-    rate = matrix_rate(workload.shapes, mean_tokens, forwards=1 + options.checkpointing)
+    rate = matrix_rate(workload.shapes, mean_tokens, forwards=1 + options.checkpointing, device=options.device)
     reached = linear_flops(workload, options.checkpointing) * tokens / best["plaudit"]
     differences = np.abs(np.subtract(ours["losses"], theirs["losses"]))
     return {
@@ -247,7 +249,7 @@ def show_table(rows):
 
 def growth(path, folder, options):
     """Plaudit alone on batches of more and more distinct tokens."""
-    workload = prepare(path, folder, options.layers)
+    workload = prepare(path, folder, options)
     constant = 12 * workload.parameters  # a gradient and AdamW's two moments, in float32
     lines = {False: [], True: []}
     for checkpointing, budget in ((c, b) for c in lines for b in GROWTH if c or b < CHECKPOINTED_FROM):
@@ -299,15 +301,16 @@ def compare_all(options):
     for path, group_by_prompt in jobs:
         name = path.name.removesuffix(".jsonl.gz") + (", by prompt" if group_by_prompt else "")
         with tempfile.TemporaryDirectory() as folder:
-            workload = prepare(path, Path(folder), options.layers, group_by_prompt=group_by_prompt)
+            workload = prepare(path, Path(folder), options, group_by_prompt=group_by_prompt)
             line, apart = compare(workload, options)
         worst = max(worst, apart)
         lines.append({"file": name, "model": f"{workload.parameters / 1e6:.1f}M"} | line)
         print(f"{name}: {line}", file=sys.stderr, flush=True)
+    how = "with" if options.checkpointing else "without"
     print(
-        f"\n{ROWS} rows a step, bf16, {'with' if options.checkpointing else 'without'} gradient checkpointing, "
-        f"{torch.get_num_threads()} threads; best of {options.repeats}, {options.warmup} steps of warming up; "
-        f"load at the end {os.getloadavg()[0]:.1f}.\n"
+        f"\n{device_name(options.device)}, torch {torch.__version__}, {options.rows} rows a step, bf16, {how} gradient "
+        f"checkpointing, {torch.get_num_threads()} threads; best of {options.repeats}, {options.warmup} steps of "
+        f"warming up; load at the end {os.getloadavg()[0]:.1f}.\n"
     )
     show_table(lines)
     if worst > options.tolerance:
@@ -326,6 +329,9 @@ def main():
     parser.add_argument("--steps", type=int, default=20, help="timed ones")
     parser.add_argument("--warmup", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--rows", type=int, default=8, help="rows a step")
+    parser.add_argument("--hidden", type=int, default=512, help="width of the model")
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--tolerance", type=float, default=0.05, help="how far losses may be apart at any step")
     options = parser.parse_args()

@@ -14,9 +14,10 @@ from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AutoConfig, AutoModelForSequenceClassification
 
 from plaudit.errors import ConfigError, ModelError
-from plaudit.forest import attention
+from plaudit.forest import attention, flex
 from plaudit.forest.attention import BACKENDS, ForestAttention, check_every_layer, enable, enabled_backend, why_not
-from plaudit.forest.layout import TokenForest
+from plaudit.forest.blocks import ScoreRules
+from plaudit.forest.layout import TokenForest, chains_of
 from plaudit.models.head import bind_reward_forward
 
 FORESTS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=15), min_size=1, max_size=8)
@@ -98,9 +99,32 @@ def seen_by_blocks(mask, size, step):
 def test_the_block_mask_lets_by_what_the_mask_does(sequences, window, step):
     forest = TokenForest.from_sequences(sequences)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "_FLEX_BLOCK", step)
+        patch.setattr(flex, "_BLOCK", step)
         mask = attention_of(forest).block_mask(window)
     assert torch.equal(seen_by_blocks(mask, len(forest), step), brute_force_mask(forest, window))
+
+
+@pytest.mark.parametrize("size", [1, 127, 128, 200, 256, 257, 384])
+def test_a_forest_is_filled_up_to_blocks_with_roots_that_see_themselves_alone(size):
+    forest = TokenForest.from_sequences([list(range(size)), [*range(size // 2), 999]])
+    rows = torch.tensor(forest.input_ids), torch.tensor(forest.position_ids), torch.tensor(forest.subtree_end)
+    filled = [row[0] for row in flex.fill_blocks(*(row[None] for row in rows))]
+    given, total = len(forest), len(filled[0])
+    assert total % 128 == 0
+    assert 256 <= total < max(257, given + 128)
+    assert all(torch.equal(row[:given], before) for row, before in zip(filled, rows, strict=True))
+    expected = torch.eye(total, dtype=torch.bool)
+    expected[:given, :given] = brute_force_mask(forest, None)
+    assert torch.equal(attention.ForestAttention(*filled[1:]).mask(None)[0, 0], expected)
+    chains = chains_of(*(row.numpy() for row in filled[1:]))  # where the blocks backend finds the tree
+    assert [chain.start for chain in chains if chain.start >= given] == list(range(given, total))
+    assert {chain.parent for chain in chains if chain.start >= given} <= {-1}
+
+
+def test_flex_refuses_dropout_rather_than_leave_it_out():
+    heads = torch.zeros(1, 2, 4, 16)
+    with pytest.raises(ValueError, match="no dropout"):
+        flex.attend_flex(heads, heads, heads, None, ScoreRules(1.0, dropout=0.1))
 
 
 class Largest(TorchDispatchMode):

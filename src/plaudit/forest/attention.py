@@ -5,7 +5,7 @@ down to every layer) it computes the forest's attention; without, it is what the
 through one model. Backends:
 
 - `blocks`: small subtrees whole, long chains in pieces (`plaudit.forest.blocks`), on any device.
-- `flex`: FlexAttention with the one-line mask, for CUDA.
+- `flex`: FlexAttention with the one-line mask, for CUDA (`plaudit.forest.flex`).
 - `dense`: the model's own attention under a T x T mask; the reference.
 """
 
@@ -19,19 +19,18 @@ from typing import Any
 import torch
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from plaudit.errors import ConfigError, ModelError
 from plaudit.forest.blocks import ScoreRules, attend_blocks
 from plaudit.forest.cutting import Block, cut_blocks
+from plaudit.forest.flex import LEAST_HEAD, attend_flex, block_mask
 
 __all__ = ["BACKENDS", "ForestAttention", "check_every_layer", "enable", "enabled_backend", "why_not"]
 
 BACKENDS = ("blocks", "dense", "flex")
 _PREFIX = "plaudit"
-_FLEX_BLOCK = 128  # FlexAttention's own choice
 
 
 @dataclass(eq=False)
@@ -88,37 +87,10 @@ class ForestAttention:
         return self.sees(places[:, None], places[None, :], window)[None, None]
 
     def _block_mask(self, window: int | None) -> BlockMask:
-        # Which blocks there are is told from the ends of each; `create_block_mask` would make the whole T x T mask.
-        some, full = self._flex_blocks(window)
-        numbers = [_in_front(blocks) for blocks in (some & ~full, full)]
-        return BlockMask.from_kv_blocks(
-            *numbers[0], *numbers[1], _FLEX_BLOCK,
-            mask_mod=lambda batch, head, query, key: self.sees(query, key, window),  # noqa: ARG005  # their signature
-            seq_lengths=(len(self.position_ids),) * 2,
+        return block_mask(
+            self.position_ids, self.subtree_end, window,
+            lambda batch, head, query, key: self.sees(query, key, window),  # noqa: ARG005  # FlexAttention's signature
         )  # fmt: skip
-
-    def _flex_blocks(self, window: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Whether any query of a block may see any key of another, and whether all see all; each [blocks, blocks]."""
-        size = len(self.position_ids)
-        rest = -size % _FLEX_BLOCK  # the last block is filled up with its last token
-        end, position = (
-            torch.cat([each, each[-1:].expand(rest)]).view(-1, _FLEX_BLOCK)
-            for each in (self.subtree_end, self.position_ids)
-        )
-        first = torch.arange(0, size, _FLEX_BLOCK, device=end.device)  # of each block
-        query, key = first[:, None], first[None, :]
-        some = (key <= query) & (query < end.amax(1))
-        full = (key + _FLEX_BLOCK <= query) & (query + _FLEX_BLOCK <= end.amin(1))
-        if window is not None:
-            some = some & (position.amin(1)[:, None] - position.amax(1) < window)
-            full = full & (position.amax(1)[:, None] - position.amin(1) < window)
-        return some, full
-
-
-def _in_front(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """How many blocks each row has [1, 1, Q], and a row's numbers with those first [1, 1, Q, K]."""
-    order = blocks.int().argsort(dim=-1, descending=True, stable=True)
-    return blocks.sum(-1, dtype=torch.int32)[None, None], order.int()[None, None]
 
 
 def why_not(model: PreTrainedModel) -> str | None:
@@ -218,16 +190,22 @@ def _attention(
     window = options.get("sliding_window")
     forest.windows[module] = window
     dtype = _precision(value)
-    backend = backend or ("flex" if query.device.type == "cuda" and not _dropout(module, options) else "blocks")
+    backend = backend or _backend_for(query, value, _dropout(module, options))
     if backend == "blocks":
         return _blocks(module, query, key, value, forest, options, dtype), None
     query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     if backend == "flex":
-        return flex_attention_forward(module, query, key, value, forest.block_mask(window), **options)[0], None
+        rules = _rules(module, query, options)
+        return attend_flex(query, key, value, forest.block_mask(window), rules, options.get("s_aux")), None
     mask = forest.mask(window)
     if before == "eager":  # which adds the mask to the scores
         mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, torch.finfo(query.dtype).min)
     return _attention_before(module, before)(module, query, key, value, mask, *args, **options)
+
+
+def _backend_for(query: torch.Tensor, value: torch.Tensor, dropout: float) -> str:
+    wide = min(query.shape[-1], value.shape[-1]) >= LEAST_HEAD
+    return "flex" if query.device.type == "cuda" and wide and not dropout else "blocks"
 
 
 @torch.compiler.disable  # its loop over blocks differs from batch to batch; the rest of the model compiles around it
@@ -240,15 +218,19 @@ def _blocks(
     options: dict[str, Any],
     dtype: torch.dtype,
 ) -> torch.Tensor:
+    rules = _rules(module, query, options)
+    blocks = forest.blocks(query.shape[1], rules.window)
+    return attend_blocks(query[0], key[0], value[0], blocks, rules, options.get("s_aux"), dtype)[None]
+
+
+def _rules(module: torch.nn.Module, query: torch.Tensor, options: dict[str, Any]) -> ScoreRules:
     scaling = options.get("scaling")
-    rules = ScoreRules(
+    return ScoreRules(
         scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
         window=options.get("sliding_window"),
         softcap=options.get("softcap"),
         dropout=_dropout(module, options),
     )
-    blocks = forest.blocks(query.shape[1], rules.window)
-    return attend_blocks(query[0], key[0], value[0], blocks, rules, options.get("s_aux"), dtype)[None]
 
 
 def _dropout(module: torch.nn.Module, options: dict[str, Any]) -> float:

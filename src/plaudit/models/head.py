@@ -15,6 +15,7 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from plaudit.errors import ModelError
 from plaudit.forest.attention import ForestAttention, check_every_layer, enabled_backend
+from plaudit.forest.flex import fill_blocks
 
 __all__ = ["RewardHead", "bind_reward_forward", "check_one_label", "head_names", "reads_last_position"]
 
@@ -105,7 +106,7 @@ def _reward_forward(
     **kwargs: Any,
 ) -> SequenceClassifierOutputWithPast:
     """Rewards of N sequences, padded on either side or in one forest, as `logits` of shape [N, 1] in float32."""
-    if leaf is not None:
+    if leaf is not None and input_ids is not None:
         return _forest_forward(self, input_ids, leaf, **kwargs)
     given = input_ids if inputs_embeds is None else inputs_embeds
     if given is None:
@@ -135,7 +136,7 @@ def _reward_forward(
 
 def _forest_forward(
     self: PreTrainedModel,
-    input_ids: torch.Tensor | None,  # [1, T]
+    input_ids: torch.Tensor,  # [1, T]
     leaf: torch.Tensor,  # [N]
     position_ids: torch.Tensor,  # [1, T]
     subtree_end: torch.Tensor,  # [1, T]
@@ -144,6 +145,8 @@ def _forest_forward(
     """Rewards of the N sequences of a forest (see `plaudit.forest.layout`); the model must be enabled for it."""
     if enabled_backend(self) is None:
         raise ModelError("a batch is a token forest, but `plaudit.forest.attention.enable` was not called.")
+    if input_ids.device.type == "cuda":
+        input_ids, position_ids, subtree_end = fill_blocks(input_ids, position_ids, subtree_end)
     forest = ForestAttention(position_ids[0], subtree_end[0])
     options = {name: value for name, value in kwargs.items() if value is not None}
     options |= {"attention_mask": forest.no_mask, "use_cache": False}
