@@ -57,8 +57,8 @@ def get_peft_config(model_args: "ModelConfig") -> "PeftConfig | None":
 def add_adapter(model: PreTrainedModel, peft_config: "PeftConfig", *, revision: str | None = None) -> "PeftModel":
     """Wrap the model so that the adapter and the whole head train, and both are saved.
 
-    Whatever lies outside the backbone trains in full as well: on an encoder the layers before the head are as new as
-    the head is, and a reload would draw other ones.
+    Whatever lies outside the backbone, or is not in the base's checkpoint, trains in full as well: on an encoder the
+    layers before the head are as new as the head is, and a reload would draw other ones.
 
     Args:
         model: A sequence classifier with one label.
@@ -83,18 +83,39 @@ def add_adapter(model: PreTrainedModel, peft_config: "PeftConfig", *, revision: 
             f"with another task PEFT would neither train nor save its head. Use 'SEQ_CLS', or leave it out."
         )
     if hasattr(peft_config, "modules_to_save"):
-        named = set(peft_config.modules_to_save or ()) | set(outside_backbone(model))
+        named = {*(peft_config.modules_to_save or ()), *outside_backbone(model), *_new_in_backbone(model)}
         peft_config.modules_to_save = without_known_heads(named)
+    _choose_targets(model, peft_config)
     try:
         with quiet_about_checkpointing():
             wrapped = get_peft_model(model, peft_config, revision=revision)
     except ValueError as error:
         raise ConfigError(
-            f"`peft_config` does not fit {type(model).__name__}: {error} (The head, {head_names(model)[0]}, trains in "
-            f"full and cannot be a target.)"
+            f"`peft_config` does not fit {type(model).__name__}: {error} Name modules of the backbone, or "
+            f"'all-linear'; the head ({head_names(model)[0]}) trains in full and is never adapted."
         ) from error
     check_head_is_trained(wrapped)
     return wrapped
+
+
+def _new_in_backbone(model: PreTrainedModel) -> list[str]:
+    new = getattr(model, "new_modules", ())  # as `load_model` has seen
+    return [name for name in new if name.startswith(f"{model.base_model_prefix}.")]
+
+
+def _choose_targets(model: PreTrainedModel, peft_config: "PeftConfig") -> None:
+    """PEFT's own choice where a LoRA names no target, or what it chooses for their like where it knows no better.
+
+    PEFT 0.21 itself comes to its choice too late for a mixture of experts, and has none for many of them.
+    """
+    from peft import PeftType
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as CHOICES
+
+    if peft_config.peft_type != PeftType.LORA or peft_config.target_modules or peft_config.target_parameters:
+        return
+    chosen = set(CHOICES.get(model.config.model_type, ("q_proj", "v_proj")))
+    if chosen <= {name.rpartition(".")[2] for name, _ in model.named_modules()}:
+        peft_config.target_modules = chosen
 
 
 def without_known_heads(names: "set[str] | list[str] | None") -> list[str] | None:

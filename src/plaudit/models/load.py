@@ -1,7 +1,7 @@
 """From a name or a folder to a sequence classifier with one label."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 from plaudit.errors import ConfigError, ModelError
 from plaudit.models.quantization import check_head_is_plain, quantization_from, sparing_the_head
 from plaudit.models.saved_adapter import SavedAdapter
+from plaudit.models.steady import is_quantized_layer
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -83,18 +84,29 @@ def load_model(
         return _load_adapter(saved, options, quantized, is_trainable)
     _check_architecture(config, name_or_path)
     _check_head(config, name_or_path, options)
+    model, info = _from_pretrained(name_or_path, config, options)
+    new = sorted({key.rpartition(".")[0] for key in info["missing_keys"]})
+    if any(is_quantized_layer(model.get_submodule(name)) for name in new) and "quantization_config" in options:
+        model, info = _from_pretrained(name_or_path, config, options, spared=new)  # else they would hold no numbers
+    check_head_is_plain(model, name_or_path, new)
+    _report_keys(model, name_or_path, info, new_head)
+    model.new_modules = new  # an adapter must carry them: a reload would draw other ones
+    return model
+
+
+def _from_pretrained(
+    name: str, config: PretrainedConfig, options: dict[str, Any], *, spared: Sequence[str] = ()
+) -> tuple[Any, dict[str, Any]]:
     if "quantization_config" in options:
-        options["quantization_config"] = sparing_the_head(options["quantization_config"], config)
+        quantization_config = sparing_the_head(options["quantization_config"], config, spared)
+        options = options | {"quantization_config": quantization_config}
     try:
         with _quiet_load_report():
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                name_or_path, num_labels=1, output_loading_info=True, **options
+            return AutoModelForSequenceClassification.from_pretrained(
+                name, num_labels=1, output_loading_info=True, **options
             )
     except OSError as error:
-        raise ModelError(f"{name_or_path}: its weights could not be loaded ({_first_line(error)}).") from error
-    check_head_is_plain(model, name_or_path)
-    _report_keys(model, name_or_path, info, new_head)
-    return model
+        raise ModelError(f"{name}: its weights could not be loaded ({_first_line(error)}).") from error
 
 
 def _only(options: dict[str, Any], *names: str) -> dict[str, Any]:

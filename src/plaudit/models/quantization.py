@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,7 @@ def get_quantization_config(model_args: "ModelConfig") -> BitsAndBytesConfig | N
     return BitsAndBytesConfig(load_in_8bit=True) if model_args.load_in_8bit else None
 
 
-def sparing_the_head(quantization_config: Any, config: PretrainedConfig) -> Any:
+def sparing_the_head(quantization_config: Any, config: PretrainedConfig, others: Sequence[str] = ()) -> Any:
     """A copy of the quantisation config that leaves the head, and all else outside the backbone, as it is.
 
     transformers spares the last parameter only: of a head with a bias that is not its weight, and of a head of several
@@ -56,6 +57,7 @@ def sparing_the_head(quantization_config: Any, config: PretrainedConfig) -> Any:
     Args:
         quantization_config: Any of transformers'; one that cannot name modules comes back as it is.
         config: Of the model that will be loaded.
+        others: Names of further modules to leave alone.
 
     Raises:
         ConfigError: It needs bitsandbytes, which is not installed.
@@ -72,22 +74,21 @@ def sparing_the_head(quantization_config: Any, config: PretrainedConfig) -> Any:
     spared = getattr(quantization_config, name)
     spared = get_keys_to_not_convert(empty) if spared is None else spared
     quantization_config = copy.deepcopy(quantization_config)
-    setattr(quantization_config, name, sorted({*spared, *outside_backbone(empty)}))
+    setattr(quantization_config, name, sorted({*spared, *outside_backbone(empty), *others}))
     return quantization_config
 
 
-def check_head_is_plain(model: "PreTrainedModel", name: str) -> None:
-    """Raise where the head, or another layer outside the backbone, is quantised.
+def check_head_is_plain(model: "PreTrainedModel", name: str, new: Sequence[str] = ()) -> None:
+    """Raise where the head, another layer outside the backbone, or one that is new, is quantised.
 
     Raises:
         ModelError: One is.
     """
-    for part in outside_backbone(model):
+    for part in (*outside_backbone(model), *new):
         if any(is_quantized_layer(module) for module in model.get_submodule(part).modules()):
             raise ModelError(
-                f"{name}: its checkpoint is quantised, and so would be `{part}`, which a reward is read from. Start "
-                f"from the weights that are not quantised, and give `quantization_config`: the head is then left as "
-                f"it is."
+                f"{name}: its checkpoint is quantised, and so would be `{part}`, which must train. Start from the "
+                f"weights that are not quantised, and give `quantization_config`: `{part}` is then left as it is."
             )
 
 

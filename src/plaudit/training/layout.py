@@ -84,7 +84,7 @@ def in_float32(model: nn.Module) -> Iterator[None]:
         for parameter in narrow:
             parameter.data = parameter.data.float()
         for layer in computed:
-            layer.compute_dtype = torch.float32
+            layer.compute_dtype = torch.float32  # type: ignore[assignment]
         yield
     finally:
         for parameter, data in narrow.items():
