@@ -64,11 +64,12 @@ def rewards_differ_by(trainer, rows, expected):
     plain = AutoPeftModelForSequenceClassification.from_pretrained(
         folder, num_labels=1, dtype=torch.float32, pad_token_id=trainer.processing_class.pad_token_id
     ).eval()
-    batch = trainer.processing_class(
-        [f"{text}{trainer.processing_class.eos_token}" for text in texts], padding=True, return_tensors="pt"
-    )
-    with torch.no_grad():
-        stock = plain(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, 0].numpy()
+    with torch.no_grad():  # one by one: from a padded batch the stock forward reads prompt tuning at a pad
+        stock = [
+            plain(**trainer.processing_class(text + trainer.processing_class.eos_token, return_tensors="pt")).logits[0]
+            for text in texts
+        ]
+    stock = torch.cat(stock).numpy()
     return max(abs(rewards - expected).max() for rewards in (ours.score(texts), stock))
 
 

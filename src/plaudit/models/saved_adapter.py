@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SavedAdapter"]
 
-_PREFIX = "base_model.model."  # PEFT's, before the name that a weight has in the model
-
 
 @dataclass(frozen=True)
 class SavedAdapter:
@@ -67,11 +65,13 @@ class SavedAdapter:
     @property
     def head(self) -> dict[str, torch.Tensor]:
         """Weights of the head and of what feeds it, by their names in the model; empty without a head of one output."""
+        # What PEFT writes before the name that a weight has in the model.
+        prefix = "base_model." if self.config.is_prompt_learning else "base_model.model."
         known = {"score", "classifier", *(self.config.modules_to_save or ())}
         found = {
-            key.removeprefix(_PREFIX): value
+            key.removeprefix(prefix): value
             for key, value in self.weights.items()
-            if key.removeprefix(_PREFIX).split(".")[0] in known and "lora_" not in key
+            if key.removeprefix(prefix).split(".")[0] in known and "lora_" not in key
         }
         return found if any(value.ndim == 2 and len(value) == 1 for value in found.values()) else {}
 
