@@ -92,7 +92,10 @@ def test_what_an_adapter_learns_is_there_after_a_reload(make_trainer, base_folde
 def test_experts_are_adapted_saved_and_merged(make_trainer, folder_of, text_rows, mixture, case):
     options, targets = OF_EXPERTS[case]
     trainer = make_trainer(
-        model=folder_of(MIXTURES[mixture]()), peft_config=LoraConfig(**options), max_steps=3, learning_rate=3e-2
+        model=folder_of(MIXTURES[mixture]()),
+        peft_config=LoraConfig(lora_dropout=0.05, **options),
+        max_steps=3,
+        learning_rate=3e-2,
     )
     before = trainer.predict(trainer.train_dataset).predictions
     trainer.train()

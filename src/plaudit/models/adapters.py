@@ -54,7 +54,9 @@ def get_peft_config(model_args: "ModelConfig") -> "PeftConfig | None":
     )
 
 
-def add_adapter(model: PreTrainedModel, peft_config: "PeftConfig", *, revision: str | None = None) -> "PeftModel":
+def add_adapter(
+    model: PreTrainedModel, peft_config: "PeftConfig", *, revision: str | None = None, dropout: bool = True
+) -> "PeftModel":
     """Wrap the model so that the adapter and the whole head train, and both are saved.
 
     Whatever lies outside the backbone, or is not in the base's checkpoint, trains in full as well: on an encoder the
@@ -65,6 +67,7 @@ def add_adapter(model: PreTrainedModel, peft_config: "PeftConfig", *, revision: 
         peft_config: Left as it is; a copy gets `task_type="SEQ_CLS"` where it names none, and the head's name in
             `modules_to_save`.
         revision: Commit of the model on the hub, for the adapter to name its base by.
+        dropout: Whether a LoRA keeps its dropout. PEFT refuses one on parameters that are no modules, such as experts.
 
     Raises:
         ConfigError: It is no PEFT configuration, or one for another task, or fits nothing in the model.
@@ -82,6 +85,8 @@ def add_adapter(model: PreTrainedModel, peft_config: "PeftConfig", *, revision: 
             f"`peft_config.task_type` is {str(peft_config.task_type)!r}, but a reward model is a sequence classifier: "
             f"with another task PEFT would neither train nor save its head. Use 'SEQ_CLS', or leave it out."
         )
+    if not dropout and hasattr(peft_config, "lora_dropout"):
+        peft_config.lora_dropout = 0.0
     if hasattr(peft_config, "modules_to_save"):
         named = {*(peft_config.modules_to_save or ()), *outside_backbone(model), *_new_in_backbone(model)}
         peft_config.modules_to_save = without_known_heads(named)

@@ -80,7 +80,8 @@ def prepare_model(
     frozen = peft_config is not None or isinstance(model, PeftModel) or getattr(base, "is_quantized", False)
     settle_tokens(base, tokenizer, args, frozen_base=frozen)
     if peft_config is not None:
-        model = add_adapter(base, peft_config, revision=args.load_options.get("revision"))
+        revision = args.load_options.get("revision")
+        model = add_adapter(base, peft_config, revision=revision, dropout=not args.disable_dropout)
     if isinstance(model, PeftModel):
         check_head_is_trained(model)
         _hint_at_learning_rate(args)
