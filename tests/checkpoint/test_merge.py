@@ -5,7 +5,7 @@ import pytest
 import torch
 from peft import LoraConfig, PrefixTuningConfig
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 
 from plaudit import RewardModel
 from plaudit.checkpoint import reload
@@ -81,6 +81,25 @@ def test_the_merged_weights_have_the_precision_of_training_unless_another_is_ask
         assert result.status == "verified", result.findings
         kinds = {weight.dtype for weight in load_file(tmp_path / name / "model.safetensors").values()}
         assert kinds == {torch.float32 if dtype else torch.bfloat16} | ({torch.float32} if not dtype else set())
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_quantised_base_is_dequantised_to_the_weights_that_the_adapter_was_trained_on(
+    make_trainer, base_folder, tmp_path, bits
+):
+    quantization = BitsAndBytesConfig(**{f"load_in_{bits}bit": True})
+    adapter = train(make_trainer, base_folder, tmp_path, quantization_config=quantization)
+    assert read_description(adapter)["quantization"][f"load_in_{bits}bit"] is True
+    result = merge_adapter(adapter, tmp_path / "merged")
+    assert result.status == "verified", result.findings
+    assert result.difference < 1e-4
+    assert read_description(tmp_path / "merged")["quantization"] is None
+    assert "quantization_config" not in json.loads((tmp_path / "merged" / "config.json").read_text())
+    before, after = (RewardModel.from_pretrained(each).score(TEXTS) for each in (adapter, tmp_path / "merged"))
+    assert after == pytest.approx(before, abs=1e-4)
+    # The adapter on the base as it was before it was quantised is another model.
+    (adapter / "reward.json").unlink()
+    assert RewardModel.from_pretrained(adapter, dtype="float32").score(TEXTS) != pytest.approx(before, abs=1e-3)
 
 
 def test_a_merge_that_changes_scores_fails_loudly(make_trainer, base_folder, tmp_path, monkeypatch):

@@ -1,14 +1,22 @@
 import copy
+import json
 
 import pytest
 import torch
-from peft import AutoPeftModelForSequenceClassification, LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import (
+    AutoPeftModelForSequenceClassification,
+    LoraConfig,
+    PeftModel,
+    PromptTuningConfig,
+    TaskType,
+    get_peft_model,
+)
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForSequenceClassification, set_seed
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForSequenceClassification, set_seed
 
 from plaudit import ModelConfig, RewardModel, get_peft_config
 from plaudit.errors import ConfigError, ModelError
-from plaudit.models.adapters import add_adapter, check_head_is_trained
+from plaudit.models.adapters import add_adapter, check_head_is_trained, rewrap, take_off
 from plaudit.models.load import load_model
 from plaudit.training.setup import disable_dropout
 
@@ -51,6 +59,104 @@ def test_the_head_trains_whatever_it_is_called(kind):
     head = [name for name in trained_names(model) if "modules_to_save" in name and "lora_" not in name]
     assert head
     assert any(parameter.shape[0] == 1 for name, parameter in model.named_parameters() if name in head)
+    assert not [
+        name for name, _ in model.named_parameters() if "lora_" in name and not name.startswith(backbone(model))
+    ]
+
+
+ENCODERS = {
+    "bert": "bert.pooler.dense",  # in the backbone, and not in the checkpoint of a masked language model
+    "deberta-v2": "pooler.dense",
+    "distilbert": "pre_classifier",
+    "modernbert": "head.dense",
+    "roberta": "classifier.dense",
+}
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_all_that_is_new_in_an_encoder_is_saved_with_its_adapter(kind, tmp_path):
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    config = AutoConfig.for_model(kind, num_attention_heads=2, pad_token_id=0, **sizes)
+    AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path / "base")
+    set_seed(1)
+    model = add_adapter(load_model(str(tmp_path / "base")), LoraConfig(target_modules="all-linear"))
+    for name, parameter in model.named_parameters():
+        if name in trained_names(model):
+            torch.nn.init.normal_(parameter, std=0.1)  # as if trained
+    assert any(f"base_model.model.{ENCODERS[kind]}" in name.replace(".modules_to_save.default", "")
+               for name in trained_names(model))  # fmt: skip
+    model.save_pretrained(tmp_path / "adapter")
+    batch = {"input_ids": torch.arange(3, 23).view(2, 10), "attention_mask": torch.ones(2, 10, dtype=torch.long)}
+    set_seed(2)
+    with torch.no_grad():
+        expected = model.eval()(**batch).logits
+        for again in (
+            load_model(str(tmp_path / "adapter"), is_trainable=False),
+            AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "adapter", num_labels=1),
+        ):
+            assert torch.equal(again.eval()(**batch).logits, expected)
+
+
+def backbone(model):
+    return f"base_model.model.{model.get_base_model().base_model_prefix}."
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "score"], ".*(q_proj|score)", "all-linear"])
+def test_the_head_is_never_adapted_even_if_it_is_named(make_model, targets):
+    model = add_adapter(make_model(), LoraConfig(target_modules=targets))
+    names = [name for name, _ in model.named_parameters() if ".score." in name]
+    assert names == [f"base_model.model.score.{part}.weight" for part in ("original_module", "modules_to_save.default")]
+    assert any("q_proj.lora_A" in name for name in trained_names(model))
+
+
+@pytest.mark.parametrize("targets", [["score"], ["no_such_layer"]])
+def test_a_lora_that_fits_nothing_but_the_head_is_an_error(make_model, targets):
+    with pytest.raises(ConfigError, match=r"does not fit Qwen3For.*the head \(score\) trains in full and is never"):
+        add_adapter(make_model(), LoraConfig(target_modules=targets))
+
+
+def test_a_ready_made_peft_model_whose_head_is_adapted_is_refused(make_model):
+    with pytest.raises(ModelError, match=r"the head \(score\) of this PeftModel has an adapter"):
+        check_head_is_trained(get_peft_model(make_model(), LoraConfig(target_modules=["q_proj", "score"])))
+
+
+def test_the_adapter_names_the_commit_of_its_base(make_model):
+    assert add_adapter(make_model(), LoraConfig(), revision="abc").peft_config["default"].revision == "abc"
+    assert add_adapter(make_model(), LoraConfig()).peft_config["default"].revision is None
+
+
+def test_a_base_at_a_named_commit_is_loaded_at_it(trained, monkeypatch):
+    path = f"{trained.args.output_dir}/adapter_config.json"
+    with open(path) as file:
+        config = json.load(file)
+    with open(path, "w") as file:
+        json.dump(config | {"revision": "abc"}, file)
+    asked = []
+    stock = AutoModelForSequenceClassification.from_pretrained
+    monkeypatch.setattr(
+        AutoModelForSequenceClassification, "from_pretrained",
+        lambda name, revision=None, **options: asked.append(revision) or stock(name, **options),
+    )  # fmt: skip
+    load_model(trained.args.output_dir)
+    assert asked == ["abc"]
+
+
+def test_an_adapter_comes_off_and_goes_on_again_as_it_was(make_model):
+    model = add_adapter(make_model(), LoraConfig(init_lora_weights=False))
+    before = {name: (value.clone(), value.requires_grad) for name, value in model.named_parameters()}
+    base = model.get_base_model()
+    adapter = take_off(model)
+    assert not any("lora_" in name for name, _ in base.named_parameters())
+    after = dict(rewrap(base, adapter).named_parameters())
+    assert after.keys() == before.keys()
+    for name, (value, trains) in before.items():
+        assert torch.equal(after[name], value), name
+        assert after[name].requires_grad == trains, name
+
+
+def test_virtual_tokens_cannot_be_taken_off(make_model):
+    with pytest.raises(ModelError, match="cannot be moved or merged"):
+        take_off(add_adapter(make_model(), PromptTuningConfig(num_virtual_tokens=2)))
 
 
 def test_the_config_of_the_user_is_not_changed(make_model):

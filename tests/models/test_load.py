@@ -158,10 +158,12 @@ def test_an_adapter_without_its_head_on_a_base_without_one_is_refused_for_scorin
         load_model(str(tmp_path / "adapter"), is_trainable=not for_scoring, new_head=not for_scoring)
 
 
-def test_an_adapter_of_a_language_model_is_refused(base_folder, tmp_path):
+@pytest.mark.parametrize("kept_whole", [None, ["lm_head"]])
+def test_an_adapter_of_a_language_model_is_refused(base_folder, tmp_path, kept_whole):
     base = AutoModelForCausalLM.from_pretrained(base_folder)
-    get_peft_model(base, LoraConfig(task_type="CAUSAL_LM")).save_pretrained(tmp_path / "adapter")
-    with pytest.raises(ModelError, match="task type is CAUSAL_LM, so it has no reward head"):
+    config = LoraConfig(task_type="CAUSAL_LM", modules_to_save=kept_whole)
+    get_peft_model(base, config).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ModelError, match=r"adapter: this adapter has no reward head, .*base is no reward model"):
         load_model(str(tmp_path / "adapter"))
 
 

@@ -12,6 +12,7 @@ from transformers import (
     AttentionInterface,
     AutoConfig,
     AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
     BloomForSequenceClassification,
     set_seed,
 )
@@ -19,8 +20,9 @@ from transformers import (
 from plaudit import DataCollatorForPreference, RewardTrainer
 from plaudit.errors import ConfigError
 from plaudit.forest.attention import ForestAttention
+from plaudit.models.load import load_model
 from plaudit.training import forest
-from plaudit.training.layout import Unclear, compare_layouts
+from plaudit.training.layout import Unclear, compare_layouts, in_float32
 
 SIZES = {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 OTHERS = {
@@ -303,3 +305,20 @@ def test_rewards_too_close_for_their_precision_are_compared_in_float32(make_trai
 
 def test_rewards_that_are_all_the_same_are_clear():
     assert compare_layouts(lambda layout: torch.zeros(4), torch.bfloat16) is None
+
+
+# Quantised weights
+
+
+def test_widening_leaves_packed_weights_alone_and_lets_4_bit_layers_compute_in_float32(base_folder):
+    pytest.importorskip("bitsandbytes")
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_compute_dtype="bfloat16", bnb_4bit_quant_storage="bfloat16"
+    )
+    model = load_model(str(base_folder), quantization_config=quantization, model_init_kwargs={"dtype": torch.bfloat16})
+    layer = model.model.layers[0].mlp.up_proj
+    packed = layer.weight.data.clone().view(torch.uint8)
+    with in_float32(model):
+        assert torch.equal(layer.weight.data.view(torch.uint8), packed)
+        assert layer.compute_dtype == model.model.norm.weight.dtype == torch.float32
+    assert layer.compute_dtype == model.model.norm.weight.dtype == torch.bfloat16

@@ -2,7 +2,7 @@ import logging
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -213,7 +213,15 @@ def test_dropout_of_an_adapter_follows_the_option(make_model, tokenizer):
         model, _ = prepare_model(
             make_model(), config(disable_dropout=disable), tokenizer=tokenizer, peft_config=LoraConfig(lora_dropout=0.5)
         )
-        assert {module.p for module in model.modules() if isinstance(module, nn.Dropout)} == {0.0 if disable else 0.5}
+        rates = {module.p for module in model.modules() if isinstance(module, nn.Dropout)}
+        assert rates == (set() if disable else {0.5})
+        assert model.peft_config["default"].lora_dropout == (0.0 if disable else 0.5)  # what it was trained with
+
+
+def test_dropout_of_a_ready_made_adapter_follows_the_option(make_model, tokenizer):
+    made = get_peft_model(make_model(), LoraConfig(lora_dropout=0.5, task_type="SEQ_CLS"))
+    model, _ = prepare_model(made, config(), tokenizer=tokenizer)
+    assert {module.p for module in model.modules() if isinstance(module, nn.Dropout)} == {0.0}
 
 
 # The tokenizer

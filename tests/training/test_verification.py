@@ -9,7 +9,14 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForSequenceClassification, BertConfig, GPT2Config, set_seed
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BitsAndBytesConfig,
+    GPT2Config,
+    set_seed,
+)
 
 from plaudit.checkpoint import reload
 from plaudit.checkpoint import verify as verification
@@ -39,6 +46,14 @@ KINDS = {
         "model_init_kwargs": {"dtype": "bfloat16"},
     },
     "DoRA, bf16 mixed": {"peft_config": LoraConfig(init_lora_weights=False, use_dora=True), "bf16": True},
+    "QLoRA": {
+        "peft_config": LoraConfig(init_lora_weights=False),
+        "quantization_config": BitsAndBytesConfig(load_in_4bit=True),
+    },
+    "8 bits": {
+        "peft_config": LoraConfig(init_lora_weights=False),
+        "quantization_config": BitsAndBytesConfig(load_in_8bit=True),
+    },
     "padded": {"batch_layout": "padded"},
     "checkpointing": {"gradient_checkpointing": True},
 }
@@ -173,7 +188,7 @@ def test_a_save_that_scores_otherwise_fails_loudly_keeps_its_files_and_is_not_pu
 
 
 def test_memory_that_runs_out_at_the_probes_does_not_cost_the_save(make_trainer, monkeypatch, in_process, caplog):
-    def out_of_memory(*_):
+    def out_of_memory(*_, **__):
         raise torch.OutOfMemoryError
 
     trainer = make_trainer(max_steps=1, verify_on_save=True)

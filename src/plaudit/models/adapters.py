@@ -4,19 +4,31 @@ import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import PreTrainedModel
 
 from plaudit.errors import ConfigError, ModelError
-from plaudit.models.head import head_names
+from plaudit.models.head import head_names, outside_backbone
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
 
     from plaudit.models.options import ModelConfig
 
-__all__ = ["add_adapter", "base_model", "check_head_is_trained", "get_peft_config", "quiet_about_checkpointing"]
+__all__ = [
+    "Adapter",
+    "add_adapter",
+    "base_model",
+    "check_head_is_trained",
+    "get_peft_config",
+    "quiet_about_checkpointing",
+    "rewrap",
+    "take_off",
+    "without_known_heads",
+]
 
 
 def get_peft_config(model_args: "ModelConfig") -> "PeftConfig | None":
@@ -42,16 +54,23 @@ def get_peft_config(model_args: "ModelConfig") -> "PeftConfig | None":
     )
 
 
-def add_adapter(model: PreTrainedModel, peft_config: "PeftConfig") -> "PeftModel":
+def add_adapter(
+    model: PreTrainedModel, peft_config: "PeftConfig", *, revision: str | None = None, dropout: bool = True
+) -> "PeftModel":
     """Wrap the model so that the adapter and the whole head train, and both are saved.
+
+    Whatever lies outside the backbone, or is not in the base's checkpoint, trains in full as well: on an encoder the
+    layers before the head are as new as the head is, and a reload would draw other ones.
 
     Args:
         model: A sequence classifier with one label.
         peft_config: Left as it is; a copy gets `task_type="SEQ_CLS"` where it names none, and the head's name in
             `modules_to_save`.
+        revision: Commit of the model on the hub, for the adapter to name its base by.
+        dropout: Whether a LoRA keeps its dropout. PEFT refuses one on parameters that are no modules, such as experts.
 
     Raises:
-        ConfigError: It is no PEFT configuration, or one for another task.
+        ConfigError: It is no PEFT configuration, or one for another task, or fits nothing in the model.
     """
     from peft import PeftConfig, TaskType, get_peft_model
 
@@ -66,14 +85,94 @@ def add_adapter(model: PreTrainedModel, peft_config: "PeftConfig") -> "PeftModel
             f"`peft_config.task_type` is {str(peft_config.task_type)!r}, but a reward model is a sequence classifier: "
             f"with another task PEFT would neither train nor save its head. Use 'SEQ_CLS', or leave it out."
         )
-    head = head_names(model)[0].split(".")[0]
+    if not dropout and hasattr(peft_config, "lora_dropout"):
+        peft_config.lora_dropout = 0.0
     if hasattr(peft_config, "modules_to_save"):
-        # PEFT itself adds "score" and "classifier" for SEQ_CLS; other names it does not know.
-        named = set(peft_config.modules_to_save or ()) - {"score", "classifier"}
-        peft_config.modules_to_save = sorted(named | ({head} - {"score", "classifier"})) or None
-    with quiet_about_checkpointing():
-        wrapped = get_peft_model(model, peft_config)
+        named = {*(peft_config.modules_to_save or ()), *outside_backbone(model), *_new_in_backbone(model)}
+        peft_config.modules_to_save = without_known_heads(named)
+    _choose_targets(model, peft_config)
+    try:
+        with quiet_about_checkpointing():
+            wrapped = get_peft_model(model, peft_config, revision=revision)
+    except ValueError as error:
+        raise ConfigError(
+            f"`peft_config` does not fit {type(model).__name__}: {error} Name modules of the backbone, or "
+            f"'all-linear'; the head ({head_names(model)[0]}) trains in full and is never adapted."
+        ) from error
     check_head_is_trained(wrapped)
+    return wrapped
+
+
+def _new_in_backbone(model: PreTrainedModel) -> list[str]:
+    new = getattr(model, "new_modules", ())  # as `load_model` has seen
+    return [name for name in new if name.startswith(f"{model.base_model_prefix}.")]
+
+
+def _choose_targets(model: PreTrainedModel, peft_config: "PeftConfig") -> None:
+    """PEFT's own choice where a LoRA names no target, or what it chooses for their like where it knows no better.
+
+    PEFT 0.21 itself comes to its choice too late for a mixture of experts, and has none for many of them.
+    """
+    from peft import PeftType
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as CHOICES
+
+    if peft_config.peft_type != PeftType.LORA or peft_config.target_modules or peft_config.target_parameters:
+        return
+    chosen = set(CHOICES.get(model.config.model_type, ("q_proj", "v_proj")))
+    if chosen <= {name.rpartition(".")[2] for name, _ in model.named_modules()}:
+        peft_config.target_modules = chosen
+
+
+def without_known_heads(names: "set[str] | list[str] | None") -> list[str] | None:
+    """`modules_to_save` without the two names that PEFT adds itself for SEQ_CLS, each time that it loads them."""
+    return sorted(set(names or ()) - {"score", "classifier"}) or None
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter apart from its model.
+
+    Attributes:
+        name: As PEFT knows it.
+        config: Its configuration.
+        weights: By PEFT's names for a saved adapter: its own, and those of `modules_to_save`, the head among them.
+        trains: Whether they require gradients.
+    """
+
+    name: str
+    config: "PeftConfig"
+    weights: dict[str, torch.Tensor]
+    trains: bool
+
+
+def take_off(model: "PeftModel") -> Adapter:
+    """Take the adapter off its model. The base is left, with those trained modules in it that it kept whole.
+
+    Raises:
+        ModelError: It is prefix or prompt tuning, which is no part of the model's layers.
+    """
+    from peft import get_peft_model_state_dict
+
+    name, config = model.active_adapter, model.active_peft_config
+    if config.is_prompt_learning:
+        raise ModelError("prefix and prompt tuning put virtual tokens before a text, and cannot be moved or merged.")
+    weights = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    trains = any(parameter.requires_grad for parameter in model.parameters())
+    taken = Adapter(name, config, {key: value.detach().clone() for key, value in weights.items()}, trains)
+    model.unload()
+    return taken
+
+
+def rewrap(model: PreTrainedModel, adapter: Adapter) -> "PeftModel":
+    """Put an adapter that was taken off onto a sequence classifier."""
+    from peft import TaskType, get_peft_model, set_peft_model_state_dict
+
+    config = copy.deepcopy(adapter.config)
+    config.task_type, config.inference_mode = TaskType.SEQ_CLS, not adapter.trains
+    config.modules_to_save = without_known_heads(config.modules_to_save)
+    with quiet_about_checkpointing():
+        wrapped = get_peft_model(model, config, adapter_name=adapter.name)
+    set_peft_model_state_dict(wrapped, adapter.weights, adapter_name=adapter.name)
     return wrapped
 
 
@@ -86,12 +185,22 @@ def quiet_about_checkpointing() -> Iterator[None]:
 
 
 def check_head_is_trained(model: "PeftModel") -> None:
-    """Raise where the head of a PEFT model would neither train nor be saved.
+    """Raise where the head of a PEFT model would not train in full, or not be saved.
 
     Raises:
-        ModelError: No head parameter requires a gradient.
+        ModelError: No head parameter requires a gradient, or the head has an adapter.
     """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     base = model.get_base_model()
+    parts = {name: base.get_submodule(name) for name in outside_backbone(base)}
+    adapted = [name for name, part in parts.items() if any(isinstance(each, BaseTunerLayer) for each in part.modules())]
+    if adapted:
+        raise ModelError(
+            f"the head ({', '.join(adapted)}) of this PeftModel has an adapter, on weights that are drawn anew at each "
+            f"load. Build it with task_type='SEQ_CLS', or pass the base model and `peft_config` to the trainer: then "
+            f"the head trains in full, and is saved."
+        )
     if not any(base.get_submodule(name).weight.requires_grad for name in head_names(base)):
         raise ModelError(
             f"the head ({', '.join(head_names(base))}) of this PeftModel would neither train nor be saved, so its "

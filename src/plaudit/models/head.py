@@ -16,8 +16,17 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from plaudit.errors import ModelError
 from plaudit.forest.attention import ForestAttention, check_every_layer, enabled_backend
 from plaudit.forest.flex import fill_blocks
+from plaudit.models.steady import steady_on_cpu
 
-__all__ = ["RewardHead", "bind_reward_forward", "check_one_label", "head_names", "reads_last_position"]
+__all__ = [
+    "RewardHead",
+    "bind_reward_forward",
+    "check_one_label",
+    "head_names",
+    "outside_backbone",
+    "reads_last_position",
+    "reset_head",
+]
 
 
 class RewardHead(nn.Linear):
@@ -68,6 +77,32 @@ def head_names(model: PreTrainedModel) -> list[str]:
     ]
 
 
+def outside_backbone(model: PreTrainedModel) -> list[str]:
+    """Names of the model's direct children that hold weights, other than the backbone: the head, and what feeds it.
+
+    On an encoder that may be a pooler or a dense layer before the last one, which a base model does not have either.
+    """
+    children = [(name, child) for name, child in model.named_children() if name != model.base_model_prefix]
+    return [name for name, child in children if next(child.parameters(), None) is not None]
+
+
+def reset_head(model: PreTrainedModel, seed: int) -> None:
+    """Draw the head anew, as for a model that never had one, whatever the random state.
+
+    Args:
+        model: A sequence classifier with one label, not wrapped in PEFT (pass its base model then). Changed in place.
+        seed: What alone decides the draw.
+    """
+    std = getattr(model.config.get_text_config(), "initializer_range", 0.02)
+    for name in head_names(model):
+        head = model.get_submodule(name)
+        drawn = torch.empty(head.weight.shape).normal_(0, std, generator=torch.Generator().manual_seed(seed))
+        with torch.no_grad():
+            head.weight.copy_(drawn)
+            if head.bias is not None:
+                head.bias.zero_()
+
+
 def reads_last_position(model: PreTrainedModel) -> bool:
     """Whether the reward is the head's value at the last position: decoders, whose head is called `score`."""
     return all(name.split(".")[0] == "score" for name in head_names(model))
@@ -83,9 +118,10 @@ def bind_reward_forward(model: PreTrainedModel) -> None:
         model: A sequence classifier with one label, not wrapped in PEFT (pass its base model then). Changed in place.
 
     Raises:
-        ModelError: The model has no head with one output.
+        ModelError: The model has no head with one output, or weights that can only be used for inference.
     """
     check_one_label(model)
+    steady_on_cpu(model)
     for name in head_names(model):
         module = model.get_submodule(name)
         if not isinstance(module, RewardHead):

@@ -1,8 +1,7 @@
 """From a name or a folder to a sequence classifier with one label."""
 
-import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,9 @@ from transformers.utils import find_adapter_config_file
 from transformers.utils import logging as transformers_logging
 
 from plaudit.errors import ConfigError, ModelError
-from plaudit.models.adapters import quiet_about_checkpointing
+from plaudit.models.quantization import check_head_is_plain, quantization_from, sparing_the_head
+from plaudit.models.saved_adapter import SavedAdapter
+from plaudit.models.steady import is_quantized_layer
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -42,6 +43,7 @@ def load_model(
     model_init_kwargs: dict[str, Any] | None = None,
     trust_remote_code: bool = False,
     quantization_config: Any = None,
+    quantized: bool = True,
     is_trainable: bool = True,
     new_head: bool = True,
 ) -> "PreTrainedModel | PeftModel":
@@ -55,7 +57,9 @@ def load_model(
         name_or_path: A hub id or a folder.
         model_init_kwargs: For `from_pretrained`. `num_labels` is always 1 and cannot be overridden.
         trust_remote_code: Allow a model that ships its own code.
-        quantization_config: Passed to `from_pretrained`.
+        quantization_config: For the base model; the head is left as it is.
+        quantized: For an adapter's folder whose `reward.json` says that its base was quantised: whether to load the
+            base in the same way, unless `quantization_config` says how.
         is_trainable: For an adapter's folder: whether its weights train on.
         new_head: Whether a checkpoint without a head may get a new one; for scoring it may not.
 
@@ -76,18 +80,33 @@ def load_model(
     except (OSError, ValueError) as error:
         raise ModelError(f"{name_or_path}: no model could be loaded from there ({_first_line(error)}).") from error
     if adapter is not None:
-        return _load_adapter(name_or_path, json.loads(Path(adapter).read_text(encoding="utf-8")), options, is_trainable)
+        saved = SavedAdapter.read(name_or_path, **_only(hub, "revision", "token", "cache_dir", "subfolder"))
+        return _load_adapter(saved, options, quantized, is_trainable)
     _check_architecture(config, name_or_path)
     _check_head(config, name_or_path, options)
+    model, info = _from_pretrained(name_or_path, config, options)
+    new = sorted({key.rpartition(".")[0] for key in info["missing_keys"]})
+    if any(is_quantized_layer(model.get_submodule(name)) for name in new) and "quantization_config" in options:
+        model, info = _from_pretrained(name_or_path, config, options, spared=new)  # else they would hold no numbers
+    check_head_is_plain(model, name_or_path, new)
+    _report_keys(model, name_or_path, info, new_head)
+    model.new_modules = new  # an adapter must carry them: a reload would draw other ones
+    return model
+
+
+def _from_pretrained(
+    name: str, config: PretrainedConfig, options: dict[str, Any], *, spared: Sequence[str] = ()
+) -> tuple[Any, dict[str, Any]]:
+    if "quantization_config" in options:
+        quantization_config = sparing_the_head(options["quantization_config"], config, spared)
+        options = options | {"quantization_config": quantization_config}
     try:
         with _quiet_load_report():
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                name_or_path, num_labels=1, output_loading_info=True, **options
+            return AutoModelForSequenceClassification.from_pretrained(
+                name, num_labels=1, output_loading_info=True, **options
             )
     except OSError as error:
-        raise ModelError(f"{name_or_path}: its weights could not be loaded ({_first_line(error)}).") from error
-    _report_keys(model, name_or_path, info, new_head)
-    return model
+        raise ModelError(f"{name}: its weights could not be loaded ({_first_line(error)}).") from error
 
 
 def _only(options: dict[str, Any], *names: str) -> dict[str, Any]:
@@ -143,28 +162,31 @@ def _load_options(
     return options
 
 
-def _load_adapter(path: str, adapter: dict[str, Any], options: dict[str, Any], is_trainable: bool) -> "PeftModel":
+def _load_adapter(saved: SavedAdapter, options: dict[str, Any], quantized: bool, is_trainable: bool) -> "PeftModel":
     """The adapter on its base model. Its head must be in one of the two: a new one would be random."""
-    from peft import PeftModel
-    from peft.utils import load_peft_weights
-
-    base, task = adapter.get("base_model_name_or_path"), adapter.get("task_type")
-    if not base:
-        raise ModelError(f"{path}: its adapter_config.json does not name the base model (`base_model_name_or_path`).")
-    if task != "SEQ_CLS":
-        raise ModelError(
-            f"{path}: this adapter's task type is {task}, so it has no reward head. Expected an adapter of a sequence "
-            f"classifier ('SEQ_CLS'), as Plaudit and TRL save it for a reward model with that task type."
-        )
-    weights = load_peft_weights(path, device="cpu")
-    has_head = any(
-        f".{head}." in f".{key}" for key in weights for head in ("score", *(adapter["modules_to_save"] or ()))
-    )
     # Which commit and folder of the hub were asked for is said of the adapter, not of its base.
     of_base = {name: value for name, value in options.items() if name not in ("code_revision", "revision", "subfolder")}
-    model = load_model(base, model_init_kwargs=of_base, new_head=has_head)
-    with quiet_about_checkpointing():
-        return PeftModel.from_pretrained(model, path, is_trainable=is_trainable)
+    if saved.config.revision:
+        of_base["revision"] = saved.config.revision
+    base = saved.config.base_model_name_or_path
+    if quantized and saved.quantization is not None and not _is_quantized(base, of_base):
+        of_base.setdefault("quantization_config", quantization_from(saved.quantization))
+    try:
+        model = load_model(base, model_init_kwargs=of_base, new_head=bool(saved.head))
+    except ModelError as error:
+        if saved.head:
+            raise
+        reason = f"{saved.path}: this adapter has no reward head, so its base must have one."
+        raise ModelError(f"{reason} {error}") from error
+    return saved.put_on(model, is_trainable=is_trainable)
+
+
+def _is_quantized(name: str, options: dict[str, Any]) -> bool:
+    try:
+        config = AutoConfig.from_pretrained(name, **_only(options, *_HUB_OPTIONS))
+    except (OSError, ValueError):  # `load_model` will say so
+        return False
+    return getattr(config, "quantization_config", None) is not None
 
 
 def _check_architecture(config: PretrainedConfig, name: str) -> None:

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from plaudit.models.steady import rounds_its_inputs
+
 __all__ = ["precision_of", "share_of_rounding"]
 
 # Adding up a product's terms in another order costs a few units in the last place each layer; 8 leave room for deep
@@ -22,8 +24,8 @@ def precision_of(model: PreTrainedModel) -> torch.dtype:
     quantization: Any = getattr(model.config, "quantization_config", None)
     if getattr(quantization, "load_in_4bit", False):
         kinds.add(quantization.bnb_4bit_compute_dtype)
-    if getattr(quantization, "load_in_8bit", False):
-        kinds.add(torch.bfloat16)  # activations in 8 bits have steps of 1/127, as bf16 has
+    if rounds_its_inputs(model):
+        kinds.add(torch.bfloat16)  # 8 bits of an integer are about as fine
     return max(kinds, key=lambda kind: torch.finfo(kind).eps)
 
 

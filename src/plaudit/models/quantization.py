@@ -1,13 +1,38 @@
-"""Quantised base models: the options of a script."""
+"""Quantised base models: the options of a script, a head that stays plain, and the way back to plain weights."""
 
+import copy
+import json
+from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from transformers import BitsAndBytesConfig, PreTrainedModel
+import torch
+from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig, PretrainedConfig
+from transformers.quantizers.auto import AutoQuantizationConfig
+from transformers.quantizers.base import get_keys_to_not_convert
+
+from plaudit.errors import ConfigError, ModelError
+from plaudit.models.adapters import base_model, rewrap, take_off
+from plaudit.models.head import outside_backbone
+from plaudit.models.steady import is_quantized_layer
 
 if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
     from plaudit.models.options import ModelConfig
 
-__all__ = ["get_quantization_config"]
+__all__ = [
+    "check_head_is_plain",
+    "dequantized",
+    "describe_quantization",
+    "get_quantization_config",
+    "quantization_from",
+    "sparing_the_head",
+]
+
+# Where a quantisation config lists the modules to leave alone.
+_SKIPPING = ("llm_int8_skip_modules", "modules_to_not_convert")
 
 
 def get_quantization_config(model_args: "ModelConfig") -> BitsAndBytesConfig | None:
@@ -23,12 +48,85 @@ def get_quantization_config(model_args: "ModelConfig") -> BitsAndBytesConfig | N
     return BitsAndBytesConfig(load_in_8bit=True) if model_args.load_in_8bit else None
 
 
-def describe_quantization(model: PreTrainedModel) -> dict[str, Any] | None:
-    """What `reward.json` says of the base model's quantisation."""
-    config = getattr(model.config, "quantization_config", None)
-    return None if config is None else config.to_dict()
+def sparing_the_head(quantization_config: Any, config: PretrainedConfig, others: Sequence[str] = ()) -> Any:
+    """A copy of the quantisation config that leaves the head, and all else outside the backbone, as it is.
+
+    transformers spares the last parameter only: of a head with a bias that is not its weight, and of a head of several
+    layers not the first.
+
+    Args:
+        quantization_config: Any of transformers'; one that cannot name modules comes back as it is.
+        config: Of the model that will be loaded.
+        others: Names of further modules to leave alone.
+
+    Raises:
+        ConfigError: It needs bitsandbytes, which is not installed.
+    """
+    if isinstance(quantization_config, BitsAndBytesConfig) and find_spec("bitsandbytes") is None:
+        raise ConfigError("quantisation needs bitsandbytes: pip install 'plaudit[quantization]'")
+    name = next((name for name in _SKIPPING if hasattr(quantization_config, name)), None)
+    if name is None:
+        return quantization_config
+    config = copy.deepcopy(config)
+    config.num_labels = 1
+    with torch.device("meta"):
+        empty = AutoModelForSequenceClassification.from_config(config)
+    spared = getattr(quantization_config, name)
+    spared = get_keys_to_not_convert(empty) if spared is None else spared
+    quantization_config = copy.deepcopy(quantization_config)
+    setattr(quantization_config, name, sorted({*spared, *outside_backbone(empty), *others}))
+    return quantization_config
 
 
-def dequantized(model: Any) -> Any:
-    """The model with plain weights."""
-    return model
+def check_head_is_plain(model: "PreTrainedModel", name: str, new: Sequence[str] = ()) -> None:
+    """Raise where the head, another layer outside the backbone, or one that is new, is quantised.
+
+    Raises:
+        ModelError: One is.
+    """
+    for part in (*outside_backbone(model), *new):
+        if any(is_quantized_layer(module) for module in model.get_submodule(part).modules()):
+            raise ModelError(
+                f"{name}: its checkpoint is quantised, and so would be `{part}`, which must train. Start from the "
+                f"weights that are not quantised, and give `quantization_config`: `{part}` is then left as it is."
+            )
+
+
+def describe_quantization(model: "PreTrainedModel | PeftModel") -> dict[str, Any] | None:
+    """How the base model is quantised, as plain JSON values; `None` if it is not."""
+    config = getattr(base_model(model).config, "quantization_config", None)
+    if config is None:
+        return None
+    described = config if isinstance(config, dict) else config.to_dict()
+    return json.loads(json.dumps({name: value for name, value in described.items() if not name.startswith("_")}))
+
+
+def quantization_from(description: dict[str, Any]) -> Any:
+    """The quantisation config that `describe_quantization` has described.
+
+    Raises:
+        ModelError: It describes none that transformers knows.
+    """
+    try:
+        return AutoQuantizationConfig.from_dict(dict(description))
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"the description of the quantisation cannot be read ({error}).") from error
+
+
+def dequantized(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel | PeftModel":
+    """The model with plain weights instead of quantised ones: what they are rounded to, not what they once were.
+
+    The adapter and the head are the same to the bit, so that the adapter can be merged. Dequantises in place, as
+    transformers does: go on with what is returned.
+
+    Args:
+        model: Quantised, with an adapter around it or not; another comes back as it is.
+    """
+    base = base_model(model)
+    if not getattr(base, "is_quantized", False):
+        return model
+    adapter = take_off(model) if base is not model else None
+    base.dequantize()
+    for flag in ("is_loaded_in_4bit", "is_loaded_in_8bit"):  # PEFT and accelerate go by these
+        vars(base).pop(flag, None)
+    return base if adapter is None else rewrap(base, adapter)

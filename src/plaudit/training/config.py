@@ -32,6 +32,7 @@ class RewardConfig(TrainingArguments):
         model_init_kwargs: For `from_pretrained`, when the model is given by name. `dtype` defaults to "float32";
             `num_labels` is always 1 and cannot be overridden.
         trust_remote_code: Allow a model or tokenizer that ships its own code.
+        reinit_head: Draw the head anew from `seed`. Otherwise the head of a reward model, or of an adapter, trains on.
         chat_template_path: Where the chat template comes from: a Jinja file, a tokenizer folder or a hub id.
         disable_dropout: Turn off all dropout, that of an adapter included: both sides of a pair see the same network.
         max_length: The most tokens a sequence may have, `None` for no limit.
@@ -90,6 +91,9 @@ class RewardConfig(TrainingArguments):
     )
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Allow models and tokenizers that ship their own code."}
+    )
+    reinit_head: bool = field(
+        default=False, metadata={"help": "Draw the reward head anew instead of training on the one the model has."}
     )
     chat_template_path: str | None = field(
         default=None, metadata={"help": "Chat template: a Jinja file, a tokenizer folder or a hub id."}

@@ -16,6 +16,7 @@ from plaudit.errors import ConfigError
 from plaudit.forest.batching import BudgetBatchSampler
 from plaudit.models.adapters import base_model
 from plaudit.models.precision import precision_of
+from plaudit.models.steady import rounds_its_inputs
 from plaudit.training.batching import make_sampler, wants_sampler
 from plaudit.training.collator import PreferenceCollator, tokens_of
 from plaudit.training.config import RewardConfig
@@ -106,6 +107,11 @@ class ForestTrainer(Trainer):
     def _is_sharded(self) -> bool:
         return self.is_fsdp_enabled or self.is_deepspeed_enabled
 
+    @property
+    def _can_widen(self) -> bool:
+        """Whether the model can run in float32 for a while; where not, the run's own precision must do."""
+        return not (self._is_sharded or rounds_its_inputs(base_model(self.model)))
+
     def _compare_layouts(self, model: nn.Module) -> None:
         """Score a few rows in both layouts on every process; the first one decides for all."""
         if self.layout != "forest" or self._layout_is_compared:
@@ -114,8 +120,7 @@ class ForestTrainer(Trainer):
         try:
             decision = [self._difference(model)]
         except Unclear:
-            # Sharded weights cannot be widened in place: there the run's own precision must do.
-            decision = [None if self._is_sharded else self._difference(model, wide=True)]
+            decision = [self._difference(model, wide=True) if self._can_widen else None]
         (reason,) = broadcast_object_list(decision)
         if reason is None:
             return
@@ -127,8 +132,7 @@ class ForestTrainer(Trainer):
     def _difference(self, model: nn.Module, *, wide: bool = False) -> str | None:
         """What speaks against the forest; in float32 if `wide`, or where the precision itself would."""
         base = base_model(self.model)
-        # Sharded weights cannot be widened in place; those are compared in the run's own precision.
-        wide = wide or (routes_experts(base) and not self._is_sharded)
+        wide = wide or (routes_experts(base) and self._can_widen)
         precision = torch.float32 if wide else self._precision(base)
         # An evaluation before has wrapped the forward in autocast.
         forward = vars(model).get("_original_forward", model) if wide else model

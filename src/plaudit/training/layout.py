@@ -14,6 +14,7 @@ from plaudit.forest import attention
 from plaudit.models.adapters import base_model
 from plaudit.models.head import reads_last_position
 from plaudit.models.precision import share_of_rounding
+from plaudit.models.steady import is_quantized_layer
 from plaudit.training.config import RewardConfig
 
 __all__ = ["Unclear", "choose_layout", "compare_layouts", "in_float32", "routes_experts"]
@@ -68,15 +69,24 @@ def routes_experts(model: PreTrainedModel) -> bool:
 
 @contextmanager
 def in_float32(model: nn.Module) -> Iterator[None]:
-    """The model's weights in float32 for a while; then the same tensors as before."""
-    narrow = {p: p.data for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16)}
+    """The model's weights in float32 for a while, and what 4-bit layers compute in; then the same as before."""
+    layers = [module for module in model.modules() if is_quantized_layer(module)]
+    packed = {id(layer.weight) for layer in layers}  # stored in any type: its numbers are not that type's
+    narrow = {
+        p: p.data for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16) and id(p) not in packed
+    }
+    computed = {layer: layer.compute_dtype for layer in layers if hasattr(layer, "compute_dtype")}
     try:
         for parameter in narrow:
             parameter.data = parameter.data.float()
+        for layer in computed:
+            layer.compute_dtype = torch.float32  # type: ignore[assignment]
         yield
     finally:
         for parameter, data in narrow.items():
             parameter.data = data
+        for layer, dtype in computed.items():
+            layer.compute_dtype = dtype
 
 
 class Unclear(Exception):  # noqa: N818  # an outcome, caught where it is raised

@@ -16,8 +16,9 @@ from transformers.trainer_utils import get_last_checkpoint
 from plaudit.data.rendering import choose_pad_token, set_chat_template, set_eos_token
 from plaudit.errors import ConfigError, DataError, ModelError
 from plaudit.models.adapters import add_adapter, base_model, check_head_is_trained
-from plaudit.models.head import bind_reward_forward, check_one_label
+from plaudit.models.head import bind_reward_forward, check_one_label, reset_head
 from plaudit.models.load import embedding_rows, grow_embedding, load_model, load_tokenizer
+from plaudit.models.moving import is_language_model, to_sequence_classifier
 from plaudit.training.batching import wants_sampler
 from plaudit.training.config import RewardConfig
 
@@ -69,18 +70,26 @@ def prepare_model(
             "`peft_config` is given, but the model already has an adapter. Leave `peft_config` out to train that one "
             "on, or merge it first (`model.merge_and_unload()`)."
         )
+    if isinstance(model, PeftModel) and is_language_model(model.get_base_model()):
+        model = to_sequence_classifier(model, [tokenizer.name_or_path] if tokenizer is not None else [])
     base = base_model(model)
     check_one_label(base)
+    if peft_config is None and not isinstance(model, PeftModel):
+        _check_trains_in_full(base)
     tokenizer = tokenizer if tokenizer is not None else _load_tokenizer(source, base, args)
     frozen = peft_config is not None or isinstance(model, PeftModel) or getattr(base, "is_quantized", False)
     settle_tokens(base, tokenizer, args, frozen_base=frozen)
     if peft_config is not None:
-        model = add_adapter(base, peft_config)
+        revision = args.load_options.get("revision")
+        model = add_adapter(base, peft_config, revision=revision, dropout=not args.disable_dropout)
     if isinstance(model, PeftModel):
         check_head_is_trained(model)
+        _hint_at_learning_rate(args)
         if args.activation_checkpointing:
             model.enable_input_require_grads()  # else nothing below the first frozen layer would get a gradient
     bind_reward_forward(base)
+    if args.reinit_head:
+        reset_head(base, args.seed)
     if args.disable_dropout:
         disable_dropout(model)
     return model, tokenizer
@@ -90,6 +99,22 @@ def _warn_of_ignored(args: RewardConfig, quantization_config: Any) -> None:
     for name, value in (("model_init_kwargs", args.model_init_kwargs), ("quantization_config", quantization_config)):
         if value is not None:
             logger.warning("`%s` is ignored: the model is already loaded. Pass its name instead.", name)
+
+
+def _check_trains_in_full(base: PreTrainedModel) -> None:
+    if getattr(base, "is_quantized", False):
+        raise ConfigError(
+            "the model's weights are quantised, and quantised weights cannot train. Train an adapter on them: pass "
+            "`peft_config=LoraConfig()` (on the command line, --use_peft), or leave the quantisation out."
+        )
+
+
+def _hint_at_learning_rate(args: RewardConfig) -> None:
+    default = RewardConfig.learning_rate
+    if args.learning_rate == default:
+        logger.warning(
+            "learning_rate=%g is the default for training all weights; an adapter usually wants about 1e-3", default
+        )
 
 
 def _load_tokenizer(source: str | None, base: PreTrainedModel, args: RewardConfig) -> PreTrainedTokenizerBase:

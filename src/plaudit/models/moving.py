@@ -1,0 +1,98 @@
+"""From a language model with a reward adapter on it to the sequence classifier that the adapter was trained for."""
+
+import copy
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers.utils import find_adapter_config_file
+
+from plaudit.errors import ModelError
+from plaudit.models.adapters import Adapter, rewrap, take_off
+from plaudit.models.saved_adapter import SavedAdapter
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+__all__ = ["is_language_model", "to_sequence_classifier"]
+
+
+def is_language_model(model: PreTrainedModel) -> bool:
+    """Whether the model ends in a language model's head."""
+    return model.get_output_embeddings() is not None
+
+
+def to_sequence_classifier(model: "PeftModel", folders: Iterable[str]) -> "PeftModel":
+    """Move a reward adapter from a language model onto the sequence classifier, with the head from its folder.
+
+    A language model has no place for the head, so PEFT drops it when it loads the adapter; and nothing in the model
+    says where it came from. So the folder must be known some other way, and is taken only if its adapter is this one.
+
+    Args:
+        model: An adapter on a language model. Taken apart: its backbone goes over, without a copy.
+        folders: Where the adapter may have come from, such as where its tokenizer did.
+
+    Returns:
+        The adapter with equal weights, which train or not as before, on a sequence classifier with the saved head.
+
+    Raises:
+        ModelError: None of the folders holds this adapter and a head.
+    """
+    adapter = take_off(model)
+    saved = next((each for each in map(_read, folders) if each is not None and _is_same(adapter, each)), None)
+    if saved is None:
+        raise ModelError(
+            "the model is a language model with an adapter and without a reward head, which PEFT leaves out there. "
+            "Pass the adapter's folder itself, as a string: RewardTrainer(model='the/adapter/folder', ...), or load it "
+            "with AutoPeftModelForSequenceClassification.from_pretrained('the/adapter/folder', num_labels=1, "
+            "is_trainable=True)."
+        )
+    if not saved.head:
+        raise ModelError(
+            f"{saved.path}: this adapter has no reward head, so it is none of a reward model. To train a new one from "
+            f"it, merge it into its model first (`model.merge_and_unload()`, `save_pretrained`), and start from that."
+        )
+    classifier = _with_backbone_of(model.get_base_model(), saved.head)
+    backbone = f"base_model.model.{classifier.base_model_prefix}."
+    weights = {key: value for key, value in adapter.weights.items() if key.startswith(backbone)}
+    weights |= {f"base_model.model.{key}": value for key, value in saved.head.items()}
+    config = copy.deepcopy(saved.config)  # whose `modules_to_save` names the head
+    return rewrap(classifier, Adapter(adapter.name, config, weights, adapter.trains))
+
+
+def _read(folder: str) -> SavedAdapter | None:
+    try:
+        return SavedAdapter.read(folder) if find_adapter_config_file(folder) is not None else None
+    except (OSError, ValueError):
+        return None
+
+
+def _is_same(adapter: Adapter, saved: SavedAdapter) -> bool:
+    shared = [(value, saved.weights[key]) for key, value in adapter.weights.items() if key in saved.weights]
+    return bool(shared) and all(
+        one.shape == other.shape and torch.equal(one.cpu(), other.to(one.dtype)) for one, other in shared
+    )
+
+
+def _with_backbone_of(model: PreTrainedModel, head: dict[str, torch.Tensor]) -> PreTrainedModel:
+    """A sequence classifier with one label around the model's own backbone, and a head of these weights."""
+    model.config.num_labels = 1
+    with torch.device("meta"):
+        classifier: Any = AutoModelForSequenceClassification.from_config(model.config)
+    classifier.config = model.config  # the very one that the backbone's layers read
+    name = classifier.base_model_prefix
+    backbone = getattr(model, name, None)
+    if type(backbone) is not type(getattr(classifier, name)):
+        raise ModelError(
+            f"the backbone of {type(model).__name__} is not that of {type(classifier).__name__}. Pass the adapter's "
+            f"folder itself, as a string."
+        )
+    setattr(classifier, name, backbone)
+    for key, value in head.items():
+        module, _, parameter = key.rpartition(".")
+        setattr(classifier.get_submodule(module), parameter, torch.nn.Parameter(value.to(model.device)))
+    for attribute in ("is_quantized", "hf_quantizer", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit"):
+        if attribute in vars(model):
+            setattr(classifier, attribute, getattr(model, attribute))
+    return classifier.train(model.training)

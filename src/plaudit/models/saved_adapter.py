@@ -1,0 +1,110 @@
+"""What an adapter's folder holds: its configuration, its weights, and what `reward.json` says of the base."""
+
+import copy
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.utils import cached_file
+
+from plaudit.errors import ModelError
+from plaudit.models.adapters import quiet_about_checkpointing, without_known_heads
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+
+__all__ = ["SavedAdapter"]
+
+
+@dataclass(frozen=True)
+class SavedAdapter:
+    """An adapter in a folder or on the hub, as Plaudit, TRL or plain PEFT save it.
+
+    Attributes:
+        path: Where it is.
+        config: Its configuration.
+        weights: By PEFT's names.
+        quantization: How its base was quantised, where `reward.json` says so.
+        hub: Which version on the hub.
+    """
+
+    path: str
+    config: "PeftConfig"
+    weights: dict[str, torch.Tensor]
+    quantization: dict[str, Any] | None
+    hub: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: str, **hub: Any) -> "SavedAdapter":
+        """Read an adapter's files.
+
+        Args:
+            path: Its folder or hub id.
+            **hub: `revision`, `subfolder`, `token`, `cache_dir`.
+
+        Raises:
+            ModelError: It has no weights, or does not name its base model.
+        """
+        from peft import PeftConfig
+        from peft.utils import load_peft_weights
+
+        config = PeftConfig.from_pretrained(path, **hub)
+        if not config.base_model_name_or_path:
+            raise ModelError(
+                f"{path}: its adapter_config.json does not name the base model (`base_model_name_or_path`)."
+            )
+        try:
+            weights = load_peft_weights(path, device="cpu", **hub)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{path}: its adapter has no weights ({error}).") from error
+        return cls(path, config, weights, _quantization(path, hub), hub)
+
+    @property
+    def head(self) -> dict[str, torch.Tensor]:
+        """Weights of the head and of what feeds it, by their names in the model; empty without a head of one output."""
+        # What PEFT writes before the name that a weight has in the model.
+        prefix = "base_model." if self.config.is_prompt_learning else "base_model.model."
+        known = {"score", "classifier", *(self.config.modules_to_save or ())}
+        found = {
+            key.removeprefix(prefix): value
+            for key, value in self.weights.items()
+            if key.removeprefix(prefix).split(".")[0] in known and "lora_" not in key
+        }
+        return found if any(value.ndim == 2 and len(value) == 1 for value in found.values()) else {}
+
+    def put_on(self, model: PreTrainedModel, *, is_trainable: bool) -> "PeftModel":
+        """The adapter on its base model.
+
+        Args:
+            model: A sequence classifier with one label.
+            is_trainable: Whether its weights train on.
+
+        Raises:
+            ModelError: It is prefix or prompt tuning, which PEFT loads for scoring only.
+        """
+        from peft import PeftModel, TaskType
+
+        config = copy.deepcopy(self.config)
+        if config.is_prompt_learning and is_trainable:
+            raise ModelError(
+                f"{self.path}: prefix and prompt tuning cannot train on: PEFT loads their adapters for scoring only."
+            )
+        # Whatever task it was saved for: with its head it is a sequence classifier's, and without it is none's.
+        config.task_type = TaskType.SEQ_CLS if self.head else None
+        if hasattr(config, "modules_to_save"):
+            named = config.modules_to_save or ()
+            held = {name for name in named if any(f".{name}." in key for key in self.weights)}
+            config.modules_to_save = (without_known_heads(held) if self.head else sorted(held)) or None
+        with quiet_about_checkpointing():
+            return PeftModel.from_pretrained(model, self.path, config=config, is_trainable=is_trainable, **self.hub)
+
+
+def _quantization(path: str, hub: dict[str, Any]) -> dict[str, Any] | None:
+    try:
+        found = cached_file(path, "reward.json", **hub, _raise_exceptions_for_missing_entries=False)
+    except OSError:  # the hub cannot be asked
+        return None
+    return json.loads(Path(found).read_text(encoding="utf-8")).get("quantization") if found else None

@@ -1,0 +1,240 @@
+"""A reward model trains on from where it was, however it is handed over."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import (
+    AutoPeftModelForCausalLM,
+    AutoPeftModelForSequenceClassification,
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+)
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig
+
+from plaudit.errors import ModelError
+from plaudit.models.adapters import add_adapter, base_model
+from plaudit.models.head import bind_reward_forward
+from plaudit.models.load import load_model
+from plaudit.models.moving import to_sequence_classifier
+
+IDS = torch.arange(3, 43).view(4, 10)
+MASK = torch.ones_like(IDS)
+
+
+@torch.no_grad()
+def rewards_of(model):
+    bind_reward_forward(base_model(model))
+    return model.eval()(input_ids=IDS, attention_mask=MASK).logits
+
+
+def weights_of(model):
+    return {name: value for name, value in model.named_parameters() if "lora_" in name or "score" in name}
+
+
+@pytest.fixture
+def adapter(base_folder, tokenizer, tmp_path):
+    """A reward adapter's folder as Plaudit saves it, and its rewards. The head is large, so that it matters."""
+    model = add_adapter(load_model(str(base_folder)), LoraConfig(init_lora_weights=False))
+    torch.nn.init.normal_(base_model(model).score.modules_to_save["default"].weight)
+    return saved(model, tokenizer, tmp_path / "adapter")
+
+
+def saved(model, tokenizer, folder):
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder, rewards_of(model)
+
+
+def as_trl_saves_it(base_folder, tokenizer, folder, **options):
+    """TRL 1.16 adds no task type and no head: it hands the configuration to PEFT as it is."""
+    base = AutoModelForSequenceClassification.from_pretrained(base_folder, num_labels=1, dtype=torch.float32)
+    model = get_peft_model(base, LoraConfig(init_lora_weights=False, **options))
+    torch.nn.init.normal_(base_model(model).score.weight)
+    return saved(model, tokenizer, folder)
+
+
+def rewrite(folder, **changes):
+    path = Path(folder, "adapter_config.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def everything_trains(model):
+    return all(value.requires_grad for name, value in weights_of(model).items() if "original_module" not in name)
+
+
+# A path
+
+
+def test_a_path_resumes_the_adapter_and_its_head(adapter):
+    folder, expected = adapter
+    model = load_model(str(folder))
+    assert torch.equal(rewards_of(model), expected)
+    assert everything_trains(model)
+
+
+@pytest.mark.parametrize("options", [{"task_type": "SEQ_CLS"}, {"modules_to_save": ["score"]}])
+def test_the_path_of_an_adapter_that_trl_saved_will_do(base_folder, tokenizer, tmp_path, options):
+    folder, expected = as_trl_saves_it(base_folder, tokenizer, tmp_path / "trl", **options)
+    model = load_model(str(folder))
+    assert torch.equal(rewards_of(model), expected)
+    assert everything_trains(model)
+
+
+def test_an_adapter_with_a_head_may_name_another_task(adapter):
+    folder, expected = adapter
+    rewrite(folder, task_type="CAUSAL_LM")  # as TRL's default was while PEFT still took it
+    model = load_model(str(folder))
+    assert torch.equal(rewards_of(model), expected)
+    assert everything_trains(model)
+
+
+def test_the_path_of_an_adapter_that_was_saved_without_its_head_is_refused(base_folder, tokenizer, tmp_path):
+    folder, _ = as_trl_saves_it(base_folder, tokenizer, tmp_path / "trl")
+    with pytest.raises(ModelError, match=r"trl: this adapter has no reward head, so its base must have one"):
+        load_model(str(folder))
+
+
+def test_without_its_own_head_an_adapter_scores_with_that_of_its_base(make_model, tokenizer, tmp_path):
+    saved(make_model(seed=3), tokenizer, tmp_path / "base")
+    folder, expected = as_trl_saves_it_on_a_reward_model(tmp_path / "base", tokenizer, tmp_path / "adapter")
+    assert torch.equal(rewards_of(load_model(str(folder), is_trainable=False, new_head=False)), expected)
+
+
+def as_trl_saves_it_on_a_reward_model(base, tokenizer, folder):
+    model = AutoModelForSequenceClassification.from_pretrained(base)
+    return saved(get_peft_model(model, LoraConfig(init_lora_weights=False)), tokenizer, folder)
+
+
+def test_saving_again_and_again_does_not_lengthen_the_configuration(adapter, tokenizer, tmp_path):
+    folder, expected = adapter
+    before = json.loads((folder / "adapter_config.json").read_text())["modules_to_save"]
+    for round_ in range(2):
+        folder, rewards = saved(load_model(str(folder)), tokenizer, tmp_path / f"round{round_}")
+    assert json.loads((folder / "adapter_config.json").read_text())["modules_to_save"] == before
+    assert torch.equal(rewards, expected)
+
+
+# PEFT's own calls
+
+
+@pytest.mark.parametrize("asks", ["num_labels=1", "a base with one label"])
+def test_the_sequence_classifier_call_works(adapter, base_folder, asks):
+    folder, expected = adapter
+    options = {"num_labels": 1} if "num_labels" in asks else {}
+    if not options:  # then it is the base's configuration that must say so
+        path = base_folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"id2label": {"0": "LABEL_0"}}))
+    model = AutoPeftModelForSequenceClassification.from_pretrained(
+        folder, is_trainable=True, dtype=torch.float32, **options
+    )
+    assert torch.equal(rewards_of(model), expected)
+    assert everything_trains(model)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "said"),
+    [
+        (AutoPeftModelForSequenceClassification, RuntimeError, "size mismatch for .*score"),
+        (AutoPeftModelForCausalLM, ValueError, "Expected target PEFT class: PeftModelForSequenceClassification"),
+    ],
+)
+def test_what_peft_refuses_by_itself_it_refuses_still(adapter, call, error, said):
+    """As docs/adapters.md says; the day that one of them works, the docs can say so."""
+    with pytest.raises(error, match=said):
+        call.from_pretrained(adapter[0], is_trainable=True)
+
+
+# A language model with the adapter on it
+
+
+def on_language_model(folder, base_folder, call, **options):
+    options = {"is_trainable": True} | options
+    if call == "AutoPeftModelForCausalLM":
+        rewrite(folder, task_type="CAUSAL_LM")
+        return AutoPeftModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
+    return PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32), folder, **options
+    )
+
+
+@pytest.mark.parametrize("trains", [True, False])
+@pytest.mark.parametrize("call", ["AutoPeftModelForCausalLM", "PeftModel"])
+def test_an_adapter_moves_from_a_language_model_with_its_head(adapter, base_folder, call, trains):
+    folder, expected = adapter
+    given = on_language_model(folder, base_folder, call, is_trainable=trains)
+    before = {name: value.clone() for name, value in weights_of(given).items()}
+    backbone = given.get_base_model().model
+    model = to_sequence_classifier(given, ["no/such/folder", str(base_folder), str(folder)])
+    after = weights_of(model)
+    assert before
+    assert all(
+        torch.equal(after[name], value) and after[name].requires_grad == trains for name, value in before.items()
+    )
+    assert base_model(model).model is backbone  # no second copy of a large model
+    assert base_model(model).model.config is base_model(model).config
+    assert everything_trains(model) == trains
+    assert torch.equal(rewards_of(model), expected)
+
+
+def test_a_quantised_language_model_hands_over_its_backbone(base_folder, tokenizer, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    quantization = BitsAndBytesConfig(load_in_4bit=True)
+    model = add_adapter(
+        load_model(str(base_folder), quantization_config=quantization), LoraConfig(init_lora_weights=False)
+    )
+    folder, expected = saved(model, tokenizer, tmp_path / "adapter")
+    base = AutoModelForCausalLM.from_pretrained(
+        base_folder, dtype=torch.float32, quantization_config=BitsAndBytesConfig(load_in_4bit=True)
+    )
+    moved = to_sequence_classifier(PeftModel.from_pretrained(base, folder, is_trainable=True), [str(folder)])
+    assert base_model(moved).is_quantized
+    torch.testing.assert_close(rewards_of(moved), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_a_folder_with_another_adapter_is_not_taken(adapter, base_folder, tokenizer, tmp_path):
+    other = add_adapter(load_model(str(base_folder)), LoraConfig(init_lora_weights=False))
+    saved(other, tokenizer, tmp_path / "other")
+    given = on_language_model(adapter[0], base_folder, "PeftModel")
+    with pytest.raises(ModelError, match=r"Pass the adapter's folder itself.*num_labels=1"):
+        to_sequence_classifier(given, [str(tmp_path / "other")])
+
+
+def test_a_language_models_adapter_without_a_head_is_an_error(adapter, base_folder):
+    folder, _ = adapter
+    weights = load_file(folder / "adapter_model.safetensors")
+    save_file({n: v for n, v in weights.items() if "score" not in n}, folder / "adapter_model.safetensors")
+    given = on_language_model(folder, base_folder, "AutoPeftModelForCausalLM")
+    with pytest.raises(ModelError, match="this adapter has no reward head, so it is none of a reward model"):
+        to_sequence_classifier(given, [str(folder)])
+
+
+@pytest.mark.parametrize("call", ["AutoPeftModelForCausalLM", "PeftModel"])
+def test_the_trainer_takes_it_where_the_tokenizer_says_where_it_came_from(make_trainer, adapter, base_folder, call):
+    folder, expected = adapter
+    trainer = make_trainer(
+        model=on_language_model(folder, base_folder, call), processing_class=AutoTokenizer.from_pretrained(folder),
+        max_steps=1,
+    )  # fmt: skip
+    assert torch.equal(rewards_of(trainer.model), expected)
+    assert trainer.layout == "forest"
+    before = {name: value.detach().clone() for name, value in weights_of(trainer.model).items()}
+    trainer.train()
+    assert all(torch.equal(v, before[n]) == ("original_module" in n) for n, v in weights_of(trainer.model).items())
+    trainer.save_model()
+    assert torch.equal(rewards_of(load_model(trainer.args.output_dir)), rewards_of(trainer.model))
+
+
+def test_the_trainer_names_the_call_where_nothing_says_where_it_came_from(make_trainer, adapter, base_folder):
+    tokenizer = AutoTokenizer.from_pretrained(base_folder)
+    with pytest.raises(ModelError, match=r"RewardTrainer\(model='the/adapter/folder'"):
+        make_trainer(model=on_language_model(adapter[0], base_folder, "PeftModel"), processing_class=tokenizer)
+
+
+def test_a_fresh_adapter_on_a_language_model_has_no_head(make_trainer, base_folder):
+    fresh = get_peft_model(AutoModelForCausalLM.from_pretrained(base_folder), LoraConfig(task_type="CAUSAL_LM"))
+    with pytest.raises(ModelError, match="a language model with an adapter and without a reward head"):
+        make_trainer(model=fresh, processing_class=AutoTokenizer.from_pretrained(base_folder))
