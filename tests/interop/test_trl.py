@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
+from peft import LoraConfig
 
 import plaudit
 
@@ -75,3 +77,37 @@ def test_a_few_steps_have_the_same_loss_and_gradient(tmp_path):
     differences = [float(line.split()[-1]) for line in result.stdout.splitlines() if line.startswith("largest")]
     assert len(differences) == 5
     assert max(differences) <= 1e-5  # float32; the loss itself may differ by 1e-4 at most
+
+
+@pytest.mark.parametrize("options", [{"task_type": "SEQ_CLS"}, {"modules_to_save": ["score"]}])
+def test_an_adapter_that_trl_trained_and_saved_trains_on_from_where_it_was(
+    base_folder, tmp_path, text_rows, make_trainer, options
+):
+    config = trl.RewardConfig(
+        str(tmp_path / "trl"), per_device_eval_batch_size=10, bf16=False, use_cpu=True, report_to="none", max_steps=2,
+        learning_rate=1e-2, gradient_checkpointing=False, save_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    theirs = trl.RewardTrainer(
+        model=str(base_folder), args=config, train_dataset=Dataset.from_list(text_rows),
+        eval_dataset=Dataset.from_list(text_rows), peft_config=LoraConfig(**options),
+    )  # fmt: skip
+    theirs.train()
+    last = theirs.evaluate()["eval_loss"]
+    theirs.save_model()
+    ours = make_trainer(model=str(tmp_path / "trl"), max_steps=1, per_device_train_batch_size=10)
+    ours.train()
+    assert ours.state.log_history[0]["loss"] == pytest.approx(last, rel=2e-6)
+    head = theirs.model.get_base_model().score.modules_to_save["default"].weight
+    again = make_trainer(model=str(tmp_path / "trl")).model.get_base_model().score.modules_to_save["default"].weight
+    assert torch.equal(head, again)
+
+
+def test_trls_own_default_task_type_fails_before_any_training(base_folder, text_rows, tmp_path):
+    """So no adapter of TRL 1.16's says CAUSAL_LM; those of older versions may."""
+    peft_config = trl.get_peft_config(trl.ModelConfig(use_peft=True))
+    assert peft_config.task_type == "CAUSAL_LM"
+    with pytest.raises(AttributeError, match="prepare_inputs_for_generation"):
+        trl.RewardTrainer(
+            model=str(base_folder), args=trl.RewardConfig(str(tmp_path / "trl"), bf16=False, use_cpu=True),
+            train_dataset=Dataset.from_list(text_rows), peft_config=peft_config,
+        )  # fmt: skip

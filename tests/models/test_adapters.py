@@ -147,7 +147,9 @@ def test_an_adapter_comes_off_and_goes_on_again_as_it_was(make_model):
     base = model.get_base_model()
     adapter = take_off(model)
     assert not any("lora_" in name for name, _ in base.named_parameters())
-    after = dict(rewrap(base, adapter).named_parameters())
+    again = rewrap(base, adapter)
+    assert again.peft_config["default"].modules_to_save == adapter.config.modules_to_save  # and not longer
+    after = dict(again.named_parameters())
     assert after.keys() == before.keys()
     for name, (value, trains) in before.items():
         assert torch.equal(after[name], value), name

@@ -1,6 +1,7 @@
 """bitsandbytes runs its layers on the CPU: what holds there is tested there. What CUDA does is in the `gpu` tests."""
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -236,6 +237,16 @@ def test_a_quantised_model_without_an_adapter_is_dequantised_too(base_folder):
     torch.testing.assert_close(rewards_of(dequantized(model)), expected, atol=2e-6, rtol=2e-6)
 
 
+def test_dequantised_weights_can_train_in_full(base_folder, tokenizer, make_trainer):
+    model = load_model(str(base_folder), quantization_config=CONFIGS["nf4"]())
+    model = dequantized(model)
+    assert not hasattr(model, "is_loaded_in_4bit")  # by which the Trainer and PEFT would still go
+    trainer = make_trainer(model=model.requires_grad_(True), processing_class=tokenizer, max_steps=1)
+    before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+    trainer.train()
+    assert not any(torch.equal(value, before[name]) for name, value in trainer.model.named_parameters())
+
+
 def test_a_plain_model_comes_back_as_it_is(make_model):
     model = make_model()
     assert dequantized(model) is model
@@ -260,6 +271,7 @@ def test_a_quantised_base_folder_gets_a_head_and_trains(
     trainer.save_model()
     say(trainer.args.output_dir, describe_quantization(trainer.model))  # must not be given to a base that has its own
     texts = [row["prompt"] + row["chosen"] for row in text_rows]
+    warnings.filterwarnings("error", message="You passed `quantization_config`")
     scores = RewardModel.from_pretrained(trainer.args.output_dir, dtype="float32", device="cpu").score(texts)
     assert scores == pytest.approx(expected, abs=2e-6)
 

@@ -80,7 +80,6 @@ def _with_backbone_of(model: PreTrainedModel, head: dict[str, torch.Tensor]) -> 
     model.config.num_labels = 1
     with torch.device("meta"):
         classifier: Any = AutoModelForSequenceClassification.from_config(model.config)
-    classifier.config = model.config  # the very one that the backbone's layers read
     name = classifier.base_model_prefix
     backbone = getattr(model, name, None)
     if type(backbone) is not type(getattr(classifier, name)):
