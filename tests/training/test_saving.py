@@ -357,11 +357,32 @@ def test_every_checkpoint_comes_with_a_log_so_that_resumed_figures_agree(make_tr
     assert logs[0] == logs[1]
 
 
-def test_a_finished_run_is_not_resumed_past_its_end(make_trainer):
-    trainer = make_trainer(max_steps=2, save_strategy="steps", save_steps=2)
-    trainer.train()
-    with pytest.raises(ConfigError, match="checkpoint-2 is at step 2, and max_steps=2: nothing is left"):
-        make_trainer(max_steps=2).train(resume_from_checkpoint=True)
+@pytest.mark.parametrize("length", [{"max_steps": 4}, {"num_train_epochs": 2}])
+def test_a_finished_run_that_is_resumed_trains_nothing_and_ends_as_it_did(make_trainer, text_rows, length, caplog):
+    options = {
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "learning_rate": 1e-2,
+        "train_dataset": text_rows[:8],
+    } | length
+    whole = make_trainer(**options)
+    expected = whole.train().training_loss
+    resumed = make_trainer(**options)
+    assert resumed.train(resume_from_checkpoint=True).training_loss == pytest.approx(expected, rel=1e-6)
+    assert resumed.state.global_step == whole.state.global_step == 4
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(weight, resumed.model.state_dict()[name]), name
+
+
+def test_a_run_resumed_in_the_middle_of_an_epoch_past_its_last_step_trains_nothing(make_trainer, caplog):
+    options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-2}  # of 3 in an epoch
+    whole = make_trainer(**options)
+    whole.train()
+    resumed = make_trainer(**options)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 2
+    assert "nothing left to train" in caplog.text
+    assert torch.equal(whole.model.score.weight, resumed.model.score.weight)
 
 
 @pytest.mark.parametrize("kind", ["text", "chat"])
