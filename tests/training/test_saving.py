@@ -11,7 +11,6 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from transformers.trainer_utils import get_last_checkpoint
 
 from plaudit import RewardModel
-from plaudit.errors import ConfigError
 
 
 def steps_saved(trainer):
@@ -358,7 +357,7 @@ def test_every_checkpoint_comes_with_a_log_so_that_resumed_figures_agree(make_tr
 
 
 @pytest.mark.parametrize("length", [{"max_steps": 4}, {"num_train_epochs": 2}])
-def test_a_finished_run_that_is_resumed_trains_nothing_and_ends_as_it_did(make_trainer, text_rows, length, caplog):
+def test_a_finished_run_that_is_resumed_trains_nothing_and_ends_as_it_did(make_trainer, text_rows, length):
     options = {
         "save_strategy": "steps",
         "save_steps": 2,
