@@ -1,5 +1,6 @@
 """A `Trainer` whose saves are whole or not there."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,8 +8,9 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from datasets import IterableDataset
 from torch import nn
-from transformers import Trainer
+from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_last_checkpoint, sort_checkpoints
@@ -26,6 +28,8 @@ class StagedSavingTrainer(Trainer):
     It knows nothing of rewards; a subclass adds files of its own in `_write_model`.
     """
 
+    _total_loss_scalar: float
+
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train, as `Trainer.train` does, once the run's folder is in order and the checkpoint looked at.
 
@@ -42,6 +46,19 @@ class StagedSavingTrainer(Trainer):
         if isinstance(resume_from_checkpoint, str) and Path(resume_from_checkpoint).is_dir():
             check_intact(Path(resume_from_checkpoint))
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _init_training_state(
+        self, max_steps: int, steps: int, epochs: int, checkpoint: str | None, trial: Any
+    ) -> tuple[int, int]:
+        done, batches = super()._init_training_state(max_steps, steps, epochs, checkpoint, trial)
+        if checkpoint is None or not isinstance(self.train_dataset, IterableDataset) or self.args.ignore_data_skip:
+            return done, batches
+        # The Trainer takes the first pass over a stream to last for all steps. It has begun another when that ended
+        # earlier, and written down how far it was in it, as a share of all batches there could be.
+        saved = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME)))
+        whole = saved.max_steps * self.args.gradient_accumulation_steps
+        done = math.ceil(saved.epoch) - 1
+        return done, round((saved.epoch - done) * whole)
 
     @contextmanager
     def _staged(self, final: Path, *, keep_others: bool, together: bool) -> Iterator[Path]:
