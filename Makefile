@@ -36,6 +36,7 @@ proof: $(VENV)/.installed-test .interop/trl-$(TRL_VERSION)
 	PYTHONPATH=.interop/trl-$(TRL_VERSION) $(BIN)/python benchmarks/train_speed.py --data $(DATA) --checkpointing
 	$(BIN)/python benchmarks/train_speed.py --data $(DATA) --growth
 	$(BIN)/python benchmarks/sharing_cost.py
+	$(BIN)/python benchmarks/faults.py --kills 20
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Plaudit needs Python 3.11 or newer")'

@@ -4,6 +4,7 @@
     ├── DataError      (ValueError)  a row, a column or a split is not what training or scoring needs
     ├── ConfigError    (ValueError)  an option, or a combination of options, that cannot work
     ├── ModelError     (ValueError)  a model, its head or its tokenizer cannot serve as a reward model
+    ├── TrainingError   (RuntimeError) a run that cannot go on: a loss, a reward or a gradient is not finite
     └── CheckpointError (RuntimeError) a folder that could not be written, read or trusted
 
 Each message says what was expected, what came, and what to do about it. They derive from the built-in exception
@@ -11,7 +12,7 @@ that TRL's and transformers' users catch today, so that `except ValueError` keep
 They carry nothing but their message: `datasets.map` with several processes pickles them.
 """
 
-__all__ = ["CheckpointError", "ConfigError", "DataError", "ModelError", "PlauditError"]
+__all__ = ["CheckpointError", "ConfigError", "DataError", "ModelError", "PlauditError", "TrainingError"]
 
 
 class PlauditError(Exception):
@@ -28,6 +29,10 @@ class ConfigError(PlauditError, ValueError):
 
 class ModelError(PlauditError, ValueError):
     """A model, its head or its tokenizer cannot serve as a reward model."""
+
+
+class TrainingError(PlauditError, RuntimeError):
+    """A run that cannot go on: a loss, a reward or a gradient is not finite."""
 
 
 class CheckpointError(PlauditError, RuntimeError):

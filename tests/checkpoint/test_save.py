@@ -3,11 +3,13 @@ import signal
 import subprocess
 import sys
 import textwrap
+from functools import partial
+from pathlib import Path
 
 import pytest
 from transformers.trainer_utils import get_last_checkpoint
 
-from plaudit.checkpoint.save import staged_folder
+from plaudit.checkpoint.save import recover, remove_folder, staged_folder
 
 
 def alone():
@@ -74,7 +76,7 @@ def test_a_process_killed_while_writing_leaves_the_old_folder_and_the_next_save_
     script = f"""
         import os, signal
         from pathlib import Path
-        from plaudit.checkpoint.save import staged_folder
+        from plaudit.checkpoint.save import recover, remove_folder, staged_folder
         final = Path({str(final)!r})
         with staged_folder(final, keep_others={keep_others}, writes=True, barrier=lambda: None) as folder:
             (folder / "model").write_text("half")
@@ -151,3 +153,111 @@ def test_what_another_kind_of_model_left_is_gone(tmp_path):
         (folder / "config.json").write_text("new")
         (folder / "model.safetensors").write_text("new")
     assert {path.name for path in final.iterdir()} == {"checkpoint-3", "config.json", "model.safetensors", "notes.txt"}
+
+
+# Killed at every single call that touches the disk
+
+TOUCHING = {"open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "shutil.rmtree"}
+OLD = {"config.json": "old", "adapter_model.safetensors": "old", "sub/part": "old"}
+NEW = {"config.json": "new", "model.safetensors": "new", "sub/part": "new", "more": "new"}
+
+
+def killed_at(call, act):
+    """Run `act` in a process that is killed before its call number `call` to the file system; whether it was."""
+    child = os.fork()
+    if child == 0:
+        calls = iter(range(1, 1 << 30))
+        sys.addaudithook(lambda event, _: event in TOUCHING and next(calls) == call and os.kill(os.getpid(), 9))
+        act()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def each_kill(act, prepare, folder):
+    """A fresh folder as a kill at each call has left it."""
+    call, killed = 0, True
+    while killed:
+        call += 1
+        run = folder / str(call)
+        prepare(run)
+        killed = killed_at(call, partial(act, run))
+        yield run
+    assert call > 5
+
+
+@pytest.mark.parametrize("before", [None, OLD])
+def test_a_checkpoint_whose_save_is_killed_anywhere_is_the_old_one_or_the_new_one(tmp_path, before):
+    def prepare(run):
+        save(run / "checkpoint-1", {"model": "1"})
+        if before:
+            save(run / "checkpoint-2", before)
+
+    seen = []
+    for run in each_kill(lambda run: save(run / "checkpoint-2", NEW), prepare, tmp_path):
+        newest = get_last_checkpoint(str(run))
+        assert content(Path(newest)) in ({"model": "1"}, before, NEW)
+        recover(run)
+        assert {path.name for path in run.iterdir()} <= {"checkpoint-1", "checkpoint-2"}
+        seen.append(content(run / "checkpoint-2"))
+        assert seen[-1] in (before or {}, NEW)
+        assert content(run / "checkpoint-1") == {"model": "1"}
+    assert seen[0] == (before or {})
+    assert seen[-1] == NEW
+
+
+def test_a_save_among_others_that_is_killed_anywhere_is_undone_or_ended(tmp_path):
+    others = {"checkpoint-1/model": "1", "notes.txt": "mine"}
+
+    def prepare(run):
+        for name, text in (OLD | others).items():
+            (run / name).parent.mkdir(parents=True, exist_ok=True)
+            (run / name).write_text(text)
+
+    seen = []
+    for number, run in enumerate(each_kill(lambda run: save(run, NEW, keep_others=True), prepare, tmp_path)):
+        if number % 2:
+            recover(run)
+        else:  # the next save to the same place does it as well
+            with pytest.raises(OSError, match="the disk is full"):
+                save(run, {"model.safetensors": "third"}, keep_others=True, fail=True)
+        seen.append(content(run))
+        assert seen[-1] in (OLD | others, NEW | others)
+    assert seen[0] == OLD | others
+    assert seen[-1] == NEW | others
+
+
+def test_a_recovery_that_is_killed_anywhere_is_ended_by_the_next(tmp_path):
+    def prepare(run):
+        save(run / "_moving-model", {"config.json": "new", "model.safetensors": "new"})
+        save(run / "_replaced-checkpoint-2", {"model": "2"})
+        save(run / "_saving-checkpoint-3", {"model": "half"})
+        save(run / "_removed-checkpoint-1", {"model": "half"})
+
+    whole = {"config.json": "new", "model.safetensors": "new", "checkpoint-2/model": "2"}
+    for run in each_kill(recover, prepare, tmp_path):
+        recover(run)
+        assert content(run) == whole
+
+
+def test_a_folder_whose_removal_is_killed_anywhere_is_whole_or_gone(tmp_path):
+    for run in each_kill(
+        lambda run: remove_folder(run / "checkpoint-2"), lambda run: save(run / "checkpoint-2", OLD), tmp_path
+    ):
+        assert content(run / "checkpoint-2") in (OLD, {})
+        recover(run)
+        assert {path.name for path in run.iterdir()} <= {"checkpoint-2"}
+
+
+def test_a_first_save_beside_its_place_that_was_killed_leaves_nothing_after_recovery(tmp_path):
+    save(tmp_path / "_saving-run", {"model": "half"})
+    recover(tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_renamed_is_on_the_disk_before(tmp_path, monkeypatch):
+    order = []
+    fsync, rename = os.fsync, os.rename
+    monkeypatch.setattr(os, "fsync", lambda file: order.append(os.readlink(f"/proc/self/fd/{file}")) or fsync(file))
+    monkeypatch.setattr(os, "rename", lambda *paths, **more: order.append("rename") or rename(*paths, **more))
+    save(tmp_path / "a", {"model": "1"})
+    assert order == [f"{tmp_path}/_saving-a/model", f"{tmp_path}/_saving-a", "rename", str(tmp_path)]

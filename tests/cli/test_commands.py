@@ -84,7 +84,8 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does(base_folder, data_f
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(base_folder, data_file, tmp_path):
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_and_termination_save_a_checkpoint_and_say_how_to_go_on(base_folder, data_file, tmp_path, sent, code):
     output = tmp_path / "run"
     command = [*PLAUDIT, *map(str, train_arguments(base_folder, data_file, output, "--max_steps", 100_000))]
     process = subprocess.Popen(
@@ -92,10 +93,10 @@ def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(base_folder, data_file,
     )
     for line in process.stdout:
         if line.startswith("step 4 "):
-            process.send_signal(signal.SIGINT)
+            process.send_signal(sent)
             break
     stdout, stderr = process.communicate(timeout=120)
-    assert process.returncode == 130, stderr
+    assert process.returncode == code, stderr
     step = int(re.search(r"Stopped after step (\d+)", stdout)[1])
     checkpoint = output / f"checkpoint-{step}"
     assert f"--resume_from_checkpoint {checkpoint}" in stdout

@@ -1,4 +1,6 @@
+import errno
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from transformers.trainer_utils import get_last_checkpoint
 
 from plaudit import RewardModel
-from plaudit.errors import ConfigError
+from plaudit.errors import CheckpointError
 
 
 def steps_saved(trainer):
@@ -236,6 +238,44 @@ def test_resume_true_finds_the_last_checkpoint_past_the_leftovers_of_a_killed_sa
     assert resumed.state.global_step == 3
 
 
+def test_a_run_first_puts_its_folder_in_order(make_trainer):
+    options = {"save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-2}
+    whole = make_trainer(max_steps=4, **options)
+    whole.train()
+    output = Path(whole.args.output_dir)
+    output.joinpath("checkpoint-4").rename(output / "_replaced-checkpoint-4")  # killed between two renames
+    for half in ("_saving-checkpoint-4", "_saving-model", "_removed-checkpoint-2"):
+        shutil.copytree(output / "checkpoint-2", output / half)
+    resumed = make_trainer(max_steps=6, **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.log_history[:2] == whole.state.log_history[:2]
+    assert sorted(path.name for path in output.iterdir()) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+
+
+def test_a_checkpoint_that_is_cut_short_is_not_resumed_from(make_trainer):
+    make_trainer(max_steps=2, save_strategy="steps", save_steps=1).train()
+    resumed = make_trainer(max_steps=3)
+    broken = Path(checkpoint(resumed, 2), "optimizer.pt")
+    broken.write_bytes(broken.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="(?s)checkpoint-2' is not whole: optimizer.pt.*from .*checkpoint-1'"):
+        resumed.train(resume_from_checkpoint=True)
+
+
+def test_a_disk_that_is_full_stops_the_run_and_keeps_the_last_checkpoint(make_trainer, monkeypatch):
+    trainer = make_trainer(max_steps=4, save_strategy="steps", save_steps=1)
+    save = torch.save
+
+    def full(value, path, *args, **kwargs):
+        if trainer.state.global_step == 3 and str(path).endswith("scheduler.pt"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return save(value, path, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(CheckpointError, match="(?s)checkpoint-3' could not be written.*checkpoint-2' still stands"):
+        trainer.train()
+    assert sorted(path.name for path in Path(trainer.args.output_dir).iterdir()) == ["checkpoint-1", "checkpoint-2"]
+
+
 # Which checkpoints stay
 
 
@@ -350,11 +390,32 @@ def test_every_checkpoint_comes_with_a_log_so_that_resumed_figures_agree(make_tr
     assert logs[0] == logs[1]
 
 
-def test_a_finished_run_is_not_resumed_past_its_end(make_trainer):
-    trainer = make_trainer(max_steps=2, save_strategy="steps", save_steps=2)
-    trainer.train()
-    with pytest.raises(ConfigError, match="checkpoint-2 is at step 2, and max_steps=2: nothing is left"):
-        make_trainer(max_steps=2).train(resume_from_checkpoint=True)
+@pytest.mark.parametrize("length", [{"max_steps": 4}, {"num_train_epochs": 2}])
+def test_a_finished_run_that_is_resumed_trains_nothing_and_ends_as_it_did(make_trainer, text_rows, length):
+    options = {
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "learning_rate": 1e-2,
+        "train_dataset": text_rows[:8],
+    } | length
+    whole = make_trainer(**options)
+    expected = whole.train().training_loss
+    resumed = make_trainer(**options)
+    assert resumed.train(resume_from_checkpoint=True).training_loss == pytest.approx(expected, rel=1e-6)
+    assert resumed.state.global_step == whole.state.global_step == 4
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(weight, resumed.model.state_dict()[name]), name
+
+
+def test_a_run_resumed_in_the_middle_of_an_epoch_past_its_last_step_trains_nothing(make_trainer, caplog):
+    options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-2}  # of 3 in an epoch
+    whole = make_trainer(**options)
+    whole.train()
+    resumed = make_trainer(**options)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 2
+    assert "nothing left to train" in caplog.text
+    assert torch.equal(whole.model.score.weight, resumed.model.score.weight)
 
 
 @pytest.mark.parametrize("kind", ["text", "chat"])

@@ -141,6 +141,26 @@ def test_two_processes_resume_by_tokens_in_the_second_epoch_bit_for_bit(two):
             np.testing.assert_array_equal(weight, arrays(two, "by-tokens", 1 - rank)[name])
 
 
+@pytest.mark.parametrize("name", load_script().RESUMED)
+def test_two_processes_resume_in_the_middle_of_the_second_epoch_bit_for_bit(two, name):
+    for rank in (0, 1):
+        whole, again = arrays(two, f"whole-{name}", rank), arrays(two, f"again-{name}", rank)
+        assert whole
+        for key, weight in again.items():
+            np.testing.assert_array_equal(weight, whole[key])
+
+
+def test_what_fails_on_one_process_stops_both(two):
+    first, second = (json.loads((two / f"said.{rank}.json").read_text()) for rank in (0, 1))
+    assert first[0] == second[0]  # rewards
+    assert "step 1: a loss or a reward is not finite" in first[0]
+    assert first[0].count("process 1, row ") == 2
+    assert "process 0, row" not in first[0]
+    assert "checkpoint-1' could not be written: [Errno 28] No space left on device" in first[1]
+    assert second[1] == "another process could not write: [Errno 28] No space left on device"
+    assert not list((two / "full").iterdir())
+
+
 def test_batches_by_tokens_deal_every_row_to_one_process_in_each_epoch(two):
     first, second = (json.loads((two / f"plans.{rank}.json").read_text()) for rank in (0, 1))
     for epoch in (0, 1):

@@ -1,5 +1,6 @@
 """What each of two processes runs in `test_two_processes.py`: all its cases, in one start."""
 
+import errno
 import faulthandler
 import json
 import sys
@@ -12,6 +13,7 @@ from peft import LoraConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import build_trainer, pair_rows
+from plaudit.errors import CheckpointError, TrainingError
 from plaudit.training import forest
 
 SGD = {"optimizer_cls_and_kwargs": (torch.optim.SGD, {"lr": 0.05}), "max_grad_norm": 0.0}
@@ -94,6 +96,55 @@ def resume_by_tokens(folder, rank):
     return log
 
 
+RESUMED = {
+    "rows": {"num_train_epochs": 2, "max_steps": -1},
+    "stream": {"train_dataset": lambda: Dataset.from_list(ROWS).to_iterable_dataset().shuffle(seed=1), "max_steps": 6},
+    "shards": {"train_dataset": lambda: Dataset.from_list(ROWS).to_iterable_dataset(num_shards=2), "max_steps": 6},
+}
+
+
+def resume_in_the_second_epoch(folder, rank):
+    """Runs of three steps an epoch, each stopped at the fourth and resumed."""
+    for name, options in RESUMED.items():
+
+        def run(output, checkpoint=None, options=options, **more):
+            options = options | {"train_dataset": options.get("train_dataset", lambda: ROWS)()} | more
+            trainer = build_trainer(
+                output, per_device_train_batch_size=2, train_sampling_strategy="random", learning_rate=1e-3,
+                disable_dropout=False, **options,
+            )  # fmt: skip
+            trainer.train(resume_from_checkpoint=checkpoint)
+            return trainer
+
+        whole = run(folder / f"whole-{name}", save_strategy="steps", save_steps=1)
+        assert whole.state.global_step == 6
+        again = run(folder / f"again-{name}", str(folder / f"whole-{name}" / "checkpoint-4"))
+        np.savez(folder / f"whole-{name}.{rank}.npz", **parameters_of(whole))
+        np.savez(folder / f"again-{name}.{rank}.npz", **parameters_of(again))
+
+
+def fail_together(folder, rank):
+    """What each process says of a reward that is not finite on the second, and of a save that fails on the first."""
+    said = []
+    trainer = build_trainer(folder / "poisoned", train_dataset=ROWS[:8], per_device_train_batch_size=2, max_steps=2)
+    if rank == 1:
+        trainer.model.score.register_forward_hook(lambda *parts: parts[-1] / 0)
+    before = parameters_of(trainer)["score.weight"].copy()
+    try:
+        trainer.train()
+    except TrainingError as error:
+        said.append(str(error))
+    assert (before == parameters_of(trainer)["score.weight"]).all()
+    trainer = build_trainer(folder / "full", train_dataset=ROWS[:8], save_strategy="steps", save_steps=1, max_steps=2)
+    if rank == 0:
+        trainer._save_scaler = lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device"))
+    try:
+        trainer.train()
+    except CheckpointError as error:
+        said.append(str(error))
+    (folder / f"said.{rank}.json").write_text(json.dumps(said))
+
+
 def first_decides(folder, rank):
     """The layouts of runs in which only the first process, or only the second, finds that the layouts differ."""
     layouts, compare = [], forest.compare_layouts
@@ -119,6 +170,8 @@ def main(folder, rank):
     np.savez(folder / f"evaluated-groups.{rank}.npz", **arrays)
     metrics["by-tokens"] = resume_by_tokens(folder, rank)
     first_decides(folder, rank)
+    resume_in_the_second_epoch(folder, rank)
+    fail_together(folder, rank)
     for name, options in CASES.items():
         _, weights, metrics[name] = train(folder / name, 2, **options)
         np.savez(folder / f"{name}.{rank}.npz", **weights)

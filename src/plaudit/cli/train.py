@@ -2,10 +2,12 @@
 
 import logging
 import shlex
+import signal
 import sys
 from argparse import Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -33,7 +35,6 @@ def command(options: tuple[str, ...]) -> None:
     from plaudit.data.sources import load_splits
     from plaudit.models.adapters import get_peft_config
     from plaudit.models.quantization import get_quantization_config
-    from plaudit.training.interrupt import StopOnInterrupt
     from plaudit.training.trainer import RewardTrainer
 
     script, config, model = _parse(options)
@@ -41,13 +42,12 @@ def command(options: tuple[str, ...]) -> None:
     resume = _resume_from(config)
     train_dataset, eval_dataset = load_splits(script, config.seed)
     config.model_init_kwargs = _model_init_kwargs(model, config)
-    interrupt = StopOnInterrupt()
     trainer = RewardTrainer(
         model=model.model_name_or_path,
         args=config,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
-        callbacks=[interrupt, LiveProgress()],
+        callbacks=[LiveProgress()],
         quantization_config=get_quantization_config(model),
         peft_config=get_peft_config(model),
     )
@@ -59,21 +59,30 @@ def command(options: tuple[str, ...]) -> None:
         ]
     trainer.dataset_name = script.dataset_name or ", ".join(str(entry["path"]) for entry in script.datasets or ())
     _show_plan(trainer, model)
-    trainer.train(resume_from_checkpoint=resume)
-    if interrupt.stopped:
-        _say_how_to_resume(trainer, options)
-        sys.exit(130)  # as a shell reports a program that Ctrl-C ended
+    trainer.stop_on = (signal.SIGINT, signal.SIGTERM)
     try:
+        trainer.train(resume_from_checkpoint=resume)
+    except SystemExit:
+        _say_how_to_resume(trainer, options)
+        raise
+    try:
+        signal.signal(signal.SIGTERM, _interrupt)
         metrics = _evaluate(trainer) if eval_dataset is not None else {}
-    except KeyboardInterrupt:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a save that is ended is ended when the run is resumed
+    except KeyboardInterrupt as interrupt:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         trainer.save_model()
         console.print(f"The evaluation was stopped. The trained model is in [bold]{config.output_dir}[/bold]")
-        sys.exit(130)
+        sys.exit(128 + (interrupt.args or (signal.SIGINT,))[0])  # as a shell reports a program that a signal ended
     trainer.save_model()
     _show_result(trainer, metrics)
     if trainer.is_world_process_zero():
         console.print(f"The reward model is in [bold]{config.output_dir}[/bold]")
     trainer.end()
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt(number)
 
 
 def _parse(options: tuple[str, ...]) -> "tuple[Any, RewardConfig, ModelConfig]":
@@ -104,18 +113,18 @@ def _model_init_kwargs(model: "ModelConfig", config: "RewardConfig") -> dict[str
 
 
 def _resume_from(config: "RewardConfig") -> str | bool | None:
-    from transformers.trainer_utils import get_last_checkpoint
+    from plaudit.checkpoint.intact import has_checkpoint
 
     path = str(config.resume_from_checkpoint or "")  # YAML may say `true`
-    newest = get_last_checkpoint(config.output_dir) if Path(config.output_dir).is_dir() else None
+    has_some = has_checkpoint(Path(config.output_dir))
     if path.lower() in ("", "false"):
-        if newest is not None:
+        if has_some:
             logging.getLogger(__name__).warning(
                 "'%s' holds checkpoints of an earlier run; this one starts anew and adds its own.", config.output_dir
             )
         return None
     if path.lower() in ("true", "last"):
-        if newest is None:
+        if not has_some:
             raise ConfigError(f"--resume_from_checkpoint {path}: there is no checkpoint in '{config.output_dir}'.")
         return True
     if not Path(path).is_dir():

@@ -7,16 +7,18 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
+from datasets import Dataset, IterableDataset
 from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import EvalPrediction, Trainer
+from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import EvalLoopOutput, denumpify_detensorize
 
-from plaudit.errors import DataError
+from plaudit.errors import DataError, TrainingError
 from plaudit.metrics import preference_metrics
 from plaudit.training.collator import comparisons_of, tokens_of, verdicts_of
-from plaudit.training.rows import ROW_NUMBER, NumberingCollator, number_rows
+from plaudit.training.finite import rows_in_words
+from plaudit.training.rows import ROW_NUMBER, NumberedRows, NumberingCollator, number_rows, number_stream
 
 __all__ = ["EvaluatedRows", "RowwiseEvaluationTrainer"]
 
@@ -108,6 +110,11 @@ class EvaluatedRows:
         winner, loser = np.where(turned, self.second, self.first), np.where(turned, self.first, self.second)
         return figures | preference_metrics(winner[decided], loser[decided])
 
+    def not_finite(self) -> list[int]:
+        """Numbers of the rows with a reward or a loss that is not finite."""
+        fine = np.isfinite(self.first) & np.isfinite(self.second) & np.isfinite(self.losses)
+        return np.unique(self.numbers[~fine, 0]).tolist()
+
     def scale(self) -> tuple[float, float]:
         """Mean and standard deviation of all rewards."""
         rewards = np.concatenate([self.first, self.second]).astype(np.float64)
@@ -155,20 +162,34 @@ class RowwiseEvaluationTrainer(Trainer):
     _evaluated: list[EvaluatedRows]
     _signature_columns: list[str] | None
     data_collator: Callable[..., Any]
+    processing_class: PreTrainedTokenizerBase
 
-    def _get_dataloader(self, dataset: Any, *args: Any, is_training: bool = False, **kwargs: Any) -> Any:
-        if is_training:
-            return super()._get_dataloader(dataset, *args, is_training=True, **kwargs)
-        # Evaluation sees every row: numbered, so that each counts once, and with the last batch, however short.
-        collator, drop_last = self.data_collator, self.args.dataloader_drop_last
-        self.data_collator, self.args.dataloader_drop_last = NumberingCollator(collator), False
+    def _get_dataloader(
+        self,
+        dataset: Any,
+        description: str,
+        batch_size: int,
+        sampler_fn: Callable[[Any], Any] | None = None,
+        is_training: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        # Numbered: in evaluation each row counts once, in training one can be named.
         self._set_signature_columns_if_needed()
-        columns = self._signature_columns or []
+        if isinstance(dataset, Dataset):
+            sampler = None if sampler_fn is None else sampler_fn(dataset)
+            sampler_fn = lambda _: sampler  # noqa: E731  # the rows themselves tell it more than numbered ones do
+            dataset = self._remove_unused_columns(dataset, description=description)  # here, where it reads less
+        is_dealt_out = is_training and isinstance(dataset, IterableDataset)
+        numbered = number_stream(dataset) if is_dealt_out else number_rows(dataset)
+        columns, collator, drop_last = self._signature_columns or [], self.data_collator, self.args.dataloader_drop_last
         self._signature_columns = [*columns, *({ROW_NUMBER} - set(columns))]
+        self.data_collator = NumberingCollator(collator)
+        self.args.dataloader_drop_last = is_training and drop_last  # evaluation sees the last batch, however short
         try:
-            return super()._get_dataloader(number_rows(dataset), *args, **kwargs)
+            return super()._get_dataloader(numbered, description, batch_size, sampler_fn, is_training, **kwargs)
         finally:
             self.data_collator, self.args.dataloader_drop_last = collator, drop_last
+            self._signature_columns = columns
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> tuple[None, None, None]:
         """Keep a batch's rows for `evaluation_loop`; the stock loop gets nothing to gather and miscount."""
@@ -200,6 +221,7 @@ class RowwiseEvaluationTrainer(Trainer):
         )
         rows = EvaluatedRows.gather(self._evaluated)
         self._evaluated = []
+        self._check_finite(rows, dataloader.dataset, metric_key_prefix)
         if description == "Evaluation":  # and not when it predicts, on any data at all
             self.reward_scale = rows.scale()
         metrics = rows.metrics()
@@ -212,3 +234,20 @@ class RowwiseEvaluationTrainer(Trainer):
             for name, value in denumpify_detensorize(metrics).items()
         }
         return EvalLoopOutput(rows.predictions, rows.labels, output.metrics | prefixed, len(rows))
+
+    def _check_finite(self, evaluated: EvaluatedRows, dataset: Any, split: str) -> None:
+        bad = evaluated.not_finite()
+        if not bad:
+            return
+        texts = [""] * len(bad)
+        if isinstance(dataset, NumberedRows):  # of a stream they have gone by
+            rows = [dataset.rows[number] for number in bad]
+            texts = [self.processing_class.decode((row.get("sequence_ids") or [row["chosen_ids"]])[0]) for row in rows]
+        lines = rows_in_words(list(zip(bad, texts, strict=True)))
+        raise TrainingError(
+            "\n  ".join(
+                [f"{split}: a loss or a reward is not finite. It comes from (numbers count the rows kept):", *lines]
+            )
+            + "\nNo figure of this evaluation would mean anything. Look at these rows, and at the weights; use bf16 or "
+            "float32 rather than fp16."
+        )

@@ -1,54 +1,61 @@
-"""Ctrl-C during training: stop at the end of the step, with a checkpoint."""
+"""Signals during training: stop at the end of the step, with a checkpoint."""
 
+import os
 import signal
-import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-import torch
-from torch import distributed
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+__all__ = ["StopRequest"]
 
-__all__ = ["StopOnInterrupt"]
+# A launcher passes on a signal that its processes may have been sent as well: that is not a second request.
+_SAME_REQUEST = 2.0  # seconds
 
 
-class StopOnInterrupt(TrainerCallback):
-    """On the first SIGINT, saves a checkpoint at the end of the step and stops; a second one interrupts at once.
+class StopRequest:
+    """Waits for a signal; the first asks to stop after the step, one that comes seconds later ends the process.
 
     Attributes:
-        stopped: Whether that happened.
+        signal: The number of the signal that came, 0 while there is none. Processes may see it at different steps.
     """
 
     def __init__(self) -> None:
-        self.stopped = False
-        self._asked = False
-        self._previous: Any = None
+        self.signal = 0
+        self._since = 0.0
+        self._process = os.getpid()
+        self._previous: dict[int, Any] = {}
 
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """Take over SIGINT."""
-        self._previous = signal.signal(signal.SIGINT, self._ask)
+    @contextmanager
+    def listening(self, signals: Sequence[int]) -> Iterator[None]:
+        """Take over those signals that nobody else handles; Python lets only the main thread do so."""
+        self.signal, self._process = 0, os.getpid()
+        free = (signal.SIG_DFL, signal.default_int_handler)
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {each: signal.getsignal(each) for each in signals if signal.getsignal(each) in free}
+        for each in self._previous:
+            signal.signal(each, self._receive)
+        try:
+            yield
+        finally:
+            self._give_back()
 
-    def on_step_end(
-        self, args: TrainingArguments, _state: TrainerState, control: TrainerControl, **_: Any
-    ) -> TrainerControl:
-        """Ask for the checkpoint and the end, if a signal came."""
-        if self._anyone_asked(args):
-            self.stopped = control.should_save = control.should_training_stop = True
-        return control
+    def _give_back(self) -> None:
+        while self._previous:
+            signal.signal(*self._previous.popitem())
 
-    def on_train_end(self, *_: Any, **__: Any) -> None:
-        """Give SIGINT back."""
-        signal.signal(signal.SIGINT, self._previous)
-
-    def _ask(self, _signal: int, _frame: FrameType | None) -> None:
-        self._asked = True
-        print("\nStopping after this step; press Ctrl-C again to stop at once.", file=sys.stderr)  # noqa: T201
-        signal.signal(signal.SIGINT, self._previous)
-
-    def _anyone_asked(self, args: TrainingArguments) -> bool:
-        # The signal reaches the processes at different steps, and saving takes all of them at the same one.
-        if args.world_size == 1:
-            return self._asked
-        asked = torch.tensor(int(self._asked), device=args.device)
-        distributed.all_reduce(asked)
-        return bool(asked.item())
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a forked worker: Ctrl-C is its parent's matter, and an end is an end
+            if number != signal.SIGINT:
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
+        elif self.signal and time.monotonic() - self._since > _SAME_REQUEST:
+            self._give_back()
+            signal.raise_signal(number)
+        elif not self.signal:
+            self.signal, self._since = number, time.monotonic()
+            name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+            text = f"\n{name}: stopping after this step, with a checkpoint; a second {name} stops at once.\n"
+            os.write(2, text.encode())  # `print` may be what the signal has interrupted

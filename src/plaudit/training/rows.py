@@ -1,4 +1,4 @@
-"""Numbered rows: how evaluation counts each row exactly once.
+"""Numbered rows: how evaluation counts each row exactly once, and how training names one.
 
 A distributed loader fills up its last batch with rows that were there before, so that all processes run as many
 batches. Each row therefore carries its number, and duplicates fall away by it after all processes have shared what they
@@ -9,19 +9,31 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from datasets import IterableDataset as HubStream
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-__all__ = ["NumberingCollator", "ROW_NUMBER", "number_rows"]
+__all__ = ["NumberedRows", "NumberingCollator", "ROW_NUMBER", "number_rows", "number_stream"]
 
 ROW_NUMBER = "row_number"
 
 
 def number_rows(dataset: Any) -> Dataset | IterableDataset:
     """The same rows, each with its number in the dataset."""
-    return _NumberedRows(dataset) if hasattr(dataset, "__len__") else _NumberedStream(dataset)
+    return NumberedRows(dataset) if hasattr(dataset, "__len__") else _NumberedStream(dataset)
 
 
-class _NumberedRows(Dataset):
+def number_stream(stream: HubStream) -> HubStream:
+    """The same stream, of the same kind (which a loader may deal out by shards), each row with its number in it."""
+    return stream.map(lambda _, number: {ROW_NUMBER: number}, with_indices=True)
+
+
+class NumberedRows(Dataset):
+    """Rows that can be looked up, each with its number under `row_number`.
+
+    Attributes:
+        rows: The rows without it.
+    """
+
     def __init__(self, rows: Any) -> None:
         self.rows = rows
 
@@ -59,5 +71,6 @@ class NumberingCollator:
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Make one batch of rows."""
         numbers = torch.tensor([row[ROW_NUMBER] for row in examples])
-        rows = [{name: value for name, value in row.items() if name != ROW_NUMBER} for row in examples]
-        return {**self.collator(rows), ROW_NUMBER: numbers}
+        batch = self.collator([{name: value for name, value in row.items() if name != ROW_NUMBER} for row in examples])
+        batch[ROW_NUMBER] = numbers  # into whatever kind of mapping it made
+        return batch

@@ -1,16 +1,23 @@
 """A `Trainer` whose saves are whole or not there."""
 
-from contextlib import AbstractContextManager
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate.utils import gather_object
+from datasets import IterableDataset
 from torch import nn
-from transformers import Trainer
+from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_last_checkpoint, sort_checkpoints
 
-from plaudit.checkpoint.save import staged_folder
+from plaudit.checkpoint.intact import check_intact
+from plaudit.checkpoint.save import recover, remove_folder, staged_folder
+from plaudit.errors import CheckpointError
 
 __all__ = ["StagedSavingTrainer"]
 
@@ -21,14 +28,49 @@ class StagedSavingTrainer(Trainer):
     It knows nothing of rewards; a subclass adds files of its own in `_write_model`.
     """
 
-    def _staged(self, final: Path, *, keep_others: bool, together: bool) -> AbstractContextManager[Path]:
-        return staged_folder(
+    _total_loss_scalar: float
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train, as `Trainer.train` does, once the run's folder is in order and the checkpoint looked at.
+
+        Raises:
+            CheckpointError: The checkpoint to resume from is not whole.
+        """
+        run_dir = Path(self.args.output_dir)
+        with self.accelerator.main_process_first():
+            if self.is_local_process_zero():  # the first of a node where its disk is its own
+                recover(run_dir)
+        self.accelerator.wait_for_everyone()
+        if resume_from_checkpoint is True and run_dir.is_dir():
+            resume_from_checkpoint = get_last_checkpoint(str(run_dir)) or True
+        if isinstance(resume_from_checkpoint, str) and Path(resume_from_checkpoint).is_dir():
+            check_intact(Path(resume_from_checkpoint))
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _init_training_state(
+        self, max_steps: int, steps: int, epochs: int, checkpoint: str | None, trial: Any
+    ) -> tuple[int, int]:
+        done, batches = super()._init_training_state(max_steps, steps, epochs, checkpoint, trial)
+        if checkpoint is None or not isinstance(self.train_dataset, IterableDataset) or self.args.ignore_data_skip:
+            return done, batches
+        # The Trainer takes the first pass over a stream to last for all steps. It has begun another when that ended
+        # earlier, and written down how far it was in it, as a share of all batches there could be.
+        saved = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME)))
+        whole = saved.max_steps * self.args.gradient_accumulation_steps
+        done = math.ceil(saved.epoch) - 1
+        return done, round((saved.epoch - done) * whole)
+
+    @contextmanager
+    def _staged(self, final: Path, *, keep_others: bool, together: bool) -> Iterator[Path]:
+        folder = staged_folder(
             final,
             keep_others=keep_others,
             writes=self.args.should_save,
             barrier=self.accelerator.wait_for_everyone if together else lambda: None,
             first_of_node=together and self.is_local_process_zero(),
         )
+        with folder as path, _all_or_none(together and self.args.world_size > 1):
+            yield path
 
     @property
     def _is_spread(self) -> bool:
@@ -76,12 +118,44 @@ class StagedSavingTrainer(Trainer):
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(final))
         if self.args.should_save:
-            rotate_checkpoints(
-                output_dir=str(run_dir),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
-            )
+            self._rotate(run_dir)
+
+    def _rotate(self, run_dir: Path) -> None:
+        """What `transformers.trainer_utils.rotate_checkpoints` does, but a kill leaves none of them half-deleted."""
+        limit = self.args.save_total_limit or 0
+        found = sort_checkpoints(str(run_dir), use_mtime=True)
+        best = self.state.best_model_checkpoint
+        kept = {found[-1], *([str(Path(best))] if best else [])}
+        surplus = len(found) - max(limit, len(kept)) if limit > 0 else 0
+        for checkpoint in [each for each in found if each not in kept][: max(0, surplus)]:
+            remove_folder(Path(checkpoint))
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        best = self.state.best_model_checkpoint
+        if self.args.should_save and best is not None and self.args.save_total_limit == 1:
+            for checkpoint in sort_checkpoints(self._get_output_dir(args[0])):  # the Trainer does it file by file
+                if not Path(checkpoint).samefile(best):
+                    remove_folder(Path(checkpoint))
+        self._count_earlier_losses()
+        return super()._finalize_training(*args, **kwargs)
+
+    def _count_earlier_losses(self) -> None:
+        """Make the Trainer's mean loss one over all steps of a resumed run, and not over those since."""
+        total, step = 0.0, 0
+        for entry in self.state.log_history:  # each checkpoint comes with a log, so they reach up to it
+            if "loss" in entry and entry["step"] <= self._initial_global_step:
+                total += entry["loss"] * (entry["step"] - step)
+                step = entry["step"]
+        if step:
+            rest = self._tr_loss.item()
+            steps = max(self.state.global_step - self._initial_global_step, 0.001)  # what the Trainer divides by
+            self._total_loss_scalar = (total + self._total_loss_scalar + rest) / self.state.global_step * steps - rest
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        if self.args.should_save:
+            trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+            _refuse_poison(trained if state_dict is None else state_dict)
+        super()._save(output_dir, state_dict)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         # Each checkpoint comes with a log: what is summed up between two logs is not in it, and a resumed run would
@@ -97,3 +171,31 @@ class StagedSavingTrainer(Trainer):
                     states[name].append(callback.state())
                 else:
                     states[name] = callback.state()
+
+
+@contextmanager
+def _all_or_none(together: bool) -> Iterator[None]:
+    """If one process fails, all do; else the others would wait for it."""
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    failures = gather_object([None if failure is None else str(failure)]) if together else []
+    if failure is not None:
+        raise failure
+    if any(failures):
+        raise CheckpointError(f"another process could not write: {next(filter(None, failures))}")
+
+
+def _refuse_poison(weights: dict[str, torch.Tensor]) -> None:
+    """Raise a CheckpointError if a weight is not finite."""
+    kept = {name: weight.detach() for name, weight in weights.items() if weight.is_floating_point() and weight.numel()}
+    # The greatest absolute value passes on what is not finite, and needs no second tensor of a weight's size.
+    largest = [torch.linalg.vector_norm(weight, float("inf")).float().cpu() for weight in kept.values()]
+    bad = [name for name, value in zip(kept, largest, strict=True) if not value.isfinite()]
+    if bad:
+        raise CheckpointError(
+            f"{len(bad)} of {len(kept)} weights hold numbers that are not finite, the first '{bad[0]}': they are not "
+            "saved, so that the checkpoints there are stay good. Resume from one, with a lower learning rate."
+        )

@@ -1,9 +1,7 @@
 """What the trainer needs before it trains: a model with its one forward, and a tokenizer with settled tokens."""
 
-import json
 import logging
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +9,6 @@ from datasets import Dataset, IterableDataset
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from plaudit.data.rendering import choose_pad_token, set_chat_template, set_eos_token
 from plaudit.errors import ConfigError, DataError, ModelError
@@ -28,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = [
     "check_arguments",
     "check_split",
-    "check_steps_left",
     "check_ties",
     "is_conversational",
     "name_of",
@@ -256,20 +252,3 @@ def is_conversational(dataset: Dataset | IterableDataset, tokenizer: PreTrainedT
     row: dict[str, Any] = next(iter(dataset), {})
     part = row.get("chosen") or next(iter(row.get("completions") or ()), None)
     return isinstance(part, list) if part is not None else bool(tokenizer.chat_template)
-
-
-def check_steps_left(args: RewardConfig, resume_from_checkpoint: str | bool | None) -> None:
-    """Refuse to resume a run that has no step left: the Trainer would train one more, past the end of its schedule.
-
-    Raises:
-        ConfigError: The checkpoint is at `max_steps`, or beyond.
-    """
-    path = get_last_checkpoint(args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
-    state = Path(path or "") / "trainer_state.json"
-    if not path or args.max_steps < 1 or not state.is_file():
-        return
-    step = json.loads(state.read_text(encoding="utf-8"))["global_step"]
-    if step >= args.max_steps:
-        raise ConfigError(
-            f"{path} is at step {step}, and max_steps={args.max_steps}: nothing is left. Raise `max_steps`."
-        )

@@ -21,13 +21,13 @@ from plaudit.training.config import RewardConfig
 from plaudit.training.description import DescribedSavingTrainer
 from plaudit.training.evaluation import RowwiseEvaluationTrainer
 from plaudit.training.forest import ForestTrainer
+from plaudit.training.guarded import GuardedTrainer
 from plaudit.training.layout import choose_layout
 from plaudit.training.meter import RewardMeter
 from plaudit.training.objective import Objective
 from plaudit.training.setup import (
     check_arguments,
     check_split,
-    check_steps_left,
     check_ties,
     is_conversational,
     name_of,
@@ -46,7 +46,7 @@ __all__ = ["RewardTrainer"]
 _THRESHOLD_LR = 0.01
 
 
-class RewardTrainer(ForestTrainer, RowwiseEvaluationTrainer, DescribedSavingTrainer):
+class RewardTrainer(ForestTrainer, GuardedTrainer, RowwiseEvaluationTrainer, DescribedSavingTrainer):
     """Trains a reward model from preferences. A drop-in for TRL's trainer of that name.
 
     Example:
@@ -193,7 +193,6 @@ class RewardTrainer(ForestTrainer, RowwiseEvaluationTrainer, DescribedSavingTrai
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train, as `Trainer.train` does; then say what a stream left out."""
         report = self.reports["train"]
-        check_steps_left(self.args, args[0] if args else kwargs.get("resume_from_checkpoint"))
         with report.one_pass():
             output = super().train(*args, **kwargs)
         if report.streaming and output.global_step == 0:
@@ -230,6 +229,7 @@ class RewardTrainer(ForestTrainer, RowwiseEvaluationTrainer, DescribedSavingTrai
         rewards = outputs.logits.float().squeeze(-1)  # [N]
         losses = self.objective(rewards, inputs)  # [C]
         if self.model.training:
+            self.watch.note(rewards, losses)
             first, second = rewards[comparisons_of(inputs)].unbind(-1)
             self.meter.add(first, second, tokens_of(inputs).sum(), verdicts_of(inputs))
         loss = (losses * inputs["weight"] if "weight" in inputs else losses).sum()

@@ -1,0 +1,150 @@
+"""Numbers that are not finite stop a run, name their rows, and reach no checkpoint."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+
+from plaudit import DataCollatorForPreference, RewardTrainer
+from plaudit.errors import CheckpointError, TrainingError
+
+CAN_SAVE = {"save_strategy": "steps", "save_steps": 1}
+
+
+def poison(trainer, text, value=float("inf")):
+    """From now on the reward of every sequence with the token of `text` is `value`, whatever the layout."""
+    (token,) = set(trainer.processing_class(text)["input_ids"])
+    forward = trainer.model.forward
+
+    def poisoned(*args, input_ids, **kwargs):
+        outputs = forward(*args, input_ids=input_ids, **kwargs)
+        from plaudit.training.collator import sequences_of
+
+        batch = {"input_ids": input_ids} | kwargs
+        bad = torch.tensor([token in sequence for sequence in sequences_of(batch)])
+        outputs.logits = torch.where(bad[:, None], torch.full_like(outputs.logits, value), outputs.logits)
+        return outputs
+
+    trainer.model.forward = poisoned
+
+
+def weights_of(trainer):
+    return {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+
+
+@pytest.fixture
+def rows():
+    """Ten rows, of which the seventh alone has a "!"."""
+    return [
+        {
+            "prompt": "Is the sky blue?",
+            "chosen": " Yes" * (n + 1),
+            "rejected": " No" * (n + 1) + ("!" if n == 7 else ""),
+        }
+        for n in range(10)
+    ]
+
+
+def grouped(rows):
+    return [{"prompt": r["prompt"], "completions": [r["chosen"], r["rejected"]], "ranks": [0, 1]} for r in rows]
+
+
+WAYS = {
+    "forest": lambda rows: {},
+    "padded": lambda rows: {"batch_layout": "padded"},
+    "shuffled": lambda rows: {"train_sampling_strategy": "random"},
+    "by tokens": lambda rows: {"max_tokens_per_batch": 80, "train_sampling_strategy": "random"},
+    "groups": lambda rows: {"train_dataset": grouped(rows)},
+    "accumulated": lambda rows: {"gradient_accumulation_steps": 3, "per_device_train_batch_size": 1},
+    "stream": lambda rows: {"train_dataset": Dataset.from_list(rows).to_iterable_dataset(), "max_steps": 9},
+    "workers": lambda rows: {"dataloader_num_workers": 1},
+    "own collator": lambda rows: {"data_collator": DataCollatorForPreference(0)},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_the_first_reward_that_is_not_finite_stops_the_run_and_names_the_row(make_trainer, rows, way, value):
+    options = {"train_dataset": rows, "num_train_epochs": 2, "learning_rate": 1e-2} | CAN_SAVE | WAYS[way](rows)
+    trainer = make_trainer(**options)
+    poison(trainer, "!", value)
+    with pytest.raises(TrainingError) as raised:
+        trainer.train()
+    message = str(raised.value)
+    assert f"step {trainer.state.global_step + 1}: a loss or a reward is not finite" in message
+    assert "\n  row 7: 'Is the sky blue? Yes Yes" in message
+    assert message.count("\n  row") == 1, message
+    assert all(weight.isfinite().all() for weight in weights_of(trainer).values())
+    done = trainer.state.global_step
+    saved = sorted(path.name for path in Path(trainer.args.output_dir).glob("*")) if done else []
+    assert saved == [f"checkpoint-{step}" for step in range(1, done + 1)]
+    assert (
+        f"The last checkpoint, '{trainer.args.output_dir}/checkpoint-{done}'" if done else "no checkpoint"
+    ) in message
+
+
+def test_the_optimiser_does_not_take_the_step(make_trainer, rows):
+    trainer = make_trainer(train_dataset=rows, train_sampling_strategy="sequential")
+    before = weights_of(trainer)
+    poison(trainer, "Is")  # all rows
+    with pytest.raises(TrainingError, match="(?s)row 0: .*row 3: ") as raised:
+        trainer.train()
+    assert "row 4" not in str(raised.value)
+    for name, weight in weights_of(trainer).items():
+        assert torch.equal(weight, before[name])
+
+
+def test_an_infinite_reward_that_the_loss_hides_is_seen(make_trainer, rows):
+    trainer = make_trainer(train_dataset=[row | {"chosen": " Yes!"} for row in rows[:2]] + rows[2:6])
+    poison(trainer, "!")  # the loss of these is zero
+    with pytest.raises(TrainingError, match="(?s)row 0: .*row 1: "):
+        trainer.train()
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_though_every_reward_is(make_trainer, rows):
+    trainer = make_trainer(train_dataset=rows)
+    before = weights_of(trainer)
+    trainer.model.score.weight.register_hook(lambda gradient: gradient / 0)
+    with pytest.raises(TrainingError, match="(?s)step 1: the gradient is not finite.*row 0: .*row 3: "):
+        trainer.train()
+    assert torch.equal(trainer.model.score.weight, before["score.weight"])
+
+
+def test_a_loss_of_ones_own_is_looked_at_too(make_trainer, rows):
+    class Own(RewardTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            assert "row_number" not in inputs
+            return model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits.sum() / 0
+
+    with pytest.raises(TrainingError, match="(?s)row 0: .*row 3: "):
+        make_trainer(train_dataset=rows, trainer_class=Own).train()
+
+
+def test_finite_runs_are_left_alone(make_trainer, rows):
+    trainer = make_trainer(train_dataset=rows, num_train_epochs=2)
+    trainer.train()
+    assert trainer.state.global_step == 6
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_an_evaluation_that_is_not_finite_is_an_error_that_names_the_rows(make_trainer, rows, streaming):
+    dataset = Dataset.from_list(rows)
+    trainer = make_trainer(eval_dataset=dataset.to_iterable_dataset() if streaming else dataset)
+    poison(trainer, "!")
+    text = "" if streaming else ": 'Is the sky blue\\? Yes Yes"
+    with pytest.raises(TrainingError, match=f"(?s)eval: .*\n  row 7{text}"):
+        trainer.evaluate()
+
+
+def test_weights_that_are_not_finite_are_not_saved(make_trainer, rows):
+    trainer = make_trainer(train_dataset=rows, max_steps=2, **CAN_SAVE)
+    trainer.train()
+    trainer.save_model()
+    files = {path: path.read_bytes() for path in Path(trainer.args.output_dir).rglob("*") if path.is_file()}
+    with torch.no_grad():
+        trainer.model.score.weight[0, 3] = float("nan")
+    for save in (trainer.save_model, lambda: trainer._save_checkpoint(trainer.model, trial=None)):
+        with pytest.raises(CheckpointError, match=r"1 of \d+ weights hold .* the first 'score.weight'"):
+            save()
+    assert files == {path: path.read_bytes() for path in Path(trainer.args.output_dir).rglob("*") if path.is_file()}
