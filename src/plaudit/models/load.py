@@ -87,7 +87,7 @@ def load_model(
     model, info = _from_pretrained(name_or_path, config, options)
     new = sorted({key.rpartition(".")[0] for key in info["missing_keys"]})
     if any(is_quantized_layer(model.get_submodule(name)) for name in new) and "quantization_config" in options:
-        model, info = _from_pretrained(name_or_path, config, options, spared=new)  # else they would hold no numbers
+        model, info = _from_pretrained(name_or_path, config, options, spared=new)  # there is nothing to quantise yet
     check_head_is_plain(model, name_or_path, new)
     _report_keys(model, name_or_path, info, new_head)
     model.new_modules = new  # an adapter must carry them: a reload would draw other ones

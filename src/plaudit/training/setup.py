@@ -49,8 +49,37 @@ def prepare_model(
         ConfigError: Options that exclude each other.
         ModelError: The model cannot be a reward model.
     """
-    set_seed(args.seed)  # a new head is drawn from the seed, not from what ran before
     source = model if isinstance(model, str) else None
+    model = _load_or_check(model, args, tokenizer, peft_config, quantization_config)
+    base = base_model(model)
+    tokenizer = tokenizer if tokenizer is not None else _load_tokenizer(source, base, args)
+    adapted = peft_config is not None or isinstance(model, PeftModel)
+    settle_tokens(base, tokenizer, args, frozen_base=adapted)
+    if peft_config is not None:
+        revision = args.load_options.get("revision") if source else None
+        model = add_adapter(base, peft_config, revision=revision, dropout=not args.disable_dropout)
+    if isinstance(model, PeftModel):
+        check_head_is_trained(model)
+        _hint_at_learning_rate(args)
+        if args.activation_checkpointing:
+            model.enable_input_require_grads()  # else nothing below the first frozen layer would get a gradient
+    bind_reward_forward(base)
+    if args.reinit_head:
+        reset_head(base, args.seed)
+    if args.disable_dropout:
+        disable_dropout(model)
+    return model, tokenizer
+
+
+def _load_or_check(
+    model: "str | PreTrainedModel | PeftModel",
+    args: RewardConfig,
+    tokenizer: PreTrainedTokenizerBase | None,
+    peft_config: "PeftConfig | None",
+    quantization_config: Any,
+) -> "PreTrainedModel | PeftModel":
+    """The model as a sequence classifier with one label, which can train with that `peft_config` or without one."""
+    set_seed(args.seed)  # a new head is drawn from the seed, not from what ran before
     if isinstance(model, str):
         model = load_model(
             model,
@@ -68,41 +97,19 @@ def prepare_model(
         )
     if isinstance(model, PeftModel) and is_language_model(model.get_base_model()):
         model = to_sequence_classifier(model, [tokenizer.name_or_path] if tokenizer is not None else [])
-    base = base_model(model)
-    check_one_label(base)
-    if peft_config is None and not isinstance(model, PeftModel):
-        _check_trains_in_full(base)
-    tokenizer = tokenizer if tokenizer is not None else _load_tokenizer(source, base, args)
-    frozen = peft_config is not None or isinstance(model, PeftModel) or getattr(base, "is_quantized", False)
-    settle_tokens(base, tokenizer, args, frozen_base=frozen)
-    if peft_config is not None:
-        revision = args.load_options.get("revision")
-        model = add_adapter(base, peft_config, revision=revision, dropout=not args.disable_dropout)
-    if isinstance(model, PeftModel):
-        check_head_is_trained(model)
-        _hint_at_learning_rate(args)
-        if args.activation_checkpointing:
-            model.enable_input_require_grads()  # else nothing below the first frozen layer would get a gradient
-    bind_reward_forward(base)
-    if args.reinit_head:
-        reset_head(base, args.seed)
-    if args.disable_dropout:
-        disable_dropout(model)
-    return model, tokenizer
+    check_one_label(base_model(model))
+    if peft_config is None and not isinstance(model, PeftModel) and getattr(model, "is_quantized", False):
+        raise ConfigError(
+            "the model's weights are quantised, and quantised weights cannot train. Train an adapter on them: pass "
+            "`peft_config=LoraConfig()` (on the command line, --use_peft), or leave the quantisation out."
+        )
+    return model
 
 
 def _warn_of_ignored(args: RewardConfig, quantization_config: Any) -> None:
     for name, value in (("model_init_kwargs", args.model_init_kwargs), ("quantization_config", quantization_config)):
         if value is not None:
             logger.warning("`%s` is ignored: the model is already loaded. Pass its name instead.", name)
-
-
-def _check_trains_in_full(base: PreTrainedModel) -> None:
-    if getattr(base, "is_quantized", False):
-        raise ConfigError(
-            "the model's weights are quantised, and quantised weights cannot train. Train an adapter on them: pass "
-            "`peft_config=LoraConfig()` (on the command line, --use_peft), or leave the quantisation out."
-        )
 
 
 def _hint_at_learning_rate(args: RewardConfig) -> None:
