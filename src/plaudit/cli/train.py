@@ -62,6 +62,7 @@ def command(options: tuple[str, ...]) -> None:
     trainer.train(resume_from_checkpoint=resume)
     if interrupt.stopped:
         _say_how_to_resume(trainer, options)
+        trainer.end()
         sys.exit(130)  # as a shell reports a program that Ctrl-C ended
     try:
         metrics = _evaluate(trainer) if eval_dataset is not None else {}
@@ -143,8 +144,9 @@ def _show_plan(trainer: "RewardTrainer", model: "ModelConfig") -> None:
     if not trainer.is_world_process_zero():
         return
     args, parameters = trainer.args, list(trainer.model.parameters())
-    total = sum(parameter.numel() for parameter in parameters)
-    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    sizes = [getattr(parameter, "ds_numel", parameter.numel()) for parameter in parameters]  # ZeRO-3 holds parts
+    total = sum(sizes)
+    trained = sum(size for size, parameter in zip(sizes, parameters, strict=True) if parameter.requires_grad)
     precision = "bf16 mixed" if args.bf16 else "fp16 mixed" if args.fp16 else "float32"
     rows = f"{args.per_device_train_batch_size} rows"
     if args.max_tokens_per_batch is not None:
