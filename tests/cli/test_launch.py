@@ -72,9 +72,7 @@ def history_of(folder):
 def numbers_of(folder):
     """What is logged, without timings."""
     timed = ("runtime", "second", "time")
-    return [
-        {name: value for name, value in entry.items() if not name.endswith(timed)} for entry in history_of(folder)
-    ]
+    return [{name: value for name, value in entry.items() if not name.endswith(timed)} for entry in history_of(folder)]
 
 
 @pytest.fixture

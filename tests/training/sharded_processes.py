@@ -27,6 +27,7 @@ FEW = {"train_dataset": ROWS[:8], "max_steps": 4, "learning_rate": 1e-4, "eval_d
 SAVING = {"save_strategy": "steps", "save_steps": 2}
 SGD = {"optimizer_cls_and_kwargs": (torch.optim.SGD, {"lr": 0.05}), "max_grad_norm": 0.0}
 LORA = {"peft_config": LoraConfig(r=4, init_lora_weights=False), "gradient_checkpointing": True}
+DEVICE = {"use_cpu": True}
 CASES = {
     "whole": SAVING,
     "accumulated": {"gradient_accumulation_steps": 2},
@@ -46,7 +47,7 @@ def save_base(folder):
 def make(folder, name, processes, **options):
     """The trainer of a case: as many rows a step on any number of processes."""
     rows = 4 // processes
-    options = FEW | CASES.get(name, {}) | {"per_device_train_batch_size": rows} | options
+    options = FEW | DEVICE | CASES.get(name, {}) | {"per_device_train_batch_size": rows} | options
     return build_trainer(folder / name, model=str(folder / "base"), **options)
 
 
@@ -140,7 +141,9 @@ def main(folder, kind):
     faulthandler.dump_traceback_later(300, exit=True)  # a hang says where it hangs
     torch.set_num_threads(1)
     processes = int(os.environ["WORLD_SIZE"])
-    if kind != "fsdp":
+    if kind == "fsdp":
+        DEVICE["use_cpu"] = False
+    else:
         import deepspeed
 
         # DeepSpeed would compile a kernel of its own for two processes of one machine, for a minute. Gloo will do.
@@ -150,9 +153,13 @@ def main(folder, kind):
     for name in ("whole", "adapter"):
         run(folder, f"{name}-resumed", processes, resume=str(folder / name / "checkpoint-2"), **CASES[name])
     doubted(folder, processes)
-    evaluated_first(folder, processes)
     kept_wide(folder, processes)
-    if kind != "fsdp":
+    if kind == "fsdp":
+        os.environ["FSDP_STATE_DICT_TYPE"] = "FULL_STATE_DICT"
+        run(folder, "full", processes, **SAVING)
+        run(folder, "full-resumed", processes, resume=str(folder / "full" / "checkpoint-2"))
+    else:
+        evaluated_first(folder, processes)
         ungathered(folder, processes)
     torch.distributed.destroy_process_group()
 
