@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification
 ROOT = Path(__file__).parents[2]
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 ACCELERATE = [
-    "accelerate.commands.launch", "--config_file", ROOT / "examples" / "accelerate" / "ddp.yaml", "--num_processes", "2",
+    "accelerate.commands.launch", "--config_file", ROOT / "examples/accelerate/ddp.yaml", "--num_processes", "2",
     "--main_process_port", "0",
 ]  # fmt: skip
 # Read by Python as each process starts: it notes what DDP wraps.

@@ -9,10 +9,8 @@ import os
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate.state import AcceleratorState
-from datasets import Dataset
 from peft import LoraConfig
 from transformers import TrainerCallback
 
