@@ -22,7 +22,7 @@ from plaudit.training import forest
 ROWS = pair_rows()
 WEIGHTED = [row | {"margin": n / 7, "weight": 0.3 + n} for n, row in enumerate(ROWS[:8])]
 FEW = {"train_dataset": ROWS[:8], "max_steps": 4, "learning_rate": 1e-4, "eval_dataset": ROWS}
-SAVING = {"save_strategy": "steps", "save_steps": 2}
+SAVING = {"save_strategy": "steps", "save_steps": 2, "verify_on_save": True}
 SGD = {"optimizer_cls_and_kwargs": (torch.optim.SGD, {"lr": 0.05}), "max_grad_norm": 0.0}
 LORA = {"peft_config": LoraConfig(r=4, init_lora_weights=False), "gradient_checkpointing": True}
 DEVICE = {"use_cpu": True}
@@ -79,7 +79,7 @@ def run(folder, name, processes, *, resume=None, **options):
     predicted = trainer.predict(trainer.eval_dataset)
     seen = watch.seen | {
         "layout": trainer.layout, "losses": losses_of(trainer), "rewards": predicted.predictions.tolist(),
-        "rewards_dtype": str(predicted.predictions.dtype), "metrics": predicted.metrics,
+        "metrics": predicted.metrics, "verified": getattr(trainer.verification, "status", None),
     }  # fmt: skip
     if trainer.is_world_process_zero():
         (folder / f"{name}.json").write_text(json.dumps(seen))
@@ -149,7 +149,8 @@ def main(folder, kind):
     for name in CASES:
         run(folder, name, processes)
     for name in ("whole", "adapter"):
-        run(folder, f"{name}-resumed", processes, resume=str(folder / name / "checkpoint-2"), **CASES[name])
+        options = CASES[name] | {"save_strategy": "no", "verify_on_save": False}
+        run(folder, f"{name}-resumed", processes, resume=str(folder / name / "checkpoint-2"), **options)
     doubted(folder, processes)
     kept_wide(folder, processes)
     if kind == "fsdp":
