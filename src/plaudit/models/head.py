@@ -48,7 +48,7 @@ class RewardHead(nn.Linear):
         return head.train(linear.training)
 
 
-def _in_float32(parameter: nn.Parameter) -> nn.Parameter:
+def _in_float32(parameter: Any) -> nn.Parameter:
     # A part of one, as DeepSpeed's ZeRO-3 makes it while it loads, stays as it is: DeepSpeed sets its precision.
     if parameter.dtype == torch.float32 or hasattr(parameter, "ds_id"):
         return parameter
