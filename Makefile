@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TRL_VERSION := 1.16.0
+DEEPSPEED_VERSION := 0.19.8
+DEEPSPEED := .interop/deepspeed-$(DEEPSPEED_VERSION)
 # More for pip, such as the index of torch's CPU builds: make quickstart PIP_ARGS='--extra-index-url URL'
 PIP_ARGS ?=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
@@ -16,9 +18,10 @@ quickstart: $(VENV)/.installed
 	$(BIN)/plaudit quickstart
 
 # Two workers of one thread each: more threads than cores make each other wait.
-# TRL lies beside the environment, never in it: only the interop tests and the benchmarks import it.
-test: $(VENV)/.installed-test .interop/trl-$(TRL_VERSION)
-	OMP_NUM_THREADS=1 PYTHONPATH=.interop/trl-$(TRL_VERSION) $(BIN)/python -m pytest -n 2 --dist loadfile
+# TRL lies beside the environment, never in it: only the interop tests and the benchmarks import it. DeepSpeed too: its
+# tests find it by PLAUDIT_DEEPSPEED, and where that is set they fail without it.
+test: $(VENV)/.installed-test .interop/trl-$(TRL_VERSION) $(DEEPSPEED)/.installed
+	OMP_NUM_THREADS=1 PYTHONPATH=.interop/trl-$(TRL_VERSION) PLAUDIT_DEEPSPEED=$(CURDIR)/$(DEEPSPEED) $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -37,6 +40,7 @@ proof: $(VENV)/.installed-test .interop/trl-$(TRL_VERSION)
 	$(BIN)/python benchmarks/train_speed.py --data $(DATA) --growth
 	$(BIN)/python benchmarks/sharing_cost.py
 	$(BIN)/python benchmarks/faults.py --kills 20
+	$(BIN)/python benchmarks/launched_exits.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Plaudit needs Python 3.11 or newer")'
@@ -54,6 +58,14 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 .interop/trl-$(TRL_VERSION): | $(VENV)/.installed
 	$(PIP) --no-deps --target $@ trl==$(TRL_VERSION)
+
+# Built from source, without its kernels, by what lies in the same folder.
+$(DEEPSPEED)/.installed: constraints.txt | $(VENV)/.installed-test
+	rm -rf $(DEEPSPEED)
+	$(PIP) --constraint constraints.txt --no-deps --target $(DEEPSPEED) einops hjson msgpack ninja py-cpuinfo wheel
+	DS_BUILD_OPS=0 PYTHONPATH=$(DEEPSPEED) $(PIP) --no-deps --no-build-isolation --upgrade --target $(DEEPSPEED) \
+		deepspeed==$(DEEPSPEED_VERSION)
+	touch $@
 
 clean:
 	rm -rf $(VENV) .interop .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -194,8 +194,7 @@ def main(folder, rank):
     np.savez(folder / f"resumed.{rank}.npz", **{n: p.detach().numpy() for n, p in resumed.model.named_parameters()})
     if rank == 0:
         (folder / "metrics.json").write_text(json.dumps(metrics))
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    resumed.end()
 
 
 if __name__ == "__main__":

@@ -73,9 +73,10 @@ def command(options: tuple[str, ...]) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         trainer.save_model()
         console.print(f"The evaluation was stopped. The trained model is in [bold]{config.output_dir}[/bold]")
+        trainer.end()
         sys.exit(128 + (interrupt.args or (signal.SIGINT,))[0])  # as a shell reports a program that a signal ended
-    trainer.save_model()
     _show_result(trainer, metrics)
+    trainer.save_model()
     if trainer.is_world_process_zero():
         console.print(f"The reward model is in [bold]{config.output_dir}[/bold]")
     trainer.end()
@@ -152,8 +153,9 @@ def _show_plan(trainer: "RewardTrainer", model: "ModelConfig") -> None:
     if not trainer.is_world_process_zero():
         return
     args, parameters = trainer.args, list(trainer.model.parameters())
-    total = sum(parameter.numel() for parameter in parameters)
-    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    sizes = [getattr(parameter, "ds_numel", parameter.numel()) for parameter in parameters]  # ZeRO-3 holds parts
+    total = sum(sizes)
+    trained = sum(size for size, parameter in zip(sizes, parameters, strict=True) if parameter.requires_grad)
     precision = "bf16 mixed" if args.bf16 else "fp16 mixed" if args.fp16 else "float32"
     rows = f"{args.per_device_train_batch_size} rows"
     if args.max_tokens_per_batch is not None:

@@ -12,7 +12,6 @@ through one model. Backends:
 import inspect
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -33,9 +32,10 @@ BACKENDS = ("blocks", "dense", "flex")
 _PREFIX = "plaudit"
 
 
-@dataclass(eq=False)
 class ForestAttention:
     """One forest, as the attention layers of one forward pass share it.
+
+    (No dataclass: in bf16 FSDP2 would hand each layer a copy of its own, which shares nothing.)
 
     Attributes:
         position_ids: Depth of each token, shape [T].
@@ -44,13 +44,11 @@ class ForestAttention:
         no_mask: To give a model as its attention mask.
     """
 
-    position_ids: torch.Tensor
-    subtree_end: torch.Tensor
-    windows: dict[Any, int | None] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
+    def __init__(self, position_ids: torch.Tensor, subtree_end: torch.Tensor) -> None:
+        self.position_ids, self.subtree_end = position_ids, subtree_end
+        self.windows: dict[Any, int | None] = {}
         # Given as the mask: a mask of four dimensions reaches the layers as it is, and ours know theirs anyway.
-        self.no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.position_ids.device)
+        self.no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=position_ids.device)
         self._made: dict[Any, Any] = {}  # what layers have asked for; a cached method would hold the forest itself
 
     def blocks(self, heads: int, window: int | None) -> list[Block]:

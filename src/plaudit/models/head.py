@@ -42,10 +42,17 @@ class RewardHead(nn.Linear):
     def from_linear(cls, linear: nn.Linear) -> "RewardHead":
         """Take over a linear layer's parameters, in float32."""
         head = cls(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
-        head.weight = nn.Parameter(linear.weight.data.float(), requires_grad=linear.weight.requires_grad)
+        head.weight = _in_float32(linear.weight)
         if linear.bias is not None:
-            head.bias = nn.Parameter(linear.bias.data.float(), requires_grad=linear.bias.requires_grad)
+            head.bias = _in_float32(linear.bias)
         return head.train(linear.training)
+
+
+def _in_float32(parameter: Any) -> nn.Parameter:
+    # A part of one, as DeepSpeed's ZeRO-3 makes it while it loads, stays as it is: DeepSpeed sets its precision.
+    if parameter.dtype == torch.float32 or hasattr(parameter, "ds_id"):
+        return parameter
+    return nn.Parameter(parameter.data.float(), requires_grad=parameter.requires_grad)
 
 
 def check_one_label(model: PreTrainedModel) -> None:

@@ -252,7 +252,8 @@ def _report_keys(model: PreTrainedModel, name: str, info: dict[str, Any], new_he
 
 def embedding_rows(model: PreTrainedModel) -> int:
     """Rows of the input embedding: ids below this have a vector."""
-    return model.get_input_embeddings().weight.shape[0]
+    weight = model.get_input_embeddings().weight
+    return getattr(weight, "ds_shape", weight.shape)[0]  # under ZeRO-3 a process has a part, and its shape is (0,)
 
 
 def grow_embedding(model: PreTrainedModel, rows: int, *, frozen_base: bool, reason: str) -> None:

@@ -19,6 +19,7 @@ from plaudit.models.load import embedding_rows
 from plaudit.training.collator import COLUMNS, PreferenceCollator, comparisons_of, model_inputs, tokens_of, verdicts_of
 from plaudit.training.config import RewardConfig
 from plaudit.training.description import DescribedSavingTrainer
+from plaudit.training.devices import ManyDevicesTrainer
 from plaudit.training.evaluation import RowwiseEvaluationTrainer
 from plaudit.training.forest import ForestTrainer
 from plaudit.training.guarded import GuardedTrainer
@@ -46,7 +47,9 @@ __all__ = ["RewardTrainer"]
 _THRESHOLD_LR = 0.01
 
 
-class RewardTrainer(ForestTrainer, GuardedTrainer, RowwiseEvaluationTrainer, DescribedSavingTrainer):
+class RewardTrainer(
+    ForestTrainer, GuardedTrainer, RowwiseEvaluationTrainer, DescribedSavingTrainer, ManyDevicesTrainer
+):
     """Trains a reward model from preferences. A drop-in for TRL's trainer of that name.
 
     Example:
@@ -141,11 +144,6 @@ class RewardTrainer(ForestTrainer, GuardedTrainer, RowwiseEvaluationTrainer, Des
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
-        if self.args.n_gpu > 1:
-            raise ConfigError(
-                "several GPUs are visible to one process, and `nn.DataParallel` cannot split comparisons. Start with "
-                "`accelerate launch` or `torchrun`, or make one GPU visible with CUDA_VISIBLE_DEVICES."
-            )
         # `compute_loss` divides by `num_items_in_batch` itself; the Trainer asks this flag whether it may.
         self.model_accepts_loss_kwargs = True
         base_model(self.model).add_model_tags(list(TAGS))

@@ -1,0 +1,38 @@
+"""What a user copies from `examples/` is what the installed libraries accept."""
+
+from pathlib import Path
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+from accelerate.utils import DistributedType
+
+FILES = sorted((Path(__file__).parents[1] / "examples" / "accelerate").glob("*.yaml"))
+KINDS = {
+    "ddp": DistributedType.MULTI_GPU,
+    "fsdp2": DistributedType.FSDP,
+    "deepspeed_zero2": DistributedType.DEEPSPEED,
+    "deepspeed_zero3": DistributedType.DEEPSPEED,
+}
+
+
+def test_there_is_one_file_for_each_kind():
+    assert {path.stem for path in FILES} == set(KINDS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_accelerate_loads_each_file_and_knows_each_option(path):
+    config = load_config_from_file(str(path))
+    assert config.distributed_type == KINDS[path.stem]
+    assert config.mixed_precision == "no"  # what `--bf16` says holds, and not two things
+    known = vars(launch_command_parser().parse_args(["script"]))
+    assert {*config.fsdp_config, *config.deepspeed_config} <= set(known)  # others it takes without a word
+
+
+def test_zero_3_saves_its_weights_and_fsdp_is_the_second():
+    assert load_config_from_file(str(FILES[0].with_name("deepspeed_zero3.yaml"))).deepspeed_config == {
+        "zero_stage": 3, "zero3_init_flag": True, "zero3_save_16bit_model": True,
+        "gradient_accumulation_steps": "auto", "gradient_clipping": "auto",
+        "deepspeed_multinode_launcher": "standard",
+    }  # fmt: skip
+    assert load_config_from_file(str(FILES[0].with_name("fsdp2.yaml"))).fsdp_config["fsdp_version"] == 2
