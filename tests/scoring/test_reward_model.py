@@ -5,7 +5,6 @@ from peft import LoraConfig
 
 from plaudit import RewardModel
 from plaudit.errors import DataError, ModelError
-from plaudit.scoring import reward_model as module
 
 
 def texts_of(rows, side="chosen"):
@@ -28,22 +27,13 @@ def scorer(make_model, tokenizer):
 SENTENCES = [("Is the sky blue? " * n + "Yes.")[: 5 + 7 * n] for n in (3, 0, 9, 1, 6, 2, 8, 4)]
 
 
-def test_scores_come_in_the_order_of_the_sequences_however_they_are_batched(scorer, monkeypatch):
+def test_scores_come_in_the_order_of_the_sequences_however_they_are_batched(make_model, scorer, tokenizer):
     alone = np.concatenate([scorer.score([text]) for text in SENTENCES])
     assert alone.dtype == np.float32
     assert len(set(alone.round(3))) == len(SENTENCES)
     for budget in (1, 20, 60, 100, 10_000):
-        monkeypatch.setattr(module, "_TOKENS_PER_BATCH", budget)
-        np.testing.assert_allclose(scorer.score(SENTENCES), alone, atol=2e-6)  # float32, in other company
-
-
-def test_batches_hold_every_sequence_once_and_no_more_than_the_budget():
-    lengths = [5, 1, 9, 3, 3, 12, 2]
-    for budget in (1, 12, 20, 1000):
-        batches = module._batches(lengths, budget)
-        assert sorted(n for batch in batches for n in batch) == list(range(len(lengths)))
-        for batch in batches:
-            assert len(batch) == 1 or len(batch) * max(lengths[n] for n in batch) <= budget
+        other = RewardModel(make_model(), tokenizer, max_tokens_per_batch=budget)
+        np.testing.assert_allclose(other.score(SENTENCES), alone, atol=2e-6)  # float32, in other company
 
 
 def test_nothing_is_scored_to_nothing(scorer):
@@ -63,7 +53,7 @@ def test_a_text_and_a_conversation_score_as_the_ids_that_they_are(scorer, tokeni
 
 def test_options_reach_the_chat_template(scorer):
     messages = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": "Yes"}]
-    plain, shouted = scorer.score([messages, messages], [{}, {"shout": True}])
+    plain, shouted = scorer.score([messages, messages], options=[{}, {"shout": True}])
     assert plain == pytest.approx(scorer.score([messages])[0], abs=2e-6)
     assert plain != pytest.approx(shouted, abs=1e-3)
 

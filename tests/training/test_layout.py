@@ -20,9 +20,9 @@ from transformers import (
 from plaudit import DataCollatorForPreference, RewardTrainer
 from plaudit.errors import ConfigError
 from plaudit.forest.attention import ForestAttention
+from plaudit.models.layouts import Unclear, compare_layouts, in_float32
 from plaudit.models.load import load_model
 from plaudit.training import forest
-from plaudit.training.layout import Unclear, compare_layouts, in_float32
 
 SIZES = {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 OTHERS = {
@@ -181,7 +181,7 @@ def test_wrong_attention_falls_back_to_padded_and_shows_the_figures(make_trainer
         each.train()
     assert trainer.layout == "padded"
     (message,) = said(caplog)
-    assert "on 8 sequences of the training data the rewards of the two layouts differ by up to 1.15" in message
+    assert "on 8 sequences the rewards of the two layouts differ by up to 1.15" in message
     assert "more than float32 explains (0.0001 of their size, 2.37)" in message
     assert same(weights_of(trainer), weights_of(padded))
 

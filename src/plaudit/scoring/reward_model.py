@@ -1,6 +1,9 @@
-"""`RewardModel`: score text the way the model was trained to."""
+"""`RewardModel`: score text the way the model was trained to. Everything that scores goes through it."""
 
-from collections.abc import Sequence as Rows
+import logging
+from collections.abc import Iterable, Iterator, Sized
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -8,20 +11,42 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from peft import PeftModel
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from plaudit.checkpoint.description import trained_in
+from plaudit.checkpoint.description import read_description, trained_in
 from plaudit.data.formats import Sequence, check_sequence
 from plaudit.data.rendering import render
-from plaudit.errors import DataError
+from plaudit.errors import ConfigError, DataError
 from plaudit.models.adapters import base_model
-from plaudit.models.head import bind_reward_forward
 from plaudit.models.load import load_model, load_tokenizer
+from plaudit.scoring.engine import ScoringEngine
+from plaudit.scoring.pairing import whole_sequence
 
-__all__ = ["RewardModel"]
+__all__ = ["Ranked", "RewardModel"]
+
+logger = logging.getLogger(__name__)
+
+_WINDOW = 4096  # sequences that are rendered and ordered together; a stream is read in such pieces
+_OVERLONG = ("truncate", "error")
 
 
-_TOKENS_PER_BATCH = 16_384  # padding included
+@dataclass(frozen=True)
+class Ranked:
+    """One completion among others.
+
+    Attributes:
+        index: Its place among the completions given.
+        completion: As it was given.
+        reward: Its reward.
+        win_probability: The probability that people prefer it to all the others (Plackett-Luce: the softmax of the
+            rewards); of two, the sigmoid of the difference.
+    """
+
+    index: int
+    completion: Any
+    reward: float
+    win_probability: float
 
 
 class RewardModel:
@@ -30,74 +55,219 @@ class RewardModel:
     Args:
         model: A sequence classifier with one label, or a PEFT model of one.
         tokenizer: Its tokenizer, with a chat template if conversations are to be scored.
+        max_tokens_per_batch: Distinct tokens that run at once (padded layouts: positions); a prompt that several
+            sequences begin with counts once.
+        max_length: The most tokens of a sequence; as many as the model has positions if `None`.
+        overlong: What becomes of a longer one: "truncate" cuts it from the left, never the response's end, and says
+            how many were cut; "error" raises.
+        scale: Mean and standard deviation of the rewards, for `normalize=True`.
+
+    Attributes:
+        cut: How many sequences have been cut so far.
     """
 
-    def __init__(self, model: "PreTrainedModel | PeftModel", tokenizer: PreTrainedTokenizerBase) -> None:
-        bind_reward_forward(base_model(model))
-        self.model = model.eval()
+    def __init__(
+        self,
+        model: "PreTrainedModel | PeftModel",
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_tokens_per_batch: int = 8192,
+        max_length: int | None = None,
+        overlong: str = "truncate",
+        scale: tuple[float, float] | None = None,
+    ) -> None:
+        if overlong not in _OVERLONG:
+            raise ConfigError(f"overlong: expected one of {', '.join(_OVERLONG)}, got {overlong!r}.")
+        if max_tokens_per_batch < 1:
+            raise ConfigError(f"max_tokens_per_batch: expected a whole number above 0, got {max_tokens_per_batch!r}.")
+        self.engine = ScoringEngine(model, max_tokens_per_batch)
         self.tokenizer = tokenizer
+        config = base_model(model).config.get_text_config()
+        self.max_length, self.overlong = max_length or getattr(config, "max_position_embeddings", None), overlong
+        self.scale, self.cut = scale, 0
+
+    @property
+    def model(self) -> "PreTrainedModel | PeftModel":
+        """The model itself."""
+        return self.engine.model
 
     @classmethod
     def from_pretrained(
-        cls, path_or_id: str | Path, *, device: str | torch.device | None = None, dtype: str | torch.dtype = "auto"
+        cls,
+        path_or_id: str | Path,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype = "auto",
+        trust_remote_code: bool = False,
+        allow_random_head: bool = False,
+        model_init_kwargs: dict[str, Any] | None = None,
+        **options: Any,
     ) -> "RewardModel":
-        """Load a saved reward model: a folder, an adapter's folder or a hub id.
+        """Load a reward model of Plaudit, TRL or OpenRLHF: a folder, an adapter's folder or a hub id.
 
         Args:
             path_or_id: Where it is.
             device: Where to run it; an accelerator if there is one, else the CPU.
             dtype: Precision of the weights; "auto" is that of the checkpoint, and of training for an adapter's base.
+            trust_remote_code: Allow a model or tokenizer that ships its own code.
+            allow_random_head: Score even where the checkpoint has no head, with a random one and a warning.
+            model_init_kwargs: More for `from_pretrained`, such as `revision`.
+            **options: For the constructor.
 
         Raises:
             ModelError: It is no reward model, or its tokenizer is missing.
         """
+        name = str(path_or_id)
+        description = read_description(Path(name))
         if dtype == "auto":
-            dtype = trained_in(Path(path_or_id))
-        model = load_model(str(path_or_id), model_init_kwargs={"dtype": dtype}, is_trainable=False, new_head=False)
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return cls(model.to(device or accelerator or "cpu"), load_tokenizer(str(path_or_id)))
+            dtype = trained_in(Path(name))
+        loading = {"dtype": dtype} | (model_init_kwargs or {})
+        model = load_model(
+            name, model_init_kwargs=loading, trust_remote_code=trust_remote_code, is_trainable=False,
+            new_head=allow_random_head,
+        )  # fmt: skip
+        if getattr(base_model(model), "new_modules", None) and not isinstance(model, PeftModel):
+            logger.warning("%s has no reward head: its scores are RANDOM", name)
+        if not getattr(base_model(model), "hf_device_map", None):
+            accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+            model = model.to(device or accelerator or "cpu")
+        tokenizer = load_tokenizer(name, model_init_kwargs=loading, trust_remote_code=trust_remote_code)
+        return cls(model, tokenizer, **{"scale": _scale(description, base_model(model).config)} | options)
 
-    @torch.inference_mode()
-    def score(self, sequences: Rows[Sequence], options: Rows[dict[str, Any]] | None = None) -> NDArray[np.float32]:
-        """Rewards of whole texts or whole conversations.
+    # Scoring
+
+    def score(
+        self,
+        sequences: Iterable[Any],
+        completions: Iterable[Any] | None = None,
+        options: Iterable[dict[str, Any]] | None = None,
+        *,
+        normalize: bool = False,
+    ) -> NDArray[np.float32]:
+        """Rewards of N sequences, in the order given, float32 [N].
+
+        The same sequence gets the same reward alone, in any batch and in any order, but for the last bits (1e-6 of the
+        rewards' size in float32).
 
         Args:
-            sequences: N texts (prompt and response joined) or conversations (lists of messages).
+            sequences: N texts (prompt and response joined) or conversations (lists of messages), mixed at will; or,
+                with `completions`, their prompts. Generators are read in pieces.
+            completions: N completions, each of the prompt in its place; strings or messages.
             options: N dicts of keyword arguments for the chat template (`tools`, say), if any.
-
-        Returns:
-            N rewards in the order given, float32. The same sequence gets the same reward in any company, but for the
-            last bits, which depend on the shape of the batch.
+            normalize: Subtract the mean and divide by the standard deviation that were saved with the model.
 
         Raises:
-            DataError: It is a single text or conversation, or one of them is malformed or refused by the chat template.
+            DataError: It is a single text or conversation, one of them is malformed or refused by the chat template, or
+                there are not as many completions as prompts.
+            ConfigError: `normalize`, and the model was saved without a scale.
         """
-        if isinstance(sequences, str) or (len(sequences) and isinstance(sequences[0], dict)):
-            raise DataError("expected a list of texts or of conversations, got a single one. Wrap it: score([...]).")
-        for number, sequence in enumerate(sequences):
+        pieces = list(self._score_pieces(sequences, completions, options, normalize))
+        return np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.float32)
+
+    def stream(
+        self, sequences: Iterable[Any], completions: Iterable[Any] | None = None, *, normalize: bool = False
+    ) -> Iterator[float]:
+        """The rewards of `score`, one after the other, while the sequences are still being read; in constant memory."""
+        for piece in self._score_pieces(sequences, completions, None, normalize):
+            yield from piece.tolist()
+
+    def rank(self, prompt: Any, completions: Iterable[Any]) -> list[Ranked]:
+        """The completions of one prompt, best first; equal rewards in the order given. The prompt runs once."""
+        completions = list(completions)
+        rewards = self.score([prompt] * len(completions), completions)
+        shares = np.exp(rewards - rewards.max(initial=-np.inf), dtype=np.float64)
+        shares = shares / shares.sum()
+        order = np.argsort(-rewards, kind="stable").tolist()
+        return [Ranked(n, completions[n], float(rewards[n]), float(shares[n])) for n in order]
+
+    def best_of(self, prompt: Any, completions: Iterable[Any]) -> Any:
+        """The completion with the greatest reward; the first of equals.
+
+        Raises:
+            DataError: There is none.
+        """
+        ranked = self.rank(prompt, completions)
+        if not ranked:
+            raise DataError("best_of: expected one or more completions, got none")
+        return ranked[0].completion
+
+    def preference_probability(self, prompt: Any, first: Any, second: Any) -> float:
+        """The probability that people prefer the first completion: `sigmoid(reward_first - reward_second)`."""
+        one, other = self.score([prompt, prompt], [first, second]).astype(np.float64)
+        return float(1 / (1 + np.exp(other - one)))
+
+    def _score_pieces(
+        self, sequences: Iterable[Any], completions: Iterable[Any] | None, options: Any, normalize: bool
+    ) -> Iterator[NDArray[np.float32]]:
+        mean, std = self._scale() if normalize else (0.0, 1.0)
+        total = len(sequences) if isinstance(sequences, Sized) else None
+        whole = _joined(sequences, completions)
+        options = None if options is None else iter(options)
+        before, done = self.cut, 0
+        with tqdm(total=total, unit="seq", desc="scoring", delay=3, disable=None, leave=False) as bar:
+            while piece := list(islice(whole, _WINDOW)):
+                extra = None if options is None else list(islice(options, len(piece)))
+                rewards = self.engine.score(self._render(piece, extra, done))
+                done += len(piece)
+                bar.update(len(piece))
+                yield ((rewards - mean) / std).astype(np.float32) if normalize else rewards
+        if self.cut > before:
+            logger.warning(
+                "%d of %d sequences had more than %d tokens and were cut from the left", self.cut - before, done,
+                self.max_length,
+            )  # fmt: skip
+
+    def _render(self, sequences: list[Sequence], options: list[dict[str, Any]] | None, first: int) -> list[list[int]]:
+        for number, sequence in enumerate(sequences, first):
             check_sequence(sequence, number)
-        ids = render(self.tokenizer, sequences, options)
-        rewards = np.zeros(len(ids), dtype=np.float32)
-        for batch in _batches([len(sequence) for sequence in ids], _TOKENS_PER_BATCH):
-            rewards[batch] = self._score_batch([ids[n] for n in batch])
-        return rewards
+        names = [f"sequence {number}" for number in range(first, first + len(sequences))]
+        ids = render(self.tokenizer, sequences, options, names=names)
+        return [self._fitted(each, number) for number, each in enumerate(ids, first)]
 
-    def _score_batch(self, ids: list[list[int]]) -> NDArray[np.float32]:
-        longest = max(map(len, ids))
-        pad = self.tokenizer.pad_token_id or 0  # never read: the mask says where a sequence ends
-        filled = [sequence + [pad] * (longest - len(sequence)) for sequence in ids]
-        mask = [[1] * len(sequence) + [0] * (longest - len(sequence)) for sequence in ids]
-        device = self.model.device
-        inputs = {"input_ids": filled, "attention_mask": mask}
-        outputs = self.model(**{name: torch.tensor(value, device=device) for name, value in inputs.items()})
-        return outputs.logits.float().squeeze(-1).cpu().numpy()
+    def _fitted(self, ids: list[int], number: int) -> list[int]:
+        if self.max_length is None or len(ids) <= self.max_length:
+            return ids
+        if self.overlong == "error":
+            raise DataError(
+                f"sequence {number} has {len(ids):,} tokens, more than {self.max_length:,}. Shorten it, or set "
+                f"`overlong='truncate'`."
+            )
+        self.cut += 1
+        front = [ids[0]] if ids[0] == self.tokenizer.bos_token_id else []
+        return front + ids[len(ids) - self.max_length + len(front) :]
+
+    def _scale(self) -> tuple[float, float]:
+        if self.scale is None or not self.scale[1] > 0:
+            raise ConfigError(
+                "normalize: the model was saved without the mean and standard deviation of its rewards. Pass "
+                "`scale=(mean, std)`, or leave `normalize` out."
+            )
+        return self.scale
 
 
-def _batches(lengths: list[int], budget: int) -> list[list[int]]:
-    """Indices in batches of like length, each at most `budget` tokens with its padding (or one sequence)."""
-    batches: list[list[int]] = []
-    for n in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
-        if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > budget:
-            batches.append([])
-        batches[-1].append(n)
-    return batches
+def _scale(description: dict[str, Any], config: Any) -> tuple[float, float] | None:
+    """Mean and standard deviation as the folder says them; 0 and 1 say that nothing was measured."""
+    said = description.get("rewards") or {"mean": getattr(config, "mean", 0.0), "std": getattr(config, "std", 1.0)}
+    return None if (said["mean"], said["std"]) == (0.0, 1.0) else (said["mean"], said["std"])
+
+
+def _joined(sequences: Iterable[Any], completions: Iterable[Any] | None) -> Iterator[Any]:
+    if isinstance(sequences, str) or (isinstance(sequences, list) and sequences and isinstance(sequences[0], dict)):
+        raise DataError("expected a list of texts or of conversations, got a single one. Wrap it: score([...]).")
+    if completions is None:
+        return iter(sequences)
+    return _pairs(sequences, completions)
+
+
+def _pairs(prompts: Iterable[Any], completions: Iterable[Any]) -> Iterator[Any]:
+    pairs = zip(prompts, completions, strict=True)
+    number = 0
+    while True:
+        try:
+            pair = next(pairs)
+        except StopIteration:
+            return
+        except ValueError as error:  # zip's own words tell no number
+            raise DataError(f"expected a completion for each prompt, and only {number} have both.") from error
+        yield whole_sequence(*pair, number)
+        number += 1

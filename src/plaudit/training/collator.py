@@ -13,13 +13,13 @@ row of the batch each comes from; and, where rows have them, `margin`, `label`, 
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from transformers.data.data_collator import DataCollatorMixin
 
 from plaudit.data.comparisons import comparisons_of_ranking, ties_of_ranking
 from plaudit.errors import DataError
 from plaudit.forest.layout import TokenForest
+from plaudit.models.inputs import forest_inputs, padded_inputs
 
 __all__ = [
     "COLUMNS",
@@ -37,19 +37,6 @@ __all__ = [
 COLUMNS = ("chosen_ids", "rejected_ids", "sequence_ids", "ranks", "scores", "margin", "label", "tie", "weight")
 PER_COMPARISON = ("margin", "label", "tie", "weight", "unit")
 _TARGETS = {"comparisons", "comparison_row", "sequence_row", "sequence_rank", *PER_COMPARISON}
-
-
-def _pad_right(sequences: list[list[int]], value: int, multiple: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids [N, L] filled up with `value`, and the mask [N, L] of what is real."""
-    lengths = torch.tensor([len(ids) for ids in sequences])
-    longest = int(lengths.max())
-    if multiple:
-        longest = -(-longest // multiple) * multiple
-    input_ids = torch.full((len(sequences), longest), value, dtype=torch.long)
-    for row, ids in zip(input_ids, sequences, strict=True):
-        row[: len(ids)] = torch.as_tensor(ids, dtype=torch.long)
-    attention_mask = (torch.arange(longest) < lengths[:, None]).long()
-    return input_ids, attention_mask
 
 
 @dataclass
@@ -72,8 +59,7 @@ class DataCollatorForPreference(DataCollatorMixin):
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Make one batch of rows."""
         sequences = [row["chosen_ids"] for row in examples] + [row["rejected_ids"] for row in examples]
-        input_ids, attention_mask = _pad_right(sequences, self.pad_token_id, self.pad_to_multiple_of)
-        batch = {"input_ids": input_ids, "attention_mask": attention_mask}
+        batch = padded_inputs(sequences, self.pad_token_id, self.pad_to_multiple_of)
         if "margin" in examples[0]:
             batch["margin"] = torch.tensor([row["margin"] for row in examples], dtype=torch.float)
         return batch
@@ -141,13 +127,8 @@ class PreferenceCollator(DataCollatorForPreference):
     def lay_out(self, sequences: list[Any], owners: list[int]) -> dict[str, torch.Tensor]:
         """What the model takes of N sequences, each owned by a row of the batch."""
         if self.layout == "padded":
-            input_ids, attention_mask = _pad_right(sequences, self.pad_token_id, self.pad_to_multiple_of)
-            return {"input_ids": input_ids, "attention_mask": attention_mask}
-        forest = TokenForest.from_sequences(sequences, owners)
-        rows = {name: getattr(forest, name)[None] for name in ("input_ids", "position_ids", "subtree_end")}
-        return {
-            name: torch.from_numpy(np.ascontiguousarray(row)) for name, row in (rows | {"leaf": forest.leaf}).items()
-        }
+            return padded_inputs(sequences, self.pad_token_id, self.pad_to_multiple_of)
+        return forest_inputs(sequences, owners)
 
     def _compare_pairs(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         count = len(examples)

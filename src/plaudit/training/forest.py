@@ -15,12 +15,12 @@ from transformers import PreTrainedModel, Trainer
 from plaudit.errors import ConfigError
 from plaudit.forest.batching import BudgetBatchSampler
 from plaudit.models.adapters import base_model
+from plaudit.models.layouts import Unclear, compare_layouts, in_float32, routes_experts
 from plaudit.models.precision import precision_of
 from plaudit.models.steady import rounds_its_inputs
 from plaudit.training.batching import make_sampler, wants_sampler
 from plaudit.training.collator import PreferenceCollator, tokens_of
 from plaudit.training.config import RewardConfig
-from plaudit.training.layout import Unclear, compare_layouts, in_float32, routes_experts
 from plaudit.training.memory import AccumulationStep, fitting_budget, free_memory, keep_random_state
 from plaudit.training.meter import RewardMeter
 from plaudit.training.objective import Objective

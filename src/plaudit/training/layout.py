@@ -1,23 +1,17 @@
 """Which layout a run uses: chosen from what the model says of itself, then tried on real rows."""
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
-import torch
 from peft import PeftModel
-from torch import nn
 from transformers import PreTrainedModel
 
-from plaudit.errors import ConfigError, ModelError
+from plaudit.errors import ConfigError
 from plaudit.forest import attention
 from plaudit.models.adapters import base_model
-from plaudit.models.head import reads_last_position
-from plaudit.models.precision import share_of_rounding
-from plaudit.models.steady import is_quantized_layer
+from plaudit.models.layouts import has_virtual_tokens, why_padded
 from plaudit.training.config import RewardConfig
 
-__all__ = ["Unclear", "choose_layout", "compare_layouts", "in_float32", "routes_experts"]
+__all__ = ["choose_layout"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,21 +29,16 @@ def choose_layout(model: "PreTrainedModel | PeftModel", args: RewardConfig, *, o
             is combined with checkpointing.
     """
     base = base_model(model)
-    virtual = isinstance(model, PeftModel) and any(c.is_prompt_learning for c in model.peft_config.values())
-    if virtual and args.activation_checkpointing:
+    if has_virtual_tokens(model) and args.activation_checkpointing:
         raise ConfigError(
             "prefix and prompt tuning do not work under checkpointing, which leaves out the virtual tokens' cache. "
             "Set `gradient_checkpointing=False`."
         )
     if args.batch_layout == "padded":
         return "padded"
-    reason = attention.why_not(base)
-    if not reads_last_position(base):
-        reason = f"{type(base).__name__} is an encoder: every token sees every other"
-    elif own_code is not None:
+    reason = why_padded(model)
+    if reason is None and own_code is not None:
         reason = f"{own_code} expects TRL's batches"
-    elif virtual:
-        reason = "prefix and prompt tuning put virtual tokens before every sequence"
     if reason is None:
         attention.enable(base)
         logger.info("batch layout: token forest (no padding, each shared prefix runs once)")
@@ -58,69 +47,3 @@ def choose_layout(model: "PreTrainedModel | PeftModel", args: RewardConfig, *, o
         raise ConfigError(f"batch_layout='forest' is not possible: {reason}. Use 'auto' or 'padded'.")
     logger.info("batch layout: padded, since %s", reason)
     return "padded"
-
-
-def routes_experts(model: PreTrainedModel) -> bool:
-    """Whether tokens are routed to experts: there, rounding may flip a choice, and rewards differ by more."""
-    config = model.config.get_text_config()
-    names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-    return any((getattr(config, name, None) or 0) > 1 for name in names)
-
-
-@contextmanager
-def in_float32(model: nn.Module) -> Iterator[None]:
-    """The model's weights in float32 for a while, and what 4-bit layers compute in; then the same as before."""
-    layers = [module for module in model.modules() if is_quantized_layer(module)]
-    packed = {id(layer.weight) for layer in layers}  # stored in any type: its numbers are not that type's
-    narrow = {
-        p: p.data for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16) and id(p) not in packed
-    }
-    computed = {layer: layer.compute_dtype for layer in layers if hasattr(layer, "compute_dtype")}
-    try:
-        for parameter in narrow:
-            parameter.data = parameter.data.float()
-        for layer in computed:
-            layer.compute_dtype = torch.float32  # type: ignore[assignment]
-        yield
-    finally:
-        for parameter, data in narrow.items():
-            parameter.data = data
-        for layer, dtype in computed.items():
-            layer.compute_dtype = dtype
-
-
-class Unclear(Exception):  # noqa: N818  # an outcome, caught where it is raised
-    """The rewards lie so close together that their precision explains any difference between layouts."""
-
-
-def compare_layouts(score: Callable[[str], torch.Tensor], precision: torch.dtype) -> str | None:
-    """What speaks against the forest after scoring the same sequences in both layouts; `None` if nothing does.
-
-    Args:
-        score: Gives the rewards [N] of some sequences in the layout named.
-        precision: What the model computes in.
-
-    Raises:
-        Unclear: They are as close as the precision tells; but only where that is no better than guessing.
-    """
-    padded = score("padded").double()
-    try:
-        forest = score("forest").double()
-    except ModelError as error:
-        return str(error)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # a model with code of its own may trip over what it does not know
-        return f"the model fails on a forest ({type(error).__name__}: {error})"
-    difference, size = (forest - padded).abs().max().item(), padded.square().mean().sqrt().item()
-    share = share_of_rounding(precision)
-    if difference <= share * size:
-        # Rewards of a trained model may lie close together and far from zero: a wrong mask would hide in the rounding.
-        if precision != torch.float32 and share * size > padded.std().item() / 2 > 0:
-            raise Unclear
-        return None
-    return (
-        f"on {len(padded)} sequences of the training data the rewards of the two layouts differ by up to "
-        f"{difference:.3g}, more than {str(precision).removeprefix('torch.')} explains ({share:.1g} of their size, "
-        f"{size:.3g})"
-    )

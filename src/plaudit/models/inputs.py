@@ -1,0 +1,49 @@
+"""Token ids -> what a model's forward takes: N sequences padded, or laid out as one forest."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from plaudit.forest.layout import TokenForest
+
+__all__ = ["forest_inputs", "padded_inputs"]
+
+
+def padded_inputs(sequences: Sequence[Any], pad: int, multiple: int | None = None) -> dict[str, torch.Tensor]:
+    """N sequences filled up on the right.
+
+    Args:
+        sequences: N lists of one or more ids.
+        pad: The id to fill with; never read, since the mask says where a sequence ends.
+        multiple: Make L a multiple of this.
+
+    Returns:
+        `input_ids` and `attention_mask`, each [N, L].
+    """
+    lengths = torch.tensor([len(ids) for ids in sequences])
+    longest = int(lengths.max())
+    if multiple:
+        longest = -(-longest // multiple) * multiple
+    input_ids = torch.full((len(sequences), longest), pad, dtype=torch.long)
+    for row, ids in zip(input_ids, sequences, strict=True):
+        row[: len(ids)] = torch.as_tensor(ids, dtype=torch.long)
+    return {"input_ids": input_ids, "attention_mask": (torch.arange(longest) < lengths[:, None]).long()}
+
+
+def forest_inputs(sequences: Sequence[Any], rows: Sequence[int]) -> dict[str, torch.Tensor]:
+    """N sequences as one forest.
+
+    Args:
+        sequences: N lists of one or more ids.
+        rows: Which row each belongs to [N]; those of one row share whatever they have in common.
+
+    Returns:
+        `input_ids`, `position_ids` and `subtree_end`, each [1, T], and `leaf` [N]; see `plaudit.forest.layout`.
+    """
+    forest = TokenForest.from_sequences(sequences, rows)
+    names = {name: getattr(forest, name)[None] for name in ("input_ids", "position_ids", "subtree_end")}
+    return {
+        name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in (names | {"leaf": forest.leaf}).items()
+    }

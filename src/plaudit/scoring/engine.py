@@ -1,0 +1,136 @@
+"""Token ids in, rewards out: which sequences make a batch, in which layout. It knows no text and no tokenizer."""
+
+import logging
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from plaudit.forest import attention
+from plaudit.forest.layout import SHARED_TOKENS, common_tokens
+from plaudit.models.adapters import base_model
+from plaudit.models.head import bind_reward_forward
+from plaudit.models.inputs import forest_inputs, padded_inputs
+from plaudit.models.layouts import Unclear, compare_layouts, in_float32, routes_experts, why_padded
+from plaudit.models.precision import precision_of
+from plaudit.models.steady import rounds_its_inputs
+
+__all__ = ["ScoringEngine"]
+
+logger = logging.getLogger(__name__)
+
+_PROBED = 4  # sequences on which the layouts are compared before the first forest counts
+_PROBED_POSITIONS = 1 << 13
+
+Ids = Sequence[int]
+
+
+class ScoringEngine:
+    """Runs a reward model over batches of sequences, as forests where the model allows it.
+
+    Args:
+        model: A sequence classifier with one label, or a PEFT model of one. Changed in place.
+        max_tokens_per_batch: Distinct tokens of a batch; padded, all positions. A longer sequence runs alone.
+
+    Attributes:
+        layout: "forest" or "padded". The first sequences are scored in both: where they differ, padded it is.
+    """
+
+    def __init__(self, model: "PreTrainedModel | PeftModel", max_tokens_per_batch: int) -> None:
+        bind_reward_forward(base_model(model))
+        self.model, self.max_tokens_per_batch = model.eval(), max_tokens_per_batch
+        self.layout, self._is_compared = "padded", True
+        if why_padded(model) is None:
+            attention.enable(base_model(model))
+            self.layout, self._is_compared = "forest", False
+
+    @torch.inference_mode()
+    def score(self, sequences: Sequence[Ids]) -> NDArray[np.float32]:
+        """Rewards [N] of N lists of one or more ids, float32, in the order given."""
+        rewards = np.zeros(len(sequences), dtype=np.float32)
+        arrays = [np.asarray(ids, dtype=np.int64) for ids in sequences]
+        if not self._is_compared and arrays:
+            self._compare(arrays)
+        for batch in self._batches(arrays):
+            rewards[batch] = self._run([arrays[n] for n in batch], self.layout).cpu().numpy()
+        return rewards
+
+    def _run(self, sequences: list[NDArray[np.int64]], layout: str) -> torch.Tensor:
+        # Each is a row of its own: sequences share what pays to be shared, be it of one prompt or of two.
+        inputs = forest_inputs(sequences, range(len(sequences))) if layout == "forest" else padded_inputs(sequences, 0)
+        device = self.model.device
+        outputs = self.model(**{name: tensor.to(device) for name, tensor in inputs.items()})
+        return outputs.logits.float().squeeze(-1)
+
+    # Batches
+
+    def _batches(self, arrays: list[NDArray[np.int64]]) -> Iterator[list[int]]:
+        if self.layout == "forest":
+            order, costs = _in_order_of_prefixes(arrays)
+            yield from _filled(order, costs, [len(array) for array in arrays], self.max_tokens_per_batch)
+        else:
+            yield from _of_like_length([len(array) for array in arrays], self.max_tokens_per_batch)
+
+    # Which layout
+
+    def _compare(self, arrays: list[NDArray[np.int64]]) -> None:
+        """Score a few sequences in both layouts; what they differ by decides for all that come."""
+        self._is_compared = True
+        probed = arrays[:2]
+        while len(probed) < min(_PROBED, len(arrays)) and sum(map(len, arrays[: len(probed) + 1])) <= _PROBED_POSITIONS:
+            probed = arrays[: len(probed) + 1]
+        base = base_model(self.model)
+        precision = precision_of(base)
+        try:
+            if routes_experts(base) and not rounds_its_inputs(base):
+                raise Unclear
+            reason = compare_layouts(lambda layout: self._run(probed, layout), precision)
+        except Unclear:
+            if rounds_its_inputs(base):
+                return
+            with in_float32(self.model):
+                reason = compare_layouts(lambda layout: self._run(probed, layout), torch.float32)
+        if reason is not None:
+            self.layout = "padded"
+            logger.warning("scoring padded batches, since %s", reason)
+
+
+def _in_order_of_prefixes(arrays: list[NDArray[np.int64]]) -> tuple[list[int], list[int]]:
+    """The sequences in lexicographic order, and how many of each one's tokens the one before does not have."""
+    keys = [array.astype(">i8").tobytes() for array in arrays]  # big-endian: bytes in the order of ids
+    order = sorted(range(len(arrays)), key=keys.__getitem__)
+    costs = [len(arrays[number]) for number in order]
+    for place in range(1, len(order)):
+        shared = common_tokens(arrays[order[place - 1]], arrays[order[place]])
+        if shared >= SHARED_TOKENS:
+            costs[place] -= shared
+    return order, costs
+
+
+def _filled(order: list[int], costs: list[int], lengths: list[int], budget: int) -> Iterator[list[int]]:
+    """Consecutive sequences up to the budget; the first of a batch counts whole, since nothing before it is there."""
+    batch: list[int] = []
+    used = 0
+    for number, cost in zip(order, costs, strict=True):
+        if batch and used + cost > budget:
+            yield batch
+            batch, used = [], 0
+        used += cost if batch else lengths[number]
+        batch.append(number)
+    if batch:
+        yield batch
+
+
+def _of_like_length(lengths: list[int], budget: int) -> Iterator[list[int]]:
+    """Sequences of like length, at most `budget` positions with their padding (or one sequence)."""
+    batch: list[int] = []
+    for number in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
+            yield batch
+            batch = []
+        batch.append(number)
+    if batch:
+        yield batch
