@@ -1,10 +1,15 @@
+import json
+
 import numpy as np
 import pytest
 import torch
 from peft import LoraConfig
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification, BertConfig, set_seed
 
 from plaudit import RewardModel
-from plaudit.errors import DataError, ModelError
+from plaudit.errors import ConfigError, DataError, ModelError
+from plaudit.scoring import reward_model as module
 
 
 def texts_of(rows, side="chosen"):
@@ -119,3 +124,180 @@ def test_a_single_sequence_is_not_taken_for_many(scorer, single):
 def test_what_is_no_sequence_is_refused_and_named(scorer, wrong):
     with pytest.raises(DataError, match="row 1"):
         scorer.score(["fine", wrong])
+
+
+# What a person may have
+
+
+def test_a_checkpoint_in_openrlhfs_shape_scores_as_it_did(make_model, tokenizer, tmp_path):
+    """A bare backbone and a linear `value_head`, an architecture that nobody else knows, mean and std in the config."""
+    model = make_model()
+    expected = RewardModel(model, tokenizer).score(SENTENCES)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["value_head.weight"] = weights.pop("score.weight")
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"architectures": ["RewardModel"], "value_head_prefix": "value_head", "mean": 2.0, "std": 4.0}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = RewardModel.from_pretrained(tmp_path, device="cpu")
+    np.testing.assert_allclose(loaded.score(SENTENCES), expected, atol=2e-6)
+    np.testing.assert_allclose(loaded.score(SENTENCES, normalize=True), (expected - 2) / 4, atol=2e-6)
+
+
+def test_a_random_head_must_be_asked_for_and_is_warned_of(base_folder, caplog):
+    with caplog.at_level("WARNING", logger="plaudit"):
+        loaded = RewardModel.from_pretrained(base_folder, device="cpu", allow_random_head=True)
+    assert "its scores are RANDOM" in caplog.text
+    assert np.isfinite(loaded.score(["some text"])).all()
+
+
+# Prompts with completions
+
+CHAT = [{"role": "user", "content": "Is the sky blue?"}]
+REPLY = [{"role": "assistant", "content": "Yes, it is."}]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "whole"),
+    [
+        ("Is the sky blue?", " Yes.", "Is the sky blue? Yes."),
+        (CHAT, REPLY, CHAT + REPLY),
+        (CHAT, "Yes, it is.", CHAT + REPLY),
+        ("Is the sky blue?", REPLY, CHAT + REPLY),
+    ],
+)
+def test_a_prompt_and_a_completion_are_one_sequence_whatever_their_form(scorer, prompt, completion, whole):
+    assert scorer.score([prompt, "x"], [completion, "y"])[0] == pytest.approx(scorer.score([whole])[0], abs=2e-6)
+
+
+def test_prompts_and_completions_must_be_as_many(scorer):
+    with pytest.raises(DataError, match="a completion for each prompt, and only 1 have both"):
+        scorer.score(["a", "b"], ["c"])
+    with pytest.raises(DataError, match="a completion for each prompt, and only 1 have both"):
+        scorer.score(["a"], ["c", "d"])
+    with pytest.raises(DataError, match="row 1: expected the completion to be a string or a list of messages, got 5"):
+        scorer.score(["a", "b"], ["c", 5])
+
+
+def test_a_prompt_runs_once_for_all_its_completions(make_model, tokenizer):
+    model, prompt = make_model(), "Is the sky blue? " * 12
+    seen = []
+    model.model.register_forward_pre_hook(
+        lambda _, __, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    scorer = RewardModel(model, tokenizer)
+    completions = [f" Yes, {number}." for number in range(16)]
+    alone = np.array([scorer.score([prompt + completion])[0] for completion in completions])
+    seen.clear()
+    np.testing.assert_allclose(scorer.score([prompt] * 16, completions), alone, atol=2e-6)
+    lengths = [len(tokenizer(prompt + completion)["input_ids"]) + 1 for completion in completions]
+    assert len(seen) == 1
+    assert seen[0] < len(tokenizer(prompt)["input_ids"]) + 16 * 12 < sum(lengths) / 3
+
+
+def test_ranking_is_best_first_and_its_probabilities_are_plackett_luces(scorer):
+    completions = [" Yes.", " No, sorry.", " Yes.", " It is green!"]
+    rewards = scorer.score(["Is it?"] * 4, completions).astype(np.float64)
+    ranked = scorer.rank("Is it?", completions)
+    assert [each.reward for each in ranked] == sorted(rewards.tolist(), reverse=True)
+    assert [completions[each.index] for each in ranked] == [each.completion for each in ranked]
+    places = [each.index for each in ranked]
+    assert places.index(0) + 1 == places.index(2)  # equals, in the order given
+    expected = np.exp(rewards) / np.exp(rewards).sum()
+    assert [each.win_probability for each in ranked] == pytest.approx([expected[n] for n in places], rel=1e-5)
+    assert scorer.best_of("Is it?", completions) == ranked[0].completion
+    two = scorer.rank("Is it?", completions[:2])
+    probability = scorer.preference_probability("Is it?", two[0].completion, two[1].completion)
+    assert probability == pytest.approx(two[0].win_probability, rel=1e-5)
+    assert 0.5 < probability < 1
+    assert scorer.rank("Is it?", []) == []
+    with pytest.raises(DataError, match="one or more completions"):
+        scorer.best_of("Is it?", [])
+
+
+def test_probabilities_of_far_rewards_do_not_overflow(scorer, monkeypatch):
+    monkeypatch.setattr(scorer.engine, "score", lambda ids: np.array([1000.0, -1000.0], dtype=np.float32)[: len(ids)])
+    with np.errstate(all="raise", under="ignore"):
+        assert scorer.preference_probability("a", "b", "c") == pytest.approx(1.0)
+        assert [each.win_probability for each in scorer.rank("a", ["b", "c"])] == pytest.approx([1.0, 0.0])
+
+
+# Streams and long inputs
+
+
+def test_a_stream_is_read_in_pieces_and_scored_before_its_end(scorer, monkeypatch):
+    monkeypatch.setattr(module, "_WINDOW", 3)
+    read = []
+
+    def sentences():
+        for text in SENTENCES:
+            read.append(text)
+            yield text
+
+    stream = scorer.stream(sentences())
+    first = next(stream)
+    assert len(read) == 3
+    rewards = [first, *stream]
+    assert rewards == pytest.approx(scorer.score(SENTENCES).tolist(), abs=2e-6)
+    assert scorer.score(iter(SENTENCES)) == pytest.approx(rewards, abs=2e-6)
+    assert scorer.score(iter(["Is it?"] * 4), (" Yes", " No", " Yes", " No")).shape == (4,)
+
+
+def test_a_bad_sequence_of_a_later_piece_is_named_by_its_number(scorer, monkeypatch):
+    monkeypatch.setattr(module, "_WINDOW", 3)
+    with pytest.raises(DataError, match="row 7"):
+        scorer.score([*SENTENCES[:7], 5])
+
+
+def test_what_is_too_long_is_cut_from_the_left_and_counted(make_model, new_tokenizer, caplog):
+    tokenizer = new_tokenizer(bos="<s>")
+    scorer = RewardModel(make_model(vocab_size=330), tokenizer, max_length=10)
+    long, ids = "Is the sky blue? " * 9 + "Yes.", []
+    ids = tokenizer(long)["input_ids"] + [tokenizer.eos_token_id]
+    with torch.no_grad():
+        expected = scorer.model(input_ids=torch.tensor([ids[:1] + ids[-9:]])).logits.item()
+    with caplog.at_level("WARNING", logger="plaudit"):
+        rewards = scorer.score(["Yes", long])
+    assert rewards[1] == pytest.approx(expected, abs=2e-6)
+    assert scorer.cut == 1
+    assert "1 of 2 sequences had more than 10 tokens and were cut from the left" in caplog.text
+    strict = RewardModel(make_model(vocab_size=330), tokenizer, max_length=10, overlong="error")
+    with pytest.raises(DataError, match="sequence 1 has .* tokens, more than 10"):
+        strict.score(["Yes", long])
+
+
+def test_a_model_with_few_positions_is_not_asked_for_more(make_model, tokenizer):
+    assert RewardModel(make_model(max_position_embeddings=20), tokenizer).max_length == 20
+
+
+def test_options_that_cannot_be_are_refused(make_model, tokenizer):
+    with pytest.raises(ConfigError, match="overlong: expected one of truncate, error, got 'drop'"):
+        RewardModel(make_model(), tokenizer, overlong="drop")
+    with pytest.raises(ConfigError, match="max_tokens_per_batch"):
+        RewardModel(make_model(), tokenizer, max_tokens_per_batch=0)
+    with pytest.raises(ConfigError, match="normalize: the model was saved without"):
+        RewardModel(make_model(), tokenizer).score(["a"], normalize=True)
+
+
+# Which layout
+
+
+def test_a_model_that_cannot_run_forests_is_scored_padded(tokenizer):
+    set_seed(0)
+    config = BertConfig(vocab_size=320, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_labels=1)
+    scorer = RewardModel(AutoModelForSequenceClassification.from_config(config), tokenizer, max_tokens_per_batch=60)
+    assert scorer.engine.layout == "padded"
+    alone = np.concatenate([scorer.score([text]) for text in SENTENCES])
+    np.testing.assert_allclose(scorer.score(SENTENCES), alone, atol=2e-6)
+
+
+def test_layouts_that_differ_are_found_out_and_padded_it_is(scorer, monkeypatch, caplog):
+    run = scorer.engine._run
+    monkeypatch.setattr(scorer.engine, "_run", lambda ids, layout: run(ids, "padded") + (layout == "forest"))
+    with caplog.at_level("WARNING", logger="plaudit"):
+        rewards = scorer.score(SENTENCES)
+    assert scorer.engine.layout == "padded"
+    assert "scoring padded batches, since on 4 sequences the rewards of the two layouts differ" in caplog.text
+    np.testing.assert_allclose(rewards, np.concatenate([scorer.score([text]) for text in SENTENCES]), atol=2e-6)

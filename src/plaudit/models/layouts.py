@@ -89,7 +89,7 @@ def compare_layouts(score: Callable[[str], torch.Tensor], precision: torch.dtype
     share = share_of_rounding(precision)
     if difference <= share * size:
         # Rewards of a trained model may lie close together and far from zero: a wrong mask would hide in the rounding.
-        if precision != torch.float32 and share * size > padded.std().item() / 2 > 0:
+        if precision != torch.float32 and share * size > padded.std(correction=0).item() / 2 > 0:
             raise Unclear
         return None
     return (

@@ -1,6 +1,7 @@
 """From a name or a folder to a sequence classifier with one label."""
 
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,7 @@ __all__ = ["embedding_rows", "grow_embedding", "load_model", "load_tokenizer"]
 
 logger = logging.getLogger(__name__)
 
+_HEADS = ("score", "classifier")  # as transformers' sequence classifiers call it
 _DTYPES = ("auto", "bfloat16", "float16", "float32")
 _HUB_OPTIONS = (
     "cache_dir", "code_revision", "force_download", "local_files_only", "revision", "subfolder", "token",
@@ -100,6 +102,9 @@ def _from_pretrained(
     if "quantization_config" in options:
         quantization_config = sparing_the_head(options["quantization_config"], config, spared)
         options = options | {"quantization_config": quantization_config}
+    head = getattr(config, "value_head_prefix", None)
+    if head and head not in _HEADS:  # OpenRLHF's own class calls it as its option says; transformers' decoders `score`
+        options = options | {"key_mapping": {rf"^{re.escape(head)}\.": "score."}}
     try:
         with _quiet_load_report():
             return AutoModelForSequenceClassification.from_pretrained(
