@@ -64,6 +64,7 @@ def command(options: tuple[str, ...]) -> None:
         trainer.train(resume_from_checkpoint=resume)
     except SystemExit:
         _say_how_to_resume(trainer, options)
+        trainer.end()
         raise
     try:
         signal.signal(signal.SIGTERM, _interrupt)
