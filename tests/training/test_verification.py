@@ -54,6 +54,9 @@ KINDS = {
         "peft_config": LoraConfig(init_lora_weights=False),
         "quantization_config": BitsAndBytesConfig(load_in_8bit=True),
     },
+    "LoRA beside layers of the backbone": {
+        "peft_config": LoraConfig(init_lora_weights=False, modules_to_save=["embed_tokens", "norm"])
+    },
     "padded": {"batch_layout": "padded"},
     "checkpointing": {"gradient_checkpointing": True},
 }
@@ -255,6 +258,33 @@ def test_a_push_without_a_save_proves_the_model_first(make_trainer, monkeypatch,
     with pytest.raises(ZeroDivisionError):
         other.push_to_hub()
     assert len(hub) == pushed
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_all_processes_save_alike_before_a_push(make_trainer, monkeypatch, hub, in_process, verify):
+    """They save together where a model is spread over them: one that saved once more would wait for ever."""
+    calls = []
+    for writes in (True, False):
+        trainer = make_trainer(max_steps=1, verify_on_save=verify, push_to_hub=True)
+        trainer.train()
+        if not writes:
+            monkeypatch.setattr(type(trainer.args), "should_save", False)
+        save, saves = trainer._write_model, []
+        trainer._write_model = lambda folder, save=save, saves=saves: saves.append(folder) or save(folder)
+        trainer.save_model()
+        trainer.push_to_hub()
+        calls.append(len(saves))
+    assert calls == [3, 3]  # ours, and one by each of the Trainer's two pushes
+
+
+def test_a_model_that_trained_on_is_proven_again_before_a_push(make_trainer, hub, in_process):
+    trainer = make_trainer(max_steps=1, verify_on_save=True, push_to_hub=True)
+    trainer.train()
+    trainer.push_to_hub()
+    trainer.train()
+    trainer.push_to_hub()
+    assert hub[-1]["fingerprint"] != hub[0]["fingerprint"]
+    assert hub[-1]["verification"]["status"] == "verified"
 
 
 def test_a_checkpoint_pushed_on_the_way_goes_with_its_description(make_trainer, hub):

@@ -93,7 +93,8 @@ class SavedModel:
             for name, shape in self.shapes.items()
             if name.endswith("weight") and len(shape) == 2 and any(f".{head}." in f".{name}" for head in named if head)
         ]
-        return max(found, key=len, default=None)  # the last layer of a head of several comes deepest
+        # An adapter may name layers of the backbone as well; of a head of several layers the last comes deepest.
+        return max(found, key=lambda name: (self.shapes[name][0] == 1, len(name)), default=None)
 
     @cached_property
     def base(self) -> "SavedModel | None":

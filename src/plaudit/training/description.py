@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer_utils import TrainOutput
 
 from plaudit.checkpoint.card import write_model_card
 from plaudit.checkpoint.contract import write_contract
@@ -61,7 +62,13 @@ class DescribedSavingTrainer(StagedSavingTrainer):
     reward_scale: tuple[float, float] | None
     conversational: bool
     verification: Verification | None = None
-    _proven: dict[str, Any] | None = None  # fingerprint and outcome
+    _proven: dict[str, Any] | None = None  # fingerprint and outcome, where this process has verified
+    _is_looked_at = False  # the same on all processes: the model of the last training was saved, and verified if asked
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train, as `Trainer.train` does; nothing is proven of what comes out yet."""
+        self._is_looked_at = False
+        return super().train(*args, **kwargs)
 
     def _write_model(self, folder: Path) -> None:
         base = base_model(self.accelerator.unwrap_model(self.model))
@@ -79,8 +86,11 @@ class DescribedSavingTrainer(StagedSavingTrainer):
 
     def _after_save(self, folder: Path) -> None:
         super()._after_save(folder)
-        if not (self.args.verify_on_save and self.args.should_save):
-            return
+        if self.args.verify_on_save and self.args.should_save:
+            self._verify(folder)
+        self._is_looked_at = True
+
+    def _verify(self, folder: Path) -> None:
         logger.info("reloading the saved model in a fresh process, to prove that it scores the same ...")
         self.verification = verify_and_record(folder, trust_remote_code=self.args.trust_remote_code)
         said = read_description(folder)
@@ -99,7 +109,7 @@ class DescribedSavingTrainer(StagedSavingTrainer):
         Raises:
             CheckpointError: It does not score the same, and is not uploaded.
         """
-        if self._proven is None:
+        if self.args.verify_on_save and not self._is_looked_at:
             self.save_model(_internal_call=True)
             self._after_save(Path(self.args.output_dir))
         return super().push_to_hub(*args, **kwargs)
