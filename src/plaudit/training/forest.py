@@ -21,6 +21,7 @@ from plaudit.training.batching import make_sampler, wants_sampler
 from plaudit.training.collator import PreferenceCollator, tokens_of
 from plaudit.training.config import RewardConfig
 from plaudit.training.devices import ManyDevicesTrainer
+from plaudit.training.finite import FiniteWatch
 from plaudit.training.layout import Unclear, compare_layouts, in_float32, routes_experts
 from plaudit.training.memory import AccumulationStep, fitting_budget, free_memory, keep_random_state
 from plaudit.training.meter import RewardMeter
@@ -36,11 +37,12 @@ _PROBED_POSITIONS = 1 << 14  # padded: the comparison must fit where the forest 
 
 
 class ForestTrainer(ManyDevicesTrainer):
-    """Knows layouts, batches and memory; a subclass knows the loss, and counts its figures in `meter`."""
+    """Knows layouts, batches and memory; a subclass knows the loss, and counts its figures in `meter` and `watch`."""
 
     args: RewardConfig
     meter: RewardMeter
     objective: Objective
+    watch: FiniteWatch
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -225,6 +227,8 @@ class ForestTrainer(ManyDevicesTrainer):
         except torch.OutOfMemoryError as error:
             can_be_cut = isinstance(self.data_collator, PreferenceCollator) and num_items_in_batch is not None
             if place is None or not can_be_cut or self.args.world_size > 1:
+                if self.args.auto_find_batch_size:  # the Trainer starts again with smaller ones
+                    raise
                 raise ConfigError(
                     f"a batch of {tokens_of(inputs).sum().item()} tokens does not fit into memory. Lower "
                     "`max_tokens_per_batch` or `per_device_train_batch_size`, or turn on `gradient_checkpointing`."
@@ -252,6 +256,7 @@ class ForestTrainer(ManyDevicesTrainer):
             self._forget_gradients(model)
             step.restore_random_state()
             self.meter.rewind(step.mark)
+            self.watch.start()
             try:
                 for running in range(place + 1):
                     losses = [self._micro_step(model, piece, count) for piece in step.pieces[running]]
