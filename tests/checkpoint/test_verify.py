@@ -13,7 +13,7 @@ from plaudit import RewardModel
 from plaudit.checkpoint import reload
 from plaudit.checkpoint import verify as verification
 from plaudit.checkpoint.description import read_description
-from plaudit.checkpoint.inspection import SavedModel
+from plaudit.checkpoint.inspection import Finding, SavedModel, inspect_files
 from plaudit.checkpoint.verify import verify, verify_and_record
 from plaudit.errors import CheckpointError
 
@@ -134,6 +134,35 @@ def test_a_pad_token_that_the_config_does_not_know_is_found(full, in_process):
     assert "pad_token_id=7" in broken(full)["padding"]
     change_json(full, "config.json", pad_token_id=None)
     assert {"padding", "batches"} <= broken(full).keys()
+
+
+def test_a_pad_token_that_is_another_or_gone_is_found(full, monkeypatch):
+    monkeypatch.setattr(verification, "_ask", lambda _: Finding("rewards", None, ""))
+    tokenizer = AutoTokenizer.from_pretrained(full)
+    tokenizer.pad_token = "<|im_start|>"
+    tokenizer.save_pretrained(full)
+    assert "pad was '<pad>' and is '<|im_start|>'" in broken(full)["tokenizer"]
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(full)
+    assert "has no pad token" in broken(full)["padding"]
+
+
+def test_what_an_adapter_says_of_its_task_its_head_and_its_base_is_looked_at(adapter, base_folder, monkeypatch):
+    monkeypatch.setattr(verification, "_ask", None)
+    change_json(adapter, "adapter_config.json", base_model_name_or_path=None)
+    result = verify(adapter)
+    assert result.status == "NOT VERIFIED"
+    assert "names no base model" in result.findings[-1].message
+    change_json(adapter, "adapter_config.json", base_model_name_or_path=str(base_folder))
+    heads = {}
+    change_weights(
+        adapter, lambda w: heads.update(head=w.pop("base_model.model.score.weight")), "adapter_model.safetensors"
+    )
+    change_weights(base_folder, lambda weights: weights.update({"score.weight": heads["head"]}))
+    (found,) = (each for each in inspect_files(SavedModel(Path(adapter))) if each.layer == "head")
+    assert found.holds  # it lies in the base, of which this adapter is
+    change_json(adapter, "adapter_config.json", task_type="CAUSAL_LM")
+    assert "CAUSAL_LM, expected SEQ_CLS" in broken(adapter)["labels"]
 
 
 def test_a_changed_template_is_told_apart_from_changed_weights(full, in_process):

@@ -192,7 +192,7 @@ def _any_probes(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
 def _ask(request: dict[str, Any]) -> dict[str, Any] | Finding:
     """The answer of a fresh process, or what went wrong there."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_OF_LAUNCHERS)}
-    environment |= {"CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
+    environment["CUDA_VISIBLE_DEVICES"] = ""
     with tempfile.TemporaryDirectory() as scratch:
         answer = Path(scratch, "answer.json")
         done = subprocess.run(
