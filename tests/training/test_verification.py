@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
@@ -57,6 +57,9 @@ KINDS = {
     "LoRA beside layers of the backbone": {
         "peft_config": LoraConfig(init_lora_weights=False, modules_to_save=["embed_tokens", "norm"])
     },
+    "with the embedding": {"peft_config": LoraConfig(init_lora_weights=False, modules_to_save=["embed_tokens"])},
+    "prefix": {"peft_config": PrefixTuningConfig(num_virtual_tokens=2)},
+    "prompt": {"peft_config": PromptTuningConfig(num_virtual_tokens=2)},
     "padded": {"batch_layout": "padded"},
     "checkpointing": {"gradient_checkpointing": True},
 }
@@ -190,13 +193,16 @@ def test_a_save_that_scores_otherwise_fails_loudly_keeps_its_files_and_is_not_pu
     assert read_description(folder)["verification"]["status"] == "failed"
 
 
-def test_memory_that_runs_out_at_the_probes_does_not_cost_the_save(make_trainer, monkeypatch, in_process, caplog):
-    def out_of_memory(*_, **__):
-        raise torch.OutOfMemoryError
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError(), RuntimeError("FlashAttention only support fp16 and bf16 data type")]
+)
+def test_probes_that_cannot_be_scored_here_do_not_cost_the_save(make_trainer, monkeypatch, in_process, caplog, error):
+    def fail(*_, **__):
+        raise error
 
     trainer = make_trainer(max_steps=1, verify_on_save=True)
     trainer.train()
-    monkeypatch.setattr("plaudit.training.description.rewards_as_saved", out_of_memory)
+    monkeypatch.setattr("plaudit.training.description.rewards_as_saved", fail)
     with caplog.at_level(logging.WARNING, logger="plaudit"):
         trainer.save_model()
     assert trainer.verification.status == "NOT VERIFIED"
@@ -247,17 +253,23 @@ def test_what_is_pushed_was_proven_and_says_so(make_trainer, in_process, hub):
     assert {"README.md", "config.json", "model.safetensors", "reward.json"} <= set(hub[-1]["files"])
 
 
-def test_a_push_without_a_save_proves_the_model_first(make_trainer, monkeypatch, hub, in_process):
+def test_a_push_proves_what_no_save_has_proven(make_trainer, monkeypatch, hub, in_process):
     trainer = make_trainer(max_steps=1, verify_on_save=True, push_to_hub=True)
     trainer.train()
     trainer.push_to_hub()
     assert hub[-1]["verification"]["status"] == "verified"
-    other = make_trainer(max_steps=1, verify_on_save=True, push_to_hub=True)
-    monkeypatch.setattr("plaudit.training.description.verify_and_record", lambda *_, **__: 1 / 0)
-    pushed = len(hub)
-    with pytest.raises(ZeroDivisionError):
-        other.push_to_hub()
-    assert len(hub) == pushed
+    proofs, pushed = [], len(hub)
+    monkeypatch.setattr("plaudit.training.description.verify_and_record", lambda *_, **__: proofs.append(1) or 1 / 0)
+    trainer.push_to_hub()  # the same model again
+    assert not proofs
+    assert len(hub) == pushed + 1
+    with torch.no_grad():
+        trainer.model.score.weight.mul_(1.5)  # as more training does
+    for attempt in (trainer.push_to_hub, trainer.save_model, trainer.push_to_hub):
+        with pytest.raises(ZeroDivisionError):
+            attempt()
+    assert len(proofs) == 3
+    assert len(hub) == pushed + 1
 
 
 @pytest.mark.parametrize("verify", [True, False])

@@ -51,11 +51,12 @@ class RewardModel:
         Raises:
             ModelError: It is no reward model, or its tokenizer is missing.
         """
+        name = str(Path(path_or_id).expanduser()) if str(path_or_id).startswith("~") else str(path_or_id)
         if dtype == "auto":
-            dtype = trained_in(Path(path_or_id))
-        model = load_model(str(path_or_id), model_init_kwargs={"dtype": dtype}, is_trainable=False, new_head=False)
+            dtype = trained_in(name)
+        model = load_model(name, model_init_kwargs={"dtype": dtype}, is_trainable=False, new_head=False)
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return cls(model.to(device or accelerator or "cpu"), load_tokenizer(str(path_or_id)))
+        return cls(model.to(device or accelerator or "cpu"), load_tokenizer(name))
 
     @torch.inference_mode()
     def score(self, sequences: Rows[Sequence], options: Rows[dict[str, Any]] | None = None) -> NDArray[np.float32]:

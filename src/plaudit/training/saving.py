@@ -78,14 +78,14 @@ class StagedSavingTrainer(ManyDevicesTrainer):
         final = Path(output_dir or self.args.output_dir)
         with self._staged(final, keep_others=True, together=self._is_spread) as folder:
             self._write_model(folder)
-        if _internal_call:
+        if _internal_call and output_dir:  # a checkpoint, as a search for hyperparameters writes it
             return
-        self._after_save(final)
-        if self.args.push_to_hub:
+        self._after_save(final, pushing=_internal_call)
+        if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
-    def _after_save(self, folder: Path) -> None:
-        """A final model stands in its place; a subclass may look at it."""
+    def _after_save(self, folder: Path, *, pushing: bool) -> None:
+        """A final model stands in its place, and may be about to be uploaded; a subclass may look at it."""
 
     def _write_model(self, folder: Path) -> None:
         super().save_model(str(folder), _internal_call=True)
