@@ -117,8 +117,8 @@ def test_a_head_of_two_rows_is_found(full):
 
 def test_a_language_model_is_no_reward_model(base_folder):
     found = broken(base_folder)
-    assert "Qwen3ForCausalLM" in found["weights"]
-    assert "head" in found
+    assert found.keys() == {"weights"}
+    assert "this is a language model (Qwen3ForCausalLM)" in found["weights"]
 
 
 def test_pad_that_is_eos_is_found_in_the_files_and_in_the_rewards(full, in_process):

@@ -94,7 +94,7 @@ def test_an_adapter_with_a_head_may_name_another_task(adapter):
 
 def test_the_path_of_an_adapter_that_was_saved_without_its_head_is_refused(base_folder, tokenizer, tmp_path):
     folder, _ = as_trl_saves_it(base_folder, tokenizer, tmp_path / "trl")
-    with pytest.raises(ModelError, match=r"trl: this adapter has no reward head, so its base must have one"):
+    with pytest.raises(ModelError, match=r"trl: this adapter has no reward head of one output, so its base must have one"):
         load_model(str(folder))
 
 
@@ -208,7 +208,7 @@ def test_a_language_models_adapter_without_a_head_is_an_error(adapter, base_fold
     weights = load_file(folder / "adapter_model.safetensors")
     save_file({n: v for n, v in weights.items() if "score" not in n}, folder / "adapter_model.safetensors")
     given = on_language_model(folder, base_folder, "AutoPeftModelForCausalLM")
-    with pytest.raises(ModelError, match="this adapter has no reward head, so it is none of a reward model"):
+    with pytest.raises(ModelError, match="this adapter has no reward head of one output, so it is none of a reward model"):
         to_sequence_classifier(given, [str(folder)])
 
 

@@ -305,3 +305,12 @@ def test_a_checkpoint_pushed_on_the_way_goes_with_its_description(make_trainer, 
     assert len(hub) == 2
     assert all({"README.md", "reward.json"} <= set(upload["files"]) for upload in hub)
     assert hub[0]["fingerprint"] != hub[1]["fingerprint"]
+
+
+def test_the_card_of_an_adapter_says_how_its_base_is_loaded(make_trainer, base_folder):
+    options = {"model": str(base_folder), "peft_config": LoraConfig(), "max_steps": 1}
+    for quantized in (False, True):
+        quantization = {"quantization_config": BitsAndBytesConfig(load_in_4bit=True)} if quantized else {}
+        card = (saved(make_trainer(**options | quantization)) / "README.md").read_text()
+        assert 'num_labels=1, dtype="float32"' in card
+        assert ("quantization_config=...)" in card) == ("The base was quantised" in card) == quantized

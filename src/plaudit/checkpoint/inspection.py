@@ -169,9 +169,11 @@ def inspect_files(saved: SavedModel) -> list[Finding]:
 
 def _weights(saved: SavedModel) -> tuple[bool, str]:
     names = list(saved.shapes)
+    architectures = saved.config.get("architectures") or []
+    if any("ForCausalLM" in each for each in architectures) and saved.head is None:
+        raise CheckpointError(f"this is a language model ({architectures[0]}) and no reward model: train one from it.")
     if any(name.split(".")[-2:-1] == ["lm_head"] for name in names):
         return False, "they hold an `lm_head`: this is a language model, or was saved as one. Train a reward model."
-    architectures = saved.config.get("architectures") or []
     if saved.adapter is None and not any("ForSequenceClassification" in each for each in architectures):
         return False, f"config.json says architectures={architectures}, expected one <X>ForSequenceClassification."
     return True, f"{len(names):,} tensors, whole"
@@ -181,7 +183,8 @@ def _labels(saved: SavedModel) -> tuple[bool, str]:
     if saved.adapter is not None:
         task = saved.adapter.get("task_type")
         ok = task == "SEQ_CLS"
-        return ok, "one (task type SEQ_CLS)" if ok else f"the adapter's task type is {task}, expected SEQ_CLS."
+        message = f"the adapter's task type is {task}, expected SEQ_CLS: it belongs to another kind of model."
+        return ok, "the adapter's task type is SEQ_CLS" if ok else message
     labels = saved.config.get("id2label", {"0": "", "1": ""})  # transformers' own default is two
     if len(labels) != 1:
         return False, f"config.json gives the head {len(labels)} labels: a plain load fails or adds a random head."
@@ -193,7 +196,7 @@ def _head(saved: SavedModel) -> tuple[bool, str]:
         return _head(saved.base)  # trained before, and not by this adapter
     if saved.head is None:
         what = "the adapter was saved without its head" if saved.adapter else "no weight is called as a head is"
-        return False, f"{what} ({' or '.join(_HEADS)}): a plain load draws a random one. Train and save it again."
+        return False, f"{what} ({' or '.join(_HEADS)}): a plain load draws a random one. Copy or save it again."
     shape = saved.shapes[saved.head]
     if shape[0] != 1:
         return False, f"{saved.head} is {shape}, expected [1, {shape[1]}]: one reward for each sequence."
@@ -268,8 +271,8 @@ def _base_tokenizer(saved: SavedModel) -> tuple[bool | None, str]:
     ]
     if differs:
         return False, (
-            f"{' and '.join(differs)} of {base} are not the adapter's. Engines that load the base's tokenizer (TRL's "
-            f"GRPO and RLOO, given this folder) would score otherwise: merge it first (`plaudit merge`), or pass "
-            f"the adapter's as `reward_processing_classes`."
+            f"{base} has another {' and another '.join(differs)} than the adapter. Engines that load the base's "
+            f"tokenizer (TRL's GRPO and RLOO, given this folder) would score otherwise: merge it first (`plaudit "
+            f"merge`), or pass the adapter's as `reward_processing_classes`."
         )
     return True, "like the adapter's"

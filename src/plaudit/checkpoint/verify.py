@@ -93,6 +93,8 @@ def verify(path_or_id: str | Path, *, trust_remote_code: bool = False) -> Verifi
         CheckpointError: There is nothing there.
     """
     folder = Path(path_or_id).expanduser()
+    if folder.is_file():
+        raise CheckpointError(f"{folder} is a file: name the folder that it lies in.")
     if not folder.is_dir():
         folder = _download(str(path_or_id))
     saved = SavedModel(folder, trust_remote_code)
@@ -232,7 +234,9 @@ def _compare(
         f"({mean:.1e} in the mean square; {answer['dtype']} explains {tolerance:.1e})"
     )
     if not mean <= tolerance:  # also where it is NaN
-        said += ". What was saved is not what was scored: a lost or random head, an adapter on another base."
+        others = all(finding.holds is not False for finding in findings)  # else the cause stands there
+        said += ". What was saved is not what was scored"
+        said += ": a lost or random head, an adapter on another base, changed weights." if others else "."
     findings.append(Finding("rewards", mean <= tolerance, said))
     return Verification(findings, difference, tolerance, answer["engine"])
 

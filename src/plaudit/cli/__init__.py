@@ -1,5 +1,7 @@
 """The `plaudit` command. One file for each subcommand: parse, call, print."""
 
+import errno
+import logging
 import os
 import signal
 import sys
@@ -19,6 +21,9 @@ _COMMANDS = {
     "verify": "Reload a saved reward model in a fresh process and prove that it scores the same.",
     "merge": "Merge an adapter into its base model, with the same scores.",
 }
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class _Commands(click.Group):
@@ -55,6 +60,8 @@ def main() -> None:
     Plaudit's own errors are shown without a traceback, with exit code 2. So are those of the libraries below it for
     bad values, missing files and missing packages; `PLAUDIT_TRACEBACK=1` shows where they come from.
     """
+    # It remarks at its import, whatever is done, that a package of faster kernels is not there.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         cli()
     except PlauditError as error:
@@ -62,6 +69,9 @@ def main() -> None:
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("PLAUDIT_TRACEBACK"):
             raise
+        full = isinstance(error, OSError) and error.errno in _NO_ROOM
+        if full:
+            _show_error(f"{error}. There is no room to write; HF_DATASETS_CACHE moves the cache of tokenised data.")
         _show_error(f"{error} ({type(error).__name__}; PLAUDIT_TRACEBACK=1 shows where it comes from)")
 
 

@@ -205,6 +205,7 @@ class DescribedSavingTrainer(StagedSavingTrainer):
         logged = [entry for entry in history if "loss" in entry]
         evaluated = [entry for entry in history if any(name.startswith("eval_") for name in entry)]
         options = {name: getattr(self.args, name) for name in _TOLD_OPTIONS}
+        base = base_model(self.accelerator.unwrap_model(self.model))
         write_model_card(
             folder,
             model_name=model_name or Path(self.hub_model_id or self.args.output_dir).name,
@@ -216,6 +217,8 @@ class DescribedSavingTrainer(StagedSavingTrainer):
             training_metrics=logged[-1] if logged else {},
             evaluation_metrics=evaluated[-1] if evaluated else {},
             conversational=self.conversational,
-            adapter=hasattr(self.accelerator.unwrap_model(self.model), "peft_config"),
+            adapter=base is not self.accelerator.unwrap_model(self.model),
+            dtype=str(base.dtype)[6:],
+            quantized=describe_quantization(base) is not None,
             tags=tags,
         )
