@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -18,9 +19,9 @@ def bound(make_model):
 
 def test_the_probes_are_a_dozen_and_all_different(tokenizer):
     for conversational in (True, False):
-        ids = render(tokenizer, probe_sequences(conversational))
+        ids = render(tokenizer, probe_sequences(tokenizer, conversational=conversational))
         assert len({tuple(each) for each in ids}) == 12
-    for conversation in probe_sequences(True):
+    for conversation in probe_sequences(tokenizer, conversational=True):
         roles = [message["role"] for message in conversation]
         assert roles == ["user", "assistant"] * (len(roles) // 2)
 
@@ -30,13 +31,13 @@ def test_a_fingerprint_survives_its_file_to_the_last_bit(bound, tokenizer, conve
     taken = take_fingerprint(
         lambda ids: rewards_as_saved(bound, ids), tokenizer, conversational=conversational, dtype=torch.float32
     )
-    assert taken.ids == render(tokenizer, probe_sequences(conversational))
+    assert taken.ids == render(tokenizer, probe_sequences(tokenizer, conversational=conversational))
     assert len(set(taken.rewards)) == 12
     assert Fingerprint.from_json(json.loads(json.dumps(taken.as_json()))) == taken
 
 
 def test_probes_that_a_model_cannot_hold_are_left_out(bound, tokenizer):
-    lengths = sorted(len(ids) for ids in render(tokenizer, probe_sequences(False)))
+    lengths = sorted(len(ids) for ids in render(tokenizer, probe_sequences(tokenizer, conversational=False)))
 
     def score(ids):
         return rewards_as_saved(bound, ids)
@@ -46,6 +47,34 @@ def test_probes_that_a_model_cannot_hold_are_left_out(bound, tokenizer):
     assert len(some.ids) == sum(length <= lengths[5] for length in lengths)
     one = take_fingerprint(score, tokenizer, conversational=False, dtype=torch.float32, longest=1)
     assert len(one.ids) == 1
+
+
+def test_probes_that_a_template_refuses_are_left_out_and_are_texts_if_it_refuses_all(bound, tokenizer):
+    def score(ids):
+        return rewards_as_saved(bound, ids)
+
+    plain = tokenizer.chat_template
+    tokenizer.chat_template = "{% if messages|length > 2 %}{{ raise_exception('one turn') }}{% endif %}" + plain
+    some = take_fingerprint(score, tokenizer, conversational=True, dtype=torch.float32)
+    assert len(some.probes) == len(some.ids) == 10
+    assert all(len(conversation) == 2 for conversation in some.probes)
+    tokenizer.chat_template = "{{ raise_exception('no') }}"
+    none = take_fingerprint(score, tokenizer, conversational=True, dtype=torch.float32)
+    assert len(none.probes) == 12
+    assert all(isinstance(text, str) for text in none.probes)
+
+
+def test_products_are_not_rounded_to_tf32_while_rewards_are_compared(bound):
+    products: Any = torch.backends.cuda.matmul
+    before, seen = products.fp32_precision, []
+    bound.model.register_forward_pre_hook(lambda *_: seen.append(products.fp32_precision))
+    try:
+        products.fp32_precision = "tf32"
+        rewards_as_saved(bound, [[5, 6]])
+        seen.append(products.fp32_precision)
+    finally:
+        products.fp32_precision = before
+    assert seen == ["ieee", "tf32"]
 
 
 def test_rewards_are_those_of_the_weights_as_they_are_saved_in_bf16(make_model, tmp_path):

@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 from plaudit import RewardModel
 from plaudit.checkpoint import reload
 from plaudit.checkpoint import verify as verification
-from plaudit.checkpoint.description import read_description
+from plaudit.checkpoint.description import read_description, trained_in
 from plaudit.checkpoint.merge import merge_adapter
 from plaudit.errors import CheckpointError, ConfigError, ModelError
 
@@ -129,3 +129,33 @@ def test_nothing_is_overwritten(make_trainer, base_folder, tmp_path):
     with pytest.raises(ConfigError, match="holds something already"):
         merge_adapter(tmp_path / "adapter", tmp_path / "merged")
     assert (tmp_path / "merged" / "thesis.tex").read_text() == "years of work"
+
+
+def test_an_empty_folder_is_filled_and_stays_the_one_it_was(make_trainer, base_folder, tmp_path, monkeypatch):
+    """It may be a mount point, or the current folder."""
+    adapter = train(make_trainer, base_folder, tmp_path)
+    output = tmp_path / "merged"
+    output.mkdir()
+    before = output.stat().st_ino
+    monkeypatch.chdir(output)
+    assert merge_adapter(adapter, ".").status == "verified"
+    assert output.stat().st_ino == before
+    assert (output / "model.safetensors").is_file()
+
+
+def test_what_reward_json_says_is_read_in_the_home_folder_and_from_the_hub_too(
+    make_trainer, base_folder, tmp_path, monkeypatch
+):
+    adapter = train(make_trainer, base_folder, tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert merge_adapter("~/adapter", tmp_path / "merged").difference < 1e-5  # in the precision of training
+    assert RewardModel.from_pretrained("~/adapter").model.dtype == torch.float32
+    cache = tmp_path / "cache" / "models--somebody--adapter"
+    (cache / "snapshots").mkdir(parents=True)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("abc")
+    adapter.rename(cache / "snapshots" / "abc")
+    monkeypatch.setattr("transformers.utils.hub.HF_HUB_CACHE", str(tmp_path / "cache"), raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    assert trained_in("somebody/adapter") == "float32"
+    assert read_description("somebody/adapter")["training"]["weights"] == "float32"

@@ -4,13 +4,16 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from plaudit import RewardModel
 from plaudit.checkpoint import reload
 from plaudit.checkpoint import verify as verification
 from plaudit.checkpoint.description import read_description
+from plaudit.checkpoint.inspection import Finding, SavedModel, inspect_files
 from plaudit.checkpoint.verify import verify, verify_and_record
 from plaudit.errors import CheckpointError
 
@@ -114,8 +117,8 @@ def test_a_head_of_two_rows_is_found(full):
 
 def test_a_language_model_is_no_reward_model(base_folder):
     found = broken(base_folder)
-    assert "Qwen3ForCausalLM" in found["weights"]
-    assert "head" in found
+    assert found.keys() == {"weights"}
+    assert "this is a language model (Qwen3ForCausalLM)" in found["weights"]
 
 
 def test_pad_that_is_eos_is_found_in_the_files_and_in_the_rewards(full, in_process):
@@ -131,6 +134,35 @@ def test_a_pad_token_that_the_config_does_not_know_is_found(full, in_process):
     assert "pad_token_id=7" in broken(full)["padding"]
     change_json(full, "config.json", pad_token_id=None)
     assert {"padding", "batches"} <= broken(full).keys()
+
+
+def test_a_pad_token_that_is_another_or_gone_is_found(full, monkeypatch):
+    monkeypatch.setattr(verification, "_ask", lambda _: Finding("rewards", None, ""))
+    tokenizer = AutoTokenizer.from_pretrained(full)
+    tokenizer.pad_token = "<|im_start|>"
+    tokenizer.save_pretrained(full)
+    assert "pad was '<pad>' and is '<|im_start|>'" in broken(full)["tokenizer"]
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(full)
+    assert "has no pad token" in broken(full)["padding"]
+
+
+def test_what_an_adapter_says_of_its_task_its_head_and_its_base_is_looked_at(adapter, base_folder, monkeypatch):
+    monkeypatch.setattr(verification, "_ask", None)
+    change_json(adapter, "adapter_config.json", base_model_name_or_path=None)
+    result = verify(adapter)
+    assert result.status == "NOT VERIFIED"
+    assert "names no base model" in result.findings[-1].message
+    change_json(adapter, "adapter_config.json", base_model_name_or_path=str(base_folder))
+    heads = {}
+    change_weights(
+        adapter, lambda w: heads.update(head=w.pop("base_model.model.score.weight")), "adapter_model.safetensors"
+    )
+    change_weights(base_folder, lambda weights: weights.update({"score.weight": heads["head"]}))
+    (found,) = (each for each in inspect_files(SavedModel(Path(adapter))) if each.layer == "head")
+    assert found.holds  # it lies in the base, of which this adapter is
+    change_json(adapter, "adapter_config.json", task_type="CAUSAL_LM")
+    assert "CAUSAL_LM, expected SEQ_CLS" in broken(adapter)["labels"]
 
 
 def test_a_changed_template_is_told_apart_from_changed_weights(full, in_process):
@@ -196,6 +228,118 @@ def test_a_file_that_is_cut_off_is_named(full):
         assert "model.safetensors is not whole" in broken(full)["weights"]
 
 
+def folder_of(path, shapes, **files):
+    path.mkdir()
+    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, path / files.pop("weights"))
+    for name, content in files.items():
+        (path / f"{name}.json").write_text(json.dumps(content))
+    return SavedModel(path)
+
+
+def test_the_head_is_found_among_all_that_is_kept_whole(tmp_path):
+    own = "base_model.model."
+    shapes = {f"{own}model.embed_tokens.weight": [9, 4], f"{own}score.weight": [1, 4], f"{own}model.norm.weight": [4]}
+    config = {"modules_to_save": ["embed_tokens", "norm"]}
+    weights = "adapter_model.safetensors"
+    assert folder_of(tmp_path / "a", shapes, weights=weights, adapter_config=config).head == f"{own}score.weight"
+    del shapes[f"{own}score.weight"]
+    assert folder_of(tmp_path / "b", shapes, weights=weights, adapter_config=config).head is None
+    # Funnel's, of which the first layer has the longer name; and XLNet's, which is called otherwise
+    shapes = {"classifier.linear_hidden.weight": [4, 4], "classifier.linear_out.weight": [1, 4]}
+    weights = "model.safetensors"
+    found = folder_of(tmp_path / "c", shapes, weights=weights, config={"value_head_prefix": "classifier"}).head
+    assert found == "classifier.linear_out.weight"
+    shapes = {"sequence_summary.weight": [1, 4], "logits_proj.weight": [1, 4]}
+    found = folder_of(tmp_path / "d", shapes, weights=weights, config={"value_head_prefix": "logits_proj"}).head
+    assert found == "logits_proj.weight"
+
+
+def test_shards_are_read_as_the_index_names_them(full, in_process):
+    model = AutoModelForSequenceClassification.from_pretrained(full)
+    Path(full, "model.safetensors").unlink()
+    model.save_pretrained(full, max_shard_size="20KB")
+    shards = sorted(Path(full).glob("model-*.safetensors"))
+    assert len(shards) > 2
+    save_file({"stale.weight": torch.zeros(2)}, f"{full}/model-of-an-earlier-run.safetensors")
+    assert verify(full).status == "verified"
+    assert SavedModel(Path(full)).shapes.keys() == model.state_dict().keys()
+    shards[1].unlink()
+    assert f"{shards[1].name}: there are no such weights" in broken(full)["weights"]
+
+
+@pytest.mark.parametrize("content", ['{"versions": {"plau', "[]", ""])
+def test_a_description_that_is_damaged_is_named(full, adapter, content):
+    for folder in (full, adapter):
+        Path(folder, "reward.json").write_text(content)
+        with pytest.raises(CheckpointError, match=r"reward\.json is not whole"):
+            verify(folder)
+    with pytest.raises(CheckpointError, match=r"reward\.json is not whole"):
+        RewardModel.from_pretrained(adapter)
+
+
+def answer_with(monkeypatch, change):
+    def ask(request):
+        answer = reload.score(**json.loads(json.dumps(request)))
+        change(answer)
+        return answer
+
+    monkeypatch.setattr(verification, "_ask", ask)
+
+
+@pytest.mark.parametrize("place", [0, 5, 11])
+def test_one_reward_that_is_no_number_breaks_its_layer(full, adapter, monkeypatch, place):
+    for kind, layer in (("alone", "rewards"), ("batched", "batches"), ("integrated", "TRL's loader")):
+        answer_with(monkeypatch, lambda answer, kind=kind: answer[kind].__setitem__(place, float("nan")))
+        assert layer in broken(adapter if kind == "integrated" else full)
+
+
+def test_one_unlucky_rounding_is_no_failure_and_a_shift_of_all_is(full, monkeypatch):
+    answer_with(monkeypatch, lambda answer: None)
+    tolerance = verify(full).tolerance
+    for kind, layer in (("alone", "rewards"), ("batched", "batches")):
+
+        def one(answer, kind=kind):
+            answer[kind] = [reward + 2 * tolerance * (n == 3) for n, reward in enumerate(answer[kind])]
+
+        def all_of_them(answer, kind=kind):
+            answer[kind] = [reward + 2 * tolerance for reward in answer[kind]]
+
+        answer_with(monkeypatch, one)
+        assert verify(full).status == "verified"
+        answer_with(monkeypatch, all_of_them)
+        assert layer in broken(full)
+
+
+def test_a_base_in_an_older_format_does_not_cost_the_verification(adapter, base_folder, in_process):
+    torch.save(load_file(base_folder / "model.safetensors"), base_folder / "pytorch_model.bin")
+    (base_folder / "model.safetensors").unlink()
+    assert verify(adapter).status == "verified"
+
+
+def test_a_base_of_the_hub_counts_for_the_memory_once_it_was_downloaded(adapter, base_folder, monkeypatch):
+    before = SavedModel(Path(adapter)).parameters()
+    asked = []
+
+    def cached(*name, revision):
+        asked.append((*name, revision))
+        return str(base_folder / "config.json")
+
+    monkeypatch.setattr("plaudit.checkpoint.inspection.try_to_load_from_cache", cached)
+    change_json(adapter, "adapter_config.json", base_model_name_or_path="somebody/model", revision="abc")
+    assert SavedModel(Path(adapter)).parameters() == before
+    assert asked == [("somebody/model", "config.json", "abc")]
+
+
+def test_a_base_without_a_tokenizer_leaves_that_open(adapter, base_folder, in_process):
+    for path in (*base_folder.glob("token*"), *base_folder.glob("chat*")):
+        path.unlink()
+    result = verify(adapter)
+    assert result.status == "verified"
+    (finding,) = (each for each in result.findings if each.layer == "base tokenizer")
+    assert finding.holds is None
+    assert "no tokenizer files" in finding.message
+
+
 def test_without_a_tokenizer_it_says_so(full):
     Path(full).joinpath("tokenizer_config.json").unlink()
     for _ in ("with a fingerprint", "without one"):
@@ -226,6 +370,9 @@ def test_too_little_memory_is_not_verified_and_recorded(full, monkeypatch):
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "rewards", "NOT VERIFIED"),
         ("raise MemoryError", "rewards", "NOT VERIFIED"),
         ("raise ValueError('the head is gone')", "reload", "failed"),
+        ("raise ValueError('the head is gone\\nfor many\\nlines')", "reload", "failed"),
+        ("raise RuntimeError('GPU is required to quantize or run quantize model.')", "reload", "NOT VERIFIED"),
+        ("raise OSError('the head is gone')", "reload", "failed"),
     ],
 )
 def test_a_fresh_process_that_dies_is_told_from_one_that_fails(full, tmp_path, monkeypatch, program, layer, status):
@@ -235,6 +382,15 @@ def test_a_fresh_process_that_dies_is_told_from_one_that_fails(full, tmp_path, m
     result = verify(full)
     assert (result.status, result.findings[-1].layer) == (status, layer)
     assert status != "failed" or "the head is gone" in result.findings[-1].message
+
+
+def test_a_base_that_cannot_be_loaded_here_proves_nothing(adapter, tmp_path, monkeypatch):
+    script = tmp_path / "program.py"
+    script.write_text('raise OSError("We couldn\'t connect.\\nCheck your connection.")')
+    monkeypatch.setattr(verification.reload, "__file__", str(script))
+    result = verify(adapter)
+    assert result.status == "NOT VERIFIED"
+    assert "base could not be loaded: OSError: We couldn't connect" in result.findings[-1].message
 
 
 def test_the_fresh_process_knows_nothing_of_launchers_devices_or_plaudit(full, tmp_path, monkeypatch):

@@ -76,3 +76,15 @@ def test_quantised_weights_alone_are_an_error_that_names_the_option(options):
     assert result.returncode != 0
     assert "--use_peft" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_options_of_an_adapter_that_is_not_asked_for_are_warned_of(caplog):
+    from plaudit.cli.train import _warn_of_idle_options
+    from plaudit.models.options import ModelConfig
+
+    with caplog.at_level("WARNING", logger="plaudit"):
+        _warn_of_idle_options(ModelConfig())
+        _warn_of_idle_options(ModelConfig(use_peft=True, lora_r=8))
+        assert not caplog.text
+        _warn_of_idle_options(ModelConfig(lora_r=8, use_dora=True))
+    assert "--lora_r --use_dora without --use_peft: ALL weights train" in caplog.text

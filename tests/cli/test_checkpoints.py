@@ -9,7 +9,10 @@ from peft import LoraConfig
 
 from plaudit.checkpoint import reload
 from plaudit.checkpoint import verify as verification
+from plaudit.checkpoint.inspection import Finding
+from plaudit.checkpoint.verify import Verification
 from plaudit.cli import cli
+from plaudit.cli.verify import show_verification
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +48,13 @@ def test_verify_names_what_breaks_and_exits_with_1(adapter):
     assert code == 1
     assert "tokenizer │ BROKEN its chat template is not the one of training" in output
     assert output.endswith("failed: tokenizer, base tokenizer")
+
+
+def test_what_looks_like_markup_is_printed_as_it_is(capsys):
+    show_verification("runs/[best]", Verification([Finding("tokenizer", False, "eos was '[/INST]' and is '[s]'")]))
+    printed = capsys.readouterr().out
+    assert "runs/[best]" in printed
+    assert "eos was '[/INST]' and is '[s]'" in printed
 
 
 def test_verify_without_a_fingerprint_is_not_verified_and_exits_with_1(adapter):

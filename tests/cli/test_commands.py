@@ -51,6 +51,25 @@ def test_help_is_quick_and_lists_the_commands():
     assert seconds < 5, "a wide margin: timings gate nothing, but a torch import would show"
 
 
+def test_ctrl_c_where_nothing_is_trained_ends_as_a_shell_expects():
+    """Also a second one during training. click's own code, 1, is that of a verification that failed."""
+    script = """
+import os, signal, sys, click
+import plaudit.cli
+
+@click.command()
+def waiting():
+    os.kill(os.getpid(), signal.SIGINT)
+
+plaudit.cli._Commands.get_command = lambda *_: waiting
+sys.argv = ["plaudit", "train"]
+plaudit.cli.main()
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 130
+    assert result.stderr.strip() == "Stopped."
+
+
 def test_an_error_is_one_line_and_not_a_traceback(base_folder):
     result = run("train", "--model_name_or_path", base_folder, "--dataset_name", "missing.jsonl")
     assert result.returncode == 2

@@ -163,7 +163,9 @@ def test_an_adapter_of_a_language_model_is_refused(base_folder, tmp_path, kept_w
     base = AutoModelForCausalLM.from_pretrained(base_folder)
     config = LoraConfig(task_type="CAUSAL_LM", modules_to_save=kept_whole)
     get_peft_model(base, config).save_pretrained(tmp_path / "adapter")
-    with pytest.raises(ModelError, match=r"adapter: this adapter has no reward head, .*base is no reward model"):
+    with pytest.raises(
+        ModelError, match=r"adapter: this adapter has no reward head of one output, .*base is no reward model"
+    ):
         load_model(str(tmp_path / "adapter"))
 
 
@@ -178,3 +180,33 @@ def test_what_the_options_say_of_the_hub_holds_for_the_config_too(base_folder):
     outer.mkdir()
     inner.rename(outer / "inner")
     assert load_model(str(outer), model_init_kwargs={"subfolder": "inner"}).config.model_type == "qwen3"
+
+
+def test_weights_that_are_cut_off_are_named(base_folder):
+    path = base_folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="base: its weights could not be loaded"):
+        load_model(str(base_folder))
+
+
+def test_an_adapter_names_itself_and_its_base_where_that_is_gone(base_folder, tmp_path, make_trainer):
+    trainer = make_trainer(model=str(base_folder), peft_config=LoraConfig())
+    trainer.save_model()
+    folder = trainer.args.output_dir
+    base_folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(ModelError, match="is an adapter on the base model .*, which its adapter_config.json names"):
+        load_model(folder)
+    weights = tmp_path / "run" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="run: its adapter's weights could not be loaded"):
+        load_model(folder)
+
+
+def test_the_head_of_an_adapter_is_not_said_to_be_new(base_folder, make_trainer, caplog):
+    with caplog.at_level("INFO", logger="plaudit"):
+        trainer = make_trainer(model=str(base_folder), peft_config=LoraConfig())
+        assert "new reward head" in caplog.text
+        trainer.save_model()
+        caplog.clear()
+        load_model(trainer.args.output_dir)
+    assert "new reward head" not in caplog.text

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -301,3 +302,13 @@ def test_layouts_that_differ_are_found_out_and_padded_it_is(scorer, monkeypatch,
     assert scorer.engine.layout == "padded"
     assert "scoring padded batches, since on 4 sequences the rewards of the two layouts differ" in caplog.text
     np.testing.assert_allclose(rewards, np.concatenate([scorer.score([text]) for text in SENTENCES]), atol=2e-6)
+
+
+def test_a_changed_template_is_warned_of(trainer, caplog):
+    folder = trainer.args.output_dir
+    with caplog.at_level("WARNING", logger="plaudit"):
+        RewardModel.from_pretrained(folder, device="cpu")
+        assert not caplog.text
+        Path(folder, "chat_template.jinja").write_text("{{ messages }}")
+        RewardModel.from_pretrained(folder, device="cpu")
+    assert "its chat template is not the one it was trained with" in caplog.text

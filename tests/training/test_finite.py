@@ -84,6 +84,37 @@ def test_the_first_reward_that_is_not_finite_stops_the_run_and_names_the_row(mak
     ) in message
 
 
+@pytest.fixture
+def spoilt(make_model, tokenizer):
+    """A model with no number for "!": what it makes of it spreads, as in a model and not as `poison` does it."""
+    model = make_model(tie_word_embeddings=False)
+    (token,) = tokenizer("!")["input_ids"]
+    with torch.no_grad():
+        model.get_input_embeddings().weight[token] = float("nan")
+    return {"model": model, "processing_class": tokenizer}
+
+
+@pytest.mark.parametrize("way", ["forest", "padded", "groups", "accumulated"])
+def test_in_a_forest_too_only_the_rows_that_it_comes_from_are_named(make_trainer, rows, spoilt, way):
+    """In a forest masked positions weigh nothing, and nothing times NaN is NaN: all rows of the batch have it."""
+    trainer = make_trainer(**{"train_dataset": rows, "eval_dataset": rows} | spoilt | WAYS[way](rows))
+    assert trainer.layout == ("padded" if way == "padded" else "forest")
+    for run in (trainer.train, trainer.evaluate):
+        with pytest.raises(TrainingError) as raised:
+            run()
+        assert "\n  row 7: 'Is the sky blue? Yes Yes" in str(raised.value)
+        assert str(raised.value).count("\n  row") == 1, raised.value
+
+
+def test_a_row_of_a_stream_that_several_workers_deal_out_has_no_number(make_trainer, rows):
+    """Each worker counts its own rows alone: a number would be that of another row."""
+    stream = Dataset.from_list(rows).to_iterable_dataset(num_shards=2)
+    trainer = make_trainer(train_dataset=stream, max_steps=9, dataloader_num_workers=2)
+    poison(trainer, "!")
+    with pytest.raises(TrainingError, match="\n  row of unknown number: 'Is the sky blue"):
+        trainer.train()
+
+
 def test_the_optimiser_does_not_take_the_step(make_trainer, rows):
     trainer = make_trainer(train_dataset=rows, train_sampling_strategy="sequential")
     before = weights_of(trainer)

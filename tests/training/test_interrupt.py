@@ -139,6 +139,35 @@ def test_a_signal_saves_once_and_gives_back_the_handler(make_trainer):
     assert stopped(trainer) == ["checkpoint-3"]
 
 
+@pytest.mark.parametrize("event", ["on_step_end", "on_log", "on_save", "on_epoch_end"])
+def test_a_signal_after_the_last_step_is_not_lost(make_trainer, event):
+    class Late(TrainerCallback):
+        pass
+
+    def send(self, args, state, control, **_):
+        if state.global_step == state.max_steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    setattr(Late, event, send)
+    trainer = make_trainer(max_steps=2, callbacks=[Late()], save_strategy="steps", save_steps=1)
+    saves = []
+    save = trainer._save_checkpoint
+    trainer._save_checkpoint = lambda *args: saves.append(trainer.state.global_step) or save(*args)
+    assert stopped(trainer) == ["checkpoint-1", "checkpoint-2"]
+    assert saves in ([1, 2], [1, 2, 2])
+
+
+def test_a_signal_at_the_very_end_is_handed_on(make_trainer):
+    class AtTheEnd(TrainerCallback):
+        def on_train_end(self, args, state, control, **_):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    trainer = make_trainer(max_steps=2, callbacks=[AtTheEnd()])
+    trainer.stop_on = (signal.SIGINT, signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+
+
 def test_the_code_is_that_of_the_signal(make_trainer):
     trainer = make_trainer(max_steps=5, callbacks=[SendsItself(2, signal.SIGINT)])
     trainer.stop_on = (signal.SIGINT, signal.SIGTERM)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from plaudit import RewardTrainer
-from plaudit.errors import ConfigError
+from plaudit import DataCollatorForPreference, RewardTrainer
+from plaudit.errors import ConfigError, TrainingError
 from plaudit.training import forest
 
 SGD = {"optimizer_cls_and_kwargs": (torch.optim.SGD, {"lr": 0.05}), "max_grad_norm": 0.0}
@@ -153,6 +153,29 @@ def test_one_row_too_large_says_what_to_do(make_trainer):
     with pytest.raises(ConfigError, match="one row alone does not fit into memory. Lower `max_length`, turn on"):
         trainer.train()
     assert memory.failures == 3  # four rows, two, one
+
+
+def test_rows_that_are_not_finite_are_named_once_where_the_step_was_run_again(make_trainer, text_rows):
+    trainer = make_trainer(train_dataset=text_rows, gradient_accumulation_steps=2, max_steps=1, batch_layout="padded")
+    memory = Memory(trainer, 60)
+    trainer.model.score.register_forward_hook(lambda _, __, rewards: rewards * float("nan"))
+    with pytest.raises(TrainingError) as raised:
+        trainer.train()
+    assert memory.failures >= 2
+    assert str(raised.value).count("\n  row") == 5
+    assert "\n  and 3 more" in str(raised.value)  # of 8, and not those of the runs that were given up as well
+
+
+def test_a_smaller_batch_size_is_found_where_batches_cannot_be_cut(make_trainer):
+    trainer = make_trainer(
+        data_collator=DataCollatorForPreference(0),
+        auto_find_batch_size=True,
+        per_device_train_batch_size=8,
+        max_steps=2,
+    )
+    memory = Memory(trainer, 100)
+    assert trainer.train().global_step == 2
+    assert max(memory.tried[-2:]) <= memory.limit < memory.tried[0]
 
 
 def test_several_processes_stop_with_a_clear_error(make_trainer, monkeypatch):

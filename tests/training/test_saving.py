@@ -259,6 +259,8 @@ def test_a_checkpoint_that_is_cut_short_is_not_resumed_from(make_trainer):
     broken.write_bytes(broken.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match="(?s)checkpoint-2' is not whole: optimizer.pt.*from .*checkpoint-1'"):
         resumed.train(resume_from_checkpoint=True)
+    with pytest.raises(CheckpointError, match="checkpoint-2' is not whole"):
+        resumed.train(resume_from_checkpoint=broken.parent)  # a `Path`, which the Trainer takes as well
 
 
 def test_a_disk_that_is_full_stops_the_run_and_keeps_the_last_checkpoint(make_trainer, monkeypatch):
@@ -279,13 +281,14 @@ def test_a_disk_that_is_full_stops_the_run_and_keeps_the_last_checkpoint(make_tr
 # Which checkpoints stay
 
 
-def test_the_best_model_is_loaded_at_the_end_from_a_folder_that_exists(make_trainer, text_rows):
+@pytest.mark.parametrize("adapter", [None, LoraConfig(modules_to_save=["norm"])], ids=["full", "LoRA"])
+def test_the_best_model_is_loaded_at_the_end_from_a_folder_that_exists(make_trainer, text_rows, adapter):
     wrong = [row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in text_rows]
     trainer = make_trainer(
         # Learning the rows makes the evaluation on swapped rows ever worse: the first checkpoint is the best.
         eval_dataset=wrong, max_steps=6, learning_rate=1e-2, save_strategy="steps", save_steps=2,
         eval_strategy="steps", eval_steps=2, load_best_model_at_end=True, metric_for_best_model="accuracy",
-        save_total_limit=2,
+        save_total_limit=2, peft_config=adapter,
     )  # fmt: skip
     trainer.train()
     accuracies = {
@@ -293,8 +296,10 @@ def test_the_best_model_is_loaded_at_the_end_from_a_folder_that_exists(make_trai
     }
     best = max(accuracies, key=lambda step: (accuracies[step], -step))
     assert trainer.state.best_model_checkpoint == checkpoint(trainer, best)
-    weights = load_file(f"{checkpoint(trainer, best)}/model.safetensors")
-    assert torch.equal(trainer.model.score.weight, weights["score.weight"])
+    file, name = ("model", "score") if adapter is None else ("adapter_model", "base_model.model.score")
+    weights = load_file(f"{checkpoint(trainer, best)}/{file}.safetensors")
+    head = trainer.model.score if adapter is None else trainer.model.base_model.model.score.modules_to_save.default
+    assert torch.equal(head.weight, weights[f"{name}.weight"])
     assert trainer.evaluate()["eval_accuracy"] == accuracies[best]
     assert steps_saved(trainer) == sorted({best, 6})
     state = json.loads(Path(checkpoint(trainer, 6), "trainer_state.json").read_text())

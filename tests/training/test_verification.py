@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
@@ -54,6 +54,12 @@ KINDS = {
         "peft_config": LoraConfig(init_lora_weights=False),
         "quantization_config": BitsAndBytesConfig(load_in_8bit=True),
     },
+    "LoRA beside layers of the backbone": {
+        "peft_config": LoraConfig(init_lora_weights=False, modules_to_save=["embed_tokens", "norm"])
+    },
+    "with the embedding": {"peft_config": LoraConfig(init_lora_weights=False, modules_to_save=["embed_tokens"])},
+    "prefix": {"peft_config": PrefixTuningConfig(num_virtual_tokens=2)},
+    "prompt": {"peft_config": PromptTuningConfig(num_virtual_tokens=2)},
     "padded": {"batch_layout": "padded"},
     "checkpointing": {"gradient_checkpointing": True},
 }
@@ -187,13 +193,16 @@ def test_a_save_that_scores_otherwise_fails_loudly_keeps_its_files_and_is_not_pu
     assert read_description(folder)["verification"]["status"] == "failed"
 
 
-def test_memory_that_runs_out_at_the_probes_does_not_cost_the_save(make_trainer, monkeypatch, in_process, caplog):
-    def out_of_memory(*_, **__):
-        raise torch.OutOfMemoryError
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError(), RuntimeError("FlashAttention only support fp16 and bf16 data type")]
+)
+def test_probes_that_cannot_be_scored_here_do_not_cost_the_save(make_trainer, monkeypatch, in_process, caplog, error):
+    def fail(*_, **__):
+        raise error
 
     trainer = make_trainer(max_steps=1, verify_on_save=True)
     trainer.train()
-    monkeypatch.setattr("plaudit.training.description.rewards_as_saved", out_of_memory)
+    monkeypatch.setattr("plaudit.training.description.rewards_as_saved", fail)
     with caplog.at_level(logging.WARNING, logger="plaudit"):
         trainer.save_model()
     assert trainer.verification.status == "NOT VERIFIED"
@@ -244,17 +253,50 @@ def test_what_is_pushed_was_proven_and_says_so(make_trainer, in_process, hub):
     assert {"README.md", "config.json", "model.safetensors", "reward.json"} <= set(hub[-1]["files"])
 
 
-def test_a_push_without_a_save_proves_the_model_first(make_trainer, monkeypatch, hub, in_process):
+def test_a_push_proves_what_no_save_has_proven(make_trainer, monkeypatch, hub, in_process):
     trainer = make_trainer(max_steps=1, verify_on_save=True, push_to_hub=True)
     trainer.train()
     trainer.push_to_hub()
     assert hub[-1]["verification"]["status"] == "verified"
-    other = make_trainer(max_steps=1, verify_on_save=True, push_to_hub=True)
-    monkeypatch.setattr("plaudit.training.description.verify_and_record", lambda *_, **__: 1 / 0)
-    pushed = len(hub)
-    with pytest.raises(ZeroDivisionError):
-        other.push_to_hub()
-    assert len(hub) == pushed
+    proofs, pushed = [], len(hub)
+    monkeypatch.setattr("plaudit.training.description.verify_and_record", lambda *_, **__: proofs.append(1) or 1 / 0)
+    trainer.push_to_hub()  # the same model again
+    assert not proofs
+    assert len(hub) == pushed + 1
+    with torch.no_grad():
+        trainer.model.score.weight.mul_(1.5)  # as more training does
+    for attempt in (trainer.push_to_hub, trainer.save_model, trainer.push_to_hub):
+        with pytest.raises(ZeroDivisionError):
+            attempt()
+    assert len(proofs) == 3
+    assert len(hub) == pushed + 1
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_all_processes_save_alike_before_a_push(make_trainer, monkeypatch, hub, in_process, verify):
+    """They save together where a model is spread over them: one that saved once more would wait for ever."""
+    calls = []
+    for writes in (True, False):
+        trainer = make_trainer(max_steps=1, verify_on_save=verify, push_to_hub=True)
+        trainer.train()
+        if not writes:
+            monkeypatch.setattr(type(trainer.args), "should_save", False)
+        save, saves = trainer._write_model, []
+        trainer._write_model = lambda folder, save=save, saves=saves: saves.append(folder) or save(folder)
+        trainer.save_model()
+        trainer.push_to_hub()
+        calls.append(len(saves))
+    assert calls == [3, 3]  # ours, and one by each of the Trainer's two pushes
+
+
+def test_a_model_that_trained_on_is_proven_again_before_a_push(make_trainer, hub, in_process):
+    trainer = make_trainer(max_steps=1, verify_on_save=True, push_to_hub=True)
+    trainer.train()
+    trainer.push_to_hub()
+    trainer.train()
+    trainer.push_to_hub()
+    assert hub[-1]["fingerprint"] != hub[0]["fingerprint"]
+    assert hub[-1]["verification"]["status"] == "verified"
 
 
 def test_a_checkpoint_pushed_on_the_way_goes_with_its_description(make_trainer, hub):
@@ -263,3 +305,12 @@ def test_a_checkpoint_pushed_on_the_way_goes_with_its_description(make_trainer, 
     assert len(hub) == 2
     assert all({"README.md", "reward.json"} <= set(upload["files"]) for upload in hub)
     assert hub[0]["fingerprint"] != hub[1]["fingerprint"]
+
+
+def test_the_card_of_an_adapter_says_how_its_base_is_loaded(make_trainer, base_folder):
+    options = {"model": str(base_folder), "peft_config": LoraConfig(), "max_steps": 1}
+    for quantized in (False, True):
+        quantization = {"quantization_config": BitsAndBytesConfig(load_in_4bit=True)} if quantized else {}
+        card = (saved(make_trainer(**options | quantization)) / "README.md").read_text()
+        assert 'num_labels=1, dtype="float32"' in card
+        assert ("quantization_config=...)" in card) == ("The base was quantised" in card) == quantized

@@ -72,8 +72,13 @@ _PLAIN_FULL = """Plain transformers gives the same scores:
 `AutoModelForSequenceClassification.from_pretrained("{location}", num_labels=1)`, {rendered},
 right padding, `logits[:, 0]`."""
 
-_PLAIN_ADAPTER = """This folder holds an adapter and the head. Plain PEFT loads them with
-`AutoPeftModelForSequenceClassification.from_pretrained("{location}", num_labels=1)`."""
+_PLAIN_ADAPTER = """This folder holds an adapter and the head. `plaudit merge` makes one plain model of them and
+their base, with the same scores. Plain PEFT scores the same where the base is loaded as in training:
+`AutoPeftModelForSequenceClassification.from_pretrained("{location}", num_labels=1, dtype="{dtype}"{quantized})`,
+{rendered}, right padding, `logits[:, 0]`."""
+_QUANTIZED = """
+The base was quantised: pass the `quantization_config` that `reward.json` has under `quantization`, or other weights
+score."""
 
 
 def write_model_card(
@@ -89,6 +94,8 @@ def write_model_card(
     evaluation_metrics: dict[str, float],
     conversational: bool,
     adapter: bool = False,
+    dtype: str = "float32",
+    quantized: bool = False,
     tags: tuple[str, ...] = (),
 ) -> None:
     """Write `README.md`: data, configuration, metrics, how to use the model, and the tags by which the hub finds it.
@@ -105,6 +112,8 @@ def write_model_card(
         evaluation_metrics: The last evaluation's.
         conversational: Whether it was trained on conversations, or on plain text.
         adapter: Whether the folder holds an adapter.
+        dtype: The precision its base was loaded in.
+        quantized: Whether its base was quantised.
         tags: Further tags.
     """
     on_hub = base_model is not None and not Path(base_model).is_dir() and _HUB_ID.fullmatch(base_model)
@@ -125,8 +134,11 @@ def write_model_card(
         origin=origin,
         location=location,
         examples=_EXAMPLES[conversational],
-        plain_use=(_PLAIN_ADAPTER if adapter else _PLAIN_FULL).format(
-            location=location, rendered=_RENDERED[conversational]
+        plain_use=(_PLAIN_ADAPTER + _QUANTIZED * quantized if adapter else _PLAIN_FULL).format(
+            location=location,
+            rendered=_RENDERED[conversational],
+            dtype=dtype,
+            quantized=", quantization_config=..." * quantized,
         ),
         training="Loss: `-log sigmoid(r_chosen - r_rejected - margin)`, with Plaudit's `RewardTrainer`.\n\n"
         + _table(("Option", "Value"), [(f"`{name}`", f"`{json.dumps(value)}`") for name, value in options.items()]),

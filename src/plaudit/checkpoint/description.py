@@ -19,6 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import cached_file, find_adapter_config_file
+
+from plaudit.errors import CheckpointError
 
 __all__ = [
     "FILE",
@@ -40,20 +43,35 @@ def write_description(folder: Path, description: dict[str, Any]) -> None:
     os.replace(staged, folder / FILE)
 
 
-def read_description(folder: Path) -> dict[str, Any]:
-    """What `reward.json` says; nothing where there is none."""
-    path = folder / FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def read_description(path_or_id: str | Path) -> dict[str, Any]:
+    """What `reward.json` says, in a folder or on the hub; nothing where there is none.
+
+    Raises:
+        CheckpointError: It is cut off, or something else.
+    """
+    try:
+        path = cached_file(str(path_or_id), FILE, _raise_exceptions_for_missing_entries=False)
+    except OSError:  # the hub cannot be asked, or there is no such place
+        return {}
+    if path is None:
+        return {}
+    try:
+        described = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError:
+        described = None
+    if not isinstance(described, dict):
+        raise CheckpointError(f"{path} is not whole, or no description of a reward model. Put it back, or remove it.")
+    return described
 
 
-def trained_in(folder: Path) -> str:
+def trained_in(path_or_id: str | Path) -> str:
     """The precision that an adapter's base was loaded in for training; "auto" (the checkpoint's own) elsewhere.
 
     A float32 run on a bf16 checkpoint computes in float32: loaded as it is stored, its scores would move by roundings.
     """
-    if not (folder / "adapter_config.json").is_file():
+    if find_adapter_config_file(str(path_or_id)) is None:
         return "auto"
-    return read_description(folder).get("training", {}).get("weights", "auto")
+    return read_description(path_or_id).get("training", {}).get("weights", "auto")
 
 
 def describe_versions() -> dict[str, str]:

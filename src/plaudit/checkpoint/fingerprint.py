@@ -6,7 +6,7 @@ the precision of the backbone, since a loader gives both the same.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from plaudit.data.rendering import render
+from plaudit.errors import DataError
 from plaudit.models.adapters import base_model
 from plaudit.models.head import RewardHead
 from plaudit.models.precision import precision_of, share_of_rounding
@@ -68,7 +69,7 @@ class Fingerprint:
         return cls([row["sequence"] for row in rows], ids, [row["reward"] for row in rows], described["dtype"])
 
     def tolerance(self, dtype: str) -> float:
-        """The difference of rewards that rounding explains, if the other side computes in `dtype`."""
+        """The difference (root mean square) that rounding explains, if the other side computes in `dtype`."""
         size = math.sqrt(sum(reward**2 for reward in self.rewards) / len(self.rewards))
         return size * max(share_of_rounding(getattr(torch, each)) for each in (dtype, self.dtype))
 
@@ -90,16 +91,21 @@ def take_fingerprint(
         dtype: What `score` computes in.
         longest: The most tokens the model takes; longer probes are left out.
     """
-    sequences = probe_sequences(conversational)
+    sequences = probe_sequences(tokenizer, conversational=conversational)
     ids = render(tokenizer, sequences)
     kept = [n for n, each in enumerate(ids) if longest is None or len(each) <= longest] or [0]
     ids = [ids[n] for n in kept]
     return Fingerprint([sequences[n] for n in kept], ids, score(ids), str(dtype).removeprefix("torch."))
 
 
-def probe_sequences(conversational: bool) -> list[Any]:
-    """The dozen, as conversations or as texts."""
-    return [_conversation(turns) if conversational else " ".join(turns) for turns in _PROBES]
+def probe_sequences(tokenizer: PreTrainedTokenizerBase, *, conversational: bool) -> list[Any]:
+    """The dozen, as conversations or as texts; those that the chat template refuses are left out, but not all."""
+    taken = []
+    for conversation in [_conversation(turns) for turns in _PROBES] if conversational else []:
+        with suppress(DataError):
+            render(tokenizer, [conversation])
+            taken.append(conversation)
+    return taken or [" ".join(turns) for turns in _PROBES]
 
 
 def _conversation(turns: Sequence[str]) -> list[dict[str, str]]:
@@ -122,11 +128,24 @@ def rewards_as_saved(model: nn.Module, sequences: list[list[int]], *, sharded: b
     was_training = model.training
     model.eval()
     try:
-        with _head_rounded(model):
+        with _head_rounded(model), _full_products():
             inputs = (torch.tensor([ids], device=device) for ids in sequences)
             return [forward(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.item() for ids in inputs]
     finally:
         model.train(was_training)
+
+
+@contextmanager
+def _full_products() -> Iterator[None]:
+    """Products of float32 numbers in float32: `tf32=True` has a GPU round them, and a reload does not."""
+    products: Any = torch.backends.cuda.matmul
+    name, exact = ("fp32_precision", "ieee") if hasattr(products, "fp32_precision") else ("allow_tf32", False)
+    allowed = getattr(products, name)
+    setattr(products, name, exact)
+    try:
+        yield
+    finally:
+        setattr(products, name, allowed)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """What the files of a saved reward model say: the checkpoint contract, layer by layer, without loading the model."""
 
+import contextlib
 import json
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,10 +9,13 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from plaudit.checkpoint.description import hash_of_template, read_description
-from plaudit.errors import CheckpointError
+from plaudit.errors import CheckpointError, ModelError
+from plaudit.models.load import load_tokenizer
 
 __all__ = ["BASE_TOKENIZER", "Finding", "SavedModel", "inspect_files"]
 
@@ -65,12 +68,13 @@ class SavedModel:
 
     @cached_property
     def shapes(self) -> dict[str, list[int]]:
-        """The name and shape of every weight, from the headers of the safetensors files."""
-        pattern = "model*.safetensors" if self.adapter is None else "adapter_model*.safetensors"
-        files = sorted(self.folder.glob(pattern))
-        if not files:
-            raise CheckpointError(f"{self.folder}: there are no weights ({pattern}).")
-        return {name: shape for path in files for name, shape in shapes_of(path).items()}
+        """The name and shape of every weight, from the headers of the safetensors files that a loader takes."""
+        name = "model.safetensors" if self.adapter is None else "adapter_model.safetensors"
+        index = self.folder / f"{name}.index.json"
+        if (self.folder / name).is_file() or not index.is_file():
+            return shapes_of(self.folder / name)
+        shards = sorted(set(_read_json(index)["weight_map"].values()))
+        return {name: shape for shard in shards for name, shape in shapes_of(self.folder / shard).items()}
 
     @property
     def has_tokenizer(self) -> bool:
@@ -86,25 +90,39 @@ class SavedModel:
 
     @property
     def head(self) -> str | None:
-        """The head's weight among the names of the weights."""
-        named = (self.config.get("value_head_prefix"), *((self.adapter or {}).get("modules_to_save") or ()), *_HEADS)
-        found = [
-            name
-            for name, shape in self.shapes.items()
-            if name.endswith("weight") and len(shape) == 2 and any(f".{head}." in f".{name}" for head in named if head)
-        ]
-        return max(found, key=len, default=None)  # the last layer of a head of several comes deepest
+        """The head's weight among the names of the weights: the one of a single row, if there is one."""
+        named = {self.config.get("value_head_prefix"), *_HEADS}
+        kept = named | set((self.adapter or {}).get("modules_to_save") or ())  # the head, and perhaps others
+        heads = [name for name in self._matrices_of(kept) if self.shapes[name][0] == 1] or self._matrices_of(named)
+        return max(heads, key=len, default=None)
+
+    def _matrices_of(self, modules: set[str | None]) -> list[str]:
+        matrices = [name for name, shape in self.shapes.items() if name.endswith("weight") and len(shape) == 2]
+        return [name for name in matrices if any(f".{module}." in f".{name}" for module in modules)]
 
     @cached_property
     def base(self) -> "SavedModel | None":
-        """An adapter's base model, where it is a local folder."""
-        path = Path((self.adapter or {}).get("base_model_name_or_path") or "")
-        return SavedModel(path) if self.adapter is not None and (path / "config.json").is_file() else None
+        """An adapter's base model, where its weights lie on this machine and say their shapes."""
+        described = self.adapter or {}
+        name = described.get("base_model_name_or_path")
+        base = SavedModel(_folder_of(name, described.get("revision"))) if name else None
+        with contextlib.suppress(CheckpointError):
+            return base if base and base.shapes else None
+        return None
 
     def parameters(self) -> int:
         """How many numbers the weights are, those of an adapter's local base included."""
         count = sum(prod(shape) for shape in self.shapes.values())
         return count + (0 if self.base is None else self.base.parameters())
+
+
+def _folder_of(name: str, revision: str | None) -> Path:
+    if Path(name).is_dir():
+        return Path(name)
+    with contextlib.suppress(ValueError):  # a path, and no name that the hub could have
+        config = try_to_load_from_cache(name, "config.json", revision=revision)
+        return Path(config).parent if isinstance(config, str) else Path(name)
+    return Path(name)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -120,20 +138,15 @@ def shapes_of(path: Path) -> dict[str, list[int]]:
     """Shapes by name from a safetensors file's header; its length is checked, nothing else of it is read.
 
     Raises:
-        CheckpointError: The file is cut off, or no safetensors file.
+        CheckpointError: The file is missing or cut off, or no safetensors file.
     """
-    size = path.stat().st_size
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there are no such weights. Copy or save them again.")
     try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length)) if length < size else {}
-    except (struct.error, ValueError) as error:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  # it is no dict
+    except SafetensorError as error:
         raise CheckpointError(f"{path} is not whole ({error}). Copy or save it again.") from error
-    weights = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    expected = 8 + length + max((entry["data_offsets"][1] for entry in weights.values()), default=0)
-    if size != expected:
-        raise CheckpointError(f"{path} is not whole: {size:,} bytes of {expected:,}. Copy or save it again.")
-    return {name: entry["shape"] for name, entry in weights.items()}
 
 
 def inspect_files(saved: SavedModel) -> list[Finding]:
@@ -156,9 +169,11 @@ def inspect_files(saved: SavedModel) -> list[Finding]:
 
 def _weights(saved: SavedModel) -> tuple[bool, str]:
     names = list(saved.shapes)
+    architectures = saved.config.get("architectures") or []
+    if any("ForCausalLM" in each for each in architectures) and saved.head is None:
+        raise CheckpointError(f"this is a language model ({architectures[0]}) and no reward model: train one from it.")
     if any(name.split(".")[-2:-1] == ["lm_head"] for name in names):
         return False, "they hold an `lm_head`: this is a language model, or was saved as one. Train a reward model."
-    architectures = saved.config.get("architectures") or []
     if saved.adapter is None and not any("ForSequenceClassification" in each for each in architectures):
         return False, f"config.json says architectures={architectures}, expected one <X>ForSequenceClassification."
     return True, f"{len(names):,} tensors, whole"
@@ -168,7 +183,8 @@ def _labels(saved: SavedModel) -> tuple[bool, str]:
     if saved.adapter is not None:
         task = saved.adapter.get("task_type")
         ok = task == "SEQ_CLS"
-        return ok, "one (task type SEQ_CLS)" if ok else f"the adapter's task type is {task}, expected SEQ_CLS."
+        message = f"the adapter's task type is {task}, expected SEQ_CLS: it belongs to another kind of model."
+        return ok, "the adapter's task type is SEQ_CLS" if ok else message
     labels = saved.config.get("id2label", {"0": "", "1": ""})  # transformers' own default is two
     if len(labels) != 1:
         return False, f"config.json gives the head {len(labels)} labels: a plain load fails or adds a random head."
@@ -180,7 +196,7 @@ def _head(saved: SavedModel) -> tuple[bool, str]:
         return _head(saved.base)  # trained before, and not by this adapter
     if saved.head is None:
         what = "the adapter was saved without its head" if saved.adapter else "no weight is called as a head is"
-        return False, f"{what} ({' or '.join(_HEADS)}): a plain load draws a random one. Train and save it again."
+        return False, f"{what} ({' or '.join(_HEADS)}): a plain load draws a random one. Copy or save it again."
     shape = saved.shapes[saved.head]
     if shape[0] != 1:
         return False, f"{saved.head} is {shape}, expected [1, {shape[1]}]: one reward for each sequence."
@@ -236,9 +252,13 @@ def _base_tokenizer(saved: SavedModel) -> tuple[bool | None, str]:
     if not base:
         return None, "adapter_config.json names no base model, so nobody can load it: give the base a path."
     try:
-        theirs = AutoTokenizer.from_pretrained(base, trust_remote_code=saved.trust_remote_code)
-    except (OSError, ValueError) as error:
-        return None, f"{base}: it could not be loaded ({str(error).splitlines()[0]})."
+        theirs = load_tokenizer(
+            base,
+            model_init_kwargs={"revision": saved.adapter.get("revision")},
+            trust_remote_code=saved.trust_remote_code,
+        )
+    except ModelError as error:
+        return None, str(error)
     own = saved.tokenizer
     differs = [
         name
@@ -251,8 +271,8 @@ def _base_tokenizer(saved: SavedModel) -> tuple[bool | None, str]:
     ]
     if differs:
         return False, (
-            f"{' and '.join(differs)} of {base} are not the adapter's. Engines that load the base's tokenizer (TRL's "
-            f"GRPO and RLOO, given this folder) would score otherwise: merge it first (`plaudit merge`), or pass "
-            f"the adapter's as `reward_processing_classes`."
+            f"{base} has another {' and another '.join(differs)} than the adapter. Engines that load the base's "
+            f"tokenizer (TRL's GRPO and RLOO, given this folder) would score otherwise: merge it first (`plaudit "
+            f"merge`), or pass the adapter's as `reward_processing_classes`."
         )
     return True, "like the adapter's"

@@ -52,32 +52,35 @@ def merge_adapter(
         ModelError: There is no adapter, or it is of a kind that cannot be merged.
         CheckpointError: The merged model does not score the same; it is kept.
     """
-    output = Path(output)
+    adapter, output = str(adapter), Path(output)
+    if adapter.startswith("~"):
+        adapter = str(Path(adapter).expanduser())
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"--output: '{output}' holds something already. Name a new folder.")
-    said = read_description(Path(adapter))
+    said = read_description(adapter)
     model = load_model(
-        str(adapter),
-        model_init_kwargs={"dtype": trained_in(Path(adapter))},
+        adapter,
+        model_init_kwargs={"dtype": trained_in(adapter)},
         trust_remote_code=trust_remote_code,
         is_trainable=False,
         new_head=False,
     )
     _check_mergeable(model, adapter)
-    tokenizer = load_tokenizer(str(adapter), trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(adapter, trust_remote_code=trust_remote_code)
     bind_reward_forward(base_model(model))
     conversational = said.get("rendering", {}).get("sequences", "conversations") == "conversations"
-    before = _fingerprint(model, tokenizer, conversational and bool(tokenizer.chat_template))
+    before = _fingerprint(model, tokenizer, conversational)
     merged = dequantized(model).merge_and_unload()
     if dtype is not None:
         merged = merged.to(getattr(torch, dtype))
-    description = said | _describe(merged, tokenizer, before, conversational, adapter)
-    with staged_folder(output, keep_others=False, writes=True, barrier=lambda: None) as folder:
+    rendering = describe_rendering(tokenizer, before.ids[0], conversational=conversational, max_length=None)
+    description = {"rendering": rendering} | said | _describe(merged, before, adapter)
+    with staged_folder(output, keep_others=True, writes=True, barrier=lambda: None) as folder:
         _write(folder, merged, tokenizer, description, output, adapter)
     return verify_and_record(output, trust_remote_code=trust_remote_code)
 
 
-def _check_mergeable(model: "PreTrainedModel | PeftModel", adapter: str | Path) -> None:
+def _check_mergeable(model: "PreTrainedModel | PeftModel", adapter: str) -> None:
     if not isinstance(model, PeftModel):
         raise ModelError(f"{adapter} is a whole model, and no adapter: there is nothing to merge.")
     if any(config.is_prompt_learning for config in model.peft_config.values()):
@@ -95,19 +98,10 @@ def _fingerprint(model: PeftModel, tokenizer: PreTrainedTokenizerBase, conversat
     )
 
 
-def _describe(
-    merged: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    before: Fingerprint,
-    conversational: bool,
-    adapter: str | Path,
-) -> dict[str, Any]:
-    rendering = describe_rendering(tokenizer, before.ids[0], conversational=conversational, max_length=None)
-    rendering.pop("max_length")
+def _describe(merged: PreTrainedModel, before: Fingerprint, adapter: str) -> dict[str, Any]:
     return {
         "versions": describe_versions(),
-        "merged_from": str(adapter),
-        "rendering": read_description(Path(adapter)).get("rendering", rendering),
+        "merged_from": adapter,
         "head": {"name": head_names(merged)[0].split(".")[0], "trained_in": "float32"},
         "quantization": None,
         "fingerprint": before.as_json(),
@@ -120,7 +114,7 @@ def _write(
     tokenizer: PreTrainedTokenizerBase,
     description: dict[str, Any],
     output: Path,
-    adapter: str | Path,
+    adapter: str,
 ) -> None:
     scale = description.get("rewards", {})
     merged.config.pad_token_id = merged.config.get_text_config().pad_token_id = tokenizer.pad_token_id
@@ -137,7 +131,7 @@ def _write(
         base_model=None,
         dataset_name=None,
         rows=None,
-        options={"merged_from": str(adapter)},
+        options={"merged_from": adapter},
         training_metrics=next((entry for entry in reversed(history) if "loss" in entry), {}),
         evaluation_metrics=next((entry for entry in reversed(history) if "eval_loss" in entry), {}),
         conversational=description["rendering"]["sequences"] == "conversations",

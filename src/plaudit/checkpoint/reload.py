@@ -50,7 +50,7 @@ def score(path: str, sequences: list[Any], ids: list[list[int]] | None = None, *
         "rendered": rendered,
         "alone": alone,
         "batched": batched,
-        "integrated": through_transformers(path, ids, **options, **code) if adapter else None,
+        "integrated": integrated(path, ids, **options, **code) if adapter else None,
         "dtype": dtype,
         "engine": ", ".join(f"{name} {version(name)}" for name in used),
     }
@@ -82,6 +82,14 @@ def as_trained(model: torch.nn.Module) -> Any:
         if type(module).__module__.startswith("bitsandbytes"):
             module.training = True
     return model
+
+
+def integrated(path: str, ids: list[list[int]], **options: Any) -> list[float] | str:
+    """Rewards of an adapter as transformers loads one without PEFT's own call, or why it cannot."""
+    try:
+        return through_transformers(path, ids, **options)
+    except (AttributeError, KeyError, OSError, TypeError, ValueError, RuntimeError) as error:
+        return f"{type(error).__name__}: {error}"
 
 
 def through_transformers(

@@ -5,6 +5,7 @@ Reloading takes memory, which a training run may not have left. Then nothing is 
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from typing import Any
 import psutil
 import torch
 from huggingface_hub import snapshot_download
+from transformers import PreTrainedTokenizerBase
 
 from plaudit.checkpoint import reload
 from plaudit.checkpoint.description import trained_in, write_description
@@ -29,6 +31,8 @@ _INTEGRATED = "TRL's loader"
 _OF_OTHERS = (BASE_TOKENIZER, _INTEGRATED)  # they break for some who load an adapter, and not for those who know it
 _LIBRARIES = 1 << 30  # bytes that a process takes with torch and transformers loaded, before any model
 _OUT_OF_MEMORY = ("MemoryError", "can't allocate memory", "Cannot allocate memory")
+_EXCEPTION = re.compile(r"[\w.]+(Error|Exception)\b")
+_NEEDS_GPU = re.compile(r"GPU (or XPU )?(is required|is needed|found)|requires a GPU")  # some quantised bases
 # What would make a fresh process take itself for one of several, or look for a device that training has filled.
 _OF_LAUNCHERS = (
     "ACCELERATE_", "DEEPSPEED_", "FSDP_", "GROUP_", "LOCAL_", "MASTER_", "RANK", "ROLE_", "TORCHELASTIC_", "WORLD_",
@@ -42,7 +46,7 @@ class Verification:
     Attributes:
         findings: The layers looked at, in order.
         difference: The largest difference of a probe's rewards; `None` where nothing could be compared.
-        tolerance: What rounding explains.
+        tolerance: What rounding explains of the root mean square of all differences.
         engine: What it was loaded with.
     """
 
@@ -89,6 +93,8 @@ def verify(path_or_id: str | Path, *, trust_remote_code: bool = False) -> Verifi
         CheckpointError: There is nothing there.
     """
     folder = Path(path_or_id).expanduser()
+    if folder.is_file():
+        raise CheckpointError(f"{folder} is a file: name the folder that it lies in.")
     if not folder.is_dir():
         folder = _download(str(path_or_id))
     saved = SavedModel(folder, trust_remote_code)
@@ -171,7 +177,7 @@ def _lacking_memory(saved: SavedModel, fingerprint: Fingerprint | None) -> str |
 def _request(saved: SavedModel, fingerprint: Fingerprint | None) -> dict[str, Any]:
     request: dict[str, Any] = {
         "path": str(saved.folder.resolve()),
-        "sequences": fingerprint.probes if fingerprint else probe_sequences(bool(saved.tokenizer.chat_template)),
+        "sequences": fingerprint.probes if fingerprint else _any_probes(saved.tokenizer),
         "ids": fingerprint.ids if fingerprint else None,
         "trust_remote_code": saved.trust_remote_code,
     }
@@ -181,10 +187,14 @@ def _request(saved: SavedModel, fingerprint: Fingerprint | None) -> dict[str, An
     return request
 
 
+def _any_probes(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
+    return probe_sequences(tokenizer, conversational=bool(tokenizer.chat_template))
+
+
 def _ask(request: dict[str, Any]) -> dict[str, Any] | Finding:
     """The answer of a fresh process, or what went wrong there."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_OF_LAUNCHERS)}
-    environment |= {"CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
+    environment["CUDA_VISIBLE_DEVICES"] = ""
     with tempfile.TemporaryDirectory() as scratch:
         answer = Path(scratch, "answer.json")
         done = subprocess.run(
@@ -197,7 +207,12 @@ def _ask(request: dict[str, Any]) -> dict[str, Any] | Finding:
     if done.returncode == -9 or any(sign in done.stderr for sign in _OUT_OF_MEMORY):
         return Finding("rewards", None, "the fresh process ran out of memory. Run `plaudit verify` when there is more.")
     lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-    return Finding("reload", False, f"plain transformers cannot load or run it: {lines[-1]}")
+    reason = next((line for line in reversed(lines) if _EXCEPTION.match(line)), lines[-1])  # some take many lines
+    if "quantization" in request and reason.startswith("OSError"):
+        return Finding("reload", None, f"the adapter's base could not be loaded: {reason}")
+    if _NEEDS_GPU.search(reason):
+        return Finding("reload", None, f"it runs on a GPU alone, and the fresh process has none: {reason}")
+    return Finding("reload", False, f"plain transformers cannot load or run it: {reason}")
 
 
 def _compare(
@@ -206,31 +221,40 @@ def _compare(
     """Compare rendering, padding and rewards of the fresh process with the fingerprint."""
     own = Fingerprint([], [], answer["alone"], answer["dtype"])
     tolerance = (fingerprint or own).tolerance(answer["dtype"])
-    findings = [*findings, _batching(answer, own.tolerance(answer["dtype"]))]
+    findings = [*findings, _batching(saved, answer, own.tolerance(answer["dtype"]))]
     findings += _through_transformers(answer, own.tolerance(answer["dtype"]))
     if fingerprint is None:
         remark = "there is no reward.json with a fingerprint: nothing says what the model scored before."
         return Verification([*findings, Finding("rewards", None, remark)], engine=answer["engine"])
     findings.append(_rendering(saved, fingerprint, answer))
-    pairs = zip(fingerprint.rewards, answer["alone"], strict=True)
-    difference = max(abs(one - other) for one, other in pairs)
+    difference, mean = _differences(fingerprint.rewards, answer["alone"])
     low, high = min(fingerprint.rewards), max(fingerprint.rewards)
     said = (
         f"{len(fingerprint.rewards)} probes, from {low:+.3f} to {high:+.3f}, differ by up to {difference:.1e} "
-        f"({answer['dtype']} explains {tolerance:.1e})"
+        f"({mean:.1e} in the mean square; {answer['dtype']} explains {tolerance:.1e})"
     )
-    if not difference <= tolerance:  # also where it is NaN
-        said += ". What was saved is not what was scored: a lost or random head, an adapter on another base."
-    findings.append(Finding("rewards", difference <= tolerance, said))
+    if not mean <= tolerance:  # also where it is NaN
+        others = all(finding.holds is not False for finding in findings)  # else the cause stands there
+        said += ". What was saved is not what was scored"
+        said += ": a lost or random head, an adapter on another base, changed weights." if others else "."
+    findings.append(Finding("rewards", mean <= tolerance, said))
     return Verification(findings, difference, tolerance, answer["engine"])
 
 
-def _batching(answer: dict[str, Any], tolerance: float) -> Finding:
+def _differences(rewards: list[float], others: list[float]) -> tuple[float, float]:
+    """The largest, and the root of their mean square, in which one unlucky rounding weighs less; NaN if one is."""
+    sizes = (torch.tensor(rewards, dtype=torch.float64) - torch.tensor(others, dtype=torch.float64)).abs()
+    return sizes.max().item(), sizes.square().mean().sqrt().item()
+
+
+def _batching(saved: SavedModel, answer: dict[str, Any], tolerance: float) -> Finding:
     if answer["batched"] is None:
         return Finding("batches", False, "the model names no pad token, so plain transformers refuses batches.")
-    difference = max(abs(one - other) for one, other in zip(answer["alone"], answer["batched"], strict=True))
-    if not difference <= tolerance:
+    difference, mean = _differences(answer["alone"], answer["batched"])
+    if not mean <= tolerance:
         message = f"rewards change by up to {difference:.2g} when sequences are padded: the wrong token is read."
+        if "num_virtual_tokens" in (saved.adapter or {}):  # plain PEFT finds no pad among embeddings
+            return Finding("batches", None, f"{message} Of prompt tuning plain PEFT scores one sequence at a time.")
         return Finding("batches", False, message)
     return Finding("batches", True, f"padded as alone, to {difference:.1e}")
 
@@ -239,8 +263,11 @@ def _through_transformers(answer: dict[str, Any], tolerance: float) -> list[Find
     """Whether an adapter scores the same when `AutoModelForSequenceClassification` loads it, as in TRL."""
     if answer["integrated"] is None:
         return []
-    difference = max(abs(one - other) for one, other in zip(answer["alone"], answer["integrated"], strict=True))
-    if difference <= tolerance:
+    if isinstance(answer["integrated"], str):
+        message = f"transformers refuses the adapter without PEFT's own call, as TRL loads it ({answer['integrated']})."
+        return [Finding(_INTEGRATED, False, message)]
+    difference, mean = _differences(answer["alone"], answer["integrated"])
+    if mean <= tolerance:
         return [Finding(_INTEGRATED, True, f"as through PEFT, to {difference:.1e}")]
     message = (
         f"rewards change by up to {difference:.2g} where transformers loads the adapter without PEFT's own call, as "

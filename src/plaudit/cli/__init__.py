@@ -1,9 +1,12 @@
 """The `plaudit` command. One file for each subcommand: parse, call, print."""
 
+import errno
+import logging
 import os
+import signal
 import sys
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -20,6 +23,9 @@ _COMMANDS = {
 }
 
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 class _Commands(click.Group):
     """Loads a subcommand's module when it is called."""
 
@@ -28,6 +34,14 @@ class _Commands(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         return import_module(f"plaudit.cli.{cmd_name}").command if cmd_name in _COMMANDS else None
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; Ctrl-C ends it with the code that a shell gives a program which a signal ended."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:  # click would say "Aborted!" and 1, which is also that of a failed verification
+            click.echo("\nStopped.", err=True)
+            sys.exit(128 + signal.SIGINT)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
@@ -46,6 +60,8 @@ def main() -> None:
     Plaudit's own errors are shown without a traceback, with exit code 2. So are those of the libraries below it for
     bad values, missing files and missing packages; `PLAUDIT_TRACEBACK=1` shows where they come from.
     """
+    # It remarks at its import, whatever is done, that a package of faster kernels is not there.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         cli()
     except PlauditError as error:
@@ -53,6 +69,9 @@ def main() -> None:
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("PLAUDIT_TRACEBACK"):
             raise
+        full = isinstance(error, OSError) and error.errno in _NO_ROOM
+        if full:
+            _show_error(f"{error}. There is no room to write; HF_DATASETS_CACHE moves the cache of tokenised data.")
         _show_error(f"{error} ({type(error).__name__}; PLAUDIT_TRACEBACK=1 shows where it comes from)")
 
 

@@ -16,6 +16,8 @@ __all__ = ["command"]
 @click.option("--trust_remote_code", is_flag=True, help="Allow a model that ships its own code.")
 def command(adapter: str, output: str, dtype: str | None, trust_remote_code: bool) -> None:
     """Merge ADAPTER (a folder or a hub id) into its base model, and prove that the result scores the same."""
+    from rich.markup import escape
+
     from plaudit.checkpoint.merge import merge_adapter
     from plaudit.cli.display import console, show_log_messages
     from plaudit.cli.verify import show_verification
@@ -24,4 +26,4 @@ def command(adapter: str, output: str, dtype: str | None, trust_remote_code: boo
     with console.status("Merging, then reloading in a fresh process ..."):
         verification = merge_adapter(adapter, output, dtype=dtype, trust_remote_code=trust_remote_code)
     show_verification(output, verification)
-    console.print(f"The merged reward model is in [bold]{output}[/bold]")
+    console.print(f"The merged reward model is in [bold]{escape(output)}[/bold]")

@@ -1,5 +1,6 @@
 """`plaudit train`: from preference data and a model to a trained, evaluated, saved reward model."""
 
+import dataclasses
 import logging
 import shlex
 import signal
@@ -35,10 +36,13 @@ def command(options: tuple[str, ...]) -> None:
     from plaudit.data.sources import load_splits
     from plaudit.models.adapters import get_peft_config
     from plaudit.models.quantization import get_quantization_config
+    from plaudit.training.setup import quiet_all_but_the_first
     from plaudit.training.trainer import RewardTrainer
 
     script, config, model = _parse(options)
     show_log_messages()
+    quiet_all_but_the_first()
+    _warn_of_idle_options(model)
     resume = _resume_from(config)
     train_dataset, eval_dataset = load_splits(script, config.seed)
     config.model_init_kwargs = _model_init_kwargs(model, config)
@@ -64,6 +68,7 @@ def command(options: tuple[str, ...]) -> None:
         trainer.train(resume_from_checkpoint=resume)
     except SystemExit:
         _say_how_to_resume(trainer, options)
+        trainer.end()
         raise
     try:
         signal.signal(signal.SIGTERM, _interrupt)
@@ -113,6 +118,18 @@ def _model_init_kwargs(model: "ModelConfig", config: "RewardConfig") -> dict[str
     return {name: value for name, value in named.items() if value is not None} | config.load_options
 
 
+def _warn_of_idle_options(model: "ModelConfig") -> None:
+    if model.use_peft:
+        return
+    changed = [
+        f"--{each.name}"
+        for each in dataclasses.fields(model)
+        if each.name.startswith(("lora_", "use_rslora", "use_dora")) and getattr(model, each.name) != each.default
+    ]
+    if changed:
+        logging.getLogger(__name__).warning("%s without --use_peft: ALL weights train", " ".join(changed))
+
+
 def _resume_from(config: "RewardConfig") -> str | bool | None:
     from plaudit.checkpoint.intact import has_checkpoint
 
@@ -160,6 +177,9 @@ def _show_plan(trainer: "RewardTrainer", model: "ModelConfig") -> None:
     rows = f"{args.per_device_train_batch_size} rows"
     if args.max_tokens_per_batch is not None:
         rows = f"up to {args.max_tokens_per_batch:,} tokens"
+    weights = str(trainer.model.dtype).removeprefix("torch.")
+    if (bits := 4 * model.load_in_4bit + 8 * model.load_in_8bit) != 0:
+        weights = f"{bits} bits and {weights}"
     batch = f"{rows} x {args.gradient_accumulation_steps} accumulated"
     layout = "token forest" if trainer.layout == "forest" else "padded"
     processes = f"{args.world_size} process{'es' if args.world_size > 1 else ''}"
@@ -171,7 +191,7 @@ def _show_plan(trainer: "RewardTrainer", model: "ModelConfig") -> None:
             *((name, _split_line(report)) for name, report in trainer.reports.items()),
             ("batch", f"{batch} x {processes}"),
             ("layout", layout),
-            ("device", f"{args.device}, {precision}, weights in {str(trainer.model.dtype).removeprefix('torch.')}"),
+            ("device", f"{args.device}, {precision}, weights in {weights}"),
             ("output", str(args.output_dir)),
         ],
     )

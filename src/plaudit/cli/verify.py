@@ -32,11 +32,13 @@ def command(path: str, trust_remote_code: bool) -> None:
 
 def show_verification(path: str, verification: "Verification") -> None:
     """Print a line for each layer, then the verdict."""
+    from rich.markup import escape
+
     from plaudit.cli.display import console, show_table
 
     marks = {True: "[green]holds[/green]", False: "[red]BROKEN[/red]", None: "[yellow]open[/yellow]"}
-    rows = [(each.layer, f"{marks[each.holds]}  {each.message}") for each in verification.findings]
-    show_table(path, rows)
+    rows = [(each.layer, f"{marks[each.holds]}  {escape(each.message)}") for each in verification.findings]
+    show_table(escape(path), rows)
     if verification.status == "verified":
         console.print(f"[green]verified[/green]: {verification.engine} gives the same scores")
     elif verification.status == "failed":

@@ -3,11 +3,12 @@
 import logging
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -80,7 +81,10 @@ def load_model(
         adapter = find_adapter_config_file(name_or_path, **_only(hub, "revision", "token", "cache_dir", "subfolder"))
         config = AutoConfig.from_pretrained(name_or_path, **hub) if adapter is None else None
     except (OSError, ValueError) as error:
-        raise ModelError(f"{name_or_path}: no model could be loaded from there ({_first_line(error)}).") from error
+        here = "" if Path(name_or_path).is_dir() else " There is no folder of that name, and the hub gave none."
+        raise ModelError(
+            f"{name_or_path}: no model could be loaded from there ({_first_line(error)}).{here}"
+        ) from error
     if adapter is not None:
         saved = SavedAdapter.read(name_or_path, **_only(hub, "revision", "token", "cache_dir", "subfolder"))
         return _load_adapter(saved, options, quantized, is_trainable)
@@ -110,7 +114,7 @@ def _from_pretrained(
             return AutoModelForSequenceClassification.from_pretrained(
                 name, num_labels=1, output_loading_info=True, **options
             )
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the latter of a file that is cut off
         raise ModelError(f"{name}: its weights could not be loaded ({_first_line(error)}).") from error
 
 
@@ -177,11 +181,12 @@ def _load_adapter(saved: SavedAdapter, options: dict[str, Any], quantized: bool,
     if quantized and saved.quantization is not None and not _is_quantized(base, of_base):
         of_base.setdefault("quantization_config", quantization_from(saved.quantization))
     try:
-        model = load_model(base, model_init_kwargs=of_base, new_head=bool(saved.head))
+        with _quiet_about_the_head() if saved.head else nullcontext():  # it comes with the adapter
+            model = load_model(base, model_init_kwargs=of_base, new_head=bool(saved.head))
     except ModelError as error:
-        if saved.head:
-            raise
-        reason = f"{saved.path}: this adapter has no reward head, so its base must have one."
+        reason = f"{saved.path} is an adapter on the base model {base}, which its adapter_config.json names."
+        if not saved.head:
+            reason = f"{saved.path}: this adapter has no reward head of one output, so its base must have one."
         raise ModelError(f"{reason} {error}") from error
     return saved.put_on(model, is_trainable=is_trainable)
 
@@ -213,6 +218,18 @@ def _check_head(config: PretrainedConfig, name: str, options: dict[str, Any]) ->
             f"the base model, or set model_init_kwargs={{'ignore_mismatched_sizes': True}} to replace the head by a "
             f"new one."
         )
+
+
+@contextmanager
+def _quiet_about_the_head() -> Iterator[None]:
+    def is_no_news(record: logging.LogRecord) -> bool:
+        return "new reward head" not in str(record.msg)
+
+    logger.addFilter(is_no_news)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_no_news)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
@@ -58,8 +59,8 @@ class SavedAdapter:
             )
         try:
             weights = load_peft_weights(path, device="cpu", **hub)
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{path}: its adapter has no weights ({error}).") from error
+        except (OSError, ValueError, SafetensorError) as error:  # the last of a file that is cut off
+            raise ModelError(f"{path}: its adapter's weights could not be loaded ({error}).") from error
         return cls(path, config, weights, _quantization(path, hub), hub)
 
     @property

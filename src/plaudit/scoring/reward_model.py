@@ -14,7 +14,7 @@ from peft import PeftModel
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from plaudit.checkpoint.description import read_description, trained_in
+from plaudit.checkpoint.description import hash_of_template, read_description, trained_in
 from plaudit.data.formats import Sequence, check_sequence
 from plaudit.data.rendering import render
 from plaudit.errors import ConfigError, DataError
@@ -117,10 +117,10 @@ class RewardModel:
         Raises:
             ModelError: It is no reward model, or its tokenizer is missing.
         """
-        name = str(path_or_id)
-        description = read_description(Path(name))
+        name = str(Path(path_or_id).expanduser()) if str(path_or_id).startswith("~") else str(path_or_id)
+        description = read_description(name)
         if dtype == "auto":
-            dtype = trained_in(Path(name))
+            dtype = trained_in(name)
         loading = {"dtype": dtype} | (model_init_kwargs or {})
         model = load_model(
             name, model_init_kwargs=loading, trust_remote_code=trust_remote_code, is_trainable=False,
@@ -132,6 +132,12 @@ class RewardModel:
             accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
             model = model.to(device or accelerator or "cpu")
         tokenizer = load_tokenizer(name, model_init_kwargs=loading, trust_remote_code=trust_remote_code)
+        said = description.get("rendering")
+        if said and said["chat_template"] != hash_of_template(tokenizer):
+            logger.warning(
+                "%s: its chat template is not the one it was trained with, so its scores are others. Put that back; "
+                "`plaudit verify` tells more.", name,
+            )  # fmt: skip
         return cls(model, tokenizer, **{"scale": _scale(description, base_model(model).config)} | options)
 
     # Scoring

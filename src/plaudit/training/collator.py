@@ -28,6 +28,7 @@ __all__ = [
     "PreferenceCollator",
     "comparisons_of",
     "model_inputs",
+    "rows_apart",
     "sequences_of",
     "tokens_of",
     "verdicts_of",
@@ -205,6 +206,16 @@ def tokens_of(batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return batch["position_ids"][0, batch["leaf"]] + 1
     mask = batch.get("attention_mask")
     return torch.ones_like(batch["input_ids"]).sum(-1) if mask is None else mask.sum(-1)
+
+
+def rows_apart(batch: dict[str, Any], pad_token_id: int) -> dict[str, Any]:
+    """A forest's batch in the padded layout, in which no sequence touches another's numbers; another as it is."""
+    if "leaf" not in batch:
+        return batch
+    input_ids, attention_mask = _pad_right(sequences_of(batch), pad_token_id, None)
+    device = batch["input_ids"].device
+    kept = {name: value for name, value in batch.items() if name not in model_inputs(batch)}
+    return {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)} | kept
 
 
 def sequences_of(batch: dict[str, torch.Tensor]) -> list[list[int]]:

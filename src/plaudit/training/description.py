@@ -61,7 +61,7 @@ class DescribedSavingTrainer(StagedSavingTrainer):
     reward_scale: tuple[float, float] | None
     conversational: bool
     verification: Verification | None = None
-    _proven: dict[str, Any] | None = None  # fingerprint and outcome
+    _proven: dict[str, Any] | None = None  # fingerprint and outcome, where this process has verified
 
     def _write_model(self, folder: Path) -> None:
         base = base_model(self.accelerator.unwrap_model(self.model))
@@ -77,9 +77,11 @@ class DescribedSavingTrainer(StagedSavingTrainer):
             write_description(folder, description)
             self._write_card(folder)
 
-    def _after_save(self, folder: Path) -> None:
-        super()._after_save(folder)
+    def _after_save(self, folder: Path, *, pushing: bool) -> None:
+        super()._after_save(folder, pushing=pushing)
         if not (self.args.verify_on_save and self.args.should_save):
+            return
+        if pushing and "verification" in read_description(folder):  # the save before has proven it
             return
         logger.info("reloading the saved model in a fresh process, to prove that it scores the same ...")
         self.verification = verify_and_record(folder, trust_remote_code=self.args.trust_remote_code)
@@ -92,17 +94,6 @@ class DescribedSavingTrainer(StagedSavingTrainer):
             logger.info("verified with %s: %s", self.verification.engine, self.verification.findings[-1].message)
         else:
             logger.warning("NOT VERIFIED: nothing proves yet that '%s' scores as the model did in training", folder)
-
-    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
-        """Upload the model, as `Trainer.push_to_hub` does; one that was not proven to score the same is proven first.
-
-        Raises:
-            CheckpointError: It does not score the same, and is not uploaded.
-        """
-        if self._proven is None:
-            self.save_model(_internal_call=True)
-            self._after_save(Path(self.args.output_dir))
-        return super().push_to_hub(*args, **kwargs)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         # The Trainer copies what it knows of from the checkpoint into the folder that it uploads.
@@ -140,7 +131,7 @@ class DescribedSavingTrainer(StagedSavingTrainer):
         }
 
     def _take_fingerprint(self, base: PreTrainedModel) -> Fingerprint | None:
-        """The probes' rewards; `None`, with a warning, if memory does not suffice for one sequence."""
+        """The probes' rewards; `None`, with a warning, if the model cannot be run here, as for want of memory."""
         mixed = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
         try:
             return take_fingerprint(
@@ -150,8 +141,8 @@ class DescribedSavingTrainer(StagedSavingTrainer):
                 dtype=mixed if self._is_spread and mixed else precision_of(base),
                 longest=getattr(base.config.get_text_config(), "max_position_embeddings", None),
             )
-        except torch.OutOfMemoryError:
-            logger.warning("the fingerprint could not be taken: out of memory. The model cannot be verified.")
+        except RuntimeError as error:  # out of memory, or a kernel that knows half precision alone: never a lost save
+            logger.warning("the fingerprint could not be taken, so the model cannot be verified: %s", error)
             return None
 
     def _rewards_as_saved(self, sequences: list[list[int]]) -> list[float]:
@@ -164,7 +155,7 @@ class DescribedSavingTrainer(StagedSavingTrainer):
             return *self.reward_scale, "evaluation"
         try:
             rewards = self._rewards_as_saved(self._sampled_sequences())
-        except torch.OutOfMemoryError:
+        except RuntimeError:
             rewards = []
         if not rewards:
             return 0.0, 1.0, "nothing"
@@ -214,6 +205,7 @@ class DescribedSavingTrainer(StagedSavingTrainer):
         logged = [entry for entry in history if "loss" in entry]
         evaluated = [entry for entry in history if any(name.startswith("eval_") for name in entry)]
         options = {name: getattr(self.args, name) for name in _TOLD_OPTIONS}
+        base = base_model(self.accelerator.unwrap_model(self.model))
         write_model_card(
             folder,
             model_name=model_name or Path(self.hub_model_id or self.args.output_dir).name,
@@ -225,6 +217,8 @@ class DescribedSavingTrainer(StagedSavingTrainer):
             training_metrics=logged[-1] if logged else {},
             evaluation_metrics=evaluated[-1] if evaluated else {},
             conversational=self.conversational,
-            adapter=hasattr(self.accelerator.unwrap_model(self.model), "peft_config"),
+            adapter=base is not self.accelerator.unwrap_model(self.model),
+            dtype=str(base.dtype)[6:],
+            quantized=describe_quantization(base) is not None,
             tags=tags,
         )

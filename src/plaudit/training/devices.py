@@ -34,9 +34,16 @@ class ManyDevicesTrainer(Trainer):
                 "`stage3_gather_16bit_weights_on_model_save: true` under `zero_optimization` in DeepSpeed's own file, "
                 "or `zero3_save_16bit_model: true` under `deepspeed_config` in accelerate's."
             )
-
         if self.is_fsdp_enabled:
             _keep_rewards_wide(self.accelerator.state.fsdp_plugin)
+
+    @property
+    def _is_spread(self) -> bool:
+        """Whether one model lies on several processes, so that all take part in a save or a forward pass.
+
+        Elsewhere each has the whole model and one of them writes: a script may call `save_model` on that one alone.
+        """
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled or self.is_distributed_loading_by_transformers
 
     @property
     def _zero(self) -> Any:

@@ -11,12 +11,13 @@ from datasets import Dataset, IterableDataset
 from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer
+from transformers import EvalPrediction, PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalLoopOutput, denumpify_detensorize
 
 from plaudit.errors import DataError, TrainingError
 from plaudit.metrics import preference_metrics
-from plaudit.training.collator import comparisons_of, tokens_of, verdicts_of
+from plaudit.training.collator import comparisons_of, rows_apart, tokens_of, verdicts_of
+from plaudit.training.devices import ManyDevicesTrainer
 from plaudit.training.finite import rows_in_words
 from plaudit.training.rows import ROW_NUMBER, NumberedRows, NumberingCollator, number_rows, number_stream
 
@@ -151,7 +152,7 @@ def _tokens_of_rows(batch: dict[str, Any], row: torch.Tensor) -> torch.Tensor:
     return torch.zeros(int(owners.max()) + 1, dtype=tokens.dtype).index_add(0, owners, tokens)[row]
 
 
-class RowwiseEvaluationTrainer(Trainer):
+class RowwiseEvaluationTrainer(ManyDevicesTrainer):
     """Runs the stock loop over numbered rows and makes every figure from rows, not from batches.
 
     Attributes:
@@ -179,17 +180,24 @@ class RowwiseEvaluationTrainer(Trainer):
             sampler = None if sampler_fn is None else sampler_fn(dataset)
             sampler_fn = lambda _: sampler  # noqa: E731  # the rows themselves tell it more than numbered ones do
             dataset = self._remove_unused_columns(dataset, description=description)  # here, where it reads less
-        is_dealt_out = is_training and isinstance(dataset, IterableDataset)
-        numbered = number_stream(dataset) if is_dealt_out else number_rows(dataset)
+        numbered = self._numbered(dataset, is_training)
         columns, collator, drop_last = self._signature_columns or [], self.data_collator, self.args.dataloader_drop_last
         self._signature_columns = [*columns, *({ROW_NUMBER} - set(columns))]
-        self.data_collator = NumberingCollator(collator)
+        if numbered is not dataset:
+            self.data_collator = NumberingCollator(collator)
         self.args.dataloader_drop_last = is_training and drop_last  # evaluation sees the last batch, however short
         try:
             return super()._get_dataloader(numbered, description, batch_size, sampler_fn, is_training, **kwargs)
         finally:
             self.data_collator, self.args.dataloader_drop_last = collator, drop_last
             self._signature_columns = columns
+
+    def _numbered(self, dataset: Any, is_training: bool) -> Any:
+        if not (is_training and isinstance(dataset, IterableDataset)):
+            return number_rows(dataset)
+        # Dealt out by shards, no reader knows how many rows come before its own.
+        is_dealt_out = self.args.world_size > 1 or self.args.dataloader_num_workers > 1
+        return dataset if is_dealt_out else number_stream(dataset)
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> tuple[None, None, None]:
         """Keep a batch's rows for `evaluation_loop`; the stock loop gets nothing to gather and miscount."""
@@ -198,6 +206,10 @@ class RowwiseEvaluationTrainer(Trainer):
         comparisons = comparisons_of(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+            if not (self._is_spread or outputs.logits.isfinite().all()):
+                # In a forest what is not finite spreads from row to row, and the error shall name those it comes from.
+                inputs = rows_apart(inputs, self.processing_class.pad_token_id)
+                loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
         rewards = outputs.logits.float().squeeze(-1)[comparisons]
         # A subclass's own loss says no loss for each row: then each row has its batch's mean.
         losses = outputs["losses"] if "losses" in outputs else loss.expand(len(comparisons))

@@ -1,5 +1,6 @@
 """Numbers that are not finite: noticed without a wait, and named by the rows they come from."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +76,21 @@ class FiniteWatch:
         """Look at a batch: its loss [], what was noted of it, and the numbers of its rows, where known."""
         self._seen.append(_Seen(loss.detach(), *self._noted, batch, numbers))
         self._noted = (None, None)
+
+    def look_again(
+        self, loss_of: Callable[[dict[str, Any]], torch.Tensor], changed: Callable[[dict[str, Any]], dict[str, Any]]
+    ) -> None:
+        """Run each batch that gave something not finite again, changed; what comes counts if it is not finite either.
+
+        Args:
+            loss_of: Gives a batch's loss, and notes its rewards and losses.
+            changed: Gives the batch to run instead; with the same rows.
+        """
+        for place, seen in enumerate(self._seen):
+            if not seen.is_fine():
+                batch = changed(seen.batch)
+                again = _Seen(loss_of(batch).detach(), *self._noted, batch, seen.numbers)
+                self._seen[place], self._noted = seen if again.is_fine() else again, (None, None)
 
     def found(self) -> torch.Tensor:
         """Whether anything was not finite, a boolean [] on the device."""

@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset, IterableDataset
 from torch import nn
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 
 from plaudit.errors import ConfigError
 from plaudit.forest.batching import BudgetBatchSampler
@@ -21,6 +21,8 @@ from plaudit.models.steady import rounds_its_inputs
 from plaudit.training.batching import make_sampler, wants_sampler
 from plaudit.training.collator import PreferenceCollator, tokens_of
 from plaudit.training.config import RewardConfig
+from plaudit.training.devices import ManyDevicesTrainer
+from plaudit.training.finite import FiniteWatch
 from plaudit.training.memory import AccumulationStep, fitting_budget, free_memory, keep_random_state
 from plaudit.training.meter import RewardMeter
 from plaudit.training.objective import Objective
@@ -34,12 +36,13 @@ _PROBED_ROWS = 4
 _PROBED_POSITIONS = 1 << 14  # padded: the comparison must fit where the forest does
 
 
-class ForestTrainer(Trainer):
-    """Knows layouts, batches and memory; a subclass knows the loss, and counts its figures in `meter`."""
+class ForestTrainer(ManyDevicesTrainer):
+    """Knows layouts, batches and memory; a subclass knows the loss, and counts its figures in `meter` and `watch`."""
 
     args: RewardConfig
     meter: RewardMeter
     objective: Objective
+    watch: FiniteWatch
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -77,19 +80,19 @@ class ForestTrainer(Trainer):
     # Before the first step
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
-        if not self._is_sharded:
+        if not self._is_spread:
             self._compare_layouts(self.model)  # before batches are planned, which counts tokens by layout
         return super()._inner_training_loop(*args, **kwargs)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """The loop; where it comes before any training, the layouts are compared first."""
-        if not (self._is_sharded or self.args.fp16_full_eval or self.args.bf16_full_eval):
+        if not (self._is_spread or self.args.fp16_full_eval or self.args.bf16_full_eval):
             self._compare_layouts(self.model)
         return super().evaluation_loop(*args, **kwargs)
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         prepared = super()._prepare_for_training(*args, **kwargs)
-        if self._is_sharded:  # weights are on the devices by now, and not before
+        if self._is_spread:  # weights are on the devices by now, and not before
             planned = self.layout
             self._compare_layouts(prepared[0])
             if self.layout != planned and self.args.max_tokens_per_batch is not None:
@@ -98,19 +101,15 @@ class ForestTrainer(Trainer):
                     "the warning above). Set batch_layout='padded'."
                 )
         budget = self.args.max_tokens_per_batch
-        # Sharded, each pass is an exchange between processes, and one that fails alone would leave the others waiting.
-        if self.sampler is not None and budget is not None and not self._is_sharded:
+        # Spread, each pass is an exchange between processes, and one that fails alone would leave the others waiting.
+        if self.sampler is not None and budget is not None and not self._is_spread:
             self._try_largest_batch(prepared[0], self.sampler, budget)
         return prepared
 
     @property
-    def _is_sharded(self) -> bool:
-        return self.is_fsdp_enabled or self.is_deepspeed_enabled
-
-    @property
     def _can_widen(self) -> bool:
         """Whether the model can run in float32 for a while; where not, the run's own precision must do."""
-        return not (self._is_sharded or rounds_its_inputs(base_model(self.model)))
+        return not (self._is_spread or rounds_its_inputs(base_model(self.model)))
 
     def _compare_layouts(self, model: nn.Module) -> None:
         """Score a few rows in both layouts on every process; the first one decides for all."""
@@ -228,6 +227,8 @@ class ForestTrainer(Trainer):
         except torch.OutOfMemoryError as error:
             can_be_cut = isinstance(self.data_collator, PreferenceCollator) and num_items_in_batch is not None
             if place is None or not can_be_cut or self.args.world_size > 1:
+                if self.args.auto_find_batch_size:  # the Trainer starts again with smaller ones
+                    raise
                 raise ConfigError(
                     f"a batch of {tokens_of(inputs).sum().item()} tokens does not fit into memory. Lower "
                     "`max_tokens_per_batch` or `per_device_train_batch_size`, or turn on `gradient_checkpointing`."
@@ -255,6 +256,7 @@ class ForestTrainer(Trainer):
             self._forget_gradients(model)
             step.restore_random_state()
             self.meter.rewind(step.mark)
+            self.watch.start()
             try:
                 for running in range(place + 1):
                     losses = [self._micro_step(model, piece, count) for piece in step.pieces[running]]

@@ -3,16 +3,19 @@
 import logging
 import signal
 from collections.abc import MutableMapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from torch import distributed, nn
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerControl
+from transformers import PreTrainedTokenizerBase, TrainerControl
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
 from plaudit.errors import TrainingError
+from plaudit.training.collator import rows_apart
+from plaudit.training.devices import ManyDevicesTrainer
 from plaudit.training.finite import FiniteWatch
 from plaudit.training.interrupt import StopRequest
 from plaudit.training.rows import ROW_NUMBER
@@ -22,7 +25,7 @@ __all__ = ["GuardedTrainer"]
 logger = logging.getLogger(__name__)
 
 
-class GuardedTrainer(Trainer):
+class GuardedTrainer(ManyDevicesTrainer):
     """Looks at each step before the optimiser takes it; all processes come to the same verdict.
 
     Attributes:
@@ -46,7 +49,10 @@ class GuardedTrainer(Trainer):
         """Train, listening to signals."""
         self._stop_signal, self._is_stopping = 0, False
         with self._request.listening(self.stop_on):
-            return super().train(*args, **kwargs)
+            output = super().train(*args, **kwargs)
+        if self._request.signal:  # it came after the last look, and is not for this trainer to swallow
+            signal.raise_signal(self._request.signal)
+        return output
 
     # Numbers
 
@@ -76,8 +82,21 @@ class GuardedTrainer(Trainer):
         steep = torch.zeros_like(found) if scaled else ~norm.isfinite().to(found.device)
         asked = torch.full_like(found, self._request.signal, dtype=torch.int)
         self._stop_signal, bad_row, bad_gradient = self._agreed(torch.stack([asked, found.int(), steep.int()]))
+        if bad_row:
+            self._look_at_rows_apart()
         if bad_row or bad_gradient:
             raise TrainingError(self._in_words(of_rows=bool(bad_row)))
+
+    def _look_at_rows_apart(self) -> None:
+        """Run each forest that gave something not finite once more, padded: in a forest it spreads from row to row."""
+        if self._is_spread:
+            return
+
+        def loss_of(batch: dict[str, Any]) -> torch.Tensor:
+            return self.compute_loss(self.model, batch)
+
+        with torch.no_grad(), self.compute_loss_context_manager(), suppress(torch.OutOfMemoryError):
+            self.watch.look_again(loss_of, lambda batch: rows_apart(batch, self.processing_class.pad_token_id))
 
     def _agreed(self, flags: torch.Tensor) -> list[int]:
         """The greatest of each flag over all processes, each of which must call this."""
@@ -121,7 +140,8 @@ class GuardedTrainer(Trainer):
             return
         evaluates, self._has_saved = self.control.should_evaluate, False
         super()._maybe_log_save_evaluate(*args, **kwargs)
-        if evaluates and not self._stop_signal:  # it may have taken long
+        took_long, is_last = evaluates or self._has_saved, self.control.should_training_stop
+        if (took_long or is_last) and not self._stop_signal:
             (self._stop_signal,) = self._agreed(torch.tensor([self._request.signal]))
         if not self._stop_signal:
             return

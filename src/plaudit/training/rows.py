@@ -23,7 +23,7 @@ def number_rows(dataset: Any) -> Dataset | IterableDataset:
 
 
 def number_stream(stream: HubStream) -> HubStream:
-    """The same stream, of the same kind (which a loader may deal out by shards), each row with its number in it."""
+    """The same stream, of the same kind, each row with its number in it; only right where one reader reads it all."""
     return stream.map(lambda _, number: {ROW_NUMBER: number}, with_indices=True)
 
 

@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import gather_object
 from datasets import IterableDataset
 from torch import nn
-from transformers import Trainer, TrainerState
+from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_last_checkpoint, sort_checkpoints
@@ -18,11 +18,12 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_l
 from plaudit.checkpoint.intact import check_intact
 from plaudit.checkpoint.save import recover, remove_folder, staged_folder
 from plaudit.errors import CheckpointError
+from plaudit.training.devices import ManyDevicesTrainer
 
 __all__ = ["StagedSavingTrainer"]
 
 
-class StagedSavingTrainer(Trainer):
+class StagedSavingTrainer(ManyDevicesTrainer):
     """Writes every folder beside its place and renames it when all processes have written theirs.
 
     It knows nothing of rewards; a subclass adds files of its own in `_write_model`.
@@ -30,7 +31,7 @@ class StagedSavingTrainer(Trainer):
 
     _total_loss_scalar: float
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+    def train(self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train, as `Trainer.train` does, once the run's folder is in order and the checkpoint looked at.
 
         Raises:
@@ -43,7 +44,7 @@ class StagedSavingTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if resume_from_checkpoint is True and run_dir.is_dir():
             resume_from_checkpoint = get_last_checkpoint(str(run_dir)) or True
-        if isinstance(resume_from_checkpoint, str) and Path(resume_from_checkpoint).is_dir():
+        if isinstance(resume_from_checkpoint, (str, Path)) and Path(resume_from_checkpoint).is_dir():
             check_intact(Path(resume_from_checkpoint))
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
@@ -72,27 +73,19 @@ class StagedSavingTrainer(Trainer):
         with folder as path, _all_or_none(together and self.args.world_size > 1):
             yield path
 
-    @property
-    def _is_spread(self) -> bool:
-        """Whether one model lies on several processes, so that all take part in a save or a forward pass.
-
-        Elsewhere each has the whole model and one of them writes: a script may call `save_model` on that one alone.
-        """
-        return self.is_fsdp_enabled or self.is_deepspeed_enabled or self.is_distributed_loading_by_transformers
-
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write model, tokenizer, model card and trainer state beside `output_dir`, then put them in place."""
         final = Path(output_dir or self.args.output_dir)
         with self._staged(final, keep_others=True, together=self._is_spread) as folder:
             self._write_model(folder)
-        if _internal_call:
+        if _internal_call and output_dir:  # a checkpoint, as a search for hyperparameters writes it
             return
-        self._after_save(final)
-        if self.args.push_to_hub:
+        self._after_save(final, pushing=_internal_call)
+        if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
-    def _after_save(self, folder: Path) -> None:
-        """A final model stands in its place; a subclass may look at it."""
+    def _after_save(self, folder: Path, *, pushing: bool) -> None:
+        """A final model stands in its place, and may be about to be uploaded; a subclass may look at it."""
 
     def _write_model(self, folder: Path) -> None:
         super().save_model(str(folder), _internal_call=True)

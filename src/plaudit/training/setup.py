@@ -92,8 +92,8 @@ def _load_or_check(
         _warn_of_ignored(args, quantization_config)
     if peft_config is not None and isinstance(model, PeftModel):
         raise ConfigError(
-            "`peft_config` is given, but the model already has an adapter. Leave `peft_config` out to train that one "
-            "on, or merge it first (`model.merge_and_unload()`)."
+            "`peft_config` is given, but the model already has an adapter. Leave `peft_config` (`--use_peft`) out to "
+            "train that one on, or merge it first (`plaudit merge`)."
         )
     if isinstance(model, PeftModel) and is_language_model(model.get_base_model()):
         model = to_sequence_classifier(model, [tokenizer.name_or_path] if tokenizer is not None else [])

@@ -19,7 +19,6 @@ from plaudit.models.load import embedding_rows
 from plaudit.training.collator import COLUMNS, PreferenceCollator, comparisons_of, model_inputs, tokens_of, verdicts_of
 from plaudit.training.config import RewardConfig
 from plaudit.training.description import DescribedSavingTrainer
-from plaudit.training.devices import ManyDevicesTrainer
 from plaudit.training.evaluation import RowwiseEvaluationTrainer
 from plaudit.training.forest import ForestTrainer
 from plaudit.training.guarded import GuardedTrainer
@@ -47,9 +46,7 @@ __all__ = ["RewardTrainer"]
 _THRESHOLD_LR = 0.01
 
 
-class RewardTrainer(
-    ForestTrainer, GuardedTrainer, RowwiseEvaluationTrainer, DescribedSavingTrainer, ManyDevicesTrainer
-):
+class RewardTrainer(ForestTrainer, GuardedTrainer, RowwiseEvaluationTrainer, DescribedSavingTrainer):
     """Trains a reward model from preferences. A drop-in for TRL's trainer of that name.
 
     Example:
