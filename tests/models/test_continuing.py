@@ -94,9 +94,7 @@ def test_an_adapter_with_a_head_may_name_another_task(adapter):
 
 def test_the_path_of_an_adapter_that_was_saved_without_its_head_is_refused(base_folder, tokenizer, tmp_path):
     folder, _ = as_trl_saves_it(base_folder, tokenizer, tmp_path / "trl")
-    with pytest.raises(
-        ModelError, match=r"trl: this adapter has no reward head of one output, so its base must have one"
-    ):
+    with pytest.raises(ModelError, match=r"trl: this adapter has no reward head .*its base must have one"):
         load_model(str(folder))
 
 

@@ -163,9 +163,7 @@ def test_an_adapter_of_a_language_model_is_refused(base_folder, tmp_path, kept_w
     base = AutoModelForCausalLM.from_pretrained(base_folder)
     config = LoraConfig(task_type="CAUSAL_LM", modules_to_save=kept_whole)
     get_peft_model(base, config).save_pretrained(tmp_path / "adapter")
-    with pytest.raises(
-        ModelError, match=r"adapter: this adapter has no reward head of one output, .*base is no reward model"
-    ):
+    with pytest.raises(ModelError, match=r"adapter: this adapter has no reward head .*base is no reward model"):
         load_model(str(tmp_path / "adapter"))
 
 

@@ -212,10 +212,9 @@ def rows_apart(batch: dict[str, Any], pad_token_id: int) -> dict[str, Any]:
     """A forest's batch in the padded layout, in which no sequence touches another's numbers; another as it is."""
     if "leaf" not in batch:
         return batch
-    input_ids, attention_mask = _pad_right(sequences_of(batch), pad_token_id, None)
-    device = batch["input_ids"].device
+    padded = padded_inputs(sequences_of(batch), pad_token_id)
     kept = {name: value for name, value in batch.items() if name not in model_inputs(batch)}
-    return {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)} | kept
+    return {name: tensor.to(batch["input_ids"].device) for name, tensor in padded.items()} | kept
 
 
 def sequences_of(batch: dict[str, torch.Tensor]) -> list[list[int]]:
