@@ -76,13 +76,13 @@ def command(source: str, **given: Any) -> None:
     if run.done:
         console.print(f"Going on after {run.counts.rows:,} rows that an earlier start has scored")
     try:
-        _score(run, origin, settings, given, workers)
+        count = _score(run, origin, settings, given, workers)
     except KeyboardInterrupt:
         console.print(f"Stopped after {run.counts.rows:,} rows. The same command goes on.")
         sys.exit(130)
     run.agree_on(manifest | {"input": fingerprint_of_source(origin)})  # nobody wrote to it meanwhile
     run.finish()
-    _show_result(run, settings)
+    _show_result(run, settings, count)
 
 
 def _settings(given: dict[str, Any], earlier: dict[str, Any]) -> "Settings":
@@ -122,7 +122,7 @@ def _workers(text: str) -> tuple[int, int | None]:
     return least, limit
 
 
-def _score(run: "Run", source: "Source", settings: "Settings", given: dict[str, Any], workers: Any) -> None:
+def _score(run: "Run", source: "Source", settings: "Settings", given: dict[str, Any], workers: Any) -> int:
     schema, size = source.schema(), given["batch_rows"]
     scored = _scored(source, settings, size, run.done, workers if given["engine"] == "ray" else None)
     with _Progress(run) as progress:
@@ -134,6 +134,7 @@ def _score(run: "Run", source: "Source", settings: "Settings", given: dict[str, 
                 )
             run.commit(block, schema)
             progress.show(block)
+    return len(progress.workers)
 
 
 def _scored(
@@ -155,6 +156,7 @@ class _Progress:
     def __init__(self, run: "Run") -> None:
         self._run, self._before = run, run.counts
         self._bar: Progress | None = None
+        self.workers: set[str] = set()
         self._said = self._begun = time.monotonic()
 
     def __enter__(self) -> "_Progress":
@@ -177,9 +179,12 @@ class _Progress:
         """Say how far the run is."""
         from plaudit.cli.display import console
 
+        self.workers.add(block.worker)
         counts, seconds = self._run.counts, time.monotonic() - self._begun
         rows, tokens = counts.rows - self._before.rows, counts.tokens - self._before.tokens
         figures = f"{counts.rows:,} rows  {rows / seconds:,.0f} rows/s  {tokens / seconds:,.0f} tokens/s"
+        if len(self.workers) > 1:
+            figures += f"  {len(self.workers)} workers"
         if counts.rejected:
             figures += f"  {counts.rejected:,} rejected"
         if self._bar is not None:
@@ -191,11 +196,11 @@ class _Progress:
             console.print(f"{share}{figures}")
 
 
-def _show_result(run: "Run", settings: "Settings") -> None:
+def _show_result(run: "Run", settings: "Settings", workers: int) -> None:
     from plaudit.cli.display import console
 
-    counts = run.counts
-    console.print(f"Scored {counts.rows:,} rows of {counts.tokens:,} tokens into [bold]{run.output}[/bold]")
+    counts, by = run.counts, f" by {workers} workers" if workers > 1 else ""
+    console.print(f"Scored {counts.rows:,} rows of {counts.tokens:,} tokens{by} into [bold]{run.output}[/bold]")
     if counts.rejected:
         console.print(f"[yellow]{counts.rejected:,} rows could not be scored[/yellow]: {run.rejected} says why")
     if counts.cut:

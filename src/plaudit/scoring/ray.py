@@ -27,7 +27,7 @@ def connect() -> bool:
     """Join the cluster that RAY_ADDRESS or this machine names, else start one here; whether it has GPUs."""
     if not ray.is_initialized():
         ray.init(logging_level=logging.WARNING)
-        logging.getLogger("ray.data").setLevel(logging.WARNING)  # where its plans go
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # its plans go there, and a remark on bars that are off
     return ray.cluster_resources().get("GPU", 0) > 0
 
 

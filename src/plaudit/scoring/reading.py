@@ -71,11 +71,18 @@ class Source:
         path: The file or folder, or the hub id.
         config: The configuration of a hub dataset that has several.
         split: The split to read; a file has only "train".
+
+    Raises:
+        ConfigError: A file is given together with a configuration or another split.
     """
 
     path: str
     config: str | None = None
     split: str = "train"
+
+    def __post_init__(self) -> None:
+        if self._kind() and (self.config is not None or self.split != "train"):
+            raise ConfigError(f"{self.path} is a file: it has no --config and no --split but 'train'; leave them out.")
 
     def blocks(self, size: int, done: Container[int] = ()) -> Iterator[Block]:
         """The rows in order, `size` to a block (the last one may have fewer), in constant memory.
@@ -115,17 +122,13 @@ class Source:
         kind, file = self._kind(), Path(self.path).expanduser()
         if kind is None:
             return _Reading(iter(self._dataset()), lambda rows: rows, lambda: None)
-        if self.config is not None or self.split != "train":
-            raise ConfigError(
-                f"{self.path} is a file: it has no configuration and no split but 'train'; leave them out"
-            )
         if kind == "parquet":
             return _read_parquet(file)
         raw = open(file, "rb")  # noqa: SIM115  # open as long as rows come
         size = max(file.stat().st_size, 1)
         stream: BinaryIO = gzip.GzipFile(fileobj=raw) if file.name.lower().endswith(".gz") else raw  # type: ignore[assignment]
         opened = _read_lines(stream) if kind == "lines" else _read_csv(stream, self.path)
-        return opened._replace(share=lambda: raw.tell() / size)
+        return opened._replace(share=lambda: 1.0 if raw.closed else raw.tell() / size)
 
     def _dataset(self) -> Any:
         splits = load_source(self.path, config=self.config, streaming=True)
@@ -134,8 +137,9 @@ class Source:
     def _checked(self, raw: Iterator[Any]) -> Iterator[Any]:
         try:
             yield from raw
-        except (OSError, EOFError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
-            raise DataError(f"cannot read on in {self.path}: {error}; check that it is whole, and in UTF-8") from error
+        except (OSError, EOFError, ValueError, csv.Error, pa.ArrowException) as error:  # UnicodeError is a ValueError
+            reason = " ".join(str(error).split())[:300]
+            raise DataError(f"cannot read on in {self.path}: {reason}; check that it is whole, and in UTF-8") from error
 
 
 def _read_lines(stream: BinaryIO) -> _Reading:

@@ -1,6 +1,8 @@
 """Rows in, the same rows with their rewards out, block by block: what a worker does, on this machine or another."""
 
 import math
+import os
+import socket
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -88,6 +90,7 @@ class ScoredBlock:
         tokens: How many were scored, prompts of groups counted once for each completion.
         cut: How many sequences were too long and were cut.
         share: How much of the source had been read at its end.
+        worker: The machine and the process that scored it.
     """
 
     number: int
@@ -96,6 +99,7 @@ class ScoredBlock:
     tokens: int
     cut: int
     share: float | None
+    worker: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
 
 
 @dataclass(frozen=True)
