@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 
 import ray
 from click.testing import CliRunner
@@ -15,6 +16,8 @@ def main():
     for arguments in json.loads(sys.argv[1]):
         result = CliRunner().invoke(cli, ["score", *arguments, "--engine", "ray"])
         outcomes.append(str(result.exception) if result.exit_code else " ".join(result.output.split()))
+        left = [thread.name for thread in threading.enumerate() if thread.name.startswith("StreamingExecutor")]
+        assert not left, f"still running: {left}"  # it would go on behind a person's back, and crash a later shutdown
     ray.shutdown()
     print("OUTCOMES " + json.dumps(outcomes))
 

@@ -3,7 +3,8 @@
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,8 +125,8 @@ def _workers(text: str) -> tuple[int, int | None]:
 
 def _score(run: "Run", source: "Source", settings: "Settings", given: dict[str, Any], workers: Any) -> int:
     schema, size = source.schema(), given["batch_rows"]
-    scored = _scored(source, settings, size, run.done, workers if given["engine"] == "ray" else None)
-    with _Progress(run) as progress:
+    engine = _scored(source, settings, size, run.done, workers if given["engine"] == "ray" else None)
+    with closing(engine) as scored, _Progress(run) as progress:
         for block in scored:
             if block.rejected and not settings.rules.skip:
                 raise DataError(
@@ -139,7 +140,7 @@ def _score(run: "Run", source: "Source", settings: "Settings", given: dict[str, 
 
 def _scored(
     source: "Source", settings: "Settings", size: int, done: set[int], workers: tuple[int, int | None] | None
-) -> "Iterator[ScoredBlock]":
+) -> "Generator[ScoredBlock]":
     if workers is not None:
         from plaudit.scoring.ray import score_on_ray
 
@@ -147,7 +148,7 @@ def _scored(
     from plaudit.scoring.rows import Worker
 
     worker = Worker(settings)  # loaded before the clock runs
-    return map(worker.score, source.blocks(size, frozenset(done)))
+    return (worker.score(block) for block in source.blocks(size, frozenset(done)))
 
 
 class _Progress:

@@ -2,7 +2,8 @@
 
 import logging
 import pickle
-from collections.abc import Container, Iterator
+from collections.abc import Container, Generator, Iterator
+from contextlib import closing
 from typing import Any
 
 import pyarrow as pa
@@ -33,7 +34,7 @@ def connect() -> bool:
 
 def score_on_ray(
     settings: Settings, source: Source, size: int, done: Container[int], workers: tuple[int, int | None]
-) -> Iterator[ScoredBlock]:
+) -> Generator[ScoredBlock]:
     """Score the blocks of a source that are not done, in whatever order they get ready.
 
     Args:
@@ -60,11 +61,12 @@ def score_on_ray(
         compute=ActorPoolStrategy(min_size=workers[0], max_size=workers[1]),
         num_cpus=None if on_gpu else settings.threads, num_gpus=1 if on_gpu else None,
     )  # fmt: skip
-    for row in scored.iter_rows():
-        outcome = pickle.loads(row["packed"])
-        if isinstance(outcome, PlauditError):
-            raise outcome
-        yield outcome
+    with closing(iter(scored.iter_rows())) as rows:  # what is left of a run must not outlive an error
+        for row in rows:
+            outcome = pickle.loads(row["packed"])
+            if isinstance(outcome, PlauditError):
+                raise outcome
+            yield outcome
 
 
 class _Blocks(Datasource):
