@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 TRL_VERSION := 1.16.0
 DEEPSPEED_VERSION := 0.19.8
+RAY_VERSION := 2.60.0
+RAY := .interop/ray-$(RAY_VERSION)
 DEEPSPEED := .interop/deepspeed-$(DEEPSPEED_VERSION)
 # More for pip, such as the index of torch's CPU builds: make quickstart PIP_ARGS='--extra-index-url URL'
 PIP_ARGS ?=
@@ -19,9 +21,10 @@ quickstart: $(VENV)/.installed
 
 # Two workers of one thread each: more threads than cores make each other wait.
 # TRL lies beside the environment, never in it: only the interop tests and the benchmarks import it. DeepSpeed too: its
-# tests find it by PLAUDIT_DEEPSPEED, and where that is set they fail without it.
-test: $(VENV)/.installed-test .interop/trl-$(TRL_VERSION) $(DEEPSPEED)/.installed
-	OMP_NUM_THREADS=1 PYTHONPATH=.interop/trl-$(TRL_VERSION) PLAUDIT_DEEPSPEED=$(CURDIR)/$(DEEPSPEED) $(BIN)/python -m pytest -n 2 --dist loadfile
+# tests find it by PLAUDIT_DEEPSPEED, and where that is set they fail without it. So do Ray's, by PLAUDIT_RAY.
+test: $(VENV)/.installed-test .interop/trl-$(TRL_VERSION) $(DEEPSPEED)/.installed $(RAY)/.installed
+	OMP_NUM_THREADS=1 PYTHONPATH=.interop/trl-$(TRL_VERSION) PLAUDIT_DEEPSPEED=$(CURDIR)/$(DEEPSPEED) \
+		PLAUDIT_RAY=$(CURDIR)/$(RAY) $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -42,6 +45,7 @@ proof: $(VENV)/.installed-test .interop/trl-$(TRL_VERSION)
 	$(BIN)/python benchmarks/checkpoint_parity.py $(DATA)/hh_harmless.jsonl.gz
 	$(BIN)/python benchmarks/faults.py --kills 20
 	$(BIN)/python benchmarks/launched_exits.py
+	$(BIN)/python benchmarks/score_kills.py --rows 100000
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Plaudit needs Python 3.11 or newer")'
@@ -66,6 +70,13 @@ $(DEEPSPEED)/.installed: constraints.txt | $(VENV)/.installed-test
 	$(PIP) --constraint constraints.txt --no-deps --target $(DEEPSPEED) einops hjson msgpack ninja py-cpuinfo wheel
 	DS_BUILD_OPS=0 PYTHONPATH=$(DEEPSPEED) $(PIP) --no-deps --no-build-isolation --upgrade --target $(DEEPSPEED) \
 		deepspeed==$(DEEPSPEED_VERSION)
+	touch $@
+
+# Ray, and what it needs beside the tested environment; the whole of `plaudit[ray]` is for a user's own.
+$(RAY)/.installed: constraints.txt | $(VENV)/.installed-test
+	rm -rf $(RAY)
+	$(PIP) --constraint constraints.txt --no-deps --target $(RAY) ray==$(RAY_VERSION) attrs certifi charset-normalizer \
+		jsonschema jsonschema-specifications msgpack protobuf referencing requests rpds-py urllib3
 	touch $@
 
 clean:

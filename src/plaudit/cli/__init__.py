@@ -20,6 +20,7 @@ _COMMANDS = {
     "train": "Train a reward model on your preference data.",
     "verify": "Reload a saved reward model in a fresh process and prove that it scores the same.",
     "merge": "Merge an adapter into its base model, with the same scores.",
+    "score": "Give the rows of a file or a hub dataset their rewards; a killed run goes on.",
 }
 
 

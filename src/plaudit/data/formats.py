@@ -13,7 +13,7 @@ from typing import Any
 from plaudit.data.annotations import malformed, parse_group_annotations, parse_pair_annotations
 from plaudit.errors import DataError
 
-__all__ = ["Preference", "Ranking", "Sequence", "check_sequence", "parse_row"]
+__all__ = ["Preference", "Ranking", "Sequence", "check_sequence", "join_responses", "parse_row"]
 
 Message = dict[str, Any]
 Sequence = str | list[Message]  # one whole text, or one whole conversation
@@ -98,24 +98,38 @@ def parse_row(row: dict[str, Any], index: int) -> Preference | Ranking:
             f"Rename your columns, or name a published layout with `dataset_format`. Examples of the right shape: "
             f"{_STANDARD} or {_CONVERSATIONAL}"
         )
-    prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
-    _check_same_kind(index, prompt=prompt, chosen=chosen, rejected=rejected)
-    options = _template_options(row, index)
-    pair = [
-        _with_prompt(prompt, response, index, name) for name, response in (("chosen", chosen), ("rejected", rejected))
-    ]
+    pair, options = join_responses(row, {name: row[name] for name in ("chosen", "rejected")}, index)
     return Preference(pair[0], pair[1], template_options=options, **parse_pair_annotations(row, index))
 
 
 def _parse_group(row: dict[str, Any], index: int) -> Ranking:
-    prompt, completions = row.get("prompt"), row["completions"]
+    completions = row["completions"]
     if not isinstance(completions, list) or len(completions) < 2:
         raise malformed(index, "column 'completions'", "a list of two or more responses", completions, _GROUP)
     annotations = parse_group_annotations(row, index, len(completions))
-    _check_same_kind(index, prompt=prompt, **{f"completions[{k}]": text for k, text in enumerate(completions)})
-    options = _template_options(row, index)
-    whole = [_with_prompt(prompt, text, index, f"completions[{k}]") for k, text in enumerate(completions)]
+    responses = {f"completions[{place}]": response for place, response in enumerate(completions)}
+    whole, options = join_responses(row, responses, index)
     return Ranking(whole, template_options=options, **annotations)
+
+
+def join_responses(row: dict[str, Any], responses: dict[str, Any], index: int) -> tuple[list[Sequence], dict[str, Any]]:
+    """Put the prompt of a row, if it has one, before each of some responses.
+
+    Args:
+        row: The row; its columns `prompt`, `tools` and `chat_template_kwargs` are read.
+        responses: K responses by what error messages call them.
+        index: The row's number, for error messages.
+
+    Returns:
+        The K whole sequences, and the row's keyword arguments for the chat template.
+
+    Raises:
+        DataError: A part is malformed, or the parts are not all texts or all lists of messages.
+    """
+    prompt = row.get("prompt")
+    _check_same_kind(index, prompt=prompt, **responses)
+    options = _template_options(row, index)
+    return [_with_prompt(prompt, response, index, name) for name, response in responses.items()], options
 
 
 def _check_same_kind(index: int, **parts: Any) -> None:

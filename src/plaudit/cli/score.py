@@ -1,0 +1,210 @@
+"""`plaudit score`: a column of rewards for rows in a file or on the hub."""
+
+import re
+import sys
+import time
+from collections.abc import Generator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from plaudit.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from plaudit.scoring.blocks import Run
+    from plaudit.scoring.reading import Source
+    from plaudit.scoring.rows import ScoredBlock, Settings
+
+__all__ = ["command"]
+
+_KINDS = ("pair", "group", "completion", "messages", "text")
+
+
+@click.command("score")
+@click.argument("source", metavar="INPUT")
+@click.option("--model", required=True, help="The reward model: a folder, an adapter's folder or a hub id.")
+@click.option("--output", required=True, help="Where the rows go: a .jsonl, .jsonl.gz, .csv or .parquet file.")
+@click.option("--config", help="The configuration of a hub dataset that has several.")
+@click.option("--split", default="train", show_default=True, help="The split of a hub dataset or a folder.")
+@click.option("--kind", type=click.Choice(_KINDS), help="What to score where a row's columns leave it open.")
+@click.option("--reward_column", default="reward", show_default=True, help="What to call the column of rewards.")
+@click.option("--best_of", is_flag=True, help="Keep the best completion of each group, as `completion`.")
+@click.option("--normalize", is_flag=True, help="Use the mean and standard deviation saved with the model.")
+@click.option(
+    "--on_error", type=click.Choice(["error", "skip"]), default="error", show_default=True,
+    help="What to do at a row that cannot be scored; 'skip' writes it to OUTPUT.rejected.jsonl and goes on.",
+)  # fmt: skip
+@click.option("--batch_rows", type=click.IntRange(1), default=512, show_default=True, help="Rows of a block.")
+@click.option(
+    "--max_tokens_per_batch", type=click.IntRange(1), default=8192, show_default=True, help="Tokens that run at once."
+)
+@click.option("--max_length", type=click.IntRange(1), help="The most tokens.  [default: the model's positions]")
+@click.option("--overlong", type=click.Choice(["truncate", "error"]), default="truncate", show_default=True)
+@click.option("--dtype", default="auto", show_default=True, help="Precision of the weights.")
+@click.option("--device", help="Where to run.  [default: an accelerator if there is one]")
+@click.option("--threads", type=click.IntRange(1), help="Threads of each process on the CPU.  [default: torch's]")
+@click.option("--trust_remote_code", is_flag=True, help="Allow a model or tokenizer that ships its own code.")
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True)
+@click.option("--workers", default="1:", show_default=True, metavar="MIN[:MAX]", help="Ray's models; no MAX, no limit.")
+@click.option("--restart", is_flag=True, help="Score all rows anew, and replace OUTPUT.")
+def command(source: str, **given: Any) -> None:
+    """Score the rows of INPUT (JSON lines, CSV, Parquet, a folder or a hub dataset) and write them with their rewards.
+
+    A run that was killed goes on where it was when the same command is given once more.
+    """
+    # Here and not above: these imports take seconds, and `plaudit --help` must not wait for them.
+    from plaudit.cli.display import console, show_log_messages
+    from plaudit.scoring.blocks import Run, fingerprint_of_model, fingerprint_of_source
+    from plaudit.scoring.reading import Source
+
+    show_log_messages()
+    workers = _workers(given["workers"])
+    if given["engine"] == "ray":
+        import plaudit.scoring.ray  # noqa: F401  # says what to install before anything is done
+    origin = Source(source, given["config"], given["split"])
+    run = Run(Path(given["output"]), restart=given["restart"])
+    settings = _settings(given, run.earlier)
+    manifest = {
+        "input": fingerprint_of_source(origin),
+        "model": fingerprint_of_model(settings.model),
+        "options": settings.decisive() | {"batch_rows": given["batch_rows"]},
+    }
+    run.agree_on(manifest)
+    if run.done:
+        console.print(f"Going on after {run.counts.rows:,} rows that an earlier start has scored")
+    try:
+        count = _score(run, origin, settings, given, workers)
+    except KeyboardInterrupt:
+        console.print(f"Stopped after {run.counts.rows:,} rows. The same command goes on.")
+        sys.exit(130)
+    run.agree_on(manifest | {"input": fingerprint_of_source(origin)})  # nobody wrote to it meanwhile
+    run.finish()
+    _show_result(run, settings, count)
+
+
+def _settings(given: dict[str, Any], earlier: dict[str, Any]) -> "Settings":
+    import torch
+
+    from plaudit.scoring.rows import Rules, Settings
+
+    rules = Rules(given["kind"], given["reward_column"], given["best_of"], given["on_error"] == "skip")
+    names = ("max_tokens_per_batch", "max_length", "overlong", "dtype", "trust_remote_code")
+    return Settings(
+        model=given["model"],
+        device=given["device"] or earlier.get("device") or _device(given["engine"]),
+        threads=given["threads"] or earlier.get("threads") or torch.get_num_threads(),
+        normalize=given["normalize"],
+        rules=rules,
+        options={name: given[name] for name in names},
+    )
+
+
+def _device(engine: str) -> str:
+    import torch
+
+    if engine == "ray":
+        from plaudit.scoring.ray import connect
+
+        return "cuda" if connect() else "cpu"
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator.type if accelerator else "cpu"
+
+
+def _workers(text: str) -> tuple[int, int | None]:
+    form = re.fullmatch(r"(\d+)(:(\d*))?", text)
+    least, colon, most = (int(form[1]), form[2], form[3]) if form else (0, None, None)
+    limit = int(most) if most else None if colon else least
+    if least < 1 or (limit is not None and limit < least):
+        raise ConfigError(f"--workers: expected a number such as 4, or a range such as 1:8, got {text!r}.")
+    return least, limit
+
+
+def _score(run: "Run", source: "Source", settings: "Settings", given: dict[str, Any], workers: Any) -> int:
+    schema, size = source.schema(), given["batch_rows"]
+    engine = _scored(source, settings, size, run.done, workers if given["engine"] == "ray" else None)
+    with closing(engine) as scored, _Progress(run) as progress:
+        for block in scored:
+            if block.rejected and not settings.rules.skip:
+                raise DataError(
+                    f"{block.rejected[0]['reason']}\nThe same command with --on_error skip puts such rows into "
+                    f"'{run.rejected}' and goes on after the {run.counts.rows:,} rows that are scored."
+                )
+            run.commit(block, schema)
+            progress.show(block)
+    return len(progress.workers)
+
+
+def _scored(
+    source: "Source", settings: "Settings", size: int, done: set[int], workers: tuple[int, int | None] | None
+) -> "Generator[ScoredBlock]":
+    if workers is not None:
+        from plaudit.scoring.ray import score_on_ray
+
+        return score_on_ray(settings, source, size, frozenset(done), workers)
+    from plaudit.scoring.rows import Worker
+
+    worker = Worker(settings)  # loaded before the clock runs
+    return (worker.score(block) for block in source.blocks(size, frozenset(done)))
+
+
+class _Progress:
+    """Rows and tokens per second: a bar, or a line every ten seconds where there is no terminal."""
+
+    def __init__(self, run: "Run") -> None:
+        self._run, self._before = run, run.counts
+        self._bar: Progress | None = None
+        self.workers: set[str] = set()
+        self._said = self._begun = time.monotonic()
+
+    def __enter__(self) -> "_Progress":
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        from plaudit.cli.display import console
+
+        if console.is_terminal:
+            columns = (TextColumn("scoring"), BarColumn(bar_width=20), TimeRemainingColumn())
+            self._bar = Progress(*columns, TextColumn("{task.fields[figures]}"), console=console)
+            self._bar.start()
+            self._task = self._bar.add_task("scoring", total=None, figures="")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def show(self, block: "ScoredBlock") -> None:
+        """Say how far the run is."""
+        from plaudit.cli.display import console
+
+        self.workers.add(block.worker)
+        counts, seconds = self._run.counts, time.monotonic() - self._begun
+        rows, tokens = counts.rows - self._before.rows, counts.tokens - self._before.tokens
+        figures = f"{counts.rows:,} rows  {rows / seconds:,.0f} rows/s  {tokens / seconds:,.0f} tokens/s"
+        if len(self.workers) > 1:
+            figures += f"  {len(self.workers)} workers"
+        if counts.rejected:
+            figures += f"  {counts.rejected:,} rejected"
+        if self._bar is not None:
+            total = None if block.share is None else 1.0
+            self._bar.update(self._task, total=total, completed=block.share or 0, figures=figures)
+        elif time.monotonic() - self._said > 10:
+            self._said = time.monotonic()
+            share = "" if block.share is None else f"{block.share:.0%}  "
+            console.print(f"{share}{figures}")
+
+
+def _show_result(run: "Run", settings: "Settings", workers: int) -> None:
+    from plaudit.cli.display import console
+
+    counts, by = run.counts, f" by {workers} workers" if workers > 1 else ""
+    console.print(f"Scored {counts.rows:,} rows of {counts.tokens:,} tokens{by} into [bold]{run.output}[/bold]")
+    if counts.rejected:
+        console.print(f"[yellow]{counts.rejected:,} rows could not be scored[/yellow]: {run.rejected} says why")
+    if counts.cut:
+        limit = settings.options["max_length"]
+        than = f"{limit:,} tokens" if limit else "the model has positions"
+        console.print(f"[yellow]{counts.cut:,} sequences had more than {than}[/yellow] and were cut from the left")

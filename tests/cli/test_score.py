@@ -1,0 +1,497 @@
+"""`plaudit score`, as a person sees it; killed runs are in tests/scoring/test_kills.py, Ray in test_ray.py."""
+
+import csv
+import gzip
+import json
+import os
+import subprocess
+import sys
+from datetime import datetime
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from click.testing import CliRunner
+
+from plaudit import RewardModel
+from plaudit.cli import cli
+from plaudit.scoring import blocks
+from plaudit.scoring.rows import Worker
+
+BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "score_kills.py"
+EVERY_KIND = [
+    {"text": "Is the sky blue? Yes."},
+    {"messages": [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": "No."}]},
+    {"prompt": "Is the dog?", "completion": " Yes, the dog.", "source": "a"},
+    {
+        "prompt": [{"role": "user", "content": "Is it?"}],
+        "completion": [{"role": "assistant", "content": "Yes."}],
+        "tools": [{"name": "add"}],
+    },
+    {"prompt": "Is the fox?", "chosen": " Yes.", "rejected": " No, it is green."},
+    {"chosen": "Two plus two? Four.", "rejected": "Two plus two? Five."},
+    {"prompt": "Is it?", "completions": [" Yes.", " No.", " Thank you."], "ranks": [0, 2, 1]},
+    {"completions": ["Is it? Yes, the sky."]},
+]
+
+
+@pytest.fixture(autouse=True)
+def in_process(monkeypatch):
+    monkeypatch.setattr("plaudit.cli.display.show_log_messages", lambda: None)  # it takes over the root logger
+    monkeypatch.setenv("COLUMNS", "1000")
+
+
+@pytest.fixture
+def model(make_model, tokenizer, tmp_path):
+    return save(make_model(), tokenizer, tmp_path / "model")
+
+
+def save(model, tokenizer, folder):
+    model.config.mean, model.config.std, model.config.pad_token_id = 1.5, 0.25, tokenizer.pad_token_id
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def score(model, tmp_path):
+    """Run the command on rows, or on a file; its exit code and what it printed."""
+
+    def run(source, *options, output="out.jsonl"):
+        if isinstance(source, list):
+            source = write(tmp_path / "in.jsonl", source)
+        arguments = [source, "--model", model, "--output", tmp_path / output, "--device", "cpu", *options]
+        result = CliRunner().invoke(cli, ["score", *map(str, arguments)])
+        return (0, " ".join(result.output.split())) if result.exit_code == 0 else (1, str(result.exception))
+
+    return run
+
+
+def write(path, rows):
+    text = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+    if not path.exists() or path.read_text() != text:  # a file that is written again counts as changed
+        path.write_text(text)
+    return path
+
+
+def read(path):
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def texts(count, **more):
+    return [{"text": f"Is it {number}? " + "Yes, the sky. " * (number % 5), **more} for number in range(count)]
+
+
+def close(rewards):
+    return pytest.approx(rewards, abs=3e-6)  # float32, in other company
+
+
+# What is scored, and what comes out
+
+
+def test_each_kind_of_row_keeps_its_columns_and_gets_its_rewards(score, model, tmp_path):
+    assert score(EVERY_KIND)[0] == 0
+    rows = read(tmp_path / "out.jsonl")
+    rewards = [{name: row.pop(name) for name in list(row) if name.endswith("reward")} for row in rows]
+    assert rows == EVERY_KIND
+    chat = EVERY_KIND[3]["prompt"] + EVERY_KIND[3]["completion"]
+    loaded = RewardModel.from_pretrained(model, device="cpu")
+    expected = loaded.score(
+        [
+            "Is the sky blue? Yes.", EVERY_KIND[1]["messages"], "Is the dog? Yes, the dog.", chat,
+            "Is the fox? Yes.", "Is the fox? No, it is green.", "Two plus two? Four.", "Two plus two? Five.",
+            "Is it? Yes.", "Is it? No.", "Is it? Thank you.", "Is it? Yes, the sky.",
+        ],
+        options=[{}] * 3 + [{"tools": [{"name": "add"}]}] + [{}] * 8,
+    ).tolist()  # fmt: skip
+    assert len(set(np.round(expected, 4))) == 12
+    assert rewards == [
+        *({"reward": close(reward)} for reward in expected[:4]),
+        {"chosen_reward": close(expected[4]), "rejected_reward": close(expected[5])},
+        {"chosen_reward": close(expected[6]), "rejected_reward": close(expected[7])},
+        {"reward": close(expected[8:11])},
+        {"reward": close(expected[11:])},
+    ]
+
+
+def test_rewards_are_the_floats_that_the_model_gave_in_as_few_digits_as_tell_them(score, model, tmp_path):
+    assert score(texts(6))[0] == 0
+    loaded = RewardModel.from_pretrained(model, device="cpu")
+    expected = loaded.score([row["text"] for row in texts(6)])
+    written = [row["reward"] for row in read(tmp_path / "out.jsonl")]
+    assert np.array_equal(np.float32(written), expected)
+    assert max(len(str(reward)) for reward in written) <= 13
+
+
+def test_the_best_of_a_group_takes_its_place(score, tmp_path):
+    group = {"id": 7, "prompt": "Is it?", "completions": [" Yes.", " No, it is green.", " Yes.", " Thank you."]}
+    assert score([group])[0] == 0
+    rewards = read(tmp_path / "out.jsonl")[0]["reward"]
+    best = int(np.argmax(rewards))
+    assert score([group], "--best_of", output="best.jsonl")[0] == 0
+    expected = {"id": 7, "prompt": "Is it?", "completion": group["completions"][best], "reward": rewards[best]}
+    assert read(tmp_path / "best.jsonl") == [expected]
+    assert list(read(tmp_path / "best.jsonl")[0]) == list(expected)
+    code, said = score([{"text": "Is it?"}], "--best_of", output="no.jsonl")
+    assert code == 1
+    assert "row 0: --best_of expected a group" in said
+
+
+def test_rewards_are_normalized_by_what_the_model_was_saved_with(score, tmp_path):
+    assert score(texts(3))[0] == score(texts(3), "--normalize", output="normal.jsonl")[0] == 0
+    raw, normal = ([row["reward"] for row in read(tmp_path / name)] for name in ("out.jsonl", "normal.jsonl"))
+    assert normal == close([(reward - 1.5) / 0.25 for reward in raw])
+
+
+def test_a_row_that_could_be_read_in_two_ways_is_not_guessed_about(score, tmp_path):
+    row = {"text": "Is it? Yes.", "prompt": "Is it?", "completion": " No."}
+    code, said = score([row])
+    assert code == 1
+    assert "row 0: expected one thing to score, got completion, text. Choose with --kind completion" in said
+    assert score([row], "--kind", "text", "--restart")[0] == score([{"text": "Is it? Yes."}], output="b.jsonl")[0] == 0
+    assert read(tmp_path / "out.jsonl")[0]["reward"] == read(tmp_path / "b.jsonl")[0]["reward"]
+
+
+def test_a_column_of_rewards_that_is_there_is_not_overwritten(score, tmp_path):
+    code, said = score(texts(2, reward=1.0), "--on_error", "skip")
+    assert code == 1
+    assert "has a column 'reward' already" in said
+    assert score(texts(2, reward=1.0), "--reward_column", "second", "--restart")[0] == 0
+    assert read(tmp_path / "out.jsonl")[0].keys() == {"text", "reward", "second"}
+
+
+# Formats
+
+TYPED = [
+    {"id": "007", "day": "2024-01-01", "text": 'Is it? Yes,\n"the sky".'},
+    {"id": "1e5", "day": "2024-01-02", "text": "Is the fox blue? Ünïcode ☃."},
+    {"id": "", "day": "", "text": "Is it? No."},
+]
+
+
+def write_as(path, rows):
+    name = path.name
+    if name.endswith(".parquet"):
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif name.startswith("in.csv"):
+        with (gzip.open if name.endswith(".gz") else open)(path, "wt", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, rows[0])
+            table.writeheader()
+            table.writerows(rows)
+    else:
+        with (gzip.open if name.endswith(".gz") else open)(path, "wt", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+    return path
+
+
+def read_as(path):
+    if path.name.endswith(".parquet"):
+        return pq.read_table(path).to_pylist()
+    if path.name.endswith(".csv"):
+        with open(path, newline="", encoding="utf-8") as file:
+            return [row | {"reward": float(row["reward"])} for row in csv.DictReader(file)]
+    with (gzip.open if path.name.endswith(".gz") else open)(path, "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+@pytest.mark.parametrize("output", ["out.jsonl", "out.jsonl.gz", "out.csv", "out.parquet"])
+@pytest.mark.parametrize("name", ["in.jsonl", "in.jsonl.gz", "in.csv", "in.csv.gz", "in.parquet"])
+def test_from_each_format_to_each_format_no_value_changes(score, tmp_path, name, output):
+    code, said = score(write_as(tmp_path / name, TYPED), "--batch_rows", 2, output=output)
+    assert code == 0, said
+    rows = read_as(tmp_path / output)
+    assert [{name: row[name] for name in TYPED[0]} for row in rows] == TYPED
+    assert len({row["reward"] for row in rows}) == 3
+    assert not list(tmp_path.glob("_*"))
+
+
+def test_parquet_keeps_its_types(score, tmp_path):
+    schema = pa.schema(
+        [
+            ("text", pa.large_string()), ("n", pa.int16()), ("when", pa.timestamp("ms")), ("raw", pa.binary()),
+            ("tags", pa.list_(pa.string())),
+        ]
+    )  # fmt: skip
+    row = {"text": "Is it? Yes.", "n": 3, "when": datetime(2024, 5, 6, 7), "raw": b"\xff", "tags": []}
+    pq.write_table(pa.Table.from_pylist([row, row], schema=schema), tmp_path / "in.parquet")
+    assert score(tmp_path / "in.parquet", "--batch_rows", 1, output="out.parquet")[0] == 0
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table.schema.remove(table.schema.get_field_index("reward")).equals(schema)
+    assert [{name: each[name] for name in row} for each in table.to_pylist()] == [row, row]
+    code, said = score(tmp_path / "in.parquet")
+    assert code == 1
+    assert "a value of type bytes has no form in JSON; write .parquet" in said
+
+
+def test_rows_with_other_columns_far_apart_go_together_in_parquet_and_csv(score, tmp_path):
+    rows = [{"text": "Is it?", "n": 1, "at": {"a": 1}}, {"text": "Is it not?", "n": 0.5, "at": {"b": "x"}, "z": "z"}]
+    for output in ("out.parquet", "out.csv"):
+        assert score(rows, "--batch_rows", 1, output=output)[0] == 0
+    one, two = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    assert (one["n"], one["at"], one["z"]) == (1.0, {"a": 1, "b": None}, None)
+    assert (two["n"], two["at"], two["z"]) == (0.5, {"a": None, "b": "x"}, "z")
+    assert [row["at"] for row in read_as(tmp_path / "out.csv")] == ['{"a": 1}', '{"b": "x"}']
+    code, said = score([rows[0], rows[1] | {"n": "many"}], "--batch_rows", 1, output="no.parquet")
+    assert code == 1
+    assert "no common form in Parquet" in said
+
+
+def test_a_folder_is_read_by_split(score, tmp_path):
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "data" / "train.jsonl", texts(2, of="train"))
+    write(tmp_path / "data" / "test.jsonl", texts(3, of="test"))
+    code, said = score(tmp_path / "data", "--split", "test")
+    assert code == 0, said
+    assert [row["of"] for row in read(tmp_path / "out.jsonl")] == ["test"] * 3
+    write(tmp_path / "data" / "test.jsonl", texts(3, other="test"))
+    assert "cannot read on" in score(tmp_path / "data", "--split", "test", output="a.jsonl")[1]
+    assert "expected a split 'dev'" in score(tmp_path / "data", "--split", "dev", output="b.jsonl")[1]
+
+
+def test_what_cannot_be_read_or_written_is_said_before_anything_is_scored(score, tmp_path, monkeypatch):
+    monkeypatch.setattr(Worker, "__init__", lambda *_: pytest.fail("the model was loaded"))
+    assert "expected a name that ends in .jsonl" in score(texts(1), output="out.txt")[1]
+    assert "there is no folder" in score(texts(1), output="missing/out.csv")[1]
+    assert "expected a number such as 4" in score(texts(1), "--workers", "4:2")[1]
+    assert "is a file: it has no --config" in score(texts(1), "--split", "dev")[1]
+
+
+@pytest.mark.parametrize("cut", [1, 40])
+def test_a_file_that_was_cut_short_is_an_error_and_no_short_output(score, tmp_path, cut):
+    path = write_as(tmp_path / "in.jsonl.gz", texts(500))
+    path.write_bytes(path.read_bytes()[:-cut])
+    code, said = score(path, "--on_error", "skip")
+    assert code == 1
+    assert "cannot read on" in said
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_no_rows_is_an_error(score, tmp_path):
+    assert "expected rows" in score([])[1]
+
+
+# Bad rows
+
+BAD = [
+    ('{"text": "half a', "line 2 is not valid JSON"),
+    ("[1, 2]", "line 2: expected a JSON object, got list"),
+    ({"chosen": "Is it?"}, "the row has values in 'chosen'"),
+    ({"text": ""}, "expected some text"),
+    ({"prompt": "Is it?", "completion": [{"role": "assistant", "content": "No."}]}, "expected all of one kind"),
+    ({"messages": [{"role": "user", "content": "Is it?"}]}, "the last message to be from the assistant"),
+    ({"prompt": "Is it?", "completions": []}, "expected one or more in a list"),
+    ({"text": "Is it? " + "Yes. " * 200}, "sequence 0 has 806 tokens, more than 256"),
+    ({"text": "half \ud800"}, "row 1"),
+    (
+        {"messages": [{"role": "ghost", "content": "Boo"}, {"role": "assistant", "content": "No."}]},
+        "the tokenizer's chat template refuses it",
+    ),
+]
+
+
+@pytest.fixture
+def refusing(tokenizer):
+    tokenizer.chat_template = (
+        "{% if messages[0]['role'] == 'ghost' %}{{ raise_exception('no ghosts') }}{% endif %}" + tokenizer.chat_template
+    )
+
+
+@pytest.mark.usefixtures("refusing")
+@pytest.mark.parametrize(("bad", "reason"), BAD, ids=[reason for _, reason in BAD])
+def test_a_bad_row_is_named_and_can_be_put_aside(score, tmp_path, bad, reason):
+    rows = [texts(1)[0], bad, *texts(3)]
+    code, said = score(rows, "--overlong", "error")
+    assert code == 1
+    assert said.startswith("row 1")
+    assert reason in said
+    assert "--on_error skip" in said
+    assert not (tmp_path / "out.jsonl").exists()
+    code, said = score(rows, "--overlong", "error", "--on_error", "skip")
+    assert code == 0, said
+    assert "Scored 4 rows" in said
+    assert "1 rows could not be scored" in said
+    (rejected,) = read(tmp_path / "out.jsonl.rejected.jsonl")
+    assert rejected["row"] == 1
+    assert reason in rejected["reason"]
+    assert rejected["content"] == bad
+    assert score([rows[0], *rows[2:]], output="good.jsonl")[0] == 0
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "good.jsonl").read_bytes()
+
+
+def test_a_line_of_csv_with_too_many_fields_is_a_bad_row(score, tmp_path):
+    (tmp_path / "in.csv").write_text("id,text\n1,Is it?\n2,Is it, or not?\n3,Yes.\n")
+    assert "row 1: expected 2 fields, as the header has, got 3" in score(tmp_path / "in.csv")[1]
+    assert score(tmp_path / "in.csv", "--on_error", "skip")[0] == 0
+    assert [row["id"] for row in read(tmp_path / "out.jsonl")] == ["1", "3"]
+
+
+def test_rewards_that_are_not_finite_are_no_rewards(score, make_model, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "plaudit.scoring.engine.ScoringEngine.score",
+        lambda _, ids: np.float32([1.5 if len(each) < 12 else np.nan for each in ids]),
+    )
+    assert score(texts(3), "--on_error", "skip")[0] == 0
+    assert [row["reward"] for row in read(tmp_path / "out.jsonl")] == [1.5]
+    assert [row["row"] for row in read(tmp_path / "out.jsonl.rejected.jsonl")] == [1, 2]
+
+
+def test_if_no_row_can_be_scored_there_is_no_output_but_the_reasons(score, tmp_path):
+    code, said = score([{"chosen": "a"}, {"rejected": "b"}], "--on_error", "skip")
+    assert code == 1
+    assert "none of the 2 rows could be scored" in said
+    assert len(read(tmp_path / "out.jsonl.rejected.jsonl")) == 2
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+# Going on
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """The numbers of the blocks that were scored; a block in `scored.deadly` ends the run."""
+
+    class Scored(list):
+        deadly = ()
+
+    numbers, score = Scored(), Worker.score
+
+    def noted(worker, block):
+        if block.number in numbers.deadly:
+            raise KeyboardInterrupt
+        numbers.append(block.number)
+        return score(worker, block)
+
+    monkeypatch.setattr(Worker, "score", noted)
+    return numbers
+
+
+def stop_at(score, scored, number, rows, *options, output="out.jsonl"):
+    scored.deadly = (number,)
+    code, _ = score(rows, *options, "--batch_rows", 3, output=output)
+    assert code == 1
+    scored.deadly = ()
+    scored.clear()
+
+
+@pytest.mark.parametrize("output", ["out.jsonl", "out.jsonl.gz", "out.csv", "out.parquet"])
+def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(score, scored, tmp_path, output):
+    rows = [*texts(10), "{", *texts(7)]
+    assert score(rows, "--batch_rows", 3, "--on_error", "skip", output="whole-" + output)[0] == 0
+    assert scored == [0, 1, 2, 3, 4, 5]
+    stop_at(score, scored, 4, rows, "--on_error", "skip", output=output)
+    code, said = score(rows, "--batch_rows", 3, "--on_error", "skip", output=output)
+    assert code == 0
+    assert "Going on after 11 rows" in said
+    assert scored == [4, 5]
+    for suffix in ("", ".rejected.jsonl"):
+        assert (tmp_path / (output + suffix)).read_bytes() == (tmp_path / f"whole-{output}{suffix}").read_bytes()
+
+
+def test_skipping_can_be_asked_for_at_the_row_that_is_bad(score, scored, tmp_path):
+    rows = [*texts(7), "{", *texts(4)]
+    assert score(rows, "--batch_rows", 3)[0] == 1
+    assert score(rows, "--batch_rows", 3, "--on_error", "skip")[0] == 0
+    assert scored == [0, 1, 2, 2, 3]
+    assert len(read(tmp_path / "out.jsonl")) == 11
+
+
+def test_what_ends_a_run_after_its_output_is_there_costs_nothing(score, scored, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(blocks, "remove_folder", lambda _: None)  # as if killed just before
+        assert score(texts(5), "--batch_rows", 3)[0] == 0
+    assert (tmp_path / "_scoring-out.jsonl").is_dir()
+    before = (tmp_path / "out.jsonl").read_bytes()
+    assert score(texts(5), "--batch_rows", 3)[0] == 0
+    assert scored == [0, 1]
+    assert (tmp_path / "out.jsonl").read_bytes() == before
+    assert not list(tmp_path.glob("_*"))
+
+
+def test_the_options_of_the_machine_are_taken_from_the_start_before(score, scored, tmp_path):
+    stop_at(score, scored, 2, texts(8), "--threads", 1)
+    torch.set_num_threads(2)
+    try:
+        assert score(texts(8), "--batch_rows", 3)[0] == 0
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(1)
+
+
+CHANGES = {
+    "input: bytes was": lambda rows, folder: ([*rows, {"text": "One more."}], []),
+    "model: files was": lambda rows, folder: (rows, os.utime(folder / "config.json", (1, 1)) or []),
+    "options: max_length was None, is 9": lambda rows, folder: (rows, ["--max_length", 9]),
+    "options: batch_rows was 3, is 4": lambda rows, folder: (rows, ["--batch_rows", 4]),
+    "options: normalize was False, is True": lambda rows, folder: (rows, ["--normalize"]),
+    "options: reward_column was reward, is r": lambda rows, folder: (rows, ["--reward_column", "r"]),
+    "options: dtype was auto, is bfloat16": lambda rows, folder: (rows, ["--dtype", "bfloat16"]),
+    "options: threads was 1, is 2": lambda rows, folder: (rows, ["--threads", 2]),
+    "input: files was": None,
+}
+
+
+@pytest.mark.parametrize("named", CHANGES)
+def test_a_run_of_something_else_is_not_gone_on_with(score, scored, model, tmp_path, named):
+    data = write(tmp_path / "data.jsonl", texts(8))
+    stop_at(score, scored, 1, data, "--threads", 1)
+    if CHANGES[named] is None:  # as long as before
+        os.utime(data, (1, 1))
+        rows, options = texts(8), []
+    else:
+        rows, options = CHANGES[named](texts(8), model)
+    write(data, rows)
+    common = [] if "--threads" in options else ["--threads", 1]
+    size = [] if "--batch_rows" in options else ["--batch_rows", 3]
+    code, said = score(data, *common, *size, *options)
+    assert code == 1
+    assert named in said
+    assert "--restart" in said
+    assert scored == []
+    assert score(data, *common, *size, *options, "--restart")[0] == 0
+    assert scored[0] == 0
+
+
+def test_an_input_that_changes_on_the_way_is_noticed(score, tmp_path, monkeypatch):
+    data, plain = write(tmp_path / "data.jsonl", texts(3)), Worker.score
+
+    def changing(worker, block):
+        with open(data, "a") as file:
+            file.write("\n")
+        return plain(worker, block)
+
+    monkeypatch.setattr(Worker, "score", changing)
+    code, said = score(data)
+    assert code == 1
+    assert "input: bytes was" in said
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_an_output_that_is_there_is_not_replaced_unasked(score, tmp_path):
+    assert score(texts(2))[0] == 0
+    before = (tmp_path / "out.jsonl").read_bytes()
+    code, said = score(texts(3))
+    assert code == 1
+    assert "is there already" in said
+    assert (tmp_path / "out.jsonl").read_bytes() == before
+    assert score(texts(3), "--restart")[0] == 0
+    assert len(read(tmp_path / "out.jsonl")) == 3
+
+
+@pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is here")
+def test_ray_that_is_missing_is_named_with_the_command_that_installs_it(score):
+    assert "pip install 'plaudit[ray]'" in score(texts(1), "--engine", "ray")[1]
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_been_left_alone(tmp_path):
+    done = subprocess.run(
+        [sys.executable, BENCHMARK, "--rows", "5000", "--kills", "3", "--folder", tmp_path],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert done.stdout.count("of those again: 0") == 4
+    assert done.stdout.count("the same bytes") == 2
