@@ -65,7 +65,8 @@ def accuracy(chosen: ArrayLike, rejected: ArrayLike, weights: ArrayLike | None =
         rejected: Rewards of the others, shape [C].
         weights: What each comparison counts, shape [C]; all the same if `None`.
     """
-    return float(np.average(_wins(*_pair(chosen, rejected)), weights=weights))
+    wins = _wins(*_pair(chosen, rejected))
+    return float(np.average(wins, weights=None if weights is None else np.asarray(weights, dtype=np.float64)))
 
 
 def accuracy_interval(accuracy: float, comparisons: int, z: float = 1.96) -> tuple[float, float]:

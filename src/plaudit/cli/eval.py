@@ -208,14 +208,14 @@ def _show_figures(heading: str, figures: dict[str, dict[str, float]]) -> None:
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column(heading, style="cyan", overflow="fold")
-    for name in ("pairs", "accuracy", "95% interval", "log loss", "calib.\nerror", "longer\nwins", "shorter\nwins"):
+    for name in ("pairs", "accuracy", "95% interval", "log\nloss", "calib.\nerror", "longer\nwins"):
         table.add_column(name, justify="right", no_wrap=True)
     for name, each in figures.items():
         counted = f"{each['comparisons']:,.0f}" if "comparisons" in each else ""
         interval = f"{_percent(each['accuracy_low'])[:-1]} to {_percent(each['accuracy_high'])[:-1]}" if counted else ""
         table.add_row(
             name, counted, _percent(each["accuracy"]), interval, f"{each['log_loss']:.3f}",
-            *(_percent(each[column]) for column in ("calibration_error", "longer_wins", "shorter_wins")),
+            _percent(each["calibration_error"]), _percent(each["longer_wins"]),
         )  # fmt: skip
     console.print(table)
 

@@ -64,8 +64,8 @@ def compare(rows: Iterable[Any]) -> Comparisons:
         DataError: A row is malformed, and named; or no row has a comparison that counts.
     """
     numbers: list[tuple[int, int, float, int, float]] = []  # of each comparison, in the order of the fields
-    sequences, options, names, owners, counted = [], [], [], [], []
-    prompts, subsets = [], []
+    sequences: list[Sequence] = []
+    options, names, owners, counted, prompts, subsets = [], [], [], [], [], []
     for index, row in enumerate(rows):
         if not isinstance(row, Mapping):
             raise DataError(f"row {index}: expected a dict with 'chosen' and 'rejected', got {row!r:.80}")

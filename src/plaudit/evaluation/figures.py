@@ -55,9 +55,8 @@ def figures(
         rows: Which rows count, shape [R]; one of them has a comparison.
     """
     here, theirs = rows[compared.rows], rewards[rows[compared.owners]]
-    better, worse, labels, weights = (
-        each[here] for each in (compared.better, compared.worse, compared.labels, compared.weights)
-    )
+    better, worse = compared.better[here], compared.worse[here]
+    labels, weights = compared.labels[here], compared.weights[here]
     prompts = compared.prompts[compared.rows[here]]
     difference, longer = rewards[better] - rewards[worse], lengths[better] - lengths[worse]
     temperature = best_temperature(difference, labels, weights)
@@ -99,9 +98,9 @@ def _verdicts(
     if not decided.any():
         unknown = ("accuracy", "accuracy_low", "accuracy_high", "longer_wins", "shorter_wins", "margin")
         return dict.fromkeys(unknown, math.nan) | {"reward_ties": 0.0}
-    difference, longer, weights, prompts = (each[decided] for each in (difference, longer, weights, prompts))
+    difference, longer, weights = difference[decided], longer[decided], weights[decided]
     nothing = np.zeros_like(difference)
-    low, high = accuracy_interval_by_prompt(difference, nothing, prompts, weights)
+    low, high = accuracy_interval_by_prompt(difference, nothing, prompts[decided], weights)
     return {
         "accuracy": accuracy(difference, nothing, weights),
         "accuracy_low": low,
