@@ -59,13 +59,39 @@ def test_a_table_says_what_came_out_within_80_columns(data):
     assert code == 0
     assert max(map(len, output.splitlines())) <= 80
     words = " ".join(output.replace("│", " ").split())
-    assert "10 of 10 rows, 10 prompts" in words
+    assert "10 in 10 rows of 10 prompts" in words
     assert "accuracy 70.0% (95% interval 39.7% to 89.2%)" in words
     assert "longer wins 5.0%, shorter wins 95.0%" in words
     assert "easy 4 100.0% 51.0 to 100.0" in words
     assert "hard 6 50.0% 18.8 to 81.2" in words
-    assert "Not clearly better than preferring the shorter response." in words
+    assert "Worse than preferring the shorter response." in words
     assert "Summary" not in words
+
+
+def test_names_in_brackets_are_shown_and_a_figure_without_a_value_is_a_dash(tmp_path):
+    row = {"prompt": "Q", "chosen": " =1", "rejected": " =0"}
+    rows = [row | {"subset": "[b]"}, row | {"prompt": "R", "subset": "c"}]
+    code, output = run(write(tmp_path / "pairs.jsonl", rows), "--split", "train[:2]")
+    words = " ".join(output.replace("│", " ").split())
+    assert code == 0
+    assert "pairs.jsonl (train[:2])" in "".join(output.splitlines())
+    assert "[b] 1 100.0%" in words
+    assert "temperature none: the greater reward is always right" in words
+    assert "rank correlation -" in words
+
+
+@pytest.mark.parametrize(
+    ("right", "verdict"), [(20, None), (12, "Not clearly better than preferring the shorter"), (0, "Worse than")]
+)
+def test_a_model_that_length_could_replace_is_called_so(tmp_path, right, verdict):
+    """The shorter one is right in 10 of 20 rows, and as long in the others; the model is right in some."""
+    rows = [
+        {"prompt": f"Q{n}", "chosen": f" ={n < right:d}", "rejected": " =0.5" if n % 2 else "=.5"} for n in range(20)
+    ]
+    code, output = run(write(tmp_path / "pairs.jsonl", rows))
+    assert code == 0
+    assert ("than preferring" in output) == (verdict is not None)
+    assert (verdict or "") in output
 
 
 def test_options_reach_the_model_which_is_loaded_once(data, words_for_rewards):
@@ -84,8 +110,8 @@ def test_several_datasets_have_a_table_each_and_a_summary(data, tmp_path):
     assert code == 0
     assert max(map(len, output.splitlines())) <= 80
     summary = " ".join(output.split("Summary")[1].split())
-    assert "1. pairs.jsonl 10 70.0%" in summary
-    assert "2. other.jsonl 1 100.0%" in summary
+    assert "pairs.jsonl 10 70.0%" in summary
+    assert "other.jsonl 1 100.0%" in summary
     assert "mean 85.0%" in summary
 
 

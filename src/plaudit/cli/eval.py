@@ -5,7 +5,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +75,8 @@ def command(
     Each gets a table, and several a summary. Accuracy stands beside that of preferring the longer and the shorter
     response, which a model has to beat.
     """
+    from rich.markup import escape
+
     from plaudit.cli.display import console, show_log_messages
     from plaudit.evaluation.evaluate import evaluate, finite, mean_of
     from plaudit.scoring.reward_model import RewardModel
@@ -99,7 +101,7 @@ def command(
         datasets = [each.to_dict() for each in evaluations]
         _write(Path(output), {"model": model, "datasets": datasets, "mean": finite(means), "failed": failed})
     for line in failed:
-        console.print(f"[red]FAILED[/red] {line}", soft_wrap=True)
+        console.print("[red]FAILED[/red]", escape(line), soft_wrap=True)
     sys.exit(1 if failed else 0)
 
 
@@ -142,53 +144,49 @@ def _failures(evaluation: "Evaluation", bounds: Sequence[Bound]) -> list[str]:
 
 
 def _show(evaluation: "Evaluation") -> None:
+    from rich.markup import escape
+
     from plaudit.cli.display import console, show_table
 
     figures = evaluation.overall
-    show_table(_title(evaluation), _rows(figures))
-    beaten = max(("longer_wins", "shorter_wins"), key=figures.__getitem__)
-    if figures["accuracy_low"] <= figures[beaten]:
-        word = beaten.removesuffix("_wins")
-        console.print(f"[yellow]Not clearly better than preferring the {word} response.[/yellow]")
+    show_table(escape(f"{evaluation.dataset} ({evaluation.split})"), _rows(figures))
+    best = max(("longer", "shorter"), key=lambda word: figures[f"{word}_wins"])
+    if figures["accuracy_low"] <= figures[f"{best}_wins"]:
+        verdict = "Worse" if figures["accuracy_high"] < figures[f"{best}_wins"] else "Not clearly better"
+        console.print(f"[yellow]{verdict} than preferring the {best} response.[/yellow]")
     if len(evaluation.subsets) > 1:
-        _show_figures("subset", evaluation.subsets)
-
-
-def _title(evaluation: "Evaluation") -> str:
-    return f"{evaluation.dataset} ({evaluation.split})"
+        _show_figures("subset", evaluation.subsets.items())
 
 
 def _rows(figures: dict[str, float]) -> list[tuple[str, str]]:
-    counted = f"{figures['comparisons']:,.0f} of {figures['rows']:,.0f} rows, {figures['prompts']:,.0f} prompts"
+    counted = "{comparisons:,.0f} in {rows:,.0f} rows of {prompts:,.0f} prompts".format(**figures)
+    spread = "mean {mean_reward:.3f}, std {std_reward:.3f}, {min_reward:.3f} to {max_reward:.3f}"
+    alike = figures["length_correlation"]
     left_out = [f"{figures[name]:,.0f} {word}" for name, word in _LEFT_OUT.items() if figures[name]]
-    sure = "" if not math.isfinite(figures["temperature"]) else _sureness(figures["temperature"])
     return [
-        ("comparisons", "; left out: ".join([counted, *([", ".join(left_out)] if left_out else [])])),
+        ("comparisons", counted + (f"; left out: {', '.join(left_out)}" if left_out else "")),
         ("accuracy", f"{_percent(figures['accuracy'])} (95% interval {_interval(figures)})"),
         ("longer wins", f"{_percent(figures['longer_wins'])}, shorter wins {_percent(figures['shorter_wins'])}"),
-        ("margin", f"{figures['margin']:.3f}; equal rewards: {figures['reward_ties']:,.0f}"),
+        ("margin", "{margin:.3f}; equal rewards: {reward_ties:,.0f}".format(**figures)),
         ("log loss", f"{figures['log_loss']:.4f} (0.6931 is guessing)"),
-        ("calibration error", f"{_percent(figures['calibration_error'])}"),
-        (
-            "temperature",
-            f"{figures['temperature']:.3g}{sure}; log loss with it {figures['calibrated_log_loss']:.4f}",
-        ),
-        (
-            "rewards",
-            f"mean {figures['mean_reward']:.3f}, standard deviation {figures['std_reward']:.3f}, "
-            f"from {figures['min_reward']:.3f} to {figures['max_reward']:.3f}",
-        ),
-        ("reward and length", f"rank correlation {figures['length_correlation']:+.2f}"),
+        ("calibration error", _percent(figures["calibration_error"])),
+        ("temperature", _temperature(figures)),
+        ("rewards", spread.format(**figures)),
+        ("reward and length", "rank correlation " + ("-" if math.isnan(alike) else f"{alike:+.2f}")),
     ]
 
 
 _LEFT_OUT = {"ties": "ties", "identical": "pairs of equal responses"}
 
 
-def _sureness(temperature: float) -> str:
-    if 0.9 < temperature < 1.1:
-        return ""
-    return " (too sure)" if temperature > 1 else " (not sure enough)"
+def _temperature(figures: dict[str, float]) -> str:
+    temperature = figures["temperature"]
+    if temperature == math.inf:
+        return "none helps: as probabilities, the rewards are no better than guessing"
+    if temperature == 0:
+        return "none: the greater reward is always right, the larger the better"
+    word = "" if 0.9 < temperature < 1.1 else " (too sure)" if temperature > 1 else " (not sure enough)"
+    return f"{temperature:.3g}{word}; log loss with it {figures['calibrated_log_loss']:.4f}"
 
 
 def _percent(share: float) -> str:
@@ -199,9 +197,10 @@ def _interval(figures: dict[str, float]) -> str:
     return f"{_percent(figures['accuracy_low'])} to {_percent(figures['accuracy_high'])}"
 
 
-def _show_figures(heading: str, figures: dict[str, dict[str, float]]) -> None:
+def _show_figures(heading: str, figures: Iterable[tuple[str, dict[str, float]]]) -> None:
     """A line for each subset or dataset, within 80 columns."""
     from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
     from rich.table import Table
 
     from plaudit.cli.display import console
@@ -210,11 +209,11 @@ def _show_figures(heading: str, figures: dict[str, dict[str, float]]) -> None:
     table.add_column(heading, style="cyan", overflow="fold")
     for name in ("pairs", "accuracy", "95% interval", "log\nloss", "calib.\nerror", "longer\nwins"):
         table.add_column(name, justify="right", no_wrap=True)
-    for name, each in figures.items():
+    for name, each in figures:
         counted = f"{each['comparisons']:,.0f}" if "comparisons" in each else ""
         interval = f"{_percent(each['accuracy_low'])[:-1]} to {_percent(each['accuracy_high'])[:-1]}" if counted else ""
         table.add_row(
-            name, counted, _percent(each["accuracy"]), interval, f"{each['log_loss']:.3f}",
+            escape(name), counted, _percent(each["accuracy"]), interval, f"{each['log_loss']:.3f}",
             _percent(each["calibration_error"]), _percent(each["longer_wins"]),
         )  # fmt: skip
     console.print(table)
@@ -224,8 +223,12 @@ def _show_summary(evaluations: "Sequence[Evaluation]", means: dict[str, float]) 
     from plaudit.cli.display import console
 
     console.print("\n[bold]Summary[/bold]")
-    rows = {f"{number}. {Path(str(each.dataset)).name}": each.overall for number, each in enumerate(evaluations, 1)}
-    _show_figures("dataset", rows | {"mean": means})
+    rows = [(_short(str(each.dataset)), each.overall) for each in evaluations]
+    _show_figures("dataset", [*rows, ("mean", means)])
+
+
+def _short(dataset: str) -> str:
+    return Path(dataset).resolve().name if Path(dataset).exists() else dataset
 
 
 # The file
