@@ -26,6 +26,10 @@ def test_metrics_are_those_worked_by_hand():
     }
 
 
+def test_accuracy_counts_weights():
+    assert accuracy(CHOSEN, REJECTED, [4, 2, 3, 1]) == pytest.approx((4 + 1 + 0 + 1) / 10)
+
+
 def test_a_model_that_cannot_tell_is_a_coin():
     assert accuracy([1.0] * 7, [1.0] * 7) == 0.5
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from plaudit.data.sources import ScriptArguments
+    from plaudit.evaluation.evaluate import evaluate
     from plaudit.models.adapters import get_peft_config
     from plaudit.models.options import ModelConfig
     from plaudit.models.quantization import get_quantization_config
@@ -21,6 +22,7 @@ __version__ = version("plaudit")
 
 _HOMES = {
     "DataCollatorForPreference": "plaudit.training.collator",
+    "evaluate": "plaudit.evaluation.evaluate",
     "get_peft_config": "plaudit.models.adapters",
     "get_quantization_config": "plaudit.models.quantization",
     "ModelConfig": "plaudit.models.options",
@@ -37,6 +39,7 @@ __all__ = [
     "RewardModel",
     "RewardTrainer",
     "ScriptArguments",
+    "evaluate",
     "get_peft_config",
     "get_quantization_config",
 ]

@@ -19,6 +19,7 @@ _COMMANDS = {
     "quickstart": "Train, prove and use a small reward model on built-in data. No network, no GPU, three minutes.",
     "train": "Train a reward model on your preference data.",
     "verify": "Reload a saved reward model in a fresh process and prove that it scores the same.",
+    "eval": "Evaluate a reward model on preference data, beside what needs no model.",
     "merge": "Merge an adapter into its base model, with the same scores.",
     "score": "Give the rows of a file or a hub dataset their rewards; a killed run goes on.",
 }
