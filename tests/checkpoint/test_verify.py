@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig
 
 from plaudit import RewardModel
 from plaudit.checkpoint import reload
@@ -218,6 +218,19 @@ def test_weights_that_trls_loader_leaves_out_are_found_and_a_save_does_not_fail_
     assert "plaudit merge" in found["TRL's loader"]
 
 
+def test_a_base_that_trl_would_not_quantise_is_found_and_a_save_does_not_fail_for_it(
+    make_trainer, base_folder, in_process
+):
+    trainer = make_trainer(
+        model=str(base_folder), max_steps=2, learning_rate=2e-2, verify_on_save=True, peft_config=LoraConfig(),
+        quantization_config=BitsAndBytesConfig(load_in_4bit=True),
+    )  # fmt: skip
+    trainer.train()
+    trainer.save_model()
+    assert trainer.verification.status == "verified"
+    assert broken(trainer.args.output_dir).keys() == {"TRL's loader"}
+
+
 def test_a_file_that_is_cut_off_is_named(full):
     path = f"{full}/model.safetensors"
     with open(path, "rb") as file:
@@ -289,7 +302,12 @@ def answer_with(monkeypatch, change):
 @pytest.mark.parametrize("place", [0, 5, 11])
 def test_one_reward_that_is_no_number_breaks_its_layer(full, adapter, monkeypatch, place):
     for kind, layer in (("alone", "rewards"), ("batched", "batches"), ("integrated", "TRL's loader")):
-        answer_with(monkeypatch, lambda answer, kind=kind: answer[kind].__setitem__(place, float("nan")))
+
+        def spoil(answer, kind=kind):
+            rewards = answer[kind]["rewards"] if kind == "integrated" else answer[kind]
+            rewards[place] = float("nan")
+
+        answer_with(monkeypatch, spoil)
         assert layer in broken(adapter if kind == "integrated" else full)
 
 

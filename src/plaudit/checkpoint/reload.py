@@ -50,7 +50,7 @@ def score(path: str, sequences: list[Any], ids: list[list[int]] | None = None, *
         "rendered": rendered,
         "alone": alone,
         "batched": batched,
-        "integrated": integrated(path, ids, **options, **code) if adapter else None,
+        "integrated": integrated(path, ids, **code) if adapter else None,
         "dtype": dtype,
         "engine": ", ".join(f"{name} {version(name)}" for name in used),
     }
@@ -84,23 +84,21 @@ def as_trained(model: torch.nn.Module) -> Any:
     return model
 
 
-def integrated(path: str, ids: list[list[int]], **options: Any) -> list[float] | str:
+def integrated(path: str, ids: list[list[int]], **code: Any) -> dict[str, Any] | str:
     """Rewards of an adapter as transformers loads one without PEFT's own call, or why it cannot."""
     try:
-        return through_transformers(path, ids, **options)
+        return through_transformers(path, ids, **code)
     except (AttributeError, KeyError, OSError, TypeError, ValueError, RuntimeError) as error:
         return f"{type(error).__name__}: {error}"
 
 
-def through_transformers(
-    path: str, ids: list[list[int]], quantization: dict[str, Any] | None = None, dtype: str = "auto", **code: Any
-) -> list[float]:
-    """Rewards of an adapter as transformers loads one without PEFT's own call, which is what TRL does."""
+def through_transformers(path: str, ids: list[list[int]], **code: Any) -> dict[str, Any]:
+    """Rewards of an adapter as TRL loads one: without PEFT's own call, and not told how its base was loaded."""
     from transformers import AutoModelForSequenceClassification
 
-    of_base = options_of_base(quantization, dtype)
-    model = as_trained(AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, **of_base, **code))
-    return [model(**tensors([each], 0)).logits[0, 0].item() for each in ids]
+    model = as_trained(AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, **code))
+    rewards = [model(**tensors([each], 0)).logits[0, 0].item() for each in ids]
+    return {"rewards": rewards, "dtype": str(model.dtype).removeprefix("torch.")}
 
 
 def tokenize(tokenizer: Any, sequence: Any) -> list[int]:

@@ -222,7 +222,7 @@ def _compare(
     own = Fingerprint([], [], answer["alone"], answer["dtype"])
     tolerance = (fingerprint or own).tolerance(answer["dtype"])
     findings = [*findings, _batching(saved, answer, own.tolerance(answer["dtype"]))]
-    findings += _through_transformers(answer, own.tolerance(answer["dtype"]))
+    findings += _through_transformers(answer, own)
     if fingerprint is None:
         remark = "there is no reward.json with a fingerprint: nothing says what the model scored before."
         return Verification([*findings, Finding("rewards", None, remark)], engine=answer["engine"])
@@ -259,19 +259,20 @@ def _batching(saved: SavedModel, answer: dict[str, Any], tolerance: float) -> Fi
     return Finding("batches", True, f"padded as alone, to {difference:.1e}")
 
 
-def _through_transformers(answer: dict[str, Any], tolerance: float) -> list[Finding]:
+def _through_transformers(answer: dict[str, Any], own: Fingerprint) -> list[Finding]:
     """Whether an adapter scores the same when `AutoModelForSequenceClassification` loads it, as in TRL."""
     if answer["integrated"] is None:
         return []
     if isinstance(answer["integrated"], str):
         message = f"transformers refuses the adapter without PEFT's own call, as TRL loads it ({answer['integrated']})."
         return [Finding(_INTEGRATED, False, message)]
-    difference, mean = _differences(answer["alone"], answer["integrated"])
-    if mean <= tolerance:
+    difference, mean = _differences(answer["alone"], answer["integrated"]["rewards"])
+    if mean <= own.tolerance(answer["integrated"]["dtype"]):
         return [Finding(_INTEGRATED, True, f"as through PEFT, to {difference:.1e}")]
     message = (
         f"rewards change by up to {difference:.2g} where transformers loads the adapter without PEFT's own call, as "
-        f"TRL does: it leaves some of its weights out (DoRA's magnitudes, say). Merge it first (`plaudit merge`)."
+        f"TRL does: it does not quantise the base, and leaves some weights out (DoRA's magnitudes). Merge it first "
+        f"(`plaudit merge`)."
     )
     return [Finding(_INTEGRATED, False, message)]
 
