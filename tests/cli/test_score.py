@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from plaudit import RewardModel
 from plaudit.cli import cli
 from plaudit.scoring import blocks
-from plaudit.scoring.rows import Worker
+from plaudit.scoring.rows import Settings, Worker
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "score_kills.py"
 EVERY_KIND = [
@@ -320,6 +320,27 @@ def test_a_bad_row_is_named_and_can_be_put_aside(score, tmp_path, bad, reason):
     assert rejected["content"] == bad
     assert score([rows[0], *rows[2:]], output="good.jsonl")[0] == 0
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "good.jsonl").read_bytes()
+
+
+def test_a_block_that_is_given_up_runs_no_model(score, monkeypatch):
+    monkeypatch.setattr(Worker, "_rewards", lambda *_: pytest.fail("the model ran"))
+    assert score([*texts(3), "{"])[1].startswith("row 3: line 4 is not valid JSON")
+
+
+def test_the_layout_is_settled_before_any_row_is_seen(model, monkeypatch):
+    compared = []
+    monkeypatch.setattr("plaudit.scoring.engine.compare_layouts", lambda *_: compared.append(1) or "of a trial")
+    worker = Worker(Settings(str(model), options={"overlong": "error", "max_length": 40}))
+    assert compared == [1]
+    assert worker._model.engine.layout == "padded"
+
+
+def test_sequences_that_are_cut_are_counted_once(score, tmp_path):
+    long = [{"text": "Is it? " + "Yes. " * 200}]
+    rows = [*long, *texts(2), {"text": "half \ud800"}, *long]  # which has each row tried again alone
+    code, said = score(rows, "--on_error", "skip")
+    assert code == 0, said
+    assert "2 sequences had more than the model has positions" in said
 
 
 def test_a_line_of_csv_with_too_many_fields_is_a_bad_row(score, tmp_path):

@@ -165,11 +165,9 @@ class Worker:
     def _render(self, rows: list[_Parsed], rejected: list[Row]) -> tuple[list[_Parsed], list[list[int]]]:
         """The ids of all sequences, and the rows they belong to. If one is refused, each is tried alone to find it."""
         sequences = [sequence for row in rows for sequence in row.sequences]
-        cut = self._model.cut
         try:
             return rows, self._model._render(sequences, [row.options for row in rows for _ in row.sequences], 0)
         except (DataError, TypeError, UnicodeError) as error:  # the latter are the tokenizer's, for broken Unicode
-            self._model.cut = cut
             if len(rows) == 1:
                 rejected.append(_rejection(rows[0].number, rows[0].row, f"row {rows[0].number}: {error}"))
                 return [], []
