@@ -284,6 +284,14 @@ def test_rewards_that_are_not_finite_are_refused_and_their_rows_named():
         plaudit.evaluate(Fixed(number_in), rows)
 
 
+def test_an_error_in_a_file_names_the_file_too(tmp_path):
+    for column, value in (("label", 2), ("chosen", " =inf")):
+        path = tmp_path / f"{column}.jsonl"
+        path.write_text(json.dumps(pair("a", 1, 0) | {column: value}))
+        with pytest.raises(ValueError, match=f"{column}.jsonl, .*row 0, column '{column}'"):
+            plaudit.evaluate(Fixed(number_in), path)
+
+
 # Several
 
 
