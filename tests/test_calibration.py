@@ -72,6 +72,12 @@ def test_bins_hold_equal_weight_and_equal_confidences_stay_together():
     assert one.shape == (1, 3)
 
 
+def test_equal_confidences_go_where_most_of_them_belong_and_bins_count_by_weight():
+    differences = np.repeat([math.log(1.5), LOG3, math.log(9)], [10, 21, 9])  # the 21 straddle the middle of 40
+    np.testing.assert_allclose(calibration_bins(differences), [[0.6, 1, 0.25], [(21 * 0.75 + 9 * 0.9) / 30, 1, 0.75]])
+    assert calibration_error(differences) == pytest.approx((10 * 0.4 + 21 * 0.25 + 9 * 0.1) / 40)
+
+
 def test_few_comparisons_make_few_bins():
     assert [len(calibration_bins(np.arange(1, n + 1) / n)) for n in (1, 39, 40, 199, 200, 1000)] == [1, 1, 2, 9, 10, 10]
 

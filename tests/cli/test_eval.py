@@ -62,8 +62,8 @@ def test_a_table_says_what_came_out_within_80_columns(data):
     assert "10 in 10 rows of 10 prompts" in words
     assert "accuracy 70.0% (95% interval 39.7% to 89.2%)" in words
     assert "longer wins 5.0%, shorter wins 95.0%" in words
-    assert "easy 4 100.0% 51.0 to 100.0" in words
-    assert "hard 6 50.0% 18.8 to 81.2" in words
+    assert "easy 4 100.0% 51.0-100.0" in words
+    assert "hard 6 50.0% 18.8-81.2" in words
     assert "Worse than preferring the shorter response." in words
     assert "Summary" not in words
 

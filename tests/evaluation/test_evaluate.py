@@ -82,7 +82,8 @@ def test_the_figures_are_those_worked_by_hand():
         "y": [3, 1, 1, 1, 1],
     }
     assert result.subsets["x"]["accuracy"] == 0.75
-    assert result.subsets["y"]["max_reward"] == 3
+    assert result.subsets["x"]["min_reward"] == 1
+    assert result.subsets["y"]["mean_reward"] == pytest.approx(np.mean(rewards[4:]))
     assert (result.subsets["y"]["accuracy_low"], result.subsets["y"]["accuracy_high"]) == accuracy_interval(0, 1)
 
 
@@ -144,7 +145,8 @@ def test_turning_the_rewards_round_turns_the_correlation_with_length_round():
     assert abs(forth["length_correlation"]) > 0.1
     assert back["length_correlation"] == pytest.approx(-forth["length_correlation"])
     assert back["accuracy"] == pytest.approx(1 - forth["accuracy"])
-    assert back["longer_wins"] == forth["longer_wins"]
+    assert back["longer_wins"] == forth["longer_wins"] != pytest.approx(0.5)
+    assert forth["shorter_wins"] == pytest.approx(1 - forth["longer_wins"])
 
 
 def test_the_order_of_the_rows_changes_nothing():
@@ -280,6 +282,14 @@ def test_rewards_that_are_not_finite_are_refused_and_their_rows_named():
     rows = [pair("a", 1, 0), pair("b", 1, "nan")]
     with pytest.raises(ModelError, match="1 of 4 rewards are not finite.*row 1, column 'rejected'"):
         plaudit.evaluate(Fixed(number_in), rows)
+
+
+def test_an_error_in_a_file_names_the_file_too(tmp_path):
+    for column, value in (("label", 2), ("chosen", " =inf")):
+        path = tmp_path / f"{column}.jsonl"
+        path.write_text(json.dumps(pair("a", 1, 0) | {column: value}))
+        with pytest.raises(ValueError, match=f"{column}.jsonl, .*row 0, column '{column}'"):
+            plaudit.evaluate(Fixed(number_in), path)
 
 
 # Several

@@ -205,13 +205,13 @@ def _show_figures(heading: str, figures: Iterable[tuple[str, dict[str, float]]])
 
     from plaudit.cli.display import console
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column(heading, style="cyan", overflow="fold")
     for name in ("pairs", "accuracy", "95% interval", "log\nloss", "calib.\nerror", "longer\nwins"):
         table.add_column(name, justify="right", no_wrap=True)
     for name, each in figures:
         counted = f"{each['comparisons']:,.0f}" if "comparisons" in each else ""
-        interval = f"{_percent(each['accuracy_low'])[:-1]} to {_percent(each['accuracy_high'])[:-1]}" if counted else ""
+        interval = f"{100 * each['accuracy_low']:.1f}-{100 * each['accuracy_high']:.1f}" if counted else ""
         table.add_row(
             escape(name), counted, _percent(each["accuracy"]), interval, f"{each['log_loss']:.3f}",
             _percent(each["calibration_error"]), _percent(each["longer_wins"]),

@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -79,17 +80,30 @@ def evaluate(
         )
     name = str(dataset) if isinstance(dataset, (str, Path)) else None
     rows, split = _load_rows(dataset, split=split, dataset_config=dataset_config, dataset_format=dataset_format)
-    compared = compare(rows)
+    with _said_of(name):
+        compared = compare(rows)
     if not isinstance(model, RewardModel):
         model = RewardModel.from_pretrained(model, **model_options)
     cut = model.cut
-    rewards = _score(model, compared)
+    with _said_of(name):
+        rewards = _score(model, compared)
     lengths = np.array([length_of(sequence) for sequence in compared.sequences], dtype=np.float64)
     every = np.ones(len(compared.subsets), dtype=bool)
     subsets = {subset: figures(compared, rewards, lengths, mask) for subset, mask in _masks(compared).items()}
     return Evaluation(
         name, split, figures(compared, rewards, lengths, every), subsets, bins_of(compared, rewards), model.cut - cut
     )
+
+
+@contextmanager
+def _said_of(dataset: str | None) -> Iterator[None]:
+    """Begin messages about rows with the name of their dataset: there may be several."""
+    try:
+        yield
+    except (DataError, ModelError) as error:
+        if dataset is None:
+            raise
+        raise type(error)(f"{dataset}, {error}") from error
 
 
 def mean_of(evaluations: Sequence[Evaluation]) -> dict[str, float]:
