@@ -205,7 +205,7 @@ class RewardModel:
     def _score_pieces(
         self, sequences: Iterable[Any], completions: Iterable[Any] | None, options: Any, normalize: bool
     ) -> Iterator[NDArray[np.float32]]:
-        mean, std = self._scale() if normalize else (0.0, 1.0)
+        mean, std = self.normalization() if normalize else (0.0, 1.0)
         total = len(sequences) if isinstance(sequences, Sized) else None
         whole = _joined(sequences, completions)
         options = None if options is None else iter(options)
@@ -213,7 +213,7 @@ class RewardModel:
         with tqdm(total=total, unit="seq", desc="scoring", delay=3, disable=None, leave=False) as bar:
             while piece := list(islice(whole, _WINDOW)):
                 extra = None if options is None else list(islice(options, len(piece)))
-                rewards = self.engine.score(self._render(piece, extra, done))
+                rewards = self.engine.score(self.token_ids(piece, extra, done))
                 done += len(piece)
                 bar.update(len(piece))
                 yield ((rewards - mean) / std).astype(np.float32) if normalize else rewards
@@ -223,7 +223,19 @@ class RewardModel:
                 self.max_length,
             )  # fmt: skip
 
-    def _render(self, sequences: list[Sequence], options: list[dict[str, Any]] | None, first: int) -> list[list[int]]:
+    def token_ids(
+        self, sequences: list[Sequence], options: list[dict[str, Any]] | None = None, first: int = 0
+    ) -> list[list[int]]:
+        """What `engine.score` takes of N whole texts or conversations: rendered, and cut where too long.
+
+        Args:
+            sequences: N texts or conversations.
+            options: N dicts of keyword arguments for the chat template, if any.
+            first: The number of the first one, for error messages.
+
+        Raises:
+            DataError: One is malformed, refused by the chat template, or too long and `overlong` is "error".
+        """
         for number, sequence in enumerate(sequences, first):
             check_sequence(sequence, number)
         names = [f"sequence {number}" for number in range(first, first + len(sequences))]
@@ -242,7 +254,12 @@ class RewardModel:
         front = [ids[0]] if ids[0] == self.tokenizer.bos_token_id else []
         return front + ids[len(ids) - self.max_length + len(front) :]
 
-    def _scale(self) -> tuple[float, float]:
+    def normalization(self) -> tuple[float, float]:
+        """Mean and standard deviation of the rewards, as saved with the model.
+
+        Raises:
+            ConfigError: None were saved.
+        """
         if self.scale is None or not self.scale[1] > 0:
             raise ConfigError(
                 "normalize: the model was saved without the mean and standard deviation of its rewards. Pass "

@@ -128,7 +128,7 @@ class Worker:
         torch.set_num_threads(settings.threads)
         self._rules = settings.rules
         self._model = RewardModel.from_pretrained(settings.model, device=settings.device, **settings.options)
-        self._scale = self._model._scale() if settings.normalize else None
+        self._scale = self._model.normalization() if settings.normalize else None
         ids = render(self._model.tokenizer, _PROBES)
         self._model.engine.score([each[: self._model.max_length] for each in ids])
 
@@ -166,7 +166,7 @@ class Worker:
         """The ids of all sequences, and the rows they belong to. If one is refused, each is tried alone to find it."""
         sequences = [sequence for row in rows for sequence in row.sequences]
         try:
-            return rows, self._model._render(sequences, [row.options for row in rows for _ in row.sequences], 0)
+            return rows, self._model.token_ids(sequences, [row.options for row in rows for _ in row.sequences])
         except (DataError, TypeError, UnicodeError) as error:  # the latter are the tokenizer's, for broken Unicode
             if len(rows) == 1:
                 rejected.append(_rejection(rows[0].number, rows[0].row, f"row {rows[0].number}: {error}"))
