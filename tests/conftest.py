@@ -2,6 +2,7 @@
 
 import gc
 import inspect
+import logging
 import os
 from functools import cache, partial
 
@@ -29,6 +30,16 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="there is no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def own_log_levels():
+    """What a command sets for its log does not reach the next test."""
+    loggers = [logging.getLogger(name) for name in (None, "plaudit")]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 CORPUS = [
