@@ -85,18 +85,18 @@ def test_it_is_called_what_the_path_says_or_what_it_is_told(scorer, folder):
 
 
 def test_normalized_then_clipped_then_the_penalty(make_model, tokenizer):
-    scorer = RewardModel(make_model(), tokenizer, scale=(1.0, 0.25))
+    scorer = RewardModel(make_model(), tokenizer, scale=(2.0, 0.1))
     raw = np.array(RewardFunction(scorer)(PROMPTS, TEXTS))
-    normal = (raw - 1.0) / 0.25
-    lengths = np.array([len(text) for text in TEXTS])
-    low, high = sorted(normal)[:2]
-    middle = (low + high) / 2  # so that some are clipped and some are not
+    normal, lengths = (raw - 2.0) / 0.1, np.array([len(text) for text in TEXTS])
+    low, middle, high = sorted(normal)
+    assert low < -0.5 < 0.5 < middle < high  # so that every bound below takes effect
     for options, expected in (
         ({"normalize": True}, normal),
-        ({"clip": (middle, 100.0)}, raw.clip(middle, 100)),
-        ({"clip": 0.5}, raw.clip(-0.5, 0.5)),
+        ({"clip": (2.0, 2.2)}, raw.clip(2.0, 2.2)),
+        ({"clip": 2.1}, raw.clip(-2.1, 2.1)),
+        ({"normalize": True, "clip": 0.5}, normal.clip(-0.5, 0.5)),
         ({"length_penalty": 0.1}, raw - 0.1 * lengths),
-        ({"normalize": True, "clip": (middle, 1e3), "length_penalty": 0.1}, normal.clip(middle, 1e3) - 0.1 * lengths),
+        ({"normalize": True, "clip": (-0.4, 1e3), "length_penalty": 0.1}, normal.clip(-0.4, 1e3) - 0.1 * lengths),
     ):
         assert RewardFunction(scorer, **options)(PROMPTS, TEXTS) == pytest.approx(expected, abs=1e-5), options
 
