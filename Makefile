@@ -4,6 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TRL_VERSION := 1.16.0
+# The last one with a PPO trainer.
+TRL_PPO_VERSION := 1.12.0
+TRL_PPO := .interop/trl-$(TRL_PPO_VERSION)
 DEEPSPEED_VERSION := 0.19.8
 RAY_VERSION := 2.60.0
 RAY := .interop/ray-$(RAY_VERSION)
@@ -14,17 +17,23 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_AR
 # Held-out data for the benchmarks; `make proof DATA=folder` points elsewhere.
 DATA ?= ../shared/data
 
-.PHONY: quickstart test check proof clean
+.PHONY: quickstart rl test check proof clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/plaudit quickstart
 
+# A policy against a reward model, by TRL's GRPO, with a plot of learnt and true reward.
+rl: $(VENV)/.installed-test .interop/trl-$(TRL_VERSION)
+	PYTHONPATH=.interop/trl-$(TRL_VERSION) $(BIN)/python examples/grpo_true_reward.py
+
 # Two workers of one thread each: more threads than cores make each other wait.
-# TRL lies beside the environment, never in it: only the interop tests and the benchmarks import it. DeepSpeed too: its
-# tests find it by PLAUDIT_DEEPSPEED, and where that is set they fail without it. So do Ray's, by PLAUDIT_RAY.
-test: $(VENV)/.installed-test .interop/trl-$(TRL_VERSION) $(DEEPSPEED)/.installed $(RAY)/.installed
-	OMP_NUM_THREADS=1 PYTHONPATH=.interop/trl-$(TRL_VERSION) PLAUDIT_DEEPSPEED=$(CURDIR)/$(DEEPSPEED) \
-		PLAUDIT_RAY=$(CURDIR)/$(RAY) $(BIN)/python -m pytest -n 2 --dist loadfile
+# TRL lies beside the environment, never in it: only the interop tests, the benchmarks and `make rl` import it. The TRL
+# with PPO, DeepSpeed and Ray too: their tests find them by PLAUDIT_TRL_PPO, PLAUDIT_DEEPSPEED and PLAUDIT_RAY, and where
+# these are set they fail without.
+test: $(VENV)/.installed-test .interop/trl-$(TRL_VERSION) $(TRL_PPO) $(DEEPSPEED)/.installed $(RAY)/.installed
+	OMP_NUM_THREADS=1 PYTHONPATH=.interop/trl-$(TRL_VERSION) PLAUDIT_TRL_PPO=$(CURDIR)/$(TRL_PPO) \
+		PLAUDIT_DEEPSPEED=$(CURDIR)/$(DEEPSPEED) PLAUDIT_RAY=$(CURDIR)/$(RAY) \
+		$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -61,8 +70,8 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) --constraint constraints.txt --editable '.[test,check]'
 	touch $@
 
-.interop/trl-$(TRL_VERSION): | $(VENV)/.installed
-	$(PIP) --no-deps --target $@ trl==$(TRL_VERSION)
+.interop/trl-%: | $(VENV)/.installed
+	$(PIP) --no-deps --target $@ trl==$*
 
 # Built from source, without its kernels, by what lies in the same folder.
 $(DEEPSPEED)/.installed: constraints.txt | $(VENV)/.installed-test

@@ -1,5 +1,7 @@
 """What a user copies from `examples/` is what the installed libraries accept."""
 
+import json
+import runpy
 from pathlib import Path
 
 import pytest
@@ -36,3 +38,23 @@ def test_zero_3_saves_its_weights_and_fsdp_is_the_second():
         "deepspeed_multinode_launcher": "standard",
     }  # fmt: skip
     assert load_config_from_file(str(FILES[0].with_name("fsdp2.yaml"))).fsdp_config["fsdp_version"] == 2
+
+
+@pytest.mark.slow
+def test_the_reinforced_policy_in_small(tmp_path, monkeypatch):
+    """`make rl` is the whole one; here it runs from end to end, too short to learn anything."""
+    pytest.importorskip("trl", reason="TRL is not beside this environment; `make test` puts it there")
+    from plaudit.cli import quickstart
+
+    for name, count in (("TRAIN_PAIRS", 320), ("TEST_PAIRS", 50), ("FRESH_RESPONSES", 50)):
+        monkeypatch.setattr(quickstart, name, count)
+    monkeypatch.chdir(tmp_path)
+    script = runpy.run_path(str(FILES[0].parents[1] / "grpo_true_reward.py"))
+    script["main"](["--steps", "2", "--imitated", "64", "--judged", "16"])
+    curves = json.loads(Path("grpo-true-reward/curves.json").read_text())
+    assert list(curves) == list(script["RUNS"])
+    for run in curves.values():
+        assert run["step"] == [0, 1, 2]
+        assert all(-6.2 <= value <= 5.5 for value in run["true"])
+        assert len(set(run["learnt"])) == 3
+    assert Path("grpo-true-reward/curves.png").read_bytes().startswith(b"\x89PNG")

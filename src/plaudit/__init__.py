@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from plaudit.models.adapters import get_peft_config
     from plaudit.models.options import ModelConfig
     from plaudit.models.quantization import get_quantization_config
+    from plaudit.scoring.reward_function import RewardFunction
     from plaudit.scoring.reward_model import RewardModel
     from plaudit.training.collator import DataCollatorForPreference
     from plaudit.training.config import RewardConfig
@@ -27,6 +28,7 @@ _HOMES = {
     "get_quantization_config": "plaudit.models.quantization",
     "ModelConfig": "plaudit.models.options",
     "RewardConfig": "plaudit.training.config",
+    "RewardFunction": "plaudit.scoring.reward_function",
     "RewardModel": "plaudit.scoring.reward_model",
     "RewardTrainer": "plaudit.training.trainer",
     "ScriptArguments": "plaudit.data.sources",
@@ -36,6 +38,7 @@ __all__ = [
     "DataCollatorForPreference",
     "ModelConfig",
     "RewardConfig",
+    "RewardFunction",
     "RewardModel",
     "RewardTrainer",
     "ScriptArguments",

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,6 +47,11 @@ class ScoringEngine:
         if why_padded(model) is None:
             attention.enable(base_model(model))
             self.layout, self._is_compared = "forest", False
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.layout == "forest":
+            attention.enable(base_model(self.model))  # registered by name, which a process that unpickles does not know
 
     @torch.inference_mode()
     def score(self, sequences: Sequence[Ids]) -> NDArray[np.float32]:

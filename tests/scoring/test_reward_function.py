@@ -1,0 +1,277 @@
+import functools
+import logging
+import math
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from plaudit import RewardFunction, RewardModel
+from plaudit.errors import ConfigError, DataError, ModelError
+from plaudit.scoring.reward_function import combine
+
+PROMPTS = ["Is the sky blue?", "Is the dog quick?", "Is the sky blue?"]
+TEXTS = [" Yes, the sky is blue.", " No", " No, it is green!"]
+
+
+@pytest.fixture
+def scorer(make_model, tokenizer):
+    return RewardModel(make_model(), tokenizer)
+
+
+@pytest.fixture
+def folder(make_model, tokenizer, tmp_path):
+    model = make_model()
+    model.config.pad_token_id = tokenizer.pad_token_id
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "my-reward")
+    return tmp_path / "my-reward"
+
+
+def message(role, text):
+    return [{"role": role, "content": text}]
+
+
+def length(completions, **columns):
+    return [float(len(completion)) for completion in completions]
+
+
+def polite(completions, **columns):
+    return [float("Yes" in completion) for completion in completions]
+
+
+# One function
+
+
+def test_rewards_are_those_of_the_model_for_texts_and_for_messages(scorer):
+    function = RewardFunction(scorer)
+    rewards = function(prompts=PROMPTS, completions=TEXTS)
+    assert isinstance(rewards, list)
+    assert [type(reward) for reward in rewards] == [float] * 3
+    assert rewards == pytest.approx(scorer.score([p + c for p, c in zip(PROMPTS, TEXTS, strict=True)]), abs=2e-6)
+    prompts, completions = [message("user", p) for p in PROMPTS], [message("assistant", c) for c in TEXTS]
+    chats = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
+    assert function(prompts, completions) == pytest.approx(scorer.score(chats), abs=2e-6)
+    assert function(prompts, completions) != pytest.approx(rewards, abs=1e-3)
+
+
+def test_other_columns_are_not_looked_at(scorer):
+    function = RewardFunction(scorer)
+    columns = {"completion_ids": [[1], [2], [3]], "trainer_state": None, "options": [{}], "normalize": True}
+    assert function(PROMPTS, TEXTS, **columns) == function(PROMPTS, TEXTS)
+
+
+def test_a_prompt_that_comes_twice_runs_once(scorer):
+    prompt = "Is the quick brown fox that jumps over the lazy dog two, four or five? " * 3
+    seen = []
+    scorer.score(["Yes, the sky is blue."])  # so that the comparison of layouts is over
+    scorer.model.base_model.register_forward_pre_hook(
+        lambda module, arguments, options: seen.append(options["input_ids"].numel()), with_kwargs=True
+    )
+    RewardFunction(scorer)([prompt] * 4, [*TEXTS, " Thank you"])
+    distinct = [scorer.tokenizer(text)["input_ids"] for text in (prompt, *TEXTS, " Thank you")]
+    assert sum(seen) <= sum(map(len, distinct)) + 4  # an EOS each
+
+
+def test_it_is_called_what_the_path_says_or_what_it_is_told(scorer, folder):
+    assert RewardFunction(folder).__name__ == "my-reward"
+    assert RewardFunction("someone/their-reward").__name__ == "their-reward"
+    assert RewardFunction(scorer).__name__ == "reward_model"
+    assert RewardFunction(folder, name="helpful").__name__ == "helpful"
+
+
+def test_normalized_then_clipped_then_the_penalty(make_model, tokenizer):
+    scorer = RewardModel(make_model(), tokenizer, scale=(2.0, 0.1))
+    raw = np.array(RewardFunction(scorer)(PROMPTS, TEXTS))
+    normal, lengths = (raw - 2.0) / 0.1, np.array([len(text) for text in TEXTS])
+    low, middle, high = sorted(normal)
+    assert low < -0.5 < 0.5 < middle < high  # so that every bound below takes effect
+    for options, expected in (
+        ({"normalize": True}, normal),
+        ({"clip": (2.0, 2.2)}, raw.clip(2.0, 2.2)),
+        ({"clip": 2.1}, raw.clip(-2.1, 2.1)),
+        ({"normalize": True, "clip": 0.5}, normal.clip(-0.5, 0.5)),
+        ({"length_penalty": 0.1}, raw - 0.1 * lengths),
+        ({"normalize": True, "clip": (-0.4, 1e3), "length_penalty": 0.1}, normal.clip(-0.4, 1e3) - 0.1 * lengths),
+    ):
+        assert RewardFunction(scorer, **options)(PROMPTS, TEXTS) == pytest.approx(expected, abs=1e-5), options
+
+
+def test_the_penalty_counts_what_the_assistant_wrote(scorer):
+    completion = [
+        {"role": "assistant", "content": "Is it?"},
+        {"role": "tool", "content": "Two plus two is four."},
+        {"role": "assistant", "content": [{"type": "text", "text": "Yes"}]},
+    ]
+    functions = RewardFunction(scorer), RewardFunction(scorer, length_penalty=1)
+    free, paid = (function([message("user", "?")], [completion]) for function in functions)
+    assert free[0] - paid[0] == pytest.approx(len("Is it?") + len("Yes"), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"clip": 0}, "clip: expected a number above 0"),
+        ({"clip": (2, 1)}, "clip"),
+        ({"clip": math.nan}, "clip"),
+        ({"length_penalty": -1}, "length_penalty: expected a number of 0 or more, got -1"),
+        ({"length_penalty": math.inf}, "length_penalty"),
+    ],
+)
+def test_options_that_cannot_work_are_refused_at_once(options, said):
+    with pytest.raises(ConfigError, match=said):
+        RewardFunction("someone/their-reward", **options)
+
+
+def test_a_bare_model_is_refused_with_the_way_out(make_model):
+    with pytest.raises(ConfigError, match=r"got a Qwen3ForSequenceClassification.*RewardModel\(model, tokenizer\)"):
+        RewardFunction(make_model())
+
+
+def test_a_model_without_a_scale_cannot_normalize(scorer):
+    with pytest.raises(ConfigError, match="normalize"):
+        RewardFunction(scorer, normalize=True)(PROMPTS, TEXTS)
+
+
+def test_a_reward_that_is_not_finite_is_an_error_and_no_silent_skip(scorer):
+    torch.nn.init.constant_(scorer.model.score.weight, torch.nan)
+    scorer.engine._is_compared = True
+    with pytest.raises(ModelError, match="reward_model: expected finite rewards, but that of completion 0 is nan"):
+        RewardFunction(scorer)(PROMPTS, TEXTS)
+
+
+# In other processes
+
+
+WORKER = """
+import pickle, sys
+function, arguments = pickle.load(sys.stdin.buffer)
+print(function.__name__, function._model is None, *function(*arguments))
+"""
+
+
+def in_a_worker(function, cwd):
+    """What a fresh process, in another folder, makes of it."""
+    stdin = pickle.dumps((function, (PROMPTS, TEXTS)))
+    result = subprocess.run([sys.executable, "-c", WORKER], input=stdin, capture_output=True, cwd=cwd, check=False)
+    assert result.returncode == 0, result.stderr.decode()
+    name, lazy, *rewards = result.stdout.decode().split()
+    return name, lazy == "True", [float(reward) for reward in rewards]
+
+
+def test_a_path_pickles_as_a_path_and_loads_where_it_is_called(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    function = RewardFunction("my-reward", clip=50, name="mine")
+    expected = function(PROMPTS, TEXTS)
+    assert len(pickle.dumps(function)) < 1_000
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    assert in_a_worker(function, elsewhere) == ("mine", True, pytest.approx(expected, abs=2e-6))
+
+
+def test_a_model_pickles_whole(scorer, tmp_path):
+    function = RewardFunction(scorer)
+    expected = function(PROMPTS, TEXTS)
+    assert scorer.engine.layout == "forest"
+    assert in_a_worker(function, tmp_path) == ("reward_model", False, pytest.approx(expected, abs=2e-6))
+
+
+def test_a_model_that_does_not_pickle_says_so_with_the_way_out(scorer):
+    scorer.model.register_forward_pre_hook(lambda *_: None)
+    with pytest.raises(ModelError, match="reward_model: its model cannot be pickled .*pass the folder"):
+        pickle.dumps(RewardFunction(scorer))
+
+
+# Several
+
+
+def test_a_combination_is_the_weighted_sum(scorer):
+    both = combine({RewardFunction(scorer): 2.0, length: -0.5})
+    expected = 2 * np.array(RewardFunction(scorer)(PROMPTS, TEXTS)) - 0.5 * np.array(length(TEXTS))
+    assert both(prompts=PROMPTS, completions=TEXTS, answer=["?"] * 3) == pytest.approx(expected, abs=1e-5)
+    assert both.__name__ == "combined"
+
+
+def test_a_model_or_a_path_may_stand_for_its_function(scorer, folder):
+    by_hand = combine({RewardFunction(folder): 1.0})(PROMPTS, TEXTS)
+    for part in (str(folder), folder, scorer):
+        assert combine({part: 1.0})(PROMPTS, TEXTS) == pytest.approx(by_hand, abs=2e-6)
+
+
+def test_each_part_is_logged_where_the_trainer_takes_it():
+    metrics, extra = {}, {}
+    both = combine({length: 1.0, functools.partial(polite): 0.2}, name="both")
+    both(PROMPTS, TEXTS, log_metric=metrics.__setitem__, log_extra=extra.__setitem__)
+    assert metrics == pytest.approx({"rewards/length/mean": np.mean(length(TEXTS)), "rewards/polite/mean": 1 / 3})
+    assert extra == {"length": length(TEXTS), "polite": polite(TEXTS)}
+
+
+def test_each_part_is_logged_in_python_where_the_trainer_takes_nothing(caplog):
+    with caplog.at_level(logging.INFO, "plaudit"):
+        combine({polite: 1.0})(PROMPTS, TEXTS)
+    assert "combined: polite 0.3333" in caplog.text
+
+
+def test_parts_get_every_column_and_may_be_combinations():
+    def seen(prompts, completions, answer, log_metric, **columns):
+        log_metric("mine", 7.0)
+        return [float(prompts[0] == PROMPTS[0] and answer[n] == n) for n in range(3)]
+
+    metrics = {}
+    nested = combine({combine({seen: 2.0}, name="inner"): 3.0})
+    assert nested(PROMPTS, TEXTS, answer=[0, 1, 5], log_metric=metrics.__setitem__) == [6.0, 6.0, 0.0]
+    assert metrics == {"mine": 7.0, "rewards/seen/mean": 2 / 3, "rewards/inner/mean": 4 / 3}
+
+
+def test_a_combination_pickles(folder, tmp_path):
+    both = combine({RewardFunction(folder): 1.0, math.hypot: 0.0})
+    again = pickle.loads(pickle.dumps(both))
+    assert again.names == ["my-reward", "hypot"]
+
+
+async def later(prompts, completions, **columns):
+    return [0.0] * len(completions)
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ({}, "expected one or more"),
+        ({length: math.nan}, "expected a finite weight for 'length', got nan"),
+        ({length: 1.0, functools.partial(length): 1.0}, "two parts are called 'length'"),
+        ({later: 1.0}, "'later' is asynchronous"),
+        ({5: 1.0}, "got a int"),
+    ],
+)
+def test_a_combination_that_cannot_work_is_refused_at_once(parts, said):
+    with pytest.raises(ConfigError, match=said):
+        combine(parts)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ([1.0, None, 1.0], "rule: expected a finite reward, but that of completion 1 is None.* return 0.0"),
+        ([1.0, 1.0, math.nan], "that of completion 2 is nan"),
+        ([1.0, 1.0], "rule: expected 3 rewards, one for each completion, got 2"),
+    ],
+)
+def test_a_part_that_leaves_one_out_is_an_error_that_names_it(answer, said):
+    def rule(**columns):
+        return answer
+
+    with pytest.raises(DataError, match=said):
+        combine({rule: 1.0})(PROMPTS, TEXTS)
+
+
+def test_it_scores_as_plain_transformers_scores_the_rendering_of_training(folder):
+    plain = AutoModelForSequenceClassification.from_pretrained(folder)
+    function = RewardFunction(folder)
+    tokenizer = function.reward_model.tokenizer
+    for prompt, completion in zip(PROMPTS, TEXTS, strict=True):
+        ids = torch.tensor([[*tokenizer(prompt + completion)["input_ids"], tokenizer.eos_token_id]])
+        with torch.no_grad():
+            assert function([prompt], [completion]) == pytest.approx([plain(ids).logits.item()], abs=2e-6)
