@@ -24,7 +24,7 @@ quickstart: $(VENV)/.installed
 
 # A policy against a reward model, by TRL's GRPO, with a plot of learnt and true reward.
 rl: $(VENV)/.installed-test .interop/trl-$(TRL_VERSION)
-	PYTHONPATH=.interop/trl-$(TRL_VERSION) $(BIN)/python examples/grpo_true_reward.py
+	OMP_NUM_THREADS=1 PYTHONPATH=.interop/trl-$(TRL_VERSION) $(BIN)/python examples/grpo_true_reward.py
 
 # Two workers of one thread each: more threads than cores make each other wait.
 # TRL lies beside the environment, never in it: only the interop tests, the benchmarks and `make rl` import it. The TRL
