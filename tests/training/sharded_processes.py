@@ -6,6 +6,7 @@ Usage: accelerate launch --config_file FILE sharded_processes.py FOLDER KIND, wi
 import faulthandler
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from conftest import build_trainer, make_tokenizer, pair_rows, reward_model
 from plaudit.errors import ConfigError
 from plaudit.training import forest
 
+ROOT = Path(__file__).parents[2]
+TIMEOUT = 400  # seconds; it takes 20 on two idle cores
 ROWS = pair_rows()
 WEIGHTED = [row | {"margin": n / 7, "weight": 0.3 + n} for n, row in enumerate(ROWS[:8])]
 FEW = {"train_dataset": ROWS[:8], "max_steps": 4, "learning_rate": 1e-4, "eval_dataset": ROWS}
@@ -47,6 +50,33 @@ def make(folder, name, processes, **options):
     rows = 4 // processes
     options = FEW | DEVICE | CASES.get(name, {}) | {"per_device_train_batch_size": rows} | options
     return build_trainer(folder / name, model=str(folder / "base"), **options)
+
+
+def launch(folder, config, kind, processes, *, extra_path=None, **environment):
+    """Run this file by `accelerate launch` with one of Plaudit's own configuration files."""
+    save_base(folder)
+    command = [
+        sys.executable, "-m", "accelerate.commands.launch", "--config_file", ROOT / "examples/accelerate" / config,
+        "--num_processes", str(processes), "--main_process_port", "0", __file__, folder, kind,
+    ]  # fmt: skip
+    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT / "src"), extra_path]))
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": path} | environment, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, timeout=TIMEOUT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-6000:]
+
+
+def train_alone(folder):
+    """Trainers that have run the cases in this process, without a wrapper, by name."""
+    save_base(folder)
+    # Of a budget there is nothing on one process but its batch.
+    less = {"tokens": {"max_tokens_per_batch": None, "gradient_accumulation_steps": 2}}
+    trainers = {}
+    for name in CASES:
+        trainers[name] = make(folder, name, 1, save_strategy="no", verify_on_save=False, **less.get(name, {}))
+        trainers[name].train()
+    return trainers
 
 
 def losses_of(trainer):

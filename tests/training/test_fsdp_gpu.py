@@ -5,9 +5,6 @@ On a CPU accelerate gives DDP without a word; there `tests/models/test_forest_me
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -35,31 +32,14 @@ def script():
 def sharded(script, tmp_path_factory):
     """The folder in which the launched process has left what it computed."""
     folder = tmp_path_factory.mktemp("fsdp")
-    script.save_base(folder)
-    command = [
-        sys.executable, "-m", "accelerate.commands.launch", "--config_file", ROOT / "examples/accelerate/fsdp2.yaml",
-        "--num_processes", "1", "--main_process_port", "0", SCRIPT, folder, "fsdp",
-    ]  # fmt: skip
-    path = os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")]))
-    environment = os.environ | {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "0"}
-    done = subprocess.run(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=TIMEOUT
-    )
-    assert done.returncode == 0, done.stdout[-6000:]
+    script.launch(folder, "fsdp2.yaml", "fsdp", 1, CUDA_VISIBLE_DEVICES="0")
     return folder
 
 
 @pytest.fixture(scope="module")
 def unsharded(script, tmp_path_factory):
     """Trainers that have run the same cases on the same GPU without a wrapper, by name."""
-    folder = tmp_path_factory.mktemp("unsharded")
-    script.save_base(folder)
-    less = {"tokens": {"max_tokens_per_batch": None, "gradient_accumulation_steps": 2}}
-    trainers = {}
-    for name in script.CASES:
-        trainers[name] = script.make(folder, name, 1, save_strategy="no", verify_on_save=False, **less.get(name, {}))
-        trainers[name].train()
-    return trainers
+    return script.train_alone(tmp_path_factory.mktemp("unsharded"))
 
 
 def seen(folder, name):

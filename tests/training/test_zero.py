@@ -7,8 +7,6 @@ launched here see it. Each stage is launched once, for all its tests.
 import importlib.util
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -46,33 +44,15 @@ def stage(request):
 def two(script, stage, tmp_path_factory):
     """The folder in which both processes have left what they computed."""
     folder = tmp_path_factory.mktemp(f"zero{stage}")
-    script.save_base(folder)
-    config = ROOT / "examples" / "accelerate" / f"deepspeed_zero{stage}.yaml"
-    command = [
-        sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, "--num_processes", "2",
-        "--main_process_port", "0", SCRIPT, folder, f"zero{stage}",
-    ]  # fmt: skip
-    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT / "src"), FOLDER]))
-    environment = os.environ | {"PYTHONPATH": path, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=TIMEOUT
-    )
-    assert done.returncode == 0, done.stdout[-6000:]
+    environment = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    script.launch(folder, f"deepspeed_zero{stage}.yaml", f"zero{stage}", 2, extra_path=FOLDER, **environment)
     return folder
 
 
 @pytest.fixture(scope="module")
 def one(script, tmp_path_factory):
     """Trainers that have run the cases in one process, by name."""
-    folder = tmp_path_factory.mktemp("one")
-    script.save_base(folder)
-    # Of a budget there is nothing on one process but its batch.
-    less = {"tokens": {"max_tokens_per_batch": None, "gradient_accumulation_steps": 2}}
-    trainers = {}
-    for name in script.CASES:
-        trainers[name] = script.make(folder, name, 1, save_strategy="no", verify_on_save=False, **less.get(name, {}))
-        trainers[name].train()
-    return trainers
+    return script.train_alone(tmp_path_factory.mktemp("one"))
 
 
 def seen(folder, name):

@@ -15,12 +15,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from plaudit.checkpoint.description import hash_of_template, read_description
 from plaudit.errors import CheckpointError, ModelError
+from plaudit.models.head import KNOWN_HEADS
 from plaudit.models.load import load_tokenizer
 
 __all__ = ["BASE_TOKENIZER", "Finding", "SavedModel", "inspect_files"]
 
 BASE_TOKENIZER = "base tokenizer"
-_HEADS = ("score", "classifier")  # as transformers' sequence classifiers call it
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class SavedModel:
     @property
     def head(self) -> str | None:
         """The head's weight among the names of the weights: the one of a single row, if there is one."""
-        named = {self.config.get("value_head_prefix"), *_HEADS}
+        named = {self.config.get("value_head_prefix"), *KNOWN_HEADS}
         kept = named | set((self.adapter or {}).get("modules_to_save") or ())  # the head, and perhaps others
         heads = [name for name in self._matrices_of(kept) if self.shapes[name][0] == 1] or self._matrices_of(named)
         return max(heads, key=len, default=None)
@@ -196,7 +196,7 @@ def _head(saved: SavedModel) -> tuple[bool, str]:
         return _head(saved.base)  # trained before, and not by this adapter
     if saved.head is None:
         what = "the adapter was saved without its head" if saved.adapter else "no weight is called as a head is"
-        return False, f"{what} ({' or '.join(_HEADS)}): a plain load draws a random one. Copy or save it again."
+        return False, f"{what} ({' or '.join(KNOWN_HEADS)}): a plain load draws a random one. Copy or save it again."
     shape = saved.shapes[saved.head]
     if shape[0] != 1:
         return False, f"{saved.head} is {shape}, expected [1, {shape[1]}]: one reward for each sequence."

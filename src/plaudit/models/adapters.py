@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from plaudit.errors import ConfigError, ModelError
-from plaudit.models.head import head_names, outside_backbone
+from plaudit.models.head import KNOWN_HEADS, head_names, outside_backbone
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -125,7 +125,7 @@ def _choose_targets(model: PreTrainedModel, peft_config: "PeftConfig") -> None:
 
 def without_known_heads(names: "set[str] | list[str] | None") -> list[str] | None:
     """`modules_to_save` without the two names that PEFT adds itself for SEQ_CLS, each time that it loads them."""
-    return sorted(set(names or ()) - {"score", "classifier"}) or None
+    return sorted(set(names or ()) - set(KNOWN_HEADS)) or None
 
 
 @dataclass(frozen=True)

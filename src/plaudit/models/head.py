@@ -19,6 +19,7 @@ from plaudit.forest.flex import fill_blocks
 from plaudit.models.steady import steady_on_cpu
 
 __all__ = [
+    "KNOWN_HEADS",
     "RewardHead",
     "bind_reward_forward",
     "check_one_label",
@@ -27,6 +28,9 @@ __all__ = [
     "reads_last_position",
     "reset_head",
 ]
+
+
+KNOWN_HEADS = ("score", "classifier")  # as transformers' sequence classifiers, and PEFT for SEQ_CLS, call it
 
 
 class RewardHead(nn.Linear):

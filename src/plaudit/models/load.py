@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from transformers.utils import find_adapter_config_file
 from transformers.utils import logging as transformers_logging
 
 from plaudit.errors import ConfigError, ModelError
+from plaudit.models.head import KNOWN_HEADS
 from plaudit.models.quantization import check_head_is_plain, quantization_from, sparing_the_head
 from plaudit.models.saved_adapter import SavedAdapter
 from plaudit.models.steady import is_quantized_layer
@@ -32,7 +33,6 @@ __all__ = ["embedding_rows", "grow_embedding", "load_model", "load_tokenizer"]
 
 logger = logging.getLogger(__name__)
 
-_HEADS = ("score", "classifier")  # as transformers' sequence classifiers call it
 _DTYPES = ("auto", "bfloat16", "float16", "float32")
 _HUB_OPTIONS = (
     "cache_dir", "code_revision", "force_download", "local_files_only", "revision", "subfolder", "token",
@@ -107,7 +107,7 @@ def _from_pretrained(
         quantization_config = sparing_the_head(options["quantization_config"], config, spared)
         options = options | {"quantization_config": quantization_config}
     head = getattr(config, "value_head_prefix", None)
-    if head and head not in _HEADS:  # OpenRLHF's own class calls it as its option says; transformers' decoders `score`
+    if head and head not in KNOWN_HEADS:  # OpenRLHF's option; transformers' decoders say `score`
         options = options | {"key_mapping": {rf"^{re.escape(head)}\.": "score."}}
     try:
         with _quiet_load_report():
@@ -181,8 +181,7 @@ def _load_adapter(saved: SavedAdapter, options: dict[str, Any], quantized: bool,
     if quantized and saved.quantization is not None and not _is_quantized(base, of_base):
         of_base.setdefault("quantization_config", quantization_from(saved.quantization))
     try:
-        with _quiet_about_the_head() if saved.head else nullcontext():  # it comes with the adapter
-            model = load_model(base, model_init_kwargs=of_base, new_head=bool(saved.head))
+        model = load_model(base, model_init_kwargs=of_base, new_head=bool(saved.head))
     except ModelError as error:
         reason = f"{saved.path} is an adapter on the base model {base}, which its adapter_config.json names."
         if not saved.head:
@@ -221,18 +220,6 @@ def _check_head(config: PretrainedConfig, name: str, options: dict[str, Any]) ->
 
 
 @contextmanager
-def _quiet_about_the_head() -> Iterator[None]:
-    def is_no_news(record: logging.LogRecord) -> bool:
-        return "new reward head" not in str(record.msg)
-
-    logger.addFilter(is_no_news)
-    try:
-        yield
-    finally:
-        logger.removeFilter(is_no_news)
-
-
-@contextmanager
 def _quiet_load_report() -> Iterator[None]:
     """Hold back transformers' table of missing and unexpected keys: `_report_keys` says what matters of it."""
     loading = transformers_logging.get_logger("transformers.modeling_utils")
@@ -268,8 +255,6 @@ def _report_keys(model: PreTrainedModel, name: str, info: dict[str, Any], new_he
             f"{name} is no reward model: its checkpoint has no head ({', '.join(sorted(new))}), and a random one would "
             f"give random scores. Train it first, or check the path."
         )
-    if new:
-        logger.info("%s: new reward head (%s)", name, ", ".join(sorted(new)))
 
 
 def embedding_rows(model: PreTrainedModel) -> int:

@@ -13,6 +13,7 @@ from transformers.utils import cached_file
 
 from plaudit.errors import ModelError
 from plaudit.models.adapters import quiet_about_checkpointing, without_known_heads
+from plaudit.models.head import KNOWN_HEADS
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -68,7 +69,7 @@ class SavedAdapter:
         """Weights of the head and of what feeds it, by their names in the model; empty without a head of one output."""
         # What PEFT writes before the name that a weight has in the model.
         prefix = "base_model." if self.config.is_prompt_learning else "base_model.model."
-        known = {"score", "classifier", *(self.config.modules_to_save or ())}
+        known = {*KNOWN_HEADS, *(self.config.modules_to_save or ())}
         found = {
             key.removeprefix(prefix): value
             for key, value in self.weights.items()

@@ -88,6 +88,9 @@ def _load_or_check(
             trust_remote_code=args.trust_remote_code,
             quantization_config=quantization_config,
         )
+        new = [] if isinstance(model, PeftModel) else model.new_modules  # an adapter brings its own
+        if new:
+            logger.info("%s: new reward head (%s)", base_model(model).name_or_path, ", ".join(new))
     else:
         _warn_of_ignored(args, quantization_config)
     if peft_config is not None and isinstance(model, PeftModel):
