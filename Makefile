@@ -54,6 +54,7 @@ proof: $(VENV)/.installed-test .interop/trl-$(TRL_VERSION)
 	$(BIN)/python benchmarks/checkpoint_parity.py $(DATA)/hh_harmless.jsonl.gz
 	$(BIN)/python benchmarks/faults.py --kills 20
 	$(BIN)/python benchmarks/launched_exits.py
+	PYTHONPATH=.interop/trl-$(TRL_VERSION) $(BIN)/python benchmarks/score_speed.py --data $(DATA)
 	$(BIN)/python benchmarks/score_kills.py --rows 100000
 
 $(VENV)/bin/python:

@@ -10,7 +10,7 @@ Each scores the same conversations with the same saved model in a process of its
 Workloads: `best_of_16` (prompts of the file, each with 16 replies drawn from the whole file) and the pairs of files.
 Rewards must agree; the largest difference is printed. Of `--repeats` passes over the data the fastest counts.
 
-Usage: python benchmarks/score_speed.py [--data FOLDER] [--rows 200] [--groups 25] [--repeats 2] [--device cpu]
+Usage: python benchmarks/score_speed.py [--data FOLDER] [--rows 100] [--groups 25] [--repeats 2] [--device cpu]
 """
 
 import argparse
@@ -127,7 +127,7 @@ def compare(name, conversations, model, scratch, options):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--rows", type=int, default=200)
+    parser.add_argument("--rows", type=int, default=100)
     parser.add_argument("--groups", type=int, default=25)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--hidden", type=int, default=512)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from plaudit.models.adapters import get_peft_config
     from plaudit.models.options import ModelConfig
     from plaudit.models.quantization import get_quantization_config
-    from plaudit.scoring.reward_function import RewardFunction
+    from plaudit.scoring.reward_function import RewardFunction, combine
     from plaudit.scoring.reward_model import RewardModel
     from plaudit.training.collator import DataCollatorForPreference
     from plaudit.training.config import RewardConfig
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __version__ = version("plaudit")
 
 _HOMES = {
+    "combine": "plaudit.scoring.reward_function",
     "DataCollatorForPreference": "plaudit.training.collator",
     "evaluate": "plaudit.evaluation.evaluate",
     "get_peft_config": "plaudit.models.adapters",
@@ -42,6 +43,7 @@ __all__ = [
     "RewardModel",
     "RewardTrainer",
     "ScriptArguments",
+    "combine",
     "evaluate",
     "get_peft_config",
     "get_quantization_config",

@@ -18,7 +18,7 @@ def words_for_rewards(monkeypatch):
         def __init__(self, cut):
             self.cut = cut
 
-        def score(self, sequences, completions=None, options=None, *, normalize=False):
+        def score(self, sequences, **_):
             return np.array([float(text.split("=")[1]) for text in sequences], dtype=np.float32)
 
     def load(path, **options):
@@ -99,7 +99,7 @@ def test_options_reach_the_model_which_is_loaded_once(data, words_for_rewards):
     ((path, options),) = words_for_rewards
     assert path == "model"
     assert options == {
-        "max_length": 9, "overlong": "error", "max_tokens_per_batch": 8192, "dtype": "bfloat16", "device": "cpu",
+        "max_length": 9, "overlong": "error", "max_tokens_per_batch": 4096, "dtype": "bfloat16", "device": "cpu",
         "trust_remote_code": False,
     }  # fmt: skip
 

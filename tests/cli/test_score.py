@@ -284,7 +284,7 @@ BAD = [
     ({"prompt": "Is it?", "completion": [{"role": "assistant", "content": "No."}]}, "expected all of one kind"),
     ({"messages": [{"role": "user", "content": "Is it?"}]}, "the last message to be from the assistant"),
     ({"prompt": "Is it?", "completions": []}, "expected one or more in a list"),
-    ({"text": "Is it? " + "Yes. " * 200}, "sequence 0 has 806 tokens, more than 256"),
+    ({"text": "Is it? " + "Yes. " * 200}, "row 1, column 'text' has 806 tokens, more than 256"),
     ({"text": "half \ud800"}, "row 1"),
     (
         {"messages": [{"role": "ghost", "content": "Boo"}, {"role": "assistant", "content": "No."}]},
@@ -500,6 +500,28 @@ def test_an_output_that_is_there_is_not_replaced_unasked(score, tmp_path):
     assert (tmp_path / "out.jsonl").read_bytes() == before
     assert score(texts(3), "--restart")[0] == 0
     assert len(read(tmp_path / "out.jsonl")) == 3
+
+
+def test_two_runs_at_a_time_do_not_write_the_same_output(score, tmp_path, monkeypatch):
+    plain, seen = Worker.score, []
+
+    def meanwhile(worker, block):
+        monkeypatch.setattr(Worker, "score", plain)
+        seen.append(score(texts(5)))
+        return plain(worker, block)
+
+    monkeypatch.setattr(Worker, "score", meanwhile)
+    assert score(texts(5))[0] == 0
+    ((code, said),) = seen
+    assert code == 1
+    assert "another run is writing" in said
+    assert len(read(tmp_path / "out.jsonl")) == 5
+    assert not list(tmp_path.glob("_*"))
+
+
+def test_what_failed_before_any_row_was_scored_may_be_mended(score, model, tmp_path):
+    assert score(texts(3), "--model", model.with_name("modle"))[0] == 1
+    assert score(texts(3), "--model", model)[0] == 0
 
 
 @pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is here")

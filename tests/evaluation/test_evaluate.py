@@ -23,7 +23,7 @@ class Fixed(RewardModel):
     def __init__(self, reward):
         self.reward, self.cut = reward, 0
 
-    def score(self, sequences, completions=None, options=None, *, normalize=False):
+    def score(self, sequences, **_):
         return np.array([self.reward(sequence) for sequence in sequences], dtype=np.float32)
 
 

@@ -1,4 +1,5 @@
 import functools
+import json
 import logging
 import math
 import pickle
@@ -10,9 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from plaudit import RewardFunction, RewardModel
+from plaudit import RewardFunction, RewardModel, combine
 from plaudit.errors import ConfigError, DataError, ModelError
-from plaudit.scoring.reward_function import combine
 
 PROMPTS = ["Is the sky blue?", "Is the dog quick?", "Is the sky blue?"]
 TEXTS = [" Yes, the sky is blue.", " No", " No, it is green!"]
@@ -63,6 +63,19 @@ def test_other_columns_are_not_looked_at(scorer):
     function = RewardFunction(scorer)
     columns = {"completion_ids": [[1], [2], [3]], "trainer_state": None, "options": [{}], "normalize": True}
     assert function(PROMPTS, TEXTS, **columns) == function(PROMPTS, TEXTS)
+
+
+def test_tools_and_template_options_of_the_dataset_reach_the_template(scorer):
+    function, tools = RewardFunction(scorer), [{"name": "add"}]
+    prompts, completions = [message("user", p) for p in PROMPTS], [message("assistant", c) for c in TEXTS]
+    columns = {"tools": [None, tools, json.dumps(tools)], "chat_template_kwargs": [{"shout": True}, None, None]}
+    expected = scorer.score(prompts, completions, [{"shout": True}, {"tools": tools}, {"tools": tools}])
+    assert function(prompts, completions, **columns) == pytest.approx(expected, abs=2e-6)
+    assert function(prompts, completions) != pytest.approx(expected, abs=1e-3)
+    with pytest.raises(DataError, match="row 1, column 'tools': expected a list of tools"):
+        function(prompts, completions, tools=[None, "add", None])
+    with pytest.raises(DataError, match="column 'tools': expected a list of 3 values, one for each completion"):
+        function(prompts, completions, tools=tools)
 
 
 def test_a_prompt_that_comes_twice_runs_once(scorer):

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -7,8 +8,11 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, BertConfig, set_seed
+from transformers.distributed.fsdp import is_fsdp_enabled
+from transformers.integrations import deepspeed
 
 from plaudit import RewardModel
+from plaudit.data.synthetic import PreferenceWorld
 from plaudit.errors import ConfigError, DataError, ModelError
 from plaudit.scoring import reward_model as module
 
@@ -78,6 +82,27 @@ def test_conversations_score_what_the_trainer_predicted(make_trainer, chat_rows)
     scorer = RewardModel(trainer.model, trainer.processing_class)
     scores = scorer.score([row["prompt"] + row["rejected"] for row in chat_rows])
     np.testing.assert_allclose(scores, expected, atol=2e-6)
+
+
+def test_500_conversations_score_as_plain_transformers_scores_each_alone(make_model, tokenizer, tmp_path):
+    """Of many lengths, the responses of a prompt far apart in the list, rewards of the size that training gives."""
+    pairs = PreferenceWorld(0).pairs(250, "test")
+    asked = [[{"role": "user", "content": each.prompt * (1 + n % 7)}] for n, each in enumerate(pairs)]
+    replies = [each.chosen for each in pairs] + [each.rejected for each in pairs]
+    told = [[{"role": "assistant", "content": reply}] for reply in replies]
+    conversations = [prompt + reply for prompt, reply in zip(asked * 2, told, strict=True)]
+    model = make_model(max_position_embeddings=2048)
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path)
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=1).eval()
+    texts = [tokenizer.apply_chat_template(each, tokenize=False) for each in conversations]
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    with torch.inference_mode():
+        alone = [plain(input_ids=torch.tensor([each])).logits.item() for each in ids]
+    rewards = RewardModel.from_pretrained(tmp_path, device="cpu").score(conversations)
+    assert len({len(each) for each in ids}) > 50
+    assert np.std(alone) > 0.3
+    np.testing.assert_allclose(rewards, alone, rtol=0, atol=1e-5)
 
 
 def test_an_adapters_folder_scores_what_the_trainer_predicted(make_trainer, base_folder, text_rows):
@@ -154,6 +179,44 @@ def test_a_random_head_must_be_asked_for_and_is_warned_of(base_folder, caplog):
     assert np.isfinite(loaded.score(["some text"])).all()
 
 
+@pytest.fixture(params=["whole", "an adapter"])
+def saved(request, make_trainer, base_folder):
+    """A trainer that has saved its model; the base of the adapter has no head of its own."""
+    options = {} if request.param == "whole" else {"model": str(base_folder), "peft_config": LoraConfig()}
+    trainer = make_trainer(max_steps=2, **options)
+    trainer.train()
+    trainer.save_model()
+    return trainer
+
+
+@pytest.fixture(params=["FSDP", "ZeRO-3"])
+def sharding(request, monkeypatch, tmp_path, saved):
+    """The second process of a machine on which a trainer shards its policy."""
+    if request.param == "FSDP":
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+        monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
+        monkeypatch.setenv("LOCAL_RANK", "1")
+        torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+        assert is_fsdp_enabled()
+        yield is_fsdp_enabled
+        torch.distributed.destroy_process_group()
+    else:
+        config = Mock(config={}, **{"is_zero3.return_value": True})
+        deepspeed.set_hf_deepspeed_config(config)
+        yield lambda: deepspeed.deepspeed_config() is config.config
+        deepspeed.unset_hf_deepspeed_config()
+
+
+def test_beside_a_policy_in_shards_a_reward_model_is_whole(saved, sharding):
+    loaded = RewardModel.from_pretrained(saved.args.output_dir, device="cpu")
+    np.testing.assert_allclose(loaded.score(SENTENCES), rewards_of(saved), atol=2e-6)
+    assert sharding()  # as before, for the policy
+
+
+def rewards_of(trainer):
+    return RewardModel(trainer.model, trainer.processing_class).score(SENTENCES)
+
+
 # Prompts with completions
 
 CHAT = [{"role": "user", "content": "Is the sky blue?"}]
@@ -219,7 +282,9 @@ def test_ranking_is_best_first_and_its_probabilities_are_plackett_luces(scorer):
 
 
 def test_probabilities_of_far_rewards_do_not_overflow(scorer, monkeypatch):
-    monkeypatch.setattr(scorer.engine, "score", lambda ids: np.array([1000.0, -1000.0], dtype=np.float32)[: len(ids)])
+    monkeypatch.setattr(
+        scorer.engine, "score", lambda ids, _: np.array([1000.0, -1000.0], dtype=np.float32)[: len(ids)]
+    )
     with np.errstate(all="raise", under="ignore"):
         assert scorer.preference_probability("a", "b", "c") == pytest.approx(1.0)
         assert [each.win_probability for each in scorer.rank("a", ["b", "c"])] == pytest.approx([1.0, 0.0])
@@ -265,7 +330,7 @@ def test_what_is_too_long_is_cut_from_the_left_and_counted(make_model, new_token
     assert scorer.cut == 1
     assert "1 of 2 sequences had more than 10 tokens and were cut from the left" in caplog.text
     strict = RewardModel(make_model(vocab_size=330), tokenizer, max_length=10, overlong="error")
-    with pytest.raises(DataError, match="sequence 1 has .* tokens, more than 10"):
+    with pytest.raises(DataError, match="row 1 has .* tokens, more than 10"):
         strict.score(["Yes", long])
 
 
@@ -280,6 +345,93 @@ def test_options_that_cannot_be_are_refused(make_model, tokenizer):
         RewardModel(make_model(), tokenizer, max_tokens_per_batch=0)
     with pytest.raises(ConfigError, match="normalize: the model was saved without"):
         RewardModel(make_model(), tokenizer).score(["a"], normalize=True)
+
+
+def test_progress_is_told_batch_by_batch_as_far_as_a_stream_has_come(make_model, tokenizer, monkeypatch):
+    told, total = [], []
+
+    class Bar:
+        def __init__(self, **options):
+            total.append(options["total"])
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def update(self, count):
+            told.append(count)
+
+    monkeypatch.setattr(module, "tqdm", Bar)
+    scorer = RewardModel(make_model(), tokenizer, max_tokens_per_batch=60)
+    scorer.score(SENTENCES)
+    assert len(told) > 1
+    assert sum(told) == len(SENTENCES)
+    scorer.score(iter(SENTENCES))
+    assert total == [len(SENTENCES), None]
+
+
+def test_keys_that_arrow_filled_with_none_are_not_there(scorer):
+    scorer.tokenizer.chat_template += "{% for m in messages %}{{ '!' if 'tool_calls' in m }}{% endfor %}"
+    messages = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": "Yes"}]
+    padded, called = ([message | {"tool_calls": calls} for message in messages] for calls in (None, []))
+    plain = scorer.score([messages])[0]
+    assert scorer.score([padded])[0] == plain
+    assert scorer.score([called])[0] != pytest.approx(plain, abs=1e-3)
+
+
+def test_a_conversation_may_end_with_the_answer_of_a_tool(scorer):
+    call = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "add"}}]}
+    answers = [[{"role": "user", "content": "2+2?"}, call, {"role": "tool", "content": each}] for each in "45"]
+    four, five = scorer.score(answers)
+    assert four != pytest.approx(five, abs=1e-3)
+
+
+@pytest.fixture
+def in_memory_of(scorer, monkeypatch):
+    """A device with room for so many tokens; returns the sizes of the batches that it ran."""
+
+    def limit(tokens):
+        run, sizes = scorer.engine._run, []
+
+        def limited(sequences, layout):
+            if sum(map(len, sequences)) > tokens:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            sizes.append(len(sequences))
+            return run(sequences, layout)
+
+        scorer.score(SENTENCES[:1])  # so that the comparison of layouts is over
+        monkeypatch.setattr(scorer.engine, "_run", limited)
+        return sizes
+
+    return limit
+
+
+@pytest.mark.parametrize("layout", ["forest", "padded"])
+def test_batches_that_do_not_fit_into_memory_become_smaller_for_good(scorer, in_memory_of, layout, caplog):
+    expected = scorer.score(SENTENCES)
+    scorer.engine.layout = layout
+    sizes = in_memory_of(100)
+    told = []
+    with caplog.at_level("WARNING", logger="plaudit"):
+        rewards = scorer.engine.score(scorer.token_ids(SENTENCES), told.append)
+    np.testing.assert_allclose(rewards, expected, atol=2e-6)
+    assert told == sizes
+    assert sum(sizes) == len(SENTENCES)
+    assert 1 < max(sizes) < len(SENTENCES)
+    budget = scorer.engine.max_tokens_per_batch
+    assert f"does not fit into the memory of cpu: going on with max_tokens_per_batch={budget}" in caplog.text
+    caplog.clear()
+    scorer.score(SENTENCES)
+    assert not caplog.text
+    assert scorer.engine.max_tokens_per_batch == budget
+
+
+def test_a_sequence_that_does_not_fit_into_memory_alone_is_an_error_with_ways_out(scorer, in_memory_of):
+    in_memory_of(20)
+    with pytest.raises(ModelError, match=r"a sequence of \d+ tokens alone does not fit.*Lower `max_length`"):
+        scorer.score(SENTENCES)
 
 
 # Which layout

@@ -36,7 +36,7 @@ __all__ = ["command"]
 @click.option(
     "--max_tokens_per_batch",
     type=click.IntRange(min=1),
-    default=8192,
+    default=4096,
     show_default=True,
     help="Distinct tokens that run at once.",
 )

@@ -40,7 +40,7 @@ _KINDS = ("pair", "group", "completion", "messages", "text")
 )  # fmt: skip
 @click.option("--batch_rows", type=click.IntRange(1), default=512, show_default=True, help="Rows of a block.")
 @click.option(
-    "--max_tokens_per_batch", type=click.IntRange(1), default=8192, show_default=True, help="Tokens that run at once."
+    "--max_tokens_per_batch", type=click.IntRange(1), default=4096, show_default=True, help="Tokens that run at once."
 )
 @click.option("--max_length", type=click.IntRange(1), help="The most tokens.  [default: the model's positions]")
 @click.option("--overlong", type=click.Choice(["truncate", "error"]), default="truncate", show_default=True)
@@ -66,24 +66,24 @@ def command(source: str, **given: Any) -> None:
     if given["engine"] == "ray":
         import plaudit.scoring.ray  # noqa: F401  # says what to install before anything is done
     origin = Source(source, given["config"], given["split"])
-    run = Run(Path(given["output"]), restart=given["restart"])
-    settings = _settings(given, run.earlier)
-    manifest = {
-        "input": fingerprint_of_source(origin),
-        "model": fingerprint_of_model(settings.model),
-        "options": settings.decisive() | {"batch_rows": given["batch_rows"]},
-    }
-    run.agree_on(manifest)
-    if run.done:
-        console.print(f"Going on after {run.counts.rows:,} rows that an earlier start has scored")
-    try:
-        count = _score(run, origin, settings, given, workers)
-    except KeyboardInterrupt:
-        console.print(f"Stopped after {run.counts.rows:,} rows. The same command goes on.")
-        sys.exit(130)
-    run.agree_on(manifest | {"input": fingerprint_of_source(origin)})  # nobody wrote to it meanwhile
-    run.finish()
-    _show_result(run, settings, count)
+    with Run(Path(given["output"]), restart=given["restart"]) as run:
+        settings = _settings(given, run.earlier)
+        manifest = {
+            "input": fingerprint_of_source(origin),
+            "model": fingerprint_of_model(settings.model),
+            "options": settings.decisive() | {"batch_rows": given["batch_rows"]},
+        }
+        run.agree_on(manifest)
+        if run.done:
+            console.print(f"Going on after {run.counts.rows:,} rows that an earlier start has scored")
+        try:
+            count = _score(run, origin, settings, given, workers)
+        except KeyboardInterrupt:
+            console.print(f"Stopped after {run.counts.rows:,} rows. The same command goes on.")
+            sys.exit(130)
+        run.agree_on(manifest | {"input": fingerprint_of_source(origin)})  # nobody wrote to it meanwhile
+        run.finish()
+        _show_result(run, settings, count)
 
 
 def _settings(given: dict[str, Any], earlier: dict[str, Any]) -> "Settings":

@@ -114,7 +114,7 @@ def parse_margin(margin: Any, index: int) -> float | None:
     if margin is None:
         return None
     if not _is_number(margin):
-        raise malformed(index, "column 'margin'", "a finite number", margin, "0.5")
+        raise malformed(f"row {index}, column 'margin'", "a finite number", margin, "0.5")
     return float(margin)
 
 
@@ -127,7 +127,7 @@ def parse_weight(weight: Any, index: int) -> float:
     if weight is None:
         return 1.0
     if not _is_number(weight) or weight < 0:
-        raise malformed(index, "column 'weight'", "a finite number of 0 or more", weight, "2.0")
+        raise malformed(f"row {index}, column 'weight'", "a finite number of 0 or more", weight, "2.0")
     return float(weight)
 
 
@@ -141,7 +141,7 @@ def parse_label(label: Any, index: int) -> float | None:
         return None
     if not _is_number(label) or not 0 <= label <= 1:
         expected = "a number from 0 to 1, the probability that 'chosen' is better (rename a column of another meaning)"
-        raise malformed(index, "column 'label'", expected, label, "0.8")
+        raise malformed(f"row {index}, column 'label'", expected, label, "0.8")
     return float(label)
 
 
@@ -152,7 +152,7 @@ def parse_tie(tie: Any, index: int) -> bool:
         DataError: It is neither true nor false.
     """
     if tie is not None and not isinstance(tie, bool | np.bool_):
-        raise malformed(index, "column 'tie'", "true or false", tie, "true")
+        raise malformed(f"row {index}, column 'tie'", "true or false", tie, "true")
     return bool(tie)
 
 
@@ -167,7 +167,7 @@ def _numbers(values: Any, column: str, index: int, count: int) -> list[float]:
         meaning = "0 is best, equal ranks tie; or give 'scores'" if column == "ranks" else "the highest is best"
         expected = f"one number for each of the {count} completions ({meaning})"
         example = f'{{"completions": [" 4.", " 5.", " Four."], {_RANKS if column == "ranks" else _SCORES}}}'
-        raise malformed(index, f"column '{column}'", expected, values, example)
+        raise malformed(f"row {index}, column '{column}'", expected, values, example)
     return [float(value) for value in values]
 
 
@@ -175,11 +175,10 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def malformed(index: int, where: str, expected: str, came: Any, example: str) -> DataError:
-    """The error for a value that is not what it should be, all in one form."""
+def malformed(where: str, expected: str, came: Any, example: str) -> DataError:
+    """The error for a value that is not what it should be, all in one form; `where` is its row and column."""
     return DataError(
-        f"row {index}, {where}: expected {expected}, got {type(came).__name__} {shown(came)}. "
-        f"Example of the right shape: {example}"
+        f"{where}: expected {expected}, got {type(came).__name__} {shown(came)}. Example of the right shape: {example}"
     )
 
 

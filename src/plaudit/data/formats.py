@@ -6,6 +6,7 @@ column. This module knows nothing of tokenizers.
 """
 
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from plaudit.data.annotations import malformed, parse_group_annotations, parse_pair_annotations
 from plaudit.errors import DataError
 
-__all__ = ["Preference", "Ranking", "Sequence", "check_sequence", "join_responses", "parse_row"]
+__all__ = ["Preference", "Ranking", "Sequence", "join_responses", "parse_row", "read_sequence", "template_options"]
 
 Message = dict[str, Any]
 Sequence = str | list[Message]  # one whole text, or one whole conversation
@@ -21,6 +22,8 @@ Sequence = str | list[Message]  # one whole text, or one whole conversation
 PAIR_COLUMNS = ("prompt", "chosen", "rejected")
 GROUP_COLUMNS = ("completions", "ranks")
 TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
+
+_JUDGED = ("assistant", "tool")  # an agent that is stopped after a call ends with the tool's answer
 
 _STANDARD = '{"prompt": "2+2?", "chosen": " 4.", "rejected": " 5."}'
 _CONVERSATIONAL = (
@@ -105,7 +108,7 @@ def parse_row(row: dict[str, Any], index: int) -> Preference | Ranking:
 def _parse_group(row: dict[str, Any], index: int) -> Ranking:
     completions = row["completions"]
     if not isinstance(completions, list) or len(completions) < 2:
-        raise malformed(index, "column 'completions'", "a list of two or more responses", completions, _GROUP)
+        raise malformed(f"row {index}, column 'completions'", "a list of two or more responses", completions, _GROUP)
     annotations = parse_group_annotations(row, index, len(completions))
     responses = {f"completions[{place}]": response for place, response in enumerate(completions)}
     whole, options = join_responses(row, responses, index)
@@ -128,8 +131,12 @@ def join_responses(row: dict[str, Any], responses: dict[str, Any], index: int) -
     """
     prompt = row.get("prompt")
     _check_same_kind(index, prompt=prompt, **responses)
-    options = _template_options(row, index)
-    return [_with_prompt(prompt, response, index, name) for name, response in responses.items()], options
+    options = template_options(row, index)
+    if isinstance(prompt, list):
+        _check_messages(prompt, f"row {index}, column 'prompt'")
+    return [
+        _with_prompt(prompt, response, f"row {index}, column '{name}'") for name, response in responses.items()
+    ], options
 
 
 def _check_same_kind(index: int, **parts: Any) -> None:
@@ -138,7 +145,7 @@ def _check_same_kind(index: int, **parts: Any) -> None:
     for name, kind in kinds.items():
         if kind is None:
             shapes = f"{_STANDARD} or {_CONVERSATIONAL}"
-            raise malformed(index, f"column '{name}'", "a string or a list of messages", parts[name], shapes)
+            raise malformed(f"row {index}, column '{name}'", "a string or a list of messages", parts[name], shapes)
     if len(set(kinds.values())) > 1:
         listed = ", ".join(f"'{name}' is {kind}" for name, kind in kinds.items())
         raise DataError(
@@ -153,44 +160,41 @@ def _kind(part: Any) -> str | None:
     return "a list of messages" if isinstance(part, list) else None
 
 
-def check_sequence(sequence: Any, index: int) -> None:
-    """Raise unless it is a text, or a conversation that ends with the assistant's turn.
+def read_sequence(sequence: Any, name: str) -> Sequence:
+    """A whole text or conversation as rows become one.
 
     Raises:
-        DataError: It is something else; the message calls it row `index`.
+        DataError: It is neither, or a conversation that ends with the user; the message calls it `name`.
     """
     if _kind(sequence) is None:
         expected = "a string or a list of messages"
-        raise malformed(index, "the sequence", expected, sequence, '"2+2? 4." or [{"role": ..., "content": ...}, ...]')
-    _with_prompt(None, sequence, index, "sequence")
+        raise malformed(name, expected, sequence, '"2+2? 4." or [{"role": ..., "content": ...}, ...]')
+    return _with_prompt(None, sequence, name)
 
 
-def _with_prompt(prompt: Any, response: Any, index: int, column: str) -> Sequence:
+def _with_prompt(prompt: Any, response: Any, where: str) -> Sequence:
     if isinstance(response, str):
         whole = (prompt or "") + response
         if not whole:
-            raise malformed(index, f"column '{column}'", "some text", whole, _STANDARD)
+            raise malformed(where, "some text", whole, _STANDARD)
         return whole
-    _check_messages(response, index, column)
-    if response[-1]["role"] != "assistant":
-        expected = "the last message to be from the assistant, since that is what the reward judges"
-        raise malformed(index, f"column '{column}'", expected, response[-1], _CONVERSATIONAL)
-    if prompt is None:
-        return [_present(message) for message in response]
-    _check_messages(prompt, index, "prompt")
-    return [_present(message) for message in prompt + response]
+    _check_messages(response, where)
+    if response[-1]["role"] not in _JUDGED:
+        expected = "the last message to be from the assistant or its tool, since that is what the reward judges"
+        raise malformed(where, expected, response[-1], _CONVERSATIONAL)
+    return [_present(message) for message in (prompt or []) + response]
 
 
-def _check_messages(messages: list[Any], index: int, column: str) -> None:
+def _check_messages(messages: list[Any], where: str) -> None:
     if not messages:
-        raise malformed(index, f"column '{column}'", "at least one message", messages, _CONVERSATIONAL)
+        raise malformed(where, "at least one message", messages, _CONVERSATIONAL)
     for position, message in enumerate(messages):
-        where = f"column '{column}', message {position}"
+        place = f"{where}, message {position}"
         if not isinstance(message, dict) or not isinstance(message.get("role"), str) or "content" not in message:
-            raise malformed(index, where, "a dict with 'role' and 'content'", message, _CONVERSATIONAL)
+            raise malformed(place, "a dict with 'role' and 'content'", message, _CONVERSATIONAL)
         if not _is_text(message):
             expected = "'content' to be text (rows with images or other media must be dropped)"
-            raise malformed(index, where, expected, message["content"], _CONVERSATIONAL)
+            raise malformed(place, expected, message["content"], _CONVERSATIONAL)
 
 
 def _is_text(message: Message) -> bool:
@@ -211,15 +215,20 @@ def _without_none(value: Any) -> Any:
     return [_without_none(item) for item in value] if isinstance(value, list) else value
 
 
-def _template_options(row: dict[str, Any], index: int) -> dict[str, Any]:
+def template_options(row: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """Keyword arguments for the chat template: what the columns `tools` and `chat_template_kwargs` of a row say.
+
+    Raises:
+        DataError: One of them is malformed.
+    """
     tools, options = row.get("tools"), row.get("chat_template_kwargs")
     if isinstance(tools, str):
         with suppress(json.JSONDecodeError):  # then it stays a string, which is an error just below
             tools = json.loads(tools)
     if tools is not None and not isinstance(tools, list):
-        raise malformed(index, "column 'tools'", "a list of tools or a JSON string of one", tools, _TOOLS)
+        raise malformed(f"row {index}, column 'tools'", "a list of tools or a JSON string of one", tools, _TOOLS)
     if options is not None and not isinstance(options, dict):
-        raise malformed(index, "column 'chat_template_kwargs'", "a dict", options, '{"enable_thinking": false}')
+        raise malformed(f"row {index}, column 'chat_template_kwargs'", "a dict", options, '{"enable_thinking": false}')
     return ({"tools": _without_none(tools)} if tools else {}) | (_without_none(options) if options else {})
 
 

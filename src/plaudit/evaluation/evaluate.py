@@ -1,7 +1,6 @@
 """`plaudit.evaluate`: how well a reward model agrees with people."""
 
 import math
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -152,13 +151,8 @@ def _split_of(splits: Any, path: str) -> str:
 
 
 def _score(model: RewardModel, compared: Comparisons) -> NDArray[np.float64]:
-    """Rewards [N]; what the model cannot score is called by its row."""
-    try:
-        rewards = model.score(compared.sequences, options=compared.options).astype(np.float64)
-    except DataError as error:
-        # The model counts sequences, people count rows.
-        message = re.sub(r"^sequence (\d+)", lambda found: compared.names[int(found[1])], str(error))
-        raise DataError(message) from error
+    """Rewards [N]."""
+    rewards = model.score(compared.sequences, options=compared.options, names=compared.names).astype(np.float64)
     bad = np.flatnonzero(~np.isfinite(rewards)).tolist()
     if bad:
         first = "; ".join(compared.names[place] for place in bad[:5])

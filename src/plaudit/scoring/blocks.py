@@ -1,6 +1,6 @@
 """A run of `plaudit score` on the disk: blocks that are whole or not there, and what they were made with.
 
-Beside OUT lies `_scoring-OUT` while a run is on its way:
+Beside OUT lie `_scoring-OUT.lock`, which one process holds, and `_scoring-OUT` while a run is on its way:
 
 manifest.json            what decides the rewards: of the input, the model and the options
 00000007.rows            a block's rows, in a form that goes into OUT
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from filelock import FileLock, Timeout
 from huggingface_hub import HfApi
 
 from plaudit.checkpoint.description import read_description
@@ -54,7 +55,7 @@ class Counts:
 
 
 class Run:
-    """The scoring of one source into one file, over any number of starts.
+    """The scoring of one source into one file, over any number of starts; a context in which nobody else makes it.
 
     Args:
         output: The file to make.
@@ -67,7 +68,7 @@ class Run:
         counts: What has become of their rows.
 
     Raises:
-        ConfigError: The file cannot be made, or is there already.
+        ConfigError: The file cannot be made, is there already, or another run is making it.
     """
 
     def __init__(self, output: Path, *, restart: bool = False) -> None:
@@ -75,16 +76,27 @@ class Run:
         self.output = output
         self.rejected = output.with_name(f"{output.name}.rejected.jsonl")
         self._folder = output.with_name(f"_scoring-{output.name}")
-        if restart and self._folder.exists():
-            remove_folder(self._folder)
         if output.exists() and not restart and not self._folder.exists():
             raise ConfigError(f"--output: '{output}' is there already. Name another, or give --restart to replace it.")
+        self._lock = FileLock(f"{self._folder}.lock")  # the system lets go of it however this process ends
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout as error:
+            raise ConfigError(f"--output: another run is writing '{output}'. Wait for it, or name another.") from error
+        if restart and self._folder.exists():
+            remove_folder(self._folder)
         self._folder.mkdir(exist_ok=True)
         manifest = self._folder / "manifest.json"
         self._earlier: Manifest = json.loads(manifest.read_text(encoding="utf-8")) if manifest.exists() else {}
         self.earlier = self._earlier.get("options", {})
         counts = {int(path.stem): Counts(**json.loads(path.read_text())) for path in self._folder.glob("[0-9]*.json")}
         self.done, self.counts = set(counts), sum(counts.values(), start=Counts())
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
     def agree_on(self, manifest: Manifest) -> None:
         """Go on only if what decides the rewards is what it was when the run began.
@@ -96,7 +108,7 @@ class Run:
         Raises:
             ConfigError: Something is different.
         """
-        if not self._earlier:
+        if not self.done:
             self._put("manifest.json", json.dumps(manifest, indent=2))
             self._earlier = json.loads(json.dumps(manifest))
         changes = []
@@ -153,6 +165,7 @@ class Run:
         join_parts(self._parts("rows"), self._staged("rows"), self.output)
         os.replace(self._staged("rows"), self.output)
         remove_folder(self._folder)
+        Path(self._lock.lock_file).unlink(missing_ok=True)
 
     def _parts(self, kind: str) -> list[Path]:
         paths = (self._folder / f"{number:08}.{kind}" for number in sorted(self.done))

@@ -1,7 +1,7 @@
 """Token ids in, rewards out: which sequences make a batch, in which layout. It knows no text and no tokenizer."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from plaudit.errors import ModelError
 from plaudit.forest import attention
 from plaudit.forest.layout import SHARED_TOKENS, common_tokens
 from plaudit.models.adapters import base_model
@@ -54,15 +55,50 @@ class ScoringEngine:
             attention.enable(base_model(self.model))  # registered by name, which a process that unpickles does not know
 
     @torch.inference_mode()
-    def score(self, sequences: Sequence[Ids]) -> NDArray[np.float32]:
-        """Rewards [N] of N lists of one or more ids, float32, in the order given."""
+    def score(
+        self, sequences: Sequence[Ids], progress: Callable[[int], object] = lambda _: None
+    ) -> NDArray[np.float32]:
+        """Rewards [N] of N lists of one or more ids, float32, in the order given.
+
+        Args:
+            sequences: The lists.
+            progress: Called after each batch with the number of its sequences.
+
+        Raises:
+            ModelError: A sequence alone does not fit into memory.
+        """
         rewards = np.zeros(len(sequences), dtype=np.float32)
         arrays = [np.asarray(ids, dtype=np.int64) for ids in sequences]
         if not self._is_compared and arrays:
             self._compare(arrays)
-        for batch in self._batches(arrays):
-            rewards[batch] = self._run([arrays[n] for n in batch], self.layout).cpu().numpy()
+            self._is_compared = True
+        waiting = set(range(len(arrays)))
+        while waiting:
+            for batch in self._batches(arrays, sorted(waiting)):
+                held = [arrays[n] for n in batch]
+                try:
+                    rewards[batch] = self._run(held, self.layout).cpu().numpy()
+                except torch.OutOfMemoryError:
+                    self._make_batches_smaller(held)
+                    break
+                waiting.difference_update(batch)
+                progress(len(batch))
         return rewards
+
+    def _make_batches_smaller(self, failed: list[NDArray[np.int64]]) -> None:
+        device = self.model.device
+        if len(failed) == 1:
+            raise ModelError(
+                f"a sequence of {len(failed[0]):,} tokens alone does not fit into the memory of {device}. Lower "
+                f"`max_length`, load the model in a smaller `dtype`, or take a device with more memory."
+            )
+        self.max_tokens_per_batch = max(self.max_tokens_per_batch // 2, 1)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        logger.warning(
+            "a batch of %d sequences does not fit into the memory of %s: going on with max_tokens_per_batch=%d",
+            len(failed), device, self.max_tokens_per_batch,
+        )  # fmt: skip
 
     def _run(self, sequences: list[NDArray[np.int64]], layout: str) -> torch.Tensor:
         # Each is a row of its own: sequences share what pays to be shared, be it of one prompt or of two.
@@ -73,18 +109,19 @@ class ScoringEngine:
 
     # Batches
 
-    def _batches(self, arrays: list[NDArray[np.int64]]) -> Iterator[list[int]]:
+    def _batches(self, arrays: list[NDArray[np.int64]], numbers: list[int]) -> Iterator[list[int]]:
+        """Those with these numbers, in batches."""
+        lengths = {number: len(arrays[number]) for number in numbers}
         if self.layout == "forest":
-            order, costs = _in_order_of_prefixes(arrays)
-            yield from _filled(order, costs, [len(array) for array in arrays], self.max_tokens_per_batch)
+            order, costs = _in_order_of_prefixes(arrays, numbers)
+            yield from _filled(order, costs, lengths, self.max_tokens_per_batch)
         else:
-            yield from _of_like_length([len(array) for array in arrays], self.max_tokens_per_batch)
+            yield from _of_like_length(lengths, self.max_tokens_per_batch)
 
     # Which layout
 
     def _compare(self, arrays: list[NDArray[np.int64]]) -> None:
         """Score a few sequences in both layouts; what they differ by decides for all that come."""
-        self._is_compared = True
         probed = arrays[:2]
         while len(probed) < min(_PROBED, len(arrays)) and sum(map(len, arrays[: len(probed) + 1])) <= _PROBED_POSITIONS:
             probed = arrays[: len(probed) + 1]
@@ -97,17 +134,22 @@ class ScoringEngine:
         except Unclear:
             if rounds_its_inputs(base):
                 return
-            with in_float32(self.model):
-                reason = compare_layouts(lambda layout: self._run(probed, layout), torch.float32)
+            reason = self._compare_in_float32(probed)
         if reason is not None:
             self.layout = "padded"
             logger.warning("scoring padded batches, since %s", reason)
 
+    def _compare_in_float32(self, probed: list[NDArray[np.int64]]) -> str | None:
+        try:
+            with in_float32(self.model):
+                return compare_layouts(lambda layout: self._run(probed, layout), torch.float32)
+        except torch.OutOfMemoryError:
+            return "only float32 could tell whether forests score the same, and that does not fit into memory"
 
-def _in_order_of_prefixes(arrays: list[NDArray[np.int64]]) -> tuple[list[int], list[int]]:
-    """The sequences in lexicographic order, and how many of each one's tokens the one before does not have."""
-    keys = [array.astype(">i8").tobytes() for array in arrays]  # big-endian: bytes in the order of ids
-    order = sorted(range(len(arrays)), key=keys.__getitem__)
+
+def _in_order_of_prefixes(arrays: list[NDArray[np.int64]], numbers: list[int]) -> tuple[list[int], list[int]]:
+    """The numbers in lexicographic order, and how many of each one's tokens the one before does not have."""
+    order = sorted(numbers, key=lambda number: arrays[number].astype(">i8").tobytes())  # bytes in the order of ids
     costs = [len(arrays[number]) for number in order]
     for place in range(1, len(order)):
         shared = common_tokens(arrays[order[place - 1]], arrays[order[place]])
@@ -116,7 +158,7 @@ def _in_order_of_prefixes(arrays: list[NDArray[np.int64]]) -> tuple[list[int], l
     return order, costs
 
 
-def _filled(order: list[int], costs: list[int], lengths: list[int], budget: int) -> Iterator[list[int]]:
+def _filled(order: list[int], costs: list[int], lengths: dict[int, int], budget: int) -> Iterator[list[int]]:
     """Consecutive sequences up to the budget; the first of a batch counts whole, since nothing before it is there."""
     batch: list[int] = []
     used = 0
@@ -130,10 +172,10 @@ def _filled(order: list[int], costs: list[int], lengths: list[int], budget: int)
         yield batch
 
 
-def _of_like_length(lengths: list[int], budget: int) -> Iterator[list[int]]:
+def _of_like_length(lengths: dict[int, int], budget: int) -> Iterator[list[int]]:
     """Sequences of like length, at most `budget` positions with their padding (or one sequence)."""
     batch: list[int] = []
-    for number in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+    for number in sorted(lengths, key=lengths.__getitem__, reverse=True):
         if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
             yield batch
             batch = []

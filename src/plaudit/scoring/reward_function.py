@@ -5,12 +5,13 @@ import inspect
 import logging
 import math
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from plaudit.data.formats import TEMPLATE_COLUMNS, template_options
 from plaudit.errors import ConfigError, DataError, ModelError
 from plaudit.scoring.reward_model import RewardModel
 
@@ -72,19 +73,22 @@ class RewardFunction:
             self._model = RewardModel.from_pretrained(self._path)
         return self._model
 
-    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
-        """Rewards of N completions, in the order given; what else trainers hand over is not looked at.
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
+        """Rewards of N completions, in the order given.
 
         Args:
             prompts: N strings or lists of messages; a prompt that comes more than once runs once.
             completions: N strings or lists of messages, each of the prompt in its place.
+            **columns: What else trainers hand over. Of the dataset's columns, lists of N, `tools` and
+                `chat_template_kwargs` go to the chat template, as in training.
 
         Raises:
             DataError: A prompt or completion is malformed, or there are not as many of both.
             ConfigError: `normalize`, and the model was saved without a scale.
             ModelError: A reward is not finite; TRL would take it for a row that is not to be scored.
         """
-        rewards = self.reward_model.score(prompts, completions, normalize=self.normalize).astype(np.float64)
+        options = [template_options(row, number) for number, row in enumerate(_rows_of(columns, len(completions)))]
+        rewards = self.reward_model.score(prompts, completions, options, normalize=self.normalize).astype(np.float64)
         wrong = np.flatnonzero(~np.isfinite(rewards))
         if len(wrong):
             raise ModelError(
@@ -189,6 +193,18 @@ def _name_of(function: Any) -> str:
     while isinstance(function, functools.partial):
         function = function.func
     return getattr(function, "__name__", type(function).__name__)
+
+
+def _rows_of(columns: Mapping[str, Any], count: int) -> Iterator[dict[str, Any]]:
+    """What the columns that concern the chat template say of each row."""
+    here = {name: columns[name] for name in TEMPLATE_COLUMNS if columns.get(name) is not None}
+    for name, values in here.items():
+        if not isinstance(values, list) or len(values) != count:
+            raise DataError(
+                f"column '{name}': expected a list of {count} values, one for each completion, got {values!r:.80}"
+            )
+    for number in range(count):
+        yield {name: values[number] for name, values in here.items()}
 
 
 def _absolute(path: str | Path) -> str:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from plaudit.checkpoint.description import hash_of_template, read_description, trained_in
-from plaudit.data.formats import Sequence, check_sequence
+from plaudit.data.formats import Sequence, read_sequence
 from plaudit.data.rendering import render
 from plaudit.errors import ConfigError, DataError
 from plaudit.models.adapters import base_model
 from plaudit.models.load import load_model, load_tokenizer
+from plaudit.models.whole import loaded_whole
 from plaudit.scoring.engine import ScoringEngine
 from plaudit.scoring.pairing import whole_sequence
 
@@ -71,7 +72,7 @@ class RewardModel:
         model: "PreTrainedModel | PeftModel",
         tokenizer: PreTrainedTokenizerBase,
         *,
-        max_tokens_per_batch: int = 8192,
+        max_tokens_per_batch: int = 4096,
         max_length: int | None = None,
         overlong: str = "truncate",
         scale: tuple[float, float] | None = None,
@@ -122,10 +123,11 @@ class RewardModel:
         if dtype == "auto":
             dtype = trained_in(name)
         loading = {"dtype": dtype} | (model_init_kwargs or {})
-        model = load_model(
-            name, model_init_kwargs=loading, trust_remote_code=trust_remote_code, is_trainable=False,
-            new_head=allow_random_head,
-        )  # fmt: skip
+        with loaded_whole():
+            model = load_model(
+                name, model_init_kwargs=loading, trust_remote_code=trust_remote_code, is_trainable=False,
+                new_head=allow_random_head,
+            )  # fmt: skip
         if getattr(base_model(model), "new_modules", None) and not isinstance(model, PeftModel):
             logger.warning("%s has no reward head: its scores are RANDOM", name)
         if not getattr(base_model(model), "hf_device_map", None):
@@ -148,6 +150,7 @@ class RewardModel:
         completions: Iterable[Any] | None = None,
         options: Iterable[dict[str, Any]] | None = None,
         *,
+        names: Iterable[str] | None = None,
         normalize: bool = False,
     ) -> NDArray[np.float32]:
         """Rewards of N sequences, in the order given, float32 [N].
@@ -160,6 +163,7 @@ class RewardModel:
                 with `completions`, their prompts. Generators are read in pieces.
             completions: N completions, each of the prompt in its place; strings or messages.
             options: N dicts of keyword arguments for the chat template (`tools`, say), if any.
+            names: N names for error messages; "row 3" and the like if `None`.
             normalize: Subtract the mean and divide by the standard deviation that were saved with the model.
 
         Raises:
@@ -167,14 +171,14 @@ class RewardModel:
                 there are not as many completions as prompts.
             ConfigError: `normalize`, and the model was saved without a scale.
         """
-        pieces = list(self._score_pieces(sequences, completions, options, normalize))
+        pieces = list(self._score_pieces(sequences, completions, options, names, normalize))
         return np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.float32)
 
     def stream(
         self, sequences: Iterable[Any], completions: Iterable[Any] | None = None, *, normalize: bool = False
     ) -> Iterator[float]:
         """The rewards of `score`, one after the other, while the sequences are still being read; in constant memory."""
-        for piece in self._score_pieces(sequences, completions, None, normalize):
+        for piece in self._score_pieces(sequences, completions, None, None, normalize):
             yield from piece.tolist()
 
     def rank(self, prompt: Any, completions: Iterable[Any]) -> list[Ranked]:
@@ -203,19 +207,20 @@ class RewardModel:
         return float(1 / (1 + np.exp(other - one)))
 
     def _score_pieces(
-        self, sequences: Iterable[Any], completions: Iterable[Any] | None, options: Any, normalize: bool
+        self, sequences: Iterable[Any], completions: Iterable[Any] | None, options: Any, names: Any, normalize: bool
     ) -> Iterator[NDArray[np.float32]]:
         mean, std = self.normalization() if normalize else (0.0, 1.0)
         total = len(sequences) if isinstance(sequences, Sized) else None
         whole = _joined(sequences, completions)
         options = None if options is None else iter(options)
+        called = (f"row {number}" for number in count()) if names is None else iter(names)
         before, done = self.cut, 0
         with tqdm(total=total, unit="seq", desc="scoring", delay=3, disable=None, leave=False) as bar:
             while piece := list(islice(whole, _WINDOW)):
                 extra = None if options is None else list(islice(options, len(piece)))
-                rewards = self.engine.score(self.token_ids(piece, extra, done))
+                ids = self.token_ids(piece, extra, list(islice(called, len(piece))))
                 done += len(piece)
-                bar.update(len(piece))
+                rewards = self.engine.score(ids, bar.update)
                 yield ((rewards - mean) / std).astype(np.float32) if normalize else rewards
         if self.cut > before:
             logger.warning(
@@ -224,30 +229,29 @@ class RewardModel:
             )  # fmt: skip
 
     def token_ids(
-        self, sequences: list[Sequence], options: list[dict[str, Any]] | None = None, first: int = 0
+        self, sequences: list[Sequence], options: list[dict[str, Any]] | None = None, names: list[str] | None = None
     ) -> list[list[int]]:
         """What `engine.score` takes of N whole texts or conversations: rendered, and cut where too long.
 
         Args:
             sequences: N texts or conversations.
             options: N dicts of keyword arguments for the chat template, if any.
-            first: The number of the first one, for error messages.
+            names: What error messages call them; "row 3" and the like if `None`.
 
         Raises:
             DataError: One is malformed, refused by the chat template, or too long and `overlong` is "error".
         """
-        for number, sequence in enumerate(sequences, first):
-            check_sequence(sequence, number)
-        names = [f"sequence {number}" for number in range(first, first + len(sequences))]
-        ids = render(self.tokenizer, sequences, options, names=names)
-        return [self._fitted(each, number) for number, each in enumerate(ids, first)]
+        names = [f"row {number}" for number in range(len(sequences))] if names is None else names
+        read = [read_sequence(sequence, name) for sequence, name in zip(sequences, names, strict=True)]
+        ids = render(self.tokenizer, read, options, names=names)
+        return [self._fitted(each, name) for each, name in zip(ids, names, strict=True)]
 
-    def _fitted(self, ids: list[int], number: int) -> list[int]:
+    def _fitted(self, ids: list[int], name: str) -> list[int]:
         if self.max_length is None or len(ids) <= self.max_length:
             return ids
         if self.overlong == "error":
             raise DataError(
-                f"sequence {number} has {len(ids):,} tokens, more than {self.max_length:,}. Shorten it, or set "
+                f"{name} has {len(ids):,} tokens, more than {self.max_length:,}. Shorten it, or set "
                 f"`overlong='truncate'`."
             )
         self.cut += 1

@@ -110,6 +110,7 @@ class _Parsed:
     row: Row
     kind: str
     sequences: list[Sequence]
+    names: list[str]
     options: dict[str, Any]
 
 
@@ -165,11 +166,13 @@ class Worker:
     def _render(self, rows: list[_Parsed], rejected: list[Row]) -> tuple[list[_Parsed], list[list[int]]]:
         """The ids of all sequences, and the rows they belong to. If one is refused, each is tried alone to find it."""
         sequences = [sequence for row in rows for sequence in row.sequences]
+        names = [name for row in rows for name in row.names]
         try:
-            return rows, self._model.token_ids(sequences, [row.options for row in rows for _ in row.sequences])
+            return rows, self._model.token_ids(sequences, [row.options for row in rows for _ in row.sequences], names)
         except (DataError, TypeError, UnicodeError) as error:  # the latter are the tokenizer's, for broken Unicode
             if len(rows) == 1:
-                rejected.append(_rejection(rows[0].number, rows[0].row, f"row {rows[0].number}: {error}"))
+                reason = str(error) if isinstance(error, DataError) else f"row {rows[0].number}: {error}"
+                rejected.append(_rejection(rows[0].number, rows[0].row, reason))
                 return [], []
         parts = [self._render([row], rejected) for row in rows]
         return [row for kept, _ in parts for row in kept], [each for _, ids in parts for each in ids]
@@ -197,7 +200,8 @@ def _parse(row: Row | Unreadable, number: int, rules: Rules) -> _Parsed:
     whole = {"text", "messages"}
     prompted = {name: value for name, value in row.items() if name != "prompt"} if kind in whole else row
     sequences, options = join_responses(prompted, responses, number)
-    return _Parsed(number, row, kind, sequences, options)
+    called = [f"row {number}, column '{name}'" for name in responses]
+    return _Parsed(number, row, kind, sequences, called, options)
 
 
 def _kind_of(row: Row, number: int, rules: Rules) -> str:
