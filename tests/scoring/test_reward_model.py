@@ -14,6 +14,7 @@ from transformers.integrations import deepspeed
 from plaudit import RewardModel
 from plaudit.data.synthetic import PreferenceWorld
 from plaudit.errors import ConfigError, DataError, ModelError
+from plaudit.models.inputs import forest_inputs
 from plaudit.scoring import reward_model as module
 
 
@@ -452,8 +453,22 @@ def test_layouts_that_differ_are_found_out_and_padded_it_is(scorer, monkeypatch,
     with caplog.at_level("WARNING", logger="plaudit"):
         rewards = scorer.score(SENTENCES)
     assert scorer.engine.layout == "padded"
-    assert "scoring padded batches, since on 4 sequences the rewards of the two layouts differ" in caplog.text
+    assert "scoring padded batches, since on 6 sequences the rewards of the two layouts differ" in caplog.text
     np.testing.assert_allclose(rewards, np.concatenate([scorer.score([text]) for text in SENTENCES]), atol=2e-6)
+
+
+def test_a_wrong_mask_is_found_out_though_the_first_call_has_but_one_sequence(scorer, monkeypatch, caplog):
+    def careless(sequences, rows):  # each token sees all before it: right for one sequence, and for no two
+        inputs = forest_inputs(sequences, rows)
+        return inputs | {"subtree_end": torch.full_like(inputs["subtree_end"], inputs["subtree_end"].shape[1])}
+
+    monkeypatch.setattr("plaudit.scoring.engine.forest_inputs", careless)
+    expected = RewardModel(scorer.model, scorer.tokenizer)
+    expected.engine.layout, expected.engine._is_compared = "padded", True
+    with caplog.at_level("WARNING", logger="plaudit"):
+        np.testing.assert_allclose(scorer.score(SENTENCES[:1]), expected.score(SENTENCES[:1]), atol=2e-6)
+    assert "the rewards of the two layouts differ" in caplog.text
+    np.testing.assert_allclose(scorer.score(SENTENCES), expected.score(SENTENCES), atol=2e-6)
 
 
 def test_a_changed_template_is_warned_of(trainer, caplog):

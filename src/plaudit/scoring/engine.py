@@ -122,10 +122,8 @@ class ScoringEngine:
 
     def _compare(self, arrays: list[NDArray[np.int64]]) -> None:
         """Score a few sequences in both layouts; what they differ by decides for all that come."""
-        probed = arrays[:2]
-        while len(probed) < min(_PROBED, len(arrays)) and sum(map(len, arrays[: len(probed) + 1])) <= _PROBED_POSITIONS:
-            probed = arrays[: len(probed) + 1]
         base = base_model(self.model)
+        probed = _few(arrays) + _branching(arrays[0], base.config.get_text_config())
         precision = precision_of(base)
         try:
             if routes_experts(base) and not rounds_its_inputs(base):
@@ -145,6 +143,21 @@ class ScoringEngine:
                 return compare_layouts(lambda layout: self._run(probed, layout), torch.float32)
         except torch.OutOfMemoryError:
             return "only float32 could tell whether forests score the same, and that does not fit into memory"
+
+
+def _few(arrays: list[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
+    """The first sequences, up to a number and a length."""
+    few = arrays[:2]
+    while len(few) < min(_PROBED, len(arrays)) and sum(map(len, arrays[: len(few) + 1])) <= _PROBED_POSITIONS:
+        few = arrays[: len(few) + 1]
+    return few
+
+
+def _branching(array: NDArray[np.int64], config: Any) -> list[NDArray[np.int64]]:
+    """Two sequences that share tokens, made of this one's: where nothing is shared, a wrong mask may not show."""
+    size = min(2 * SHARED_TOKENS, getattr(config, "max_position_embeddings", None) or 2 * SHARED_TOKENS)
+    trunk = np.resize(array, size)  # as often as it takes
+    return [trunk, np.concatenate([trunk[: SHARED_TOKENS + 8], trunk[:8][::-1]])] if size > SHARED_TOKENS + 16 else []
 
 
 def _in_order_of_prefixes(arrays: list[NDArray[np.int64]], numbers: list[int]) -> tuple[list[int], list[int]]:
