@@ -1,12 +1,14 @@
 """`plaudit score`, as a person sees it; killed runs are in tests/scoring/test_kills.py, Ray in test_ray.py."""
 
 import csv
+import errno
 import gzip
 import json
 import os
+import signal
 import subprocess
 import sys
-from datetime import datetime
+from datetime import date, datetime
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from click.testing import CliRunner
 from plaudit import RewardModel
 from plaudit.cli import cli
 from plaudit.scoring import blocks
+from plaudit.scoring.reading import Source
 from plaudit.scoring.rows import Settings, Worker
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "score_kills.py"
@@ -58,15 +61,25 @@ def save(model, tokenizer, folder):
 
 
 @pytest.fixture
-def score(model, tmp_path):
+def score(started):
     """Run the command on rows, or on a file; its exit code and what it printed."""
+
+    def run(source, *options, output="out.jsonl"):
+        result = started(source, *options, output=output)
+        return (0, " ".join(result.output.split())) if result.exit_code == 0 else (1, str(result.exception))
+
+    return run
+
+
+@pytest.fixture
+def started(model, tmp_path):
+    """Run the command on rows, or on a file; what click says of it."""
 
     def run(source, *options, output="out.jsonl"):
         if isinstance(source, list):
             source = write(tmp_path / "in.jsonl", source)
         arguments = [source, "--model", model, "--output", tmp_path / output, "--device", "cpu", *options]
-        result = CliRunner().invoke(cli, ["score", *map(str, arguments)])
-        return (0, " ".join(result.output.split())) if result.exit_code == 0 else (1, str(result.exception))
+        return CliRunner().invoke(cli, ["score", *map(str, arguments)])
 
     return run
 
@@ -274,9 +287,74 @@ def test_no_rows_is_an_error(score, tmp_path):
     assert "expected rows" in score([])[1]
 
 
+def test_a_cell_with_a_lone_carriage_return_stays_one_cell_of_csv(score, tmp_path):
+    assert score([{"text": "Is it?\rYes.", "id": 1}, {"text": "Is it?\r\nNo.", "id": 2}], output="out.csv")[0] == 0
+    assert [row["text"] for row in read_as(tmp_path / "out.csv")] == ["Is it?\rYes.", "Is it?\r\nNo."]
+    assert b"\n1" not in (tmp_path / "out.csv").read_bytes()
+    assert (tmp_path / "out.csv").read_bytes().count(b"\r\n") == 1
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\n\n"])
+def test_a_quote_that_is_never_closed_swallows_no_rows_of_csv(score, tmp_path, end):
+    (tmp_path / "in.csv").write_text(f'\ntext,id\n"Is it?",1\n"Is it,2\nYes.,3{end}')
+    assert "a quote is opened and never closed, before 'Is it,2" in score(tmp_path / "in.csv", "--on_error", "skip")[1]
+    (tmp_path / "in.csv").write_text(f'\ntext,id\n"Is it?",1\n"Is it",2\nYes.,3{end}')
+    assert score(tmp_path / "in.csv")[0] == 0
+    assert [row["id"] for row in read(tmp_path / "out.jsonl")] == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("name", ["in.csv", "in.jsonl.gz", "in.parquet"])
+def test_what_is_broken_is_said_of_the_file(score, tmp_path, name):
+    data = b"te\xffxt,id\nIs it?,1\n"
+    if name == "in.jsonl.gz":
+        whole = gzip.compress(json.dumps({"text": "Yes."}).encode())
+        data = whole[:10] + bytes([6]) + whole[11:]  # a kind of block that there is not
+    (tmp_path / name).write_bytes(b"" if name == "in.parquet" else data)
+    code, said = score(tmp_path / name)
+    assert code == 1
+    assert f"cannot read on in {tmp_path / name}" in said
+
+
+def test_parquet_is_read_without_holding_a_row_group(tmp_path):
+    draw = np.random.default_rng(0)
+    pq.write_table(pa.table({"text": [draw.bytes(400).hex() for _ in range(40_000)]}), tmp_path / "in.parquet")
+    pool = pa.default_memory_pool()
+    size, before, most = (tmp_path / "in.parquet").stat().st_size, pool.bytes_allocated(), 0
+    for block in Source(str(tmp_path / "in.parquet")).blocks(512):
+        most = max(most, pool.bytes_allocated() - before)
+        assert len(block.rows) in (512, 40_000 % 512)
+    assert most < size / 4
+
+
+def test_a_number_too_large_for_parquet_is_said(score, tmp_path):
+    assert "have no form in Parquet" in score([{"text": "Yes.", "n": 2**70}], output="out.parquet")[1]
+    assert score([{"text": "Yes.", "n": 2**70}])[0] == 0
+    assert read(tmp_path / "out.jsonl")[0]["n"] == 2**70
+
+
+def test_the_best_does_not_take_the_place_of_another_column(score):
+    code, said = score([{"completions": ["Yes.", "No."], "completion": "mine"}], "--kind", "group", "--best_of")
+    assert code == 1
+    assert "row 0 has a column 'completion' already" in said
+
+
+def test_an_output_in_the_input_is_refused(score, tmp_path):
+    data = write(tmp_path / "data.jsonl", texts(2))
+    before = data.read_bytes()
+    for output in ("data.jsonl", "../" + tmp_path.name + "/data.jsonl"):
+        assert "lies in INPUT" in score(data, "--restart", output=output)[1]
+    assert data.read_bytes() == before
+    (tmp_path / "folder").mkdir()
+    write(tmp_path / "folder" / "data.jsonl", texts(2))
+    assert "lies in INPUT" in score(tmp_path / "folder", output="folder/out.jsonl")[1]
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["data.jsonl"]
+
+
 # Bad rows
 
 BAD = [
+    ('{"text": "Is it?", "text": "Yes."}', "line 2 is not valid JSON (it has the key 'text' twice)"),
+    ({"input_ids": [1, 2]}, "'input_ids' may be token ids, which only training takes"),
     ('{"text": "half a', "line 2 is not valid JSON"),
     ("[1, 2]", "line 2: expected a JSON object, got list"),
     ({"chosen": "Is it?"}, "the row has values in 'chosen'"),
@@ -358,6 +436,14 @@ def test_rewards_that_are_not_finite_are_no_rewards(score, make_model, tokenizer
     assert score(texts(3), "--on_error", "skip")[0] == 0
     assert [row["reward"] for row in read(tmp_path / "out.jsonl")] == [1.5]
     assert [row["row"] for row in read(tmp_path / "out.jsonl.rejected.jsonl")] == [1, 2]
+
+
+def test_a_bad_row_with_values_that_json_has_not_can_be_put_aside(score, tmp_path):
+    rows = [{"text": "Yes.", "raw": b"\xff", "day": date(2024, 5, 6)}, {"text": "", "raw": b"a", "day": None}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in.parquet")
+    assert score(tmp_path / "in.parquet", "--on_error", "skip", output="out.parquet")[0] == 0
+    (rejected,) = read(tmp_path / "out.parquet.rejected.jsonl")
+    assert rejected["content"] == {"text": "", "raw": "b'a'", "day": None}
 
 
 def test_if_no_row_can_be_scored_there_is_no_output_but_the_reasons(score, tmp_path):
@@ -502,6 +588,98 @@ def test_an_output_that_is_there_is_not_replaced_unasked(score, tmp_path):
     assert len(read(tmp_path / "out.jsonl")) == 3
 
 
+def test_a_new_start_that_fails_at_once_leaves_the_output_to_be_asked_for(score, scored, model, tmp_path):
+    assert score(texts(2))[0] == 0
+    scored.deadly = (0,)
+    assert score(texts(3), "--restart")[0] == 1
+    (tmp_path / "_scoring-out.jsonl").mkdir()  # as if killed
+    assert "is there already" in score(texts(3))[1]
+    assert len(read(tmp_path / "out.jsonl")) == 2
+    assert not list(tmp_path.glob("_*"))
+
+
+def test_a_start_over_that_is_stopped_says_how_to_go_on(score, started, scored):
+    assert score(texts(8))[0] == 0
+    scored.deadly = (1,)
+    result = started(texts(8), "--restart", "--batch_rows", 3).output
+    assert "Stopped after 3 rows. The same command without --restart goes on." in result
+    scored.deadly = ()
+    scored.clear()
+    assert score(texts(8), "--batch_rows", 3)[0] == 0
+    assert scored == [1, 2]
+
+
+def test_what_a_kill_left_half_written_is_taken_away(score, scored, tmp_path):
+    stop_at(score, scored, 1, texts(5))
+    (tmp_path / "_scoring-out.jsonl" / "_rows-1").write_text("half of the output")
+    (tmp_path / "_removed-_scoring-out.jsonl").mkdir()
+    stop_at(score, scored, 1, texts(5))
+    assert not (tmp_path / "_scoring-out.jsonl" / "_rows-1").exists()
+    assert score(texts(5), "--batch_rows", 3)[0] == 0
+    assert not list(tmp_path.glob("_*"))
+
+
+def test_all_that_is_renamed_is_on_the_disk_first(score, tmp_path, monkeypatch):
+    synced, replace = set(), os.replace
+
+    def noted(one, other):
+        assert os.stat(one).st_ino in synced, other
+        replace(one, other)
+
+    monkeypatch.setattr("os.fsync", lambda file: synced.add(os.fstat(file).st_ino))
+    monkeypatch.setattr("os.replace", noted)
+    assert score([*texts(4), "{"], "--on_error", "skip")[0] == 0
+    assert len(synced) >= 5
+
+
+def test_a_full_disk_is_said_and_gone_on_from(score, scored, tmp_path, monkeypatch):
+    def full(*_):
+        if len(scored) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        code, said = score(texts(8), "--batch_rows", 3)
+    assert code == 1
+    assert "there is no room beside" in said
+    assert "goes on after the 3 rows" in said
+    scored.clear()
+    assert score(texts(8), "--batch_rows", 3)[0] == 0
+    assert scored == [1, 2]
+
+
+def test_a_path_may_be_written_in_another_way(score, scored, model, tmp_path, monkeypatch):
+    stop_at(score, scored, 1, texts(5))
+    monkeypatch.chdir(tmp_path)
+    assert score(Path("in.jsonl"), "--model", "./model", "--batch_rows", 3)[0] == 0
+    assert scored == [1]
+
+
+def test_the_base_of_an_adapter_is_a_part_of_the_model(model, tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(model)}))
+    before = blocks.fingerprint_of_model(str(tmp_path / "adapter"))
+    assert blocks.fingerprint_of_model(str(tmp_path / "adapter")) == before
+    os.utime(model / "config.json", (1, 1))
+    assert blocks.fingerprint_of_model(str(tmp_path / "adapter")) != before
+
+
+def test_sigterm_ends_a_run_as_ctrl_c_does_with_its_own_code(started, monkeypatch):
+    plain = Worker.score
+
+    def terminated(worker, block):
+        if block.number == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return plain(worker, block)
+
+    monkeypatch.setattr(Worker, "score", terminated)
+    before = signal.getsignal(signal.SIGTERM)
+    result = started(texts(5), "--batch_rows", 3)
+    assert result.exit_code == 143
+    assert "Stopped after 3 rows. The same command goes on." in result.output
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_two_runs_at_a_time_do_not_write_the_same_output(score, tmp_path, monkeypatch):
     plain, seen = Worker.score, []
 
@@ -519,8 +697,9 @@ def test_two_runs_at_a_time_do_not_write_the_same_output(score, tmp_path, monkey
     assert not list(tmp_path.glob("_*"))
 
 
-def test_what_failed_before_any_row_was_scored_may_be_mended(score, model, tmp_path):
+def test_what_failed_before_any_row_was_scored_leaves_nothing_and_may_be_mended(score, model, tmp_path):
     assert score(texts(3), "--model", model.with_name("modle"))[0] == 1
+    assert not list(tmp_path.glob("_*"))
     assert score(texts(3), "--model", model)[0] == 0
 
 

@@ -93,11 +93,12 @@ def recover(folder: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder so that it is either whole or gone under its name."""
+    """Remove a folder, if it is there, so that it is either whole or gone under its name."""
     removed = folder.with_name(_REMOVED + folder.name)
-    shutil.rmtree(removed, ignore_errors=True)
-    folder.rename(removed)
-    shutil.rmtree(removed)
+    shutil.rmtree(removed, ignore_errors=True)  # what a kill left of the last one
+    if folder.exists():
+        folder.rename(removed)
+        shutil.rmtree(removed)
 
 
 def _move_files(staging: Path, final: Path) -> None:

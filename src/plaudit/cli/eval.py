@@ -136,7 +136,7 @@ def _failures(evaluation: "Evaluation", bounds: Sequence[Bound]) -> list[str]:
     for option, name, value in bounds:
         figure, under = evaluation.overall[name], option == "--fail_under"
         if not (figure >= value if under else figure <= value):
-            lines.append(f"{evaluation.dataset}: {name} is {figure:.4g}, {'under' if under else 'over'} {value:g}")
+            lines.append(f"{evaluation.dataset}: {name} is {figure:.6g}, {'under' if under else 'over'} {value:g}")
     return lines
 
 
@@ -237,6 +237,8 @@ def _short(dataset: str) -> str:
 def _check_place(path: Path) -> None:
     if path.is_dir() or not path.resolve().parent.is_dir():
         raise ConfigError(f"--output {path}: expected the path of a file in a folder that exists.")
+    if not os.access(path.resolve().parent, os.W_OK):
+        raise ConfigError(f"--output {path}: nobody lets you write to that folder. Name another.")
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -1,10 +1,13 @@
 """`plaudit score`: a column of rewards for rows in a file or on the hub."""
 
+import errno
 import re
+import signal
 import sys
+import threading
 import time
-from collections.abc import Generator
-from contextlib import closing
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,8 +68,10 @@ def command(source: str, **given: Any) -> None:
     workers = _workers(given["workers"])
     if given["engine"] == "ray":
         import plaudit.scoring.ray  # noqa: F401  # says what to install before anything is done
-    origin = Source(source, given["config"], given["split"])
-    with Run(Path(given["output"]), restart=given["restart"]) as run:
+    origin, output = Source(source, given["config"], given["split"]), Path(given["output"]).expanduser()
+    if origin.holds(output):
+        raise ConfigError(f"--output: '{output}' lies in INPUT, and would be read as rows. Name a place outside.")
+    with _sigterm_as_ctrl_c(), Run(output, restart=given["restart"]) as run:
         settings = _settings(given, run.earlier)
         manifest = {
             "input": fingerprint_of_source(origin),
@@ -76,14 +81,43 @@ def command(source: str, **given: Any) -> None:
         run.agree_on(manifest)
         if run.done:
             console.print(f"Going on after {run.counts.rows:,} rows that an earlier start has scored")
+        again = "The same command without --restart" if given["restart"] else "The same command"
         try:
             count = _score(run, origin, settings, given, workers)
-        except KeyboardInterrupt:
-            console.print(f"Stopped after {run.counts.rows:,} rows. The same command goes on.")
-            sys.exit(130)
-        run.agree_on(manifest | {"input": fingerprint_of_source(origin)})  # nobody wrote to it meanwhile
-        run.finish()
+            run.agree_on(manifest | {"input": fingerprint_of_source(origin)})  # nobody wrote to it meanwhile
+            run.finish()
+        except KeyboardInterrupt as stop:
+            console.print(f"Stopped after {run.counts.rows:,} rows. {again} goes on.")
+            sys.exit(128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise ConfigError(
+                f"--output: there is no room beside '{output}' ({error}). A run needs that of its output twice. Make "
+                f"some. {again} goes on after the {run.counts.rows:,} rows that are scored."
+            ) from error
         _show_result(run, settings, count)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, as batch systems send it."""
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """So that the terminal is put right, and what is done is said."""
+
+    def stop(*_: Any) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # no other may ask for signals
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _settings(given: dict[str, Any], earlier: dict[str, Any]) -> "Settings":
@@ -94,13 +128,18 @@ def _settings(given: dict[str, Any], earlier: dict[str, Any]) -> "Settings":
     rules = Rules(given["kind"], given["reward_column"], given["best_of"], given["on_error"] == "skip")
     names = ("max_tokens_per_batch", "max_length", "overlong", "dtype", "trust_remote_code")
     return Settings(
-        model=given["model"],
+        model=_local(given["model"]),
         device=given["device"] or earlier.get("device") or _device(given["engine"]),
         threads=given["threads"] or earlier.get("threads") or torch.get_num_threads(),
         normalize=given["normalize"],
         rules=rules,
         options={name: given[name] for name in names},
     )
+
+
+def _local(path: str) -> str:
+    """With the home folder in place of "~"; a shell leaves it in `--model=~/folder`."""
+    return str(Path(path).expanduser()) if path.startswith("~") else path
 
 
 def _device(engine: str) -> str:
@@ -129,8 +168,9 @@ def _score(run: "Run", source: "Source", settings: "Settings", given: dict[str, 
     with closing(engine) as scored, _Progress(run) as progress:
         for block in scored:
             if block.rejected and not settings.rules.skip:
+                start = " and without --restart" if given["restart"] else ""
                 raise DataError(
-                    f"{block.rejected[0]['reason']}\nThe same command with --on_error skip puts such rows into "
+                    f"{block.rejected[0]['reason']}\nThe same command with --on_error skip{start} puts such rows into "
                     f"'{run.rejected}' and goes on after the {run.counts.rows:,} rows that are scored."
                 )
             run.commit(block, schema)
@@ -166,10 +206,10 @@ class _Progress:
         from plaudit.cli.display import console
 
         if console.is_terminal:
-            columns = (TextColumn("scoring"), BarColumn(bar_width=20), TimeRemainingColumn())
+            columns = (BarColumn(bar_width=10), TimeRemainingColumn())
             self._bar = Progress(*columns, TextColumn("{task.fields[figures]}"), console=console)
             self._bar.start()
-            self._task = self._bar.add_task("scoring", total=None, figures="")
+            self._task = self._bar.add_task("scoring", total=None, figures="scoring")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -184,10 +224,10 @@ class _Progress:
         counts, seconds = self._run.counts, time.monotonic() - self._begun
         rows, tokens = counts.rows - self._before.rows, counts.tokens - self._before.tokens
         figures = f"{counts.rows:,} rows  {rows / seconds:,.0f} rows/s  {tokens / seconds:,.0f} tokens/s"
-        if len(self.workers) > 1:
-            figures += f"  {len(self.workers)} workers"
         if counts.rejected:
             figures += f"  {counts.rejected:,} rejected"
+        if len(self.workers) > 1:
+            figures += f"  {len(self.workers)} workers"
         if self._bar is not None:
             total = None if block.share is None else 1.0
             self._bar.update(self._task, total=total, completed=block.share or 0, figures=figures)

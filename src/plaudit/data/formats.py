@@ -14,7 +14,16 @@ from typing import Any
 from plaudit.data.annotations import malformed, parse_group_annotations, parse_pair_annotations
 from plaudit.errors import DataError
 
-__all__ = ["Preference", "Ranking", "Sequence", "join_responses", "parse_row", "read_sequence", "template_options"]
+__all__ = [
+    "Preference",
+    "Ranking",
+    "Sequence",
+    "join_responses",
+    "parse_row",
+    "read_sequence",
+    "remark_on_ids",
+    "template_options",
+]
 
 Message = dict[str, Any]
 Sequence = str | list[Message]  # one whole text, or one whole conversation
@@ -98,11 +107,22 @@ def parse_row(row: dict[str, Any], index: int) -> Preference | Ranking:
         raise DataError(
             f"row {index}: expected the columns 'chosen' and 'rejected', but {_listed(missing)} "
             f"{'is' if len(missing) == 1 else 'are'} missing or empty; the row has {_listed(sorted(row))}. "
+            f"{remark_on_ids(row)}"
             f"Rename your columns, or name a published layout with `dataset_format`. Examples of the right shape: "
             f"{_STANDARD} or {_CONVERSATIONAL}"
         )
     pair, options = join_responses(row, {name: row[name] for name in ("chosen", "rejected")}, index)
     return Preference(pair[0], pair[1], template_options=options, **parse_pair_annotations(row, index))
+
+
+def remark_on_ids(row: Mapping[str, Any]) -> str:
+    """A sentence for the message about a row that has token ids where text is needed; empty if it has none."""
+    names = [name for name, value in row.items() if str(name).endswith("_ids") and isinstance(value, list)]
+    if not names:
+        return ""
+    return (
+        f"{_listed(names)} may be token ids, which only training takes: give the rows as they were before tokenising. "
+    )
 
 
 def _parse_group(row: dict[str, Any], index: int) -> Ranking:

@@ -1,8 +1,8 @@
 """From rows to the comparisons that a reward model is judged by: who is compared with whom, and what people said."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -74,7 +74,7 @@ def compare(rows: Iterable[Any]) -> Comparisons:
         share = parsed.weight / max(1, len(verdicts))
         start = len(sequences)
         numbers += [(start + one, start + two, label, index, share) for one, two, label in verdicts]
-        counted.append((ties, len(list(combinations(whole, 2))) - ties - len(verdicts)))
+        counted.append((ties, math.comb(len(whole), 2) - ties - len(verdicts)))
         sequences += whole
         names += [f"row {index}, column '{column}'" for column in columns]
         options += [parsed.template_options] * len(whole)

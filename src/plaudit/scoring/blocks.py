@@ -25,13 +25,13 @@ from plaudit.checkpoint.save import remove_folder
 from plaudit.errors import CheckpointError, ConfigError, DataError
 from plaudit.scoring.reading import Source
 from plaudit.scoring.rows import ScoredBlock
-from plaudit.scoring.writing import check_output, join_lines, join_parts, write_lines, write_part
+from plaudit.scoring.writing import check_output, join_lines, join_parts, on_disk, write_aside, write_part
 
 __all__ = ["Counts", "Run", "fingerprint_of_model", "fingerprint_of_source"]
 
 Manifest = dict[str, dict[str, Any]]
 
-_MODEL_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model")
+_MODEL_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py")
 
 
 @dataclass(frozen=True)
@@ -76,26 +76,36 @@ class Run:
         self.output = output
         self.rejected = output.with_name(f"{output.name}.rejected.jsonl")
         self._folder = output.with_name(f"_scoring-{output.name}")
-        if output.exists() and not restart and not self._folder.exists():
-            raise ConfigError(f"--output: '{output}' is there already. Name another, or give --restart to replace it.")
         self._lock = FileLock(f"{self._folder}.lock")  # the system lets go of it however this process ends
         try:
             self._lock.acquire(blocking=False)
         except Timeout as error:
             raise ConfigError(f"--output: another run is writing '{output}'. Wait for it, or name another.") from error
-        if restart and self._folder.exists():
+        if restart:
             remove_folder(self._folder)
+        counts = {int(path.stem): Counts(**json.loads(path.read_text())) for path in self._folder.glob("[0-9]*.json")}
+        self.done, self.counts = set(counts), sum(counts.values(), start=Counts())
+        if output.exists() and not restart and not self.done:
+            self._leave()
+            raise ConfigError(f"--output: '{output}' is there already. Name another, or give --restart to replace it.")
         self._folder.mkdir(exist_ok=True)
+        for staged in self._folder.glob("_*"):
+            staged.unlink()  # a start that was killed while it wrote; the last one may be as large as the output
         manifest = self._folder / "manifest.json"
         self._earlier: Manifest = json.loads(manifest.read_text(encoding="utf-8")) if manifest.exists() else {}
         self.earlier = self._earlier.get("options", {})
-        counts = {int(path.stem): Counts(**json.loads(path.read_text())) for path in self._folder.glob("[0-9]*.json")}
-        self.done, self.counts = set(counts), sum(counts.values(), start=Counts())
 
     def __enter__(self) -> "Run":
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        """Let others in, and leave nothing behind where nothing is done or all is."""
+        if not self.done or not self._folder.exists():
+            remove_folder(self._folder)
+            Path(self._lock.lock_file).unlink(missing_ok=True)
         self._lock.release()
 
     def agree_on(self, manifest: Manifest) -> None:
@@ -139,7 +149,7 @@ class Run:
             write_part(scored.rows, staged, self.output, schema)
             os.replace(staged, self._folder / f"{name}.rows")
         if scored.rejected:
-            write_lines(scored.rejected, self._staged(name))
+            write_aside(scored.rejected, self._staged(name))
             os.replace(self._staged(name), self._folder / f"{name}.rejected")
         counts = Counts(len(scored.rows), len(scored.rejected), scored.tokens, scored.cut)
         self._put(f"{name}.json", json.dumps(asdict(counts)))
@@ -165,7 +175,6 @@ class Run:
         join_parts(self._parts("rows"), self._staged("rows"), self.output)
         os.replace(self._staged("rows"), self.output)
         remove_folder(self._folder)
-        Path(self._lock.lock_file).unlink(missing_ok=True)
 
     def _parts(self, kind: str) -> list[Path]:
         paths = (self._folder / f"{number:08}.{kind}" for number in sorted(self.done))
@@ -176,7 +185,8 @@ class Run:
 
     def _put(self, name: str, text: str) -> None:
         staged = self._staged(name)
-        staged.write_text(text, encoding="utf-8")
+        with on_disk(staged) as file:
+            file.write(text.encode())
         os.replace(staged, self._folder / name)
 
 
@@ -192,18 +202,24 @@ def fingerprint_of_source(source: Source) -> dict[str, Any]:
 
 def fingerprint_of_model(path: str) -> dict[str, Any]:
     """What tells that a model is still the same: the fingerprint in `reward.json`, and its files' sizes and times."""
-    folder = Path(path)
+    folder = Path(path).expanduser()
     if not folder.is_dir():
         return {"path": path, "commit": _commit(path, "model")}
+    adapter = folder / "adapter_config.json"
+    base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path") if adapter.exists() else None
+    folders = [folder, Path(base)] if base and Path(base).is_dir() else [folder]
     # `reward.json` itself is written anew when the model is verified once more.
-    files = sorted(file for pattern in _MODEL_FILES for file in folder.glob(pattern) if file.name != "reward.json")
+    every = (file for each in folders for pattern in _MODEL_FILES for file in each.glob(pattern))
+    files = sorted(file for file in every if file.name != "reward.json")
     scores = json.dumps(read_description(folder).get("fingerprint"), sort_keys=True)
     return {"path": str(folder.resolve()), "fingerprint": _digest([scores]), **_state(files)}
 
 
 def _state(files: list[Path]) -> dict[str, Any]:
     states = [file.stat() for file in files]
-    written = _digest(f"{file} {state.st_size} {state.st_mtime_ns}" for file, state in zip(files, states, strict=True))
+    written = _digest(
+        f"{file.resolve()} {state.st_size} {state.st_mtime_ns}" for file, state in zip(files, states, strict=True)
+    )
     return {"bytes": sum(state.st_size for state in states), "files": written}
 
 

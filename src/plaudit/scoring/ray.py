@@ -4,6 +4,8 @@ import logging
 import pickle
 from collections.abc import Container, Generator, Iterator
 from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -48,6 +50,8 @@ def score_on_ray(
         PlauditError: What a worker raises.
     """
     connect()
+    # Its processes run in folders of their own.
+    settings, source = replace(settings, model=_absolute(settings.model)), replace(source, path=_absolute(source.path))
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = 1  # a block of ours is a row there, and goes to a worker by itself
@@ -114,6 +118,12 @@ class _RayWorker:
             except PlauditError as error:
                 outcome = error
         return {"packed": [pickle.dumps(outcome)]}
+
+
+def _absolute(path: str) -> str:
+    """Of a hub id, itself."""
+    local = Path(path).expanduser()
+    return str(local.absolute()) if local.exists() else path
 
 
 def _packed(value: Block | PlauditError) -> pa.Table:

@@ -9,9 +9,11 @@ import gzip
 import io
 import json
 import sys
+import zlib
 from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -25,6 +27,7 @@ __all__ = ["Block", "Row", "Source", "Unreadable"]
 
 Row = dict[str, Any]
 _FILES = {".jsonl": "lines", ".ndjson": "lines", ".csv": "csv", ".parquet": "parquet"}
+_READ_AT_ONCE = 1 << 20  # bytes of a Parquet column
 
 
 class Unreadable(NamedTuple):
@@ -95,9 +98,10 @@ class Source:
             DataError: There is nothing to read, or what is there cannot be read on. A row that cannot be parsed is no
                 error here but `Unreadable`.
         """
-        reading = self._open()
-        raw, number = self._checked(reading.raw), 0
-        while piece := list(islice(raw, size)):
+        with self._named():
+            reading = self._open()
+        number = 0
+        while piece := self._next(reading.raw, size):
             if number not in done:
                 yield Block(number, number * size, reading.parse(piece), reading.share())
             number += 1
@@ -107,9 +111,15 @@ class Source:
     def schema(self) -> pa.Schema | None:
         """The types of the columns, where the source says them."""
         if self._kind() == "parquet":
-            return pq.read_schema(Path(self.path).expanduser())
+            with self._named():
+                return pq.read_schema(Path(self.path).expanduser())
         features = None if self._kind() else getattr(self._dataset(), "features", None)
         return features.arrow_schema if features else None
+
+    def holds(self, path: Path) -> bool:
+        """Whether a file is what is read, or lies in the folder that is."""
+        own, place = Path(self.path).expanduser().resolve(), path.resolve()
+        return own.exists() and (own == place or own in place.parents)
 
     def _kind(self) -> str | None:
         """How the file is read here; `None` for all else, which `datasets` reads."""
@@ -134,10 +144,19 @@ class Source:
         splits = load_source(self.path, config=self.config, streaming=True)
         return take_split(splits, self.split, self.path)
 
-    def _checked(self, raw: Iterator[Any]) -> Iterator[Any]:
+    def _next(self, raw: Iterator[Any], size: int) -> list[Any]:
+        with self._named():
+            return list(islice(raw, size))
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Say of what readers raise what was being read."""
         try:
-            yield from raw
-        except (OSError, EOFError, ValueError, csv.Error, pa.ArrowException) as error:  # UnicodeError is a ValueError
+            yield
+        except DataError:
+            raise
+        # UnicodeError is a ValueError.
+        except (OSError, EOFError, ValueError, zlib.error, csv.Error, pa.ArrowException) as error:
             reason = " ".join(str(error).split())[:300]
             raise DataError(f"cannot read on in {self.path}: {reason}; check that it is whole, and in UTF-8") from error
 
@@ -149,7 +168,7 @@ def _read_lines(stream: BinaryIO) -> _Reading:
 
 def _parse_line(number: int, line: bytes) -> Row | Unreadable:
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=_with_each_key_once)
     except ValueError as error:  # JSON or UTF-8
         return Unreadable(f"line {number} is not valid JSON ({error})", line.decode(errors="replace").rstrip("\r\n"))
     if not isinstance(row, dict):
@@ -158,9 +177,16 @@ def _parse_line(number: int, line: bytes) -> Row | Unreadable:
     return row
 
 
+def _with_each_key_once(pairs: list[tuple[str, Any]]) -> Row:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"it has the key '{next(name for name in names if names.count(name) > 1)}' twice")
+    return row
+
+
 def _read_csv(stream: BinaryIO, path: str) -> _Reading:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # 128 KiB unless told: less than some conversations
-    rows = csv.reader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""))
+    rows = _rows_of_csv(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""))
     header = next(rows, [])
     if len(set(header)) != len(header):
         raise DataError(f"{path}: expected each column once, got {', '.join(header)}")
@@ -170,12 +196,24 @@ def _read_csv(stream: BinaryIO, path: str) -> _Reading:
             return dict(zip(header, cells, strict=True))
         return Unreadable(f"expected {len(header)} fields, as the header has, got {len(cells)}", ",".join(cells))
 
-    return _Reading((row for row in rows if row), lambda pieces: [parse(cells) for cells in pieces], lambda: None)
+    return _Reading(rows, lambda pieces: [parse(cells) for cells in pieces], lambda: None)
+
+
+def _rows_of_csv(lines: Iterator[str]) -> Iterator[list[str]]:
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # 128 KiB unless told: less than some conversations
+    # One empty line more makes an empty row, unless a quote is open still: that has swallowed all lines since.
+    row: list[str] = []
+    for row in csv.reader(chain(lines, ["\n"])):
+        if row:
+            yield row
+    if row:
+        raise csv.Error(f"a quote is opened and never closed, before {row[-1]!r:.60}")
 
 
 def _read_parquet(file: Path) -> _Reading:
     try:
-        table = pq.ParquetFile(file)
+        # Unless told so, it holds the whole of a row group, which may be the whole of a file.
+        table = pq.ParquetFile(file, pre_buffer=False, buffer_size=_READ_AT_ONCE)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"cannot read {file}: {error}; check that it is whole") from error
     passed = 0

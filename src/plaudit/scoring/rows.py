@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from plaudit.data.formats import Sequence, join_responses
+from plaudit.data.formats import Sequence, join_responses, remark_on_ids
 from plaudit.data.rendering import render
 from plaudit.errors import ConfigError, DataError
 from plaudit.scoring.reading import Block, Row, Unreadable
@@ -215,7 +215,8 @@ def _kind_of(row: Row, number: int, rules: Rules) -> str:
     expected = ", ".join(f"'{column}'" for column in KINDS[rules.kind]) if rules.kind else _SHAPES
     if not kinds:
         raise DataError(
-            f"row {number}: expected {expected}; the row has values in {', '.join(map(repr, _filled(row)))}"
+            f"row {number}: expected {expected}; the row has values in {', '.join(map(repr, _filled(row)))}. "
+            f"{remark_on_ids(row)}".strip()
         )
     if rules.best_of and kinds != ["group"]:
         raise DataError(f"row {number}: --best_of expected a group ('completions'), got a row of kind {kinds[0]}")
@@ -223,6 +224,11 @@ def _kind_of(row: Row, number: int, rules: Rules) -> str:
     if taken := [name for name in names if row.get(name) is not None]:
         raise ConfigError(
             f"row {number} has a column '{taken[0]}' already. Name another for the rewards with --reward_column."
+        )
+    if rules.best_of and row.get("completion") is not None:
+        raise ConfigError(
+            f"row {number} has a column 'completion' already, where --best_of puts the best. Rename it, or leave "
+            "--best_of out."
         )
     return kinds[0]
 

@@ -6,17 +6,17 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from plaudit.errors import ConfigError, DataError
 
-__all__ = ["check_output", "join_lines", "join_parts", "write_lines", "write_part"]
+__all__ = ["check_output", "join_lines", "join_parts", "on_disk", "write_aside", "write_lines", "write_part"]
 
 Row = dict[str, Any]
 
@@ -28,12 +28,16 @@ def check_output(path: Path) -> None:
     """Raise unless rows can be written under this name.
 
     Raises:
-        ConfigError: Its suffix is none that is known, or its folder is not there.
+        ConfigError: Its suffix is none that is known, it is a folder, or nothing can be written beside it.
     """
     if not path.name.lower().endswith(_OUTPUTS):
         raise ConfigError(f"--output: expected a name that ends in {', '.join(_OUTPUTS)}, got '{path.name}'.")
+    if path.is_dir():
+        raise ConfigError(f"--output: '{path}' is a folder. Name a file.")
     if not path.absolute().parent.is_dir():
         raise ConfigError(f"--output: there is no folder '{path.absolute().parent}'. Make it first.")
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise ConfigError(f"--output: nobody lets you write to '{path.absolute().parent}'. Name another folder.")
 
 
 def write_lines(rows: Iterable[Row], path: Path) -> None:
@@ -42,8 +46,14 @@ def write_lines(rows: Iterable[Row], path: Path) -> None:
     Raises:
         DataError: A value has no form in JSON.
     """
-    with _on_disk(path) as file:
+    with on_disk(path) as file:
         file.writelines(_as_line(row) for row in rows)
+
+
+def write_aside(rows: Iterable[Row], path: Path) -> None:
+    """Write rows as JSON lines for a person to look at: what has no form in JSON is shown as Python shows it."""
+    with on_disk(path) as file:
+        file.writelines(_as_line(row, _as_shown) for row in rows)
 
 
 def write_part(rows: list[Row], path: Path, output: Path, schema: pa.Schema | None) -> None:
@@ -64,15 +74,15 @@ def write_part(rows: list[Row], path: Path, output: Path, schema: pa.Schema | No
     types = {field.name: field.type for field in schema or ()}
     try:
         arrays = {name: pa.array([row.get(name) for row in rows], types.get(name)) for name in _columns_of(rows)}
-        with _on_disk(path) as file:
+        with on_disk(path) as file:
             pq.write_table(pa.table(arrays), file)
-    except (pa.ArrowException, UnicodeEncodeError) as error:
+    except (pa.ArrowException, UnicodeEncodeError, OverflowError) as error:
         raise DataError(f"the rows have no form in Parquet ({error}); write .jsonl, which holds anything") from error
 
 
 def join_lines(parts: Iterable[Path], path: Path) -> None:
     """Put files of lines one after the other."""
-    with _on_disk(path) as file:
+    with on_disk(path) as file:
         _copy(parts, file)
 
 
@@ -88,7 +98,7 @@ def join_parts(parts: list[Path], path: Path, output: Path) -> None:
         DataError: The parts do not go together in that format.
     """
     name = output.name.lower()
-    with _on_disk(path) as file:
+    with on_disk(path) as file:
         if _is_parquet(output):
             _join_parquet(parts, file)
         elif name.endswith(".csv"):
@@ -101,7 +111,7 @@ def join_parts(parts: list[Path], path: Path, output: Path) -> None:
 
 
 @contextmanager
-def _on_disk(path: Path) -> Iterator[BinaryIO]:
+def on_disk(path: Path) -> Iterator[BinaryIO]:
     """A file to write that the disk holds when it is closed: a renamed one may else be empty after a power cut."""
     with open(path, "wb") as file:
         yield file
@@ -118,11 +128,20 @@ def _copy(parts: Iterable[Path], file: Any) -> None:
 def _join_csv(parts: list[Path], file: BinaryIO) -> None:
     columns = _columns_of(row for part in parts for row in _lines_of(part))
     text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")
-    table = csv.DictWriter(text, columns, lineterminator="\n")
+    table = csv.DictWriter(_Lines(text), columns)
     table.writeheader()
     for part in parts:
         table.writerows({name: _as_cell(value) for name, value in row.items()} for row in _lines_of(part))
     text.detach()
+
+
+class _Lines(NamedTuple):
+    """Where a CSV writer writes, whose lines must end with a carriage return: else it quotes no cell that has one."""
+
+    file: io.TextIOBase
+
+    def write(self, line: str) -> None:
+        self.file.write(line.removesuffix("\r\n") + "\n")
 
 
 def _join_parquet(parts: list[Path], file: BinaryIO) -> None:
@@ -132,7 +151,7 @@ def _join_parquet(parts: list[Path], file: BinaryIO) -> None:
             for start in range(0, len(parts), _PARTS_PER_GROUP):
                 group = [_cast(pq.ParquetFile(part).read(), schema) for part in parts[start : start + _PARTS_PER_GROUP]]
                 table.write_table(pa.concat_tables(group))
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OverflowError) as error:
         raise DataError(
             f"rows far apart have columns of types with no common form in Parquet ({error}); write .jsonl"
         ) from error
@@ -160,11 +179,16 @@ def _as_cell(value: Any) -> Any:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value
 
 
-def _as_line(row: Row) -> bytes:
+def _as_line(row: Row, otherwise: Callable[[Any], str] | None = None) -> bytes:
+    otherwise = otherwise or _as_json
     try:
-        return (json.dumps(row, ensure_ascii=False, default=_as_json) + "\n").encode()
+        return (json.dumps(row, ensure_ascii=False, default=otherwise) + "\n").encode()
     except UnicodeEncodeError:  # half a surrogate pair, which JSON can say and UTF-8 cannot
-        return (json.dumps(row, default=_as_json) + "\n").encode()
+        return (json.dumps(row, default=otherwise) + "\n").encode()
+
+
+def _as_shown(value: Any) -> str:
+    return value.isoformat() if hasattr(value, "isoformat") else repr(value)
 
 
 def _as_json(value: Any) -> str:
