@@ -1,4 +1,6 @@
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -433,6 +435,45 @@ def test_a_sequence_that_does_not_fit_into_memory_alone_is_an_error_with_ways_ou
     in_memory_of(20)
     with pytest.raises(ModelError, match=r"a sequence of \d+ tokens alone does not fit.*Lower `max_length`"):
         scorer.score(SENTENCES)
+
+
+# Beside other code
+
+
+def test_threads_that_share_a_model_take_turns(make_model, tokenizer):
+    """In bf16 the first call widens the weights for a while: another one would meet them half way."""
+    expected = RewardModel(make_model().to(torch.bfloat16), tokenizer).score(SENTENCES)
+    scorer = RewardModel(make_model().to(torch.bfloat16), tokenizer)
+    compare, compared = scorer.engine._compare, []
+
+    def slowly(arrays):
+        compared.append(len(arrays))
+        time.sleep(0.1)
+        compare(arrays)
+
+    scorer.engine._compare = slowly
+    with ThreadPoolExecutor(4) as pool:
+        rewards = list(pool.map(scorer.score, [SENTENCES] * 4))
+    assert compared == [len(SENTENCES)]
+    for each in rewards:
+        np.testing.assert_array_equal(each, expected)
+
+
+def test_autocast_around_a_call_changes_no_reward(scorer):
+    expected = scorer.score(SENTENCES)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        np.testing.assert_array_equal(scorer.score(SENTENCES), expected)
+
+
+def test_a_model_that_is_being_trained_is_scored_without_dropout_and_trains_on(make_model, tokenizer):
+    scorer = RewardModel(make_model(attention_dropout=0.5), tokenizer)
+    expected = scorer.score(SENTENCES)
+    scorer.model.train()
+    scorer.model.model.layers[0].eval()  # one that someone has frozen
+    np.testing.assert_array_equal(scorer.score(SENTENCES), expected)
+    assert scorer.model.training
+    assert scorer.model.model.layers[1].self_attn.training
+    assert not scorer.model.model.layers[0].self_attn.training
 
 
 # Which layout

@@ -1,7 +1,9 @@
 """Token ids in, rewards out: which sequences make a batch, in which layout. It knows no text and no tokenizer."""
 
 import logging
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -31,7 +33,7 @@ Ids = Sequence[int]
 
 
 class ScoringEngine:
-    """Runs a reward model over batches of sequences, as forests where the model allows it.
+    """Runs a reward model over batches of sequences, as forests where the model allows it; for one thread at a time.
 
     Args:
         model: A sequence classifier with one label, or a PEFT model of one. Changed in place.
@@ -44,17 +46,21 @@ class ScoringEngine:
     def __init__(self, model: "PreTrainedModel | PeftModel", max_tokens_per_batch: int) -> None:
         bind_reward_forward(base_model(model))
         self.model, self.max_tokens_per_batch = model.eval(), max_tokens_per_batch
+        self._turn = threading.Lock()
         self.layout, self._is_compared = "padded", True
         if why_padded(model) is None:
             attention.enable(base_model(model))
             self.layout, self._is_compared = "forest", False
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_turn"}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._turn = threading.Lock()
         if self.layout == "forest":
             attention.enable(base_model(self.model))  # registered by name, which a process that unpickles does not know
 
-    @torch.inference_mode()
     def score(
         self, sequences: Sequence[Ids], progress: Callable[[int], object] = lambda _: None
     ) -> NDArray[np.float32]:
@@ -67,8 +73,13 @@ class ScoringEngine:
         Raises:
             ModelError: A sequence alone does not fit into memory.
         """
-        rewards = np.zeros(len(sequences), dtype=np.float32)
         arrays = [np.asarray(ids, dtype=np.int64) for ids in sequences]
+        # The first call changes the layout, and the weights for a while; one that runs out of memory, the batches.
+        with self._turn, _as_loaded(self.model):
+            return self._score(arrays, progress)
+
+    def _score(self, arrays: list[NDArray[np.int64]], progress: Callable[[int], object]) -> NDArray[np.float32]:
+        rewards = np.zeros(len(arrays), dtype=np.float32)
         if not self._is_compared and arrays:
             self._compare(arrays)
             self._is_compared = True
@@ -143,6 +154,19 @@ class ScoringEngine:
                 return compare_layouts(lambda layout: self._run(probed, layout), torch.float32)
         except torch.OutOfMemoryError:
             return "only float32 could tell whether forests score the same, and that does not fit into memory"
+
+
+@contextmanager
+def _as_loaded(model: "PreTrainedModel | PeftModel") -> Iterator[None]:
+    """The model without dropout and in its own precision, whatever the code around it trains or computes in."""
+    training = [module for module in model.modules() if module.training] if model.training else []
+    model.eval()
+    try:
+        with torch.inference_mode(), torch.autocast(model.device.type, enabled=False):
+            yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _few(arrays: list[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
