@@ -1,4 +1,5 @@
 import json
+import pickle
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,9 +10,17 @@ import pytest
 import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, BertConfig, set_seed
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    FNetConfig,
+    ModernBertDecoderConfig,
+    Qwen3ForSequenceClassification,
+    set_seed,
+)
 from transformers.distributed.fsdp import is_fsdp_enabled
 from transformers.integrations import deepspeed
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from plaudit import RewardModel
 from plaudit.data.synthetic import PreferenceWorld
@@ -449,7 +458,7 @@ def test_threads_that_share_a_model_take_turns(make_model, tokenizer):
     def slowly(arrays):
         compared.append(len(arrays))
         time.sleep(0.1)
-        compare(arrays)
+        return compare(arrays)
 
     scorer.engine._compare = slowly
     with ThreadPoolExecutor(4) as pool:
@@ -510,6 +519,74 @@ def test_a_wrong_mask_is_found_out_though_the_first_call_has_but_one_sequence(sc
         np.testing.assert_allclose(scorer.score(SENTENCES[:1]), expected.score(SENTENCES[:1]), atol=2e-6)
     assert "the rewards of the two layouts differ" in caplog.text
     np.testing.assert_allclose(scorer.score(SENTENCES), expected.score(SENTENCES), atol=2e-6)
+
+
+SMALL = {
+    "vocab_size": 330, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_labels": 1, "initializer_range": 0.3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "layout"),
+    [
+        (ModernBertDecoderConfig(**SMALL, pad_token_id=1, local_attention=64), "padded"),  # it looks for the pad token
+        (FNetConfig(**{name: SMALL[name] for name in SMALL if "heads" not in name}), "alone"),  # mixes the padding in
+    ],
+    ids=["a decoder with a head of its own", "an encoder without a mask"],
+)
+@pytest.mark.parametrize("first", [SENTENCES[:1], SENTENCES], ids=["one first", "all at once"])
+def test_where_padding_would_change_rewards_it_does_not(tokenizer, config, layout, first):
+    set_seed(0)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    ids = [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for text in SENTENCES]
+    with torch.inference_mode():
+        alone = [model(input_ids=torch.tensor([each])).logits.item() for each in ids]
+    assert np.std(alone) > 0.01
+    scorer = RewardModel(model, tokenizer)
+    scorer.score(first)
+    np.testing.assert_allclose(scorer.score(SENTENCES), alone, atol=1e-5 * np.std(alone) + 1e-6)
+    assert scorer.engine.layout == layout
+
+
+class Minus(Qwen3ForSequenceClassification):
+    """As a checkpoint with code of its own may read its head elsewhere, and with another sign."""
+
+    def forward(self, input_ids, attention_mask=None):
+        hidden = self.model(input_ids, attention_mask=attention_mask)[0]
+        return SequenceClassifierOutput(logits=-self.score(hidden[:, 0]) - hidden[:, 1, :1])
+
+
+class Same(Qwen3ForSequenceClassification):
+    def forward(self, *arguments, **options):
+        return super().forward(*arguments, **options)
+
+
+class Five(Qwen3ForSequenceClassification):
+    def forward(self, input_ids, attention_mask=None):
+        return SequenceClassifierOutput(logits=torch.zeros(len(input_ids), 5))
+
+
+@pytest.mark.parametrize(("kind", "layout"), [(Minus, "padded"), (Same, "forest")])
+def test_a_model_that_ships_its_own_forward_scores_as_that_does(make_model, tokenizer, caplog, kind, layout):
+    model = make_model().eval()
+    model.__class__ = kind
+    ids = [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for text in SENTENCES]
+    with torch.inference_mode():
+        alone = [model(input_ids=torch.tensor([each])).logits.item() for each in ids]
+    scorer = RewardModel(model, tokenizer)
+    with caplog.at_level("WARNING", logger="plaudit"):
+        np.testing.assert_allclose(scorer.score(SENTENCES), alone, atol=2e-6)
+    assert scorer.engine.layout == layout
+    assert ("scoring with the forward that Minus ships" in caplog.text) == (kind is Minus)
+    assert pickle.loads(pickle.dumps(scorer)).score(SENTENCES) == pytest.approx(alone, abs=2e-6)
+
+
+def test_a_model_whose_own_forward_gives_no_single_reward_is_refused(make_model, tokenizer):
+    model = make_model()
+    model.__class__ = Five
+    with pytest.raises(ModelError, match=r"Five: expected `logits` with one reward for each of 1 sequences, got .*5\]"):
+        RewardModel(model, tokenizer).score(SENTENCES)
 
 
 def test_a_changed_template_is_warned_of(trainer, caplog):

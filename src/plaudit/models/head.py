@@ -6,6 +6,8 @@ position, which the attention mask tells: never by searching for a pad or EOS id
 """
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,9 +26,11 @@ __all__ = [
     "bind_reward_forward",
     "check_one_label",
     "head_names",
+    "is_bound",
     "outside_backbone",
     "reads_last_position",
     "reset_head",
+    "unbound",
 ]
 
 
@@ -142,6 +146,21 @@ def bind_reward_forward(model: PreTrainedModel) -> None:
         model.takes_position_ids = "position_ids" in backbone  # Bloom tells positions from the mask itself
         model.forest_is_proven = False  # until every layer has been seen to call the forest's attention
         model.forward = _BoundForward(model)
+
+
+def is_bound(model: PreTrainedModel) -> bool:
+    """Whether the model has the one reward forward; else its class's own."""
+    return isinstance(vars(model).get("forward"), _BoundForward)
+
+
+@contextmanager
+def unbound(model: PreTrainedModel) -> Iterator[None]:
+    """The model with its class's own forward for a while."""
+    bound = vars(model).pop("forward")
+    try:
+        yield
+    finally:
+        model.forward = bound
 
 
 def _reward_forward(
