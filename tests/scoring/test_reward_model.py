@@ -16,6 +16,7 @@ from transformers import (
     FNetConfig,
     ModernBertDecoderConfig,
     Qwen3ForSequenceClassification,
+    T5GemmaConfig,
     set_seed,
 )
 from transformers.distributed.fsdp import is_fsdp_enabled
@@ -25,7 +26,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from plaudit import RewardModel
 from plaudit.data.synthetic import PreferenceWorld
 from plaudit.errors import ConfigError, DataError, ModelError
-from plaudit.models.inputs import forest_inputs
+from plaudit.models.inputs import forest_inputs, padded_inputs
 from plaudit.scoring import reward_model as module
 
 
@@ -526,14 +527,17 @@ SMALL = {
     "num_labels": 1, "initializer_range": 0.3,
 }  # fmt: skip
 
+GEMMA = SMALL | {"num_key_value_heads": 2, "head_dim": 8, "query_pre_attn_scalar": 8, "pad_token_id": 1}
+
 
 @pytest.mark.parametrize(
     ("config", "layout"),
     [
         (ModernBertDecoderConfig(**SMALL, pad_token_id=1, local_attention=64), "padded"),  # it looks for the pad token
+        (T5GemmaConfig(encoder=GEMMA, decoder=GEMMA, num_labels=1, pad_token_id=1), "padded"),
         (FNetConfig(**{name: SMALL[name] for name in SMALL if "heads" not in name}), "alone"),  # mixes the padding in
     ],
-    ids=["a decoder with a head of its own", "an encoder without a mask"],
+    ids=["a decoder with a head of its own", "an encoder and a decoder", "an encoder without a mask"],
 )
 @pytest.mark.parametrize("first", [SENTENCES[:1], SENTENCES], ids=["one first", "all at once"])
 def test_where_padding_would_change_rewards_it_does_not(tokenizer, config, layout, first):
@@ -541,7 +545,7 @@ def test_where_padding_would_change_rewards_it_does_not(tokenizer, config, layou
     model = AutoModelForSequenceClassification.from_config(config).eval()
     ids = [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for text in SENTENCES]
     with torch.inference_mode():
-        alone = [model(input_ids=torch.tensor([each])).logits.item() for each in ids]
+        alone = [model(**padded_inputs([each], 0)).logits.item() for each in ids]
     assert np.std(alone) > 0.01
     scorer = RewardModel(model, tokenizer)
     scorer.score(first)

@@ -120,6 +120,8 @@ def reset_head(model: PreTrainedModel, seed: int) -> None:
 
 def reads_last_position(model: PreTrainedModel) -> bool:
     """Whether the reward is the head's value at the last position: decoders, whose head is called `score`."""
+    if getattr(model.config, "is_encoder_decoder", False):  # T5Gemma says `score` too
+        return False
     return all(name.split(".")[0] == "score" for name in head_names(model))
 
 
