@@ -6,6 +6,7 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from peft import LoraConfig
@@ -16,6 +17,7 @@ from transformers import (
     FNetConfig,
     ModernBertDecoderConfig,
     Qwen3ForSequenceClassification,
+    RobertaConfig,
     T5GemmaConfig,
     set_seed,
 )
@@ -47,6 +49,10 @@ def scorer(make_model, tokenizer):
     return RewardModel(make_model(), tokenizer)
 
 
+SMALL = {
+    "vocab_size": 330, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_labels": 1, "initializer_range": 0.3,
+}  # fmt: skip
 SENTENCES = [("Is the sky blue? " * n + "Yes.")[: 5 + 7 * n] for n in (3, 0, 9, 1, 6, 2, 8, 4)]
 
 
@@ -157,6 +163,28 @@ def test_the_precision_can_be_chosen_and_is_the_checkpoints_otherwise(trainer):
 def test_a_single_sequence_is_not_taken_for_many(scorer, single):
     with pytest.raises(DataError, match=r"Wrap it: score\(\[\.\.\.\]\)"):
         scorer.score(single)
+
+
+@pytest.mark.parametrize("table", [{"text": ["a", "b"]}, pd.DataFrame({"text": ["a", "b"]})])
+def test_a_table_is_not_taken_for_the_names_of_its_columns(scorer, table):
+    with pytest.raises(DataError, match="got a (dict|DataFrame). Pass one of its columns"):
+        scorer.score(table)
+    with pytest.raises(DataError, match="Pass one of its columns"):
+        scorer.score(["a"], table)
+    assert scorer.score(table["text"]).shape == (2,)
+
+
+def test_a_single_completion_is_not_taken_for_its_letters(scorer):
+    for call in (scorer.score, scorer.rank, scorer.best_of):
+        with pytest.raises(DataError, match="expected a list of completions, got a single one: 'Yes'. Wrap it"):
+            call(["Is", "it", "?"], "Yes")
+
+
+def test_options_and_names_must_be_as_many_as_the_sequences(scorer):
+    with pytest.raises(DataError, match="options: expected one for each sequence, and there are only 1"):
+        scorer.score(["a", "b"], options=[{}])
+    with pytest.raises(DataError, match="names: expected one for each sequence, and there are only 1"):
+        scorer.score(["a", "b"], names=["x"])
 
 
 @pytest.mark.parametrize("wrong", [5, None, "", [{"rol": "user"}], [{"role": "user", "content": "Hi"}]])
@@ -347,6 +375,23 @@ def test_what_is_too_long_is_cut_from_the_left_and_counted(make_model, new_token
         strict.score(["Yes", long])
 
 
+@pytest.mark.parametrize(("config", "most"), [(BertConfig, 20), (RobertaConfig, 18)])
+def test_an_encoder_keeps_the_token_that_it_reads_and_its_positions_suffice(new_tokenizer, config, most):
+    tokenizer = new_tokenizer(bos="<s>")
+    tokenizer.bos_token, tokenizer.cls_token = None, "<s>"
+    set_seed(0)
+    model = AutoModelForSequenceClassification.from_config(
+        config(**SMALL, max_position_embeddings=20, pad_token_id=1 if most == 18 else 0)
+    )
+    long = "Is the sky blue? " * 9 + "Yes."
+    ids = [*tokenizer(long)["input_ids"], tokenizer.eos_token_id]
+    scorer = RewardModel(model, tokenizer)
+    assert scorer.max_length == most
+    with torch.inference_mode():
+        expected = model(input_ids=torch.tensor([ids[:1] + ids[1 - most :]])).logits.item()
+    assert scorer.score([long]) == pytest.approx([expected], abs=1e-6)
+
+
 def test_a_model_with_few_positions_is_not_asked_for_more(make_model, tokenizer):
     assert RewardModel(make_model(max_position_embeddings=20), tokenizer).max_length == 20
 
@@ -354,6 +399,10 @@ def test_a_model_with_few_positions_is_not_asked_for_more(make_model, tokenizer)
 def test_options_that_cannot_be_are_refused(make_model, tokenizer):
     with pytest.raises(ConfigError, match="overlong: expected one of truncate, error, got 'drop'"):
         RewardModel(make_model(), tokenizer, overlong="drop")
+    with pytest.raises(ConfigError, match="max_length: expected a whole number above 1, got 1"):
+        RewardModel(make_model(), tokenizer, max_length=1)  # which would leave the BOS alone
+    with pytest.raises(ConfigError, match=r"no option 'device_map'.*model_init_kwargs=\{'device_map': ...\}"):
+        RewardModel.from_pretrained("nowhere", device_map="auto")  # before anything is loaded
     with pytest.raises(ConfigError, match="max_tokens_per_batch"):
         RewardModel(make_model(), tokenizer, max_tokens_per_batch=0)
     with pytest.raises(ConfigError, match="normalize: the model was saved without"):
@@ -521,11 +570,6 @@ def test_a_wrong_mask_is_found_out_though_the_first_call_has_but_one_sequence(sc
     assert "the rewards of the two layouts differ" in caplog.text
     np.testing.assert_allclose(scorer.score(SENTENCES), expected.score(SENTENCES), atol=2e-6)
 
-
-SMALL = {
-    "vocab_size": 330, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_labels": 1, "initializer_range": 0.3,
-}  # fmt: skip
 
 GEMMA = SMALL | {"num_key_value_heads": 2, "head_dim": 8, "query_pre_attn_scalar": 8, "pad_token_id": 1}
 

@@ -29,7 +29,7 @@ from plaudit.models.steady import is_quantized_layer
 if TYPE_CHECKING:
     from peft import PeftModel
 
-__all__ = ["embedding_rows", "grow_embedding", "load_model", "load_tokenizer"]
+__all__ = ["embedding_rows", "grow_embedding", "load_model", "load_tokenizer", "most_positions"]
 
 logger = logging.getLogger(__name__)
 
@@ -261,6 +261,18 @@ def embedding_rows(model: PreTrainedModel) -> int:
     """Rows of the input embedding: ids below this have a vector."""
     weight = model.get_input_embeddings().weight
     return getattr(weight, "ds_shape", weight.shape)[0]  # under ZeRO-3 a process has a part, and its shape is (0,)
+
+
+def most_positions(model: PreTrainedModel) -> int | None:
+    """How many tokens the model has positions for; `None` if it does not say.
+
+    RoBERTa and its kin start to count behind the pad token's id: of 514 positions, 512 are for tokens.
+    """
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return module.num_embeddings - int(module.padding_idx) - 1
+    return most
 
 
 def grow_embedding(model: PreTrainedModel, rows: int, *, frozen_base: bool, reason: str) -> None:

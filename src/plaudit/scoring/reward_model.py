@@ -1,8 +1,9 @@
 """`RewardModel`: score text the way the model was trained to. Everything that scores goes through it."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
+from inspect import signature
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from plaudit.data.formats import Sequence, read_sequence
 from plaudit.data.rendering import render
 from plaudit.errors import ConfigError, DataError
 from plaudit.models.adapters import base_model
-from plaudit.models.load import load_model, load_tokenizer
+from plaudit.models.load import load_model, load_tokenizer, most_positions
 from plaudit.models.whole import loaded_whole
 from plaudit.scoring.engine import ScoringEngine
 from plaudit.scoring.pairing import whole_sequence
@@ -81,10 +82,11 @@ class RewardModel:
             raise ConfigError(f"overlong: expected one of {', '.join(_OVERLONG)}, got {overlong!r}.")
         if max_tokens_per_batch < 1:
             raise ConfigError(f"max_tokens_per_batch: expected a whole number above 0, got {max_tokens_per_batch!r}.")
+        if max_length is not None and max_length < 2:
+            raise ConfigError(f"max_length: expected a whole number above 1, got {max_length!r}.")
         self.engine = ScoringEngine(model, max_tokens_per_batch)
         self.tokenizer = tokenizer
-        config = base_model(model).config.get_text_config()
-        self.max_length, self.overlong = max_length or getattr(config, "max_position_embeddings", None), overlong
+        self.max_length, self.overlong = max_length or most_positions(base_model(model)), overlong
         self.scale, self.cut = scale, 0
 
     @property
@@ -117,7 +119,14 @@ class RewardModel:
 
         Raises:
             ModelError: It is no reward model, or its tokenizer is missing.
+            ConfigError: There is no such option.
         """
+        known = list(signature(cls).parameters)[2:]
+        if unknown := [option for option in options if option not in known]:
+            raise ConfigError(
+                f"RewardModel.from_pretrained has no option {unknown[0]!r}, only {', '.join(known)} beside its own. "
+                f"What transformers' `from_pretrained` takes goes into model_init_kwargs={{{unknown[0]!r}: ...}}."
+            )
         name = str(Path(path_or_id).expanduser()) if str(path_or_id).startswith("~") else str(path_or_id)
         description = read_description(name)
         if dtype == "auto":
@@ -183,7 +192,7 @@ class RewardModel:
 
     def rank(self, prompt: Any, completions: Iterable[Any]) -> list[Ranked]:
         """The completions of one prompt, best first; equal rewards in the order given. The prompt runs once."""
-        completions = list(completions)
+        completions = completions if isinstance(completions, str) else list(completions)  # `score` refuses the former
         rewards = self.score([prompt] * len(completions), completions)
         shares = np.exp(rewards - rewards.max(initial=-np.inf), dtype=np.float64)
         shares = shares / shares.sum()
@@ -217,8 +226,8 @@ class RewardModel:
         before, done = self.cut, 0
         with tqdm(total=total, unit="seq", desc="scoring", delay=3, disable=None, leave=False) as bar:
             while piece := list(islice(whole, _WINDOW)):
-                extra = None if options is None else list(islice(options, len(piece)))
-                ids = self.token_ids(piece, extra, list(islice(called, len(piece))))
+                extra = None if options is None else _as_many(options, piece, "options", done)
+                ids = self.token_ids(piece, extra, _as_many(called, piece, "names", done))
                 done += len(piece)
                 rewards = self.engine.score(ids, bar.update)
                 yield ((rewards - mean) / std).astype(np.float32) if normalize else rewards
@@ -255,7 +264,7 @@ class RewardModel:
                 f"`overlong='truncate'`."
             )
         self.cut += 1
-        front = [ids[0]] if ids[0] == self.tokenizer.bos_token_id else []
+        front = ids[:1] if ids[0] in (self.tokenizer.bos_token_id, self.tokenizer.cls_token_id) else []
         return front + ids[len(ids) - self.max_length + len(front) :]
 
     def normalization(self) -> tuple[float, float]:
@@ -281,9 +290,22 @@ def _scale(description: dict[str, Any], config: Any) -> tuple[float, float] | No
 def _joined(sequences: Iterable[Any], completions: Iterable[Any] | None) -> Iterator[Any]:
     if isinstance(sequences, str) or (isinstance(sequences, list) and sequences and isinstance(sequences[0], dict)):
         raise DataError("expected a list of texts or of conversations, got a single one. Wrap it: score([...]).")
+    if isinstance(completions, str):
+        raise DataError(f"expected a list of completions, got a single one: {completions!r:.80}. Wrap it in a list.")
+    for given in (sequences, completions):  # each would be read as the names of its columns
+        if isinstance(given, Mapping) or hasattr(given, "columns"):
+            kind = type(given).__name__
+            raise DataError(f"expected a list of texts or of conversations, got a {kind}. Pass one of its columns.")
     if completions is None:
         return iter(sequences)
     return _pairs(sequences, completions)
+
+
+def _as_many(given: Iterator[Any], piece: list[Any], what: str, before: int) -> list[Any]:
+    taken = list(islice(given, len(piece)))
+    if len(taken) < len(piece):
+        raise DataError(f"{what}: expected one for each sequence, and there are only {before + len(taken)}.")
+    return taken
 
 
 def _pairs(prompts: Iterable[Any], completions: Iterable[Any]) -> Iterator[Any]:
