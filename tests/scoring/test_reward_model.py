@@ -153,7 +153,8 @@ def test_a_model_without_its_tokenizer_is_refused(make_model, tmp_path):
 
 
 def test_the_precision_can_be_chosen_and_is_the_checkpoints_otherwise(trainer):
-    assert RewardModel.from_pretrained(trainer.args.output_dir, device="cpu").model.dtype == torch.float32
+    for dtype in (None, "auto"):
+        assert RewardModel.from_pretrained(trainer.args.output_dir, dtype=dtype).model.dtype == torch.float32
     half = RewardModel.from_pretrained(trainer.args.output_dir, dtype="bfloat16", device="cpu")
     assert half.model.dtype == torch.bfloat16
     assert half.score(SENTENCES).dtype == np.float32

@@ -100,7 +100,7 @@ class RewardModel:
         path_or_id: str | Path,
         *,
         device: str | torch.device | None = None,
-        dtype: str | torch.dtype = "auto",
+        dtype: str | torch.dtype | None = None,
         trust_remote_code: bool = False,
         allow_random_head: bool = False,
         model_init_kwargs: dict[str, Any] | None = None,
@@ -111,7 +111,8 @@ class RewardModel:
         Args:
             path_or_id: Where it is.
             device: Where to run it; an accelerator if there is one, else the CPU.
-            dtype: Precision of the weights; "auto" is that of the checkpoint, and of training for an adapter's base.
+            dtype: Precision of the weights; that of the checkpoint, and of training for an adapter's base, if `None`
+                or "auto".
             trust_remote_code: Allow a model or tokenizer that ships its own code.
             allow_random_head: Score even where the checkpoint has no head, with a random one and a warning.
             model_init_kwargs: More for `from_pretrained`, such as `revision`.
@@ -129,7 +130,7 @@ class RewardModel:
             )
         name = str(Path(path_or_id).expanduser()) if str(path_or_id).startswith("~") else str(path_or_id)
         description = read_description(name)
-        if dtype == "auto":
+        if dtype is None or dtype == "auto":
             dtype = trained_in(name)
         loading = {"dtype": dtype} | (model_init_kwargs or {})
         with loaded_whole():
