@@ -269,7 +269,12 @@ def test_a_combination_that_cannot_work_is_refused_at_once(parts, said):
     [
         ([1.0, None, 1.0], "rule: expected a finite reward, but that of completion 1 is None.* return 0.0"),
         ([1.0, 1.0, math.nan], "that of completion 2 is nan"),
+        (iter([1.0, 1.0, math.nan]), "that of completion 2 is nan"),
         ([1.0, 1.0], "rule: expected 3 rewards, one for each completion, got 2"),
+        (None, "rule: expected a list of 3 numbers, got None"),
+        (1.0, "rule: expected a list of 3 numbers, got 1.0"),
+        ([[1.0], [2.0], [3.0]], r"rule: expected a list of 3 numbers, got \[\[1.0\]"),
+        (["good", "bad", "good"], "rule: expected a list of 3 numbers, got .'good'"),
     ],
 )
 def test_a_part_that_leaves_one_out_is_an_error_that_names_it(answer, said):
@@ -278,6 +283,16 @@ def test_a_part_that_leaves_one_out_is_an_error_that_names_it(answer, said):
 
     with pytest.raises(DataError, match=said):
         combine({rule: 1.0})(PROMPTS, TEXTS)
+
+
+def test_what_turns_out_to_be_asynchronous_when_it_is_called_is_an_error_that_says_so():
+    class Judge:
+        async def __call__(self, prompts, completions, **columns):
+            return [0.0] * len(completions)
+
+    for hidden in (lambda **columns: later(**columns), functools.partial(Judge())):
+        with pytest.raises(ConfigError, match="is asynchronous. Pass it to the trainer beside the others"):
+            combine({hidden: 1.0})(PROMPTS, TEXTS)
 
 
 def test_it_scores_as_plain_transformers_scores_the_rendering_of_training(folder):

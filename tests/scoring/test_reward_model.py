@@ -259,6 +259,13 @@ def rewards_of(trainer):
     return RewardModel(trainer.model, trainer.processing_class).score(SENTENCES)
 
 
+def test_a_tokenizer_with_more_tokens_than_the_model_is_an_error_that_says_so(make_model, tokenizer):
+    greatest = max(tokenizer(SENTENCES[0])["input_ids"])
+    with pytest.raises(ModelError, match=f"the token id {greatest}, and the model's embedding ends at {greatest - 1}"):
+        RewardModel(make_model(vocab_size=greatest), tokenizer).score(SENTENCES[:1])
+    assert RewardModel(make_model(vocab_size=greatest + 1), tokenizer).score(SENTENCES[:1]).shape == (1,)
+
+
 # Prompts with completions
 
 CHAT = [{"role": "user", "content": "Is the sky blue?"}]

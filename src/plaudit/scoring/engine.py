@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from plaudit.models.adapters import base_model
 from plaudit.models.head import bind_reward_forward, is_bound, unbound
 from plaudit.models.inputs import forest_inputs, padded_inputs
 from plaudit.models.layouts import Unclear, compare_layouts, in_float32, routes_experts, why_padded
+from plaudit.models.load import embedding_rows
 from plaudit.models.precision import precision_of
 from plaudit.models.steady import rounds_its_inputs
 
@@ -51,6 +52,9 @@ class ScoringEngine:
         self._turn = threading.Lock()
         self.layout, self._is_compared = "padded", False
         self._pad = _pad_of(base)
+        self._known: int | None = None
+        with suppress(NotImplementedError, AttributeError):  # Canine hashes characters
+            self._known = embedding_rows(base)
         if why_padded(model) is None:
             attention.enable(base)
             self.layout = "forest"
@@ -75,12 +79,22 @@ class ScoringEngine:
             progress: Called after each batch with the number of its sequences.
 
         Raises:
-            ModelError: A sequence alone does not fit into memory, or the model's own code gives no reward.
+            ModelError: A sequence alone does not fit into memory, it has a token that the model does not
+                know, or the model's own code gives no reward.
         """
         arrays = [np.asarray(ids, dtype=np.int64) for ids in sequences]
+        self._check(arrays)
         # The first call changes the layout, and the weights for a while; one that runs out of memory, the batches.
         with self._turn, _as_loaded(self.model):
             return self._score(arrays, progress)
+
+    def _check(self, arrays: list[NDArray[np.int64]]) -> None:
+        greatest = max((int(ids.max(initial=0)) for ids in arrays), default=0)
+        if self._known is not None and greatest >= self._known:  # a GPU would end the process, and name no reason
+            raise ModelError(
+                f"a sequence has the token id {greatest}, and the model's embedding ends at {self._known - 1}. The "
+                f"tokenizer is of another model, or got tokens that the model did not."
+            )
 
     def _score(self, arrays: list[NDArray[np.int64]], progress: Callable[[int], object]) -> NDArray[np.float32]:
         rewards = np.zeros(len(arrays), dtype=np.float32)

@@ -176,7 +176,15 @@ class _Combined:
 
 
 def _checked(rewards: Any, called: str, count: int) -> list[float]:
-    values = [math.nan if each is None else float(each) for each in rewards]
+    if inspect.isawaitable(rewards):
+        if inspect.iscoroutine(rewards):
+            rewards.close()  # else Python warns that nobody awaited it
+        raise ConfigError(f"combine: {called!r} is asynchronous. Pass it to the trainer beside the others.")
+    try:
+        rewards = list(rewards)
+        values = [math.nan if each is None else float(each) for each in rewards]
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{called}: expected a list of {count} numbers, got {rewards!r:.80} ({error}).") from error
     if len(values) != count:
         raise DataError(f"{called}: expected {count} rewards, one for each completion, got {len(values)}.")
     for number, value in enumerate(values):
