@@ -146,6 +146,36 @@ def test_a_checkpoint_without_a_head_is_refused(base_folder):
         RewardModel.from_pretrained(base_folder)
 
 
+@pytest.mark.parametrize("head", ["value_head", "v_head.summary"])
+def test_a_head_under_another_name_is_pointed_to(make_model, tokenizer, tmp_path, head):
+    for part in (make_model(), tokenizer):
+        part.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights[f"{head}.weight"] = weights.pop("score.weight")
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=f'has no head .*It does hold {head}.weight.*"value_head_prefix": "{head}"'):
+        RewardModel.from_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"value_head_prefix": head}))
+    expected = RewardModel(make_model(), tokenizer).score(SENTENCES)
+    np.testing.assert_allclose(
+        RewardModel.from_pretrained(tmp_path, device="cpu").score(SENTENCES), expected, atol=2e-6
+    )
+
+
+def test_a_classifier_is_no_reward_model_however_its_head_is_replaced(tokenizer, tmp_path, caplog):
+    config = BertConfig(**SMALL | {"num_labels": 2})
+    for part in (AutoModelForSequenceClassification.from_config(config), tokenizer):
+        part.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="2 labels, but .* It tells classes apart, and gives no reward"):
+        RewardModel.from_pretrained(tmp_path)
+    replaced = {"model_init_kwargs": {"ignore_mismatched_sizes": True}}
+    with pytest.raises(ModelError, match=r"has no head \(classifier.bias, classifier.weight\)"):
+        RewardModel.from_pretrained(tmp_path, **replaced)
+    RewardModel.from_pretrained(tmp_path, allow_random_head=True, **replaced)
+    assert "its scores are RANDOM" in caplog.text
+
+
 def test_a_model_without_its_tokenizer_is_refused(make_model, tmp_path):
     make_model().save_pretrained(tmp_path / "bare")  # transformers would make an empty tokenizer: all texts the same
     with pytest.raises(ModelError, match="bare: there are no tokenizer files"):

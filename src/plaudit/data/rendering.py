@@ -108,8 +108,9 @@ def _is_plainly_fast(tokenizer: PreTrainedTokenizerBase) -> bool:
 def _write_chat(tokenizer: PreTrainedTokenizerBase, messages: Any, options: dict[str, Any], name: str) -> str:
     if not tokenizer.chat_template:
         raise DataError(
-            "the rows are conversations, but the tokenizer has no chat template. Pass "
-            "`chat_template_path` (a tokenizer folder or id, or a Jinja file), or use text in 'chosen' and 'rejected'."
+            f"{name}: it is a conversation, but the tokenizer has no chat template. Pass `chat_template_path` in "
+            f"training (a tokenizer folder or id, or a Jinja file), set the `chat_template` of a tokenizer in memory, "
+            f"or use plain text."
         )
     try:
         return tokenizer.apply_chat_template(_as_taken(tokenizer, messages), tokenize=False, **options)
