@@ -176,6 +176,27 @@ def test_a_classifier_is_no_reward_model_however_its_head_is_replaced(tokenizer,
     assert "its scores are RANDOM" in caplog.text
 
 
+def test_what_a_folder_says_is_read_where_its_model_is(trainer, tmp_path):
+    """A revision of the hub has a scale of its own; a subfolder takes the same way."""
+    folder = Path(trainer.args.output_dir)
+    description = json.loads((folder / "reward.json").read_text())
+    for where, mean in (("", 1.0), ("new", 2.0)):
+        (tmp_path / "both" / where).mkdir(parents=True)
+        for file in folder.iterdir():
+            if file.is_file():
+                (tmp_path / "both" / where / file.name).write_bytes(file.read_bytes())
+        said = description | {"rewards": {"mean": mean, "std": 3.0}}
+        (tmp_path / "both" / where / "reward.json").write_text(json.dumps(said))
+    loaded = RewardModel.from_pretrained(tmp_path / "both", model_init_kwargs={"subfolder": "new"})
+    assert loaded.normalization() == (2.0, 3.0)
+
+
+def test_a_path_that_is_not_there_says_so(tmp_path):
+    for path in ("runs/reward/lasst", tmp_path / "lasst"):
+        with pytest.raises(ModelError, match="lasst: no model could be loaded from there.*no.* folder"):
+            RewardModel.from_pretrained(path)
+
+
 def test_a_model_without_its_tokenizer_is_refused(make_model, tmp_path):
     make_model().save_pretrained(tmp_path / "bare")  # transformers would make an empty tokenizer: all texts the same
     with pytest.raises(ModelError, match="bare: there are no tokenizer files"):

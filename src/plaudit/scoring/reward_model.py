@@ -30,6 +30,7 @@ __all__ = ["Ranked", "RewardModel"]
 logger = logging.getLogger(__name__)
 
 _WINDOW = 4096  # sequences that are rendered and ordered together; a stream is read in such pieces
+_WHERE = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")  # which one of the hub's
 _OVERLONG = ("truncate", "error")
 
 
@@ -129,9 +130,10 @@ class RewardModel:
                 f"What transformers' `from_pretrained` takes goes into model_init_kwargs={{{unknown[0]!r}: ...}}."
             )
         name = str(Path(path_or_id).expanduser()) if str(path_or_id).startswith("~") else str(path_or_id)
-        description = read_description(name)
+        where = {option: value for option, value in (model_init_kwargs or {}).items() if option in _WHERE}
+        description = read_description(name, **where)
         if dtype is None or dtype == "auto":
-            dtype = trained_in(name)
+            dtype = trained_in(name, **where)
         loading = {"dtype": dtype} | (model_init_kwargs or {})
         with loaded_whole():
             model = load_model(
