@@ -185,10 +185,12 @@ def test_a_path_pickles_as_a_path_and_loads_where_it_is_called(folder, tmp_path,
     assert in_a_worker(function, elsewhere) == ("mine", True, pytest.approx(expected, abs=2e-6))
 
 
-def test_a_model_pickles_whole(scorer, tmp_path):
+@pytest.mark.parametrize("layout", ["forest", "padded"])
+def test_a_model_pickles_whole(scorer, tmp_path, layout):
     function = RewardFunction(scorer)
     expected = function(PROMPTS, TEXTS)
     assert scorer.engine.layout == "forest"
+    scorer.engine.layout = layout  # as if the layouts had differed: its attention stays that of forests
     assert in_a_worker(function, tmp_path) == ("reward_model", False, pytest.approx(expected, abs=2e-6))
 
 

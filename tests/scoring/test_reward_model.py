@@ -11,6 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
+from tokenizers import processors
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
@@ -270,6 +271,22 @@ def test_a_random_head_must_be_asked_for_and_is_warned_of(base_folder, caplog):
         loaded = RewardModel.from_pretrained(base_folder, device="cpu", allow_random_head=True)
     assert "its scores are RANDOM" in caplog.text
     assert np.isfinite(loaded.score(["some text"])).all()
+
+
+def test_others_way_of_writing_text_can_be_had(make_model, new_tokenizer):
+    """As docs/scoring.md says: a pair of texts for an encoder, and OpenRLHF's end of a conversation."""
+    tokenizer = new_tokenizer(bos="<s>", extra=("[SEP]",))
+    tokenizer.sep_token = "[SEP]"
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A <eos>", pair="<s> $A [SEP] $B <eos>",
+        special_tokens=[(each, tokenizer.convert_tokens_to_ids(each)) for each in ("<s>", "[SEP]", "<eos>")],
+    )  # fmt: skip
+    scorer = RewardModel(make_model(vocab_size=340), tokenizer)
+    (ids,) = scorer.token_ids(["Is it?" + tokenizer.sep_token + "Yes"])
+    assert ids == tokenizer("Is it?", "Yes")["input_ids"]
+    chat = tokenizer.apply_chat_template(CHAT + REPLY, tokenize=False)
+    ended = "<s>" + chat.rstrip("\n") + " " + tokenizer.eos_token
+    assert scorer.token_ids([ended]) == [tokenizer(ended, add_special_tokens=False)["input_ids"]]
 
 
 @pytest.fixture(params=["whole", "an adapter"])
