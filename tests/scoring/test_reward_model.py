@@ -530,7 +530,7 @@ def test_a_conversation_may_end_with_the_answer_of_a_tool(scorer):
 def in_memory_of(scorer, monkeypatch):
     """A device with room for so many tokens; returns the sizes of the batches that it ran."""
 
-    def limit(tokens):
+    def limit(tokens, *, compared=True):
         run, sizes = scorer.engine._run, []
 
         def limited(sequences, layout):
@@ -539,7 +539,8 @@ def in_memory_of(scorer, monkeypatch):
             sizes.append(len(sequences))
             return run(sequences, layout)
 
-        scorer.score(SENTENCES[:1])  # so that the comparison of layouts is over
+        if compared:
+            scorer.score(SENTENCES[:1])
         monkeypatch.setattr(scorer.engine, "_run", limited)
         return sizes
 
@@ -564,6 +565,16 @@ def test_batches_that_do_not_fit_into_memory_become_smaller_for_good(scorer, in_
     scorer.score(SENTENCES)
     assert not caplog.text
     assert scorer.engine.max_tokens_per_batch == budget
+
+
+def test_layouts_are_compared_on_short_sequences_where_whole_ones_do_not_fit(make_model, scorer, in_memory_of):
+    long = ["Is the sky blue? " * n for n in (24, 25, 26)]
+    expected = RewardModel(make_model(), scorer.tokenizer).score(long)
+    assert sum(map(len, scorer.token_ids(long))) > 310
+    sizes = in_memory_of(310, compared=False)
+    np.testing.assert_allclose(scorer.score(long), expected, atol=2e-6)
+    assert scorer.engine.layout == "forest"
+    assert max(sizes) > 3  # the sequences that were made to share tokens ran too
 
 
 def test_a_sequence_that_does_not_fit_into_memory_alone_is_an_error_with_ways_out(scorer, in_memory_of):

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 _PROBED = 4  # sequences on which the layouts are compared before the first forest counts
 _PROBED_POSITIONS = 1 << 13
+_SHORT = 64  # tokens of a sequence, where whole ones do not fit into memory together
 
 Ids = Sequence[int]
 
@@ -99,7 +100,13 @@ class ScoringEngine:
     def _score(self, arrays: list[NDArray[np.int64]], progress: Callable[[int], object]) -> NDArray[np.float32]:
         rewards = np.zeros(len(arrays), dtype=np.float32)
         if not self._is_compared and arrays:
-            self._is_compared = self._compare(arrays)
+            short = False
+            try:
+                self._is_compared = self._compare(arrays)
+            except torch.OutOfMemoryError:  # some fit one by one, and of one that does not the batches tell
+                short = True
+            if short:  # outside, since an exception holds the tensors that it came from
+                self._is_compared = self._compare([ids[:_SHORT] for ids in arrays[:_PROBED]])
         waiting = set(range(len(arrays)))
         while waiting:
             for batch in self._batches(arrays, sorted(waiting)):
