@@ -143,7 +143,7 @@ def bind_reward_forward(model: PreTrainedModel) -> None:
         module = model.get_submodule(name)
         if not isinstance(module, RewardHead):
             model.set_submodule(name, RewardHead.from_linear(module))
-    if reads_last_position(model):
+    if reads_last_position(model) and not is_bound(model):
         backbone = inspect.signature(type(model.base_model).forward).parameters
         model.takes_position_ids = "position_ids" in backbone  # Bloom tells positions from the mask itself
         model.forest_is_proven = False  # until every layer has been seen to call the forest's attention
@@ -151,8 +151,8 @@ def bind_reward_forward(model: PreTrainedModel) -> None:
 
 
 def is_bound(model: PreTrainedModel) -> bool:
-    """Whether the model has the one reward forward; else its class's own."""
-    return isinstance(vars(model).get("forward"), _BoundForward)
+    """Whether the model has the one reward forward, which accelerate may have wrapped; else its class's own."""
+    return isinstance(vars(model).get("_original_forward", vars(model).get("forward")), _BoundForward)
 
 
 @contextmanager
