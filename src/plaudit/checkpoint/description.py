@@ -69,7 +69,11 @@ def trained_in(path_or_id: str | Path) -> str:
 
     A float32 run on a bf16 checkpoint computes in float32: loaded as it is stored, its scores would move by roundings.
     """
-    if find_adapter_config_file(str(path_or_id)) is None:
+    try:
+        adapter = find_adapter_config_file(str(path_or_id))
+    except OSError:  # there is no such place; who loads the model says so better
+        return "auto"
+    if adapter is None:
         return "auto"
     return read_description(path_or_id).get("training", {}).get("weights", "auto")
 
