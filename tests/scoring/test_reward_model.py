@@ -216,6 +216,13 @@ def test_the_precision_can_be_chosen_and_is_the_checkpoints_otherwise(trainer):
 def test_a_single_sequence_is_not_taken_for_many(scorer, single):
     with pytest.raises(DataError, match=r"Wrap it: score\(\[\.\.\.\]\)"):
         scorer.score(single)
+    with pytest.raises(DataError, match=r"got a single prompt. For one prompt with several completions: rank\("):
+        scorer.score(single, ["a", "b"])
+
+
+def test_rows_are_not_taken_for_messages(scorer):
+    with pytest.raises(DataError, match=r"got a dict with 'prompt', 'completion'. Of rows with prompt and completion"):
+        scorer.score([{"prompt": "a", "completion": "b"}])
 
 
 @pytest.mark.parametrize("table", [{"text": ["a", "b"]}, pd.DataFrame({"text": ["a", "b"]})])
@@ -354,9 +361,9 @@ def test_a_prompt_and_a_completion_are_one_sequence_whatever_their_form(scorer, 
 
 
 def test_prompts_and_completions_must_be_as_many(scorer):
-    with pytest.raises(DataError, match="a completion for each prompt, and only 1 have both"):
+    with pytest.raises(DataError, match="one of the two ends after 1, and the other goes on"):
         scorer.score(["a", "b"], ["c"])
-    with pytest.raises(DataError, match="a completion for each prompt, and only 1 have both"):
+    with pytest.raises(DataError, match="one of the two ends after 1, and the other goes on"):
         scorer.score(["a"], ["c", "d"])
     with pytest.raises(DataError, match="row 1: expected the completion to be a string or a list of messages, got 5"):
         scorer.score(["a", "b"], ["c", 5])

@@ -292,6 +292,16 @@ def _scale(description: dict[str, Any], config: Any) -> tuple[float, float] | No
 
 def _joined(sequences: Iterable[Any], completions: Iterable[Any] | None) -> Iterator[Any]:
     if isinstance(sequences, str) or (isinstance(sequences, list) and sequences and isinstance(sequences[0], dict)):
+        if completions is not None:
+            raise DataError(
+                "expected as many prompts as completions, got a single prompt. For one prompt with several "
+                "completions: rank(prompt, completions), or score([prompt] * len(completions), completions)."
+            )
+        if not isinstance(sequences, str) and "role" not in sequences[0]:
+            raise DataError(
+                f"row 0: expected a text or a conversation, got a dict with {', '.join(map(repr, sequences[0]))}. "
+                "Of rows with prompt and completion: score([row['prompt'] for ...], [row['completion'] for ...])."
+            )
         raise DataError("expected a list of texts or of conversations, got a single one. Wrap it: score([...]).")
     if isinstance(completions, str):
         raise DataError(f"expected a list of completions, got a single one: {completions!r:.80}. Wrap it in a list.")
@@ -320,6 +330,8 @@ def _pairs(prompts: Iterable[Any], completions: Iterable[Any]) -> Iterator[Any]:
         except StopIteration:
             return
         except ValueError as error:  # zip's own words tell no number
-            raise DataError(f"expected a completion for each prompt, and only {number} have both.") from error
+            raise DataError(
+                f"expected a completion for each prompt; one of the two ends after {number}, and the other goes on."
+            ) from error
         yield whole_sequence(*pair, number)
         number += 1
