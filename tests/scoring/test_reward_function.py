@@ -133,11 +133,20 @@ def test_the_penalty_counts_what_the_assistant_wrote(scorer):
         ({"clip": math.nan}, "clip"),
         ({"length_penalty": -1}, "length_penalty: expected a number of 0 or more, got -1"),
         ({"length_penalty": math.inf}, "length_penalty"),
+        ({"length_penalty": "0.1"}, "length_penalty"),
+        ({"clip": "5"}, "clip: expected a number above 0, or a least and a greatest reward, got '5'"),
+        ({"clip": (1, 2, 3)}, "clip"),
     ],
 )
 def test_options_that_cannot_work_are_refused_at_once(options, said):
     with pytest.raises(ConfigError, match=said):
         RewardFunction("someone/their-reward", **options)
+
+
+@pytest.mark.parametrize("path", ["./my-reward", "/no/such/reward", "~/no-such-reward"])
+def test_a_folder_that_is_not_there_is_refused_before_a_policy_generates(path):
+    with pytest.raises(ConfigError, match=f"there is no folder '{path}'"):
+        RewardFunction(path)
 
 
 def test_a_bare_model_is_refused_with_the_way_out(make_model):
@@ -259,6 +268,7 @@ async def later(prompts, completions, **columns):
         ({length: 1.0, functools.partial(length): 1.0}, "two parts are called 'length'"),
         ({later: 1.0}, "'later' is asynchronous"),
         ({5: 1.0}, "got a int"),
+        ([length, polite], r"expected weights by reward function, {function: 1.0}, got \[<function length"),
     ],
 )
 def test_a_combination_that_cannot_work_is_refused_at_once(parts, said):

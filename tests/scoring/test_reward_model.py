@@ -247,10 +247,40 @@ def test_options_and_names_must_be_as_many_as_the_sequences(scorer):
         scorer.score(["a", "b"], names=["x"])
 
 
+def test_what_holds_no_sequences_is_refused(scorer):
+    with pytest.raises(DataError, match="expected a list of texts or of conversations, got 3"):
+        scorer.score(3)
+
+
 @pytest.mark.parametrize("wrong", [5, None, "", [{"rol": "user"}], [{"role": "user", "content": "Hi"}]])
 def test_what_is_no_sequence_is_refused_and_named(scorer, wrong):
     with pytest.raises(DataError, match="row 1"):
         scorer.score(["fine", wrong])
+
+
+@pytest.mark.parametrize("trained_on", ["texts", "conversations"])
+def test_the_other_form_than_that_of_training_is_warned_of_once(make_trainer, text_rows, chat_rows, trained_on, caplog):
+    trainer = make_trainer(train_dataset=text_rows if trained_on == "texts" else chat_rows, max_steps=1)
+    trainer.train()
+    trainer.save_model()
+    loaded = RewardModel.from_pretrained(trainer.args.output_dir, device="cpu")
+    chat = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": "Yes"}]
+    written = loaded.tokenizer.apply_chat_template(chat, tokenize=False)
+    mine, other = {"texts": ("Is it? Yes", chat), "conversations": (chat, "Is it? Yes")}[trained_on]
+    with caplog.at_level("WARNING", logger="plaudit"):
+        loaded.score([mine, written])  # as the template writes it, a text is a conversation
+        assert not caplog.text
+        loaded.score([mine, mine, other])
+        loaded.score([other])
+    (record,) = caplog.records
+    assert f"row 2 is a {'text' if trained_on == 'conversations' else 'conversation'}, and" in record.getMessage()
+    assert f"the model was trained on {trained_on}" in record.getMessage()
+
+
+@pytest.mark.parametrize("device", ["gpu", "meta", "cuda:99"])
+def test_a_device_that_is_not_there_is_named_before_anything_is_loaded(tmp_path, device):
+    with pytest.raises(ConfigError, match=f"device: '{device}' cannot be used here .* There is: cpu"):
+        RewardModel.from_pretrained(tmp_path, device=device)
 
 
 # What a person may have

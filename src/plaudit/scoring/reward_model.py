@@ -1,7 +1,7 @@
 """`RewardModel`: score text the way the model was trained to. Everything that scores goes through it."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
 from inspect import signature
 from itertools import count, islice
@@ -23,7 +23,7 @@ from plaudit.models.adapters import base_model
 from plaudit.models.load import load_model, load_tokenizer, most_positions
 from plaudit.models.whole import loaded_whole
 from plaudit.scoring.engine import ScoringEngine
-from plaudit.scoring.pairing import whole_sequence
+from plaudit.scoring.pairing import joined
 
 __all__ = ["Ranked", "RewardModel"]
 
@@ -32,6 +32,10 @@ logger = logging.getLogger(__name__)
 _WINDOW = 4096  # sequences that are rendered and ordered together; a stream is read in such pieces
 _WHERE = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")  # which one of the hub's
 _OVERLONG = ("truncate", "error")
+_FORMS = {
+    "conversations": 'Give lists of messages; a prompt as [{"role": "user", "content": "..."}].',
+    "texts": "Give strings.",
+}
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class RewardModel:
         overlong: What becomes of a longer one: "truncate" cuts it from the left, never the response's end, and says
             how many were cut; "error" raises.
         scale: Mean and standard deviation of the rewards, for `normalize=True`.
+        trained_on: "texts" or "conversations", if that is known: the other form is warned of once.
 
     Attributes:
         cut: How many sequences have been cut so far.
@@ -78,6 +83,7 @@ class RewardModel:
         max_length: int | None = None,
         overlong: str = "truncate",
         scale: tuple[float, float] | None = None,
+        trained_on: str | None = None,
     ) -> None:
         if overlong not in _OVERLONG:
             raise ConfigError(f"overlong: expected one of {', '.join(_OVERLONG)}, got {overlong!r}.")
@@ -88,7 +94,8 @@ class RewardModel:
         self.engine = ScoringEngine(model, max_tokens_per_batch)
         self.tokenizer = tokenizer
         self.max_length, self.overlong = max_length or most_positions(base_model(model)), overlong
-        self.scale, self.cut = scale, 0
+        self.scale, self.trained_on, self.cut = scale, trained_on, 0
+        self._has_warned = False
 
     @property
     def model(self) -> "PreTrainedModel | PeftModel":
@@ -121,7 +128,7 @@ class RewardModel:
 
         Raises:
             ModelError: It is no reward model, or its tokenizer is missing.
-            ConfigError: There is no such option.
+            ConfigError: There is no such option, or no such device.
         """
         known = list(signature(cls).parameters)[2:]
         if unknown := [option for option in options if option not in known]:
@@ -129,6 +136,7 @@ class RewardModel:
                 f"RewardModel.from_pretrained has no option {unknown[0]!r}, only {', '.join(known)} beside its own. "
                 f"What transformers' `from_pretrained` takes goes into model_init_kwargs={{{unknown[0]!r}: ...}}."
             )
+        device = _usable(device)
         name = str(Path(path_or_id).expanduser()) if str(path_or_id).startswith("~") else str(path_or_id)
         where = {option: value for option, value in (model_init_kwargs or {}).items() if option in _WHERE}
         description = read_description(name, **where)
@@ -143,8 +151,7 @@ class RewardModel:
         if getattr(base_model(model), "new_modules", None) and not isinstance(model, PeftModel):
             logger.warning("%s has no reward head: its scores are RANDOM", name)
         if not getattr(base_model(model), "hf_device_map", None):
-            accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-            model = model.to(device or accelerator or "cpu")
+            model = model.to(device)
         tokenizer = load_tokenizer(name, model_init_kwargs=loading, trust_remote_code=trust_remote_code)
         said = description.get("rendering")
         if said and said["chat_template"] != hash_of_template(tokenizer):
@@ -152,7 +159,15 @@ class RewardModel:
                 "%s: its chat template is not the one it was trained with, so its scores are others. Put that back; "
                 "`plaudit verify` tells more.", name,
             )  # fmt: skip
-        return cls(model, tokenizer, **{"scale": _scale(description, base_model(model).config)} | options)
+        known_of_it = {
+            "scale": _scale(description, base_model(model).config),
+            "trained_on": description.get("rendering", {}).get("sequences"),
+        }
+        return cls(model, tokenizer, **known_of_it | options)
+
+    def __repr__(self) -> str:
+        model = base_model(self.model)
+        return f"RewardModel({model.config._name_or_path!r}, {type(model).__name__} on {self.model.device})"
 
     # Scoring
 
@@ -223,7 +238,7 @@ class RewardModel:
     ) -> Iterator[NDArray[np.float32]]:
         mean, std = self.normalization() if normalize else (0.0, 1.0)
         total = len(sequences) if isinstance(sequences, Sized) else None
-        whole = _joined(sequences, completions)
+        whole = joined(sequences, completions)
         options = None if options is None else iter(options)
         called = (f"row {number}" for number in count()) if names is None else iter(names)
         before, done = self.cut, 0
@@ -256,7 +271,25 @@ class RewardModel:
         names = [f"row {number}" for number in range(len(sequences))] if names is None else names
         read = [read_sequence(sequence, name) for sequence, name in zip(sequences, names, strict=True)]
         ids = render(self.tokenizer, read, options, names=names)
+        if self.trained_on is not None and not self._has_warned:
+            self._look_at_forms(read, ids, names, self.trained_on)
         return [self._fitted(each, name) for each, name in zip(ids, names, strict=True)]
+
+    def _look_at_forms(
+        self, sequences: list[Sequence], ids: list[list[int]], names: list[str], trained_on: str
+    ) -> None:
+        special = set(self.tokenizer.all_special_ids)
+        for sequence, own, name in zip(sequences, ids, names, strict=True):
+            form = "texts" if isinstance(sequence, str) else "conversations"
+            # A text with special tokens inside is a conversation that a template has written before.
+            if form == trained_on or (form == "texts" and special.intersection(own[1:-1])):
+                continue
+            logger.warning(
+                "%s is a %s, and the model was trained on %s: its reward means little. %s", name,
+                form.removesuffix("s"), trained_on, _FORMS[trained_on],
+            )  # fmt: skip
+            self._has_warned = True
+            return
 
     def _fitted(self, ids: list[int], name: str) -> list[int]:
         if self.max_length is None or len(ids) <= self.max_length:
@@ -284,34 +317,28 @@ class RewardModel:
         return self.scale
 
 
+def _usable(device: str | torch.device | None) -> torch.device:
+    """The device to run on.
+
+    Raises:
+        ConfigError: There is none of that name here.
+    """
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    device = device or accelerator or "cpu"
+    try:
+        if torch.empty(0, device=device).is_meta:
+            raise RuntimeError("it holds no numbers")
+    except (AssertionError, RuntimeError) as error:  # the former of a torch without CUDA
+        reason = str(error).strip().split("\n")[0]
+        here = "cpu" if accelerator is None else f"cpu, {accelerator.type}"
+        raise ConfigError(f"device: {str(device)!r} cannot be used here ({reason}). There is: {here}.") from error
+    return torch.device(device)
+
+
 def _scale(description: dict[str, Any], config: Any) -> tuple[float, float] | None:
     """Mean and standard deviation as the folder says them; 0 and 1 say that nothing was measured."""
     said = description.get("rewards") or {"mean": getattr(config, "mean", 0.0), "std": getattr(config, "std", 1.0)}
     return None if (said["mean"], said["std"]) == (0.0, 1.0) else (said["mean"], said["std"])
-
-
-def _joined(sequences: Iterable[Any], completions: Iterable[Any] | None) -> Iterator[Any]:
-    if isinstance(sequences, str) or (isinstance(sequences, list) and sequences and isinstance(sequences[0], dict)):
-        if completions is not None:
-            raise DataError(
-                "expected as many prompts as completions, got a single prompt. For one prompt with several "
-                "completions: rank(prompt, completions), or score([prompt] * len(completions), completions)."
-            )
-        if not isinstance(sequences, str) and "role" not in sequences[0]:
-            raise DataError(
-                f"row 0: expected a text or a conversation, got a dict with {', '.join(map(repr, sequences[0]))}. "
-                "Of rows with prompt and completion: score([row['prompt'] for ...], [row['completion'] for ...])."
-            )
-        raise DataError("expected a list of texts or of conversations, got a single one. Wrap it: score([...]).")
-    if isinstance(completions, str):
-        raise DataError(f"expected a list of completions, got a single one: {completions!r:.80}. Wrap it in a list.")
-    for given in (sequences, completions):  # each would be read as the names of its columns
-        if isinstance(given, Mapping) or hasattr(given, "columns"):
-            kind = type(given).__name__
-            raise DataError(f"expected a list of texts or of conversations, got a {kind}. Pass one of its columns.")
-    if completions is None:
-        return iter(sequences)
-    return _pairs(sequences, completions)
 
 
 def _as_many(given: Iterator[Any], piece: list[Any], what: str, before: int) -> list[Any]:
@@ -319,19 +346,3 @@ def _as_many(given: Iterator[Any], piece: list[Any], what: str, before: int) -> 
     if len(taken) < len(piece):
         raise DataError(f"{what}: expected one for each sequence, and there are only {before + len(taken)}.")
     return taken
-
-
-def _pairs(prompts: Iterable[Any], completions: Iterable[Any]) -> Iterator[Any]:
-    pairs = zip(prompts, completions, strict=True)
-    number = 0
-    while True:
-        try:
-            pair = next(pairs)
-        except StopIteration:
-            return
-        except ValueError as error:  # zip's own words tell no number
-            raise DataError(
-                f"expected a completion for each prompt; one of the two ends after {number}, and the other goes on."
-            ) from error
-        yield whole_sequence(*pair, number)
-        number += 1
