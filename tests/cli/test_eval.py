@@ -66,6 +66,7 @@ def test_a_table_says_what_came_out_within_80_columns(data):
     assert "hard 6 50.0% 18.8-81.2" in words
     assert "Worse than preferring the shorter response." in words
     assert "Summary" not in words
+    assert "(train)" not in output  # what `datasets` calls the rows of any file
 
 
 def test_names_in_brackets_are_shown_and_a_figure_without_a_value_is_a_dash(tmp_path):

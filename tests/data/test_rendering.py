@@ -361,6 +361,32 @@ def test_a_conversation_that_the_template_refuses_is_named(tokenizer):
         render(tokenizer, [chat], names=["row 7"])
 
 
+PARTS = [{"type": "text", "text": "Is "}, {"type": "text", "text": "it?"}]
+OF_STRINGS = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}",  # prints a list as Python would
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] if m['content'] is string }}{% endfor %}",  # as Qwen3's
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] + '' }}{% endfor %}",  # fails
+)
+OF_PARTS = "{% for m in messages %}{% for p in m['content'] %}({{ p['text'] }}){% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "whole"), [*((each, "<user>Is it?") for each in OF_STRINGS), (OF_PARTS, "(Is )(it?)")]
+)
+def test_text_in_parts_is_joined_unless_the_template_writes_parts(tokenizer, template, whole):
+    tokenizer.chat_template = template
+    (ids,) = render(tokenizer, [[{"role": "user", "content": PARTS}]])
+    assert tokenizer.decode(ids) == whole
+
+
+def test_half_a_character_is_named(tokenizer):
+    half = "cut in two: \ud83d"
+    with pytest.raises(DataError, match=r"text 1: expected text, got half of a character \('.ud83d'\)"):
+        render(tokenizer, ["whole", half])
+    with pytest.raises(DataError, match=r"row 7: expected text, got half of a character"):
+        render(tokenizer, [[{"role": "user", "content": half}]], names=["row 7"])
+
+
 def test_a_pad_that_the_template_writes_is_not_used(new_tokenizer):
     tokenizer = new_tokenizer(pad="<pad>")
     tokenizer.pad_token = "<|im_end|>"

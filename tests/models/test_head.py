@@ -4,6 +4,8 @@ import pickle
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, set_seed
 
 from plaudit.errors import ModelError
@@ -176,6 +178,18 @@ def test_the_head_computes_in_float32_under_bf16_autocast(kind):
     stock = make(kind)
     with torch.autocast("cpu", torch.bfloat16):
         assert rewards(stock, padded(PLAIN)).dtype == torch.bfloat16  # what the binding is for
+
+
+def test_a_model_in_training_keeps_its_autocast_when_it_is_bound_once_more():
+    model, batch = make("qwen3"), padded(SEQUENCES[:2])
+    bind_reward_forward(model)
+    alone = rewards(model, batch)
+    Accelerator(mixed_precision="bf16", cpu=True).prepare_model(model)
+    AcceleratorState._reset_state(reset_partial_state=True)  # shared by all accelerators of a process
+    under_autocast = rewards(model, batch)
+    assert not torch.equal(under_autocast, alone)
+    bind_reward_forward(model)
+    assert torch.equal(rewards(model, batch), under_autocast)
 
 
 def test_without_a_mask_every_token_is_real():

@@ -5,6 +5,7 @@ import sys
 import threading
 
 import ray
+import ray.data
 from click.testing import CliRunner
 
 from plaudit.cli import cli
@@ -12,6 +13,8 @@ from plaudit.cli import cli
 
 def main():
     ray.init(num_cpus=2, include_dashboard=False)
+    # On a busy machine one worker would be done before the other has started.
+    ray.data.DataContext.get_current().wait_for_min_actors_s = 300
     outcomes = []
     for arguments in json.loads(sys.argv[1]):
         result = CliRunner().invoke(cli, ["score", *arguments, "--engine", "ray"])

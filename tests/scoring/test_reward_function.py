@@ -133,11 +133,20 @@ def test_the_penalty_counts_what_the_assistant_wrote(scorer):
         ({"clip": math.nan}, "clip"),
         ({"length_penalty": -1}, "length_penalty: expected a number of 0 or more, got -1"),
         ({"length_penalty": math.inf}, "length_penalty"),
+        ({"length_penalty": "0.1"}, "length_penalty"),
+        ({"clip": "5"}, "clip: expected a number above 0, or a least and a greatest reward, got '5'"),
+        ({"clip": (1, 2, 3)}, "clip"),
     ],
 )
 def test_options_that_cannot_work_are_refused_at_once(options, said):
     with pytest.raises(ConfigError, match=said):
         RewardFunction("someone/their-reward", **options)
+
+
+@pytest.mark.parametrize("path", ["./my-reward", "/no/such/reward", "~/no-such-reward"])
+def test_a_folder_that_is_not_there_is_refused_before_a_policy_generates(path):
+    with pytest.raises(ConfigError, match=f"there is no folder '{path}'"):
+        RewardFunction(path)
 
 
 def test_a_bare_model_is_refused_with_the_way_out(make_model):
@@ -185,10 +194,12 @@ def test_a_path_pickles_as_a_path_and_loads_where_it_is_called(folder, tmp_path,
     assert in_a_worker(function, elsewhere) == ("mine", True, pytest.approx(expected, abs=2e-6))
 
 
-def test_a_model_pickles_whole(scorer, tmp_path):
+@pytest.mark.parametrize("layout", ["forest", "padded"])
+def test_a_model_pickles_whole(scorer, tmp_path, layout):
     function = RewardFunction(scorer)
     expected = function(PROMPTS, TEXTS)
     assert scorer.engine.layout == "forest"
+    scorer.engine.layout = layout  # as if the layouts had differed: its attention stays that of forests
     assert in_a_worker(function, tmp_path) == ("reward_model", False, pytest.approx(expected, abs=2e-6))
 
 
@@ -257,6 +268,7 @@ async def later(prompts, completions, **columns):
         ({length: 1.0, functools.partial(length): 1.0}, "two parts are called 'length'"),
         ({later: 1.0}, "'later' is asynchronous"),
         ({5: 1.0}, "got a int"),
+        ([length, polite], r"expected weights by reward function, {function: 1.0}, got \[<function length"),
     ],
 )
 def test_a_combination_that_cannot_work_is_refused_at_once(parts, said):
@@ -269,7 +281,12 @@ def test_a_combination_that_cannot_work_is_refused_at_once(parts, said):
     [
         ([1.0, None, 1.0], "rule: expected a finite reward, but that of completion 1 is None.* return 0.0"),
         ([1.0, 1.0, math.nan], "that of completion 2 is nan"),
+        (iter([1.0, 1.0, math.nan]), "that of completion 2 is nan"),
         ([1.0, 1.0], "rule: expected 3 rewards, one for each completion, got 2"),
+        (None, "rule: expected a list of 3 numbers, got None"),
+        (1.0, "rule: expected a list of 3 numbers, got 1.0"),
+        ([[1.0], [2.0], [3.0]], r"rule: expected a list of 3 numbers, got \[\[1.0\]"),
+        (["good", "bad", "good"], "rule: expected a list of 3 numbers, got .'good'"),
     ],
 )
 def test_a_part_that_leaves_one_out_is_an_error_that_names_it(answer, said):
@@ -278,6 +295,16 @@ def test_a_part_that_leaves_one_out_is_an_error_that_names_it(answer, said):
 
     with pytest.raises(DataError, match=said):
         combine({rule: 1.0})(PROMPTS, TEXTS)
+
+
+def test_what_turns_out_to_be_asynchronous_when_it_is_called_is_an_error_that_says_so():
+    class Judge:
+        async def __call__(self, prompts, completions, **columns):
+            return [0.0] * len(completions)
+
+    for hidden in (lambda **columns: later(**columns), functools.partial(Judge())):
+        with pytest.raises(ConfigError, match="is asynchronous. Pass it to the trainer beside the others"):
+            combine({hidden: 1.0})(PROMPTS, TEXTS)
 
 
 def test_it_scores_as_plain_transformers_scores_the_rendering_of_training(folder):

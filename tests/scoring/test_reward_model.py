@@ -1,20 +1,35 @@
 import json
+import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, BertConfig, set_seed
+from tokenizers import processors
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    FNetConfig,
+    ModernBertDecoderConfig,
+    Qwen3ForSequenceClassification,
+    RobertaConfig,
+    T5GemmaConfig,
+    set_seed,
+)
 from transformers.distributed.fsdp import is_fsdp_enabled
 from transformers.integrations import deepspeed
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from plaudit import RewardModel
 from plaudit.data.synthetic import PreferenceWorld
 from plaudit.errors import ConfigError, DataError, ModelError
-from plaudit.models.inputs import forest_inputs
+from plaudit.models.inputs import forest_inputs, padded_inputs
 from plaudit.scoring import reward_model as module
 
 
@@ -35,6 +50,10 @@ def scorer(make_model, tokenizer):
     return RewardModel(make_model(), tokenizer)
 
 
+SMALL = {
+    "vocab_size": 330, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_labels": 1, "initializer_range": 0.3,
+}  # fmt: skip
 SENTENCES = [("Is the sky blue? " * n + "Yes.")[: 5 + 7 * n] for n in (3, 0, 9, 1, 6, 2, 8, 4)]
 
 
@@ -128,6 +147,57 @@ def test_a_checkpoint_without_a_head_is_refused(base_folder):
         RewardModel.from_pretrained(base_folder)
 
 
+@pytest.mark.parametrize("head", ["value_head", "v_head.summary"])
+def test_a_head_under_another_name_is_pointed_to(make_model, tokenizer, tmp_path, head):
+    for part in (make_model(), tokenizer):
+        part.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights[f"{head}.weight"] = weights.pop("score.weight")
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=f'has no head .*It does hold {head}.weight.*"value_head_prefix": "{head}"'):
+        RewardModel.from_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"value_head_prefix": head}))
+    expected = RewardModel(make_model(), tokenizer).score(SENTENCES)
+    np.testing.assert_allclose(
+        RewardModel.from_pretrained(tmp_path, device="cpu").score(SENTENCES), expected, atol=2e-6
+    )
+
+
+def test_a_classifier_is_no_reward_model_however_its_head_is_replaced(tokenizer, tmp_path, caplog):
+    config = BertConfig(**SMALL | {"num_labels": 2})
+    for part in (AutoModelForSequenceClassification.from_config(config), tokenizer):
+        part.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="2 labels, but .* It tells classes apart, and gives no reward"):
+        RewardModel.from_pretrained(tmp_path)
+    replaced = {"model_init_kwargs": {"ignore_mismatched_sizes": True}}
+    with pytest.raises(ModelError, match=r"has no head \(classifier.bias, classifier.weight\)"):
+        RewardModel.from_pretrained(tmp_path, **replaced)
+    RewardModel.from_pretrained(tmp_path, allow_random_head=True, **replaced)
+    assert "its scores are RANDOM" in caplog.text
+
+
+def test_what_a_folder_says_is_read_where_its_model_is(trainer, tmp_path):
+    """A revision of the hub has a scale of its own; a subfolder takes the same way."""
+    folder = Path(trainer.args.output_dir)
+    description = json.loads((folder / "reward.json").read_text())
+    for where, mean in (("", 1.0), ("new", 2.0)):
+        (tmp_path / "both" / where).mkdir(parents=True)
+        for file in folder.iterdir():
+            if file.is_file():
+                (tmp_path / "both" / where / file.name).write_bytes(file.read_bytes())
+        said = description | {"rewards": {"mean": mean, "std": 3.0}}
+        (tmp_path / "both" / where / "reward.json").write_text(json.dumps(said))
+    loaded = RewardModel.from_pretrained(tmp_path / "both", model_init_kwargs={"subfolder": "new"})
+    assert loaded.normalization() == (2.0, 3.0)
+
+
+def test_a_path_that_is_not_there_says_so(tmp_path):
+    for path in ("runs/reward/lasst", tmp_path / "lasst"):
+        with pytest.raises(ModelError, match="lasst: no model could be loaded from there.*no.* folder"):
+            RewardModel.from_pretrained(path)
+
+
 def test_a_model_without_its_tokenizer_is_refused(make_model, tmp_path):
     make_model().save_pretrained(tmp_path / "bare")  # transformers would make an empty tokenizer: all texts the same
     with pytest.raises(ModelError, match="bare: there are no tokenizer files"):
@@ -146,12 +216,71 @@ def test_the_precision_can_be_chosen_and_is_the_checkpoints_otherwise(trainer):
 def test_a_single_sequence_is_not_taken_for_many(scorer, single):
     with pytest.raises(DataError, match=r"Wrap it: score\(\[\.\.\.\]\)"):
         scorer.score(single)
+    with pytest.raises(DataError, match=r"got a single prompt. For one prompt with several completions: rank\("):
+        scorer.score(single, ["a", "b"])
+
+
+def test_rows_are_not_taken_for_messages(scorer):
+    with pytest.raises(DataError, match=r"got a dict with 'prompt', 'completion'. Of rows with prompt and completion"):
+        scorer.score([{"prompt": "a", "completion": "b"}])
+
+
+@pytest.mark.parametrize("table", [{"text": ["a", "b"]}, pd.DataFrame({"text": ["a", "b"]})])
+def test_a_table_is_not_taken_for_the_names_of_its_columns(scorer, table):
+    with pytest.raises(DataError, match="got a (dict|DataFrame). Pass one of its columns"):
+        scorer.score(table)
+    with pytest.raises(DataError, match="Pass one of its columns"):
+        scorer.score(["a"], table)
+    assert scorer.score(table["text"]).shape == (2,)
+
+
+def test_a_single_completion_is_not_taken_for_its_letters(scorer):
+    for call in (scorer.score, scorer.rank, scorer.best_of):
+        with pytest.raises(DataError, match="expected a list of completions, got a single one: 'Yes'. Wrap it"):
+            call(["Is", "it", "?"], "Yes")
+
+
+def test_options_and_names_must_be_as_many_as_the_sequences(scorer):
+    with pytest.raises(DataError, match="options: expected one for each sequence, and there are only 1"):
+        scorer.score(["a", "b"], options=[{}])
+    with pytest.raises(DataError, match="names: expected one for each sequence, and there are only 1"):
+        scorer.score(["a", "b"], names=["x"])
+
+
+def test_what_holds_no_sequences_is_refused(scorer):
+    with pytest.raises(DataError, match="expected a list of texts or of conversations, got 3"):
+        scorer.score(3)
 
 
 @pytest.mark.parametrize("wrong", [5, None, "", [{"rol": "user"}], [{"role": "user", "content": "Hi"}]])
 def test_what_is_no_sequence_is_refused_and_named(scorer, wrong):
     with pytest.raises(DataError, match="row 1"):
         scorer.score(["fine", wrong])
+
+
+@pytest.mark.parametrize("trained_on", ["texts", "conversations"])
+def test_the_other_form_than_that_of_training_is_warned_of_once(make_trainer, text_rows, chat_rows, trained_on, caplog):
+    trainer = make_trainer(train_dataset=text_rows if trained_on == "texts" else chat_rows, max_steps=1)
+    trainer.train()
+    trainer.save_model()
+    loaded = RewardModel.from_pretrained(trainer.args.output_dir, device="cpu")
+    chat = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": "Yes"}]
+    written = loaded.tokenizer.apply_chat_template(chat, tokenize=False)
+    mine, other = {"texts": ("Is it? Yes", chat), "conversations": (chat, "Is it? Yes")}[trained_on]
+    with caplog.at_level("WARNING", logger="plaudit"):
+        loaded.score([mine, written])  # as the template writes it, a text is a conversation
+        assert not caplog.text
+        loaded.score([mine, mine, other])
+        loaded.score([other])
+    (record,) = caplog.records
+    assert f"row 2 is a {'text' if trained_on == 'conversations' else 'conversation'}, and" in record.getMessage()
+    assert f"the model was trained on {trained_on}" in record.getMessage()
+
+
+@pytest.mark.parametrize("device", ["gpu", "meta", "cuda:99"])
+def test_a_device_that_is_not_there_is_named_before_anything_is_loaded(tmp_path, device):
+    with pytest.raises(ConfigError, match=f"device: '{device}' cannot be used here .* There is: cpu"):
+        RewardModel.from_pretrained(tmp_path, device=device)
 
 
 # What a person may have
@@ -179,6 +308,22 @@ def test_a_random_head_must_be_asked_for_and_is_warned_of(base_folder, caplog):
         loaded = RewardModel.from_pretrained(base_folder, device="cpu", allow_random_head=True)
     assert "its scores are RANDOM" in caplog.text
     assert np.isfinite(loaded.score(["some text"])).all()
+
+
+def test_others_way_of_writing_text_can_be_had(make_model, new_tokenizer):
+    """As docs/scoring.md says: a pair of texts for an encoder, and OpenRLHF's end of a conversation."""
+    tokenizer = new_tokenizer(bos="<s>", extra=("[SEP]",))
+    tokenizer.sep_token = "[SEP]"
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A <eos>", pair="<s> $A [SEP] $B <eos>",
+        special_tokens=[(each, tokenizer.convert_tokens_to_ids(each)) for each in ("<s>", "[SEP]", "<eos>")],
+    )  # fmt: skip
+    scorer = RewardModel(make_model(vocab_size=340), tokenizer)
+    (ids,) = scorer.token_ids(["Is it?" + tokenizer.sep_token + "Yes"])
+    assert ids == tokenizer("Is it?", "Yes")["input_ids"]
+    chat = tokenizer.apply_chat_template(CHAT + REPLY, tokenize=False)
+    ended = "<s>" + chat.rstrip("\n") + " " + tokenizer.eos_token
+    assert scorer.token_ids([ended]) == [tokenizer(ended, add_special_tokens=False)["input_ids"]]
 
 
 @pytest.fixture(params=["whole", "an adapter"])
@@ -219,6 +364,13 @@ def rewards_of(trainer):
     return RewardModel(trainer.model, trainer.processing_class).score(SENTENCES)
 
 
+def test_a_tokenizer_with_more_tokens_than_the_model_is_an_error_that_says_so(make_model, tokenizer):
+    greatest = max(tokenizer(SENTENCES[0])["input_ids"])
+    with pytest.raises(ModelError, match=f"the token id {greatest}, and the model's embedding ends at {greatest - 1}"):
+        RewardModel(make_model(vocab_size=greatest), tokenizer).score(SENTENCES[:1])
+    assert RewardModel(make_model(vocab_size=greatest + 1), tokenizer).score(SENTENCES[:1]).shape == (1,)
+
+
 # Prompts with completions
 
 CHAT = [{"role": "user", "content": "Is the sky blue?"}]
@@ -239,9 +391,9 @@ def test_a_prompt_and_a_completion_are_one_sequence_whatever_their_form(scorer, 
 
 
 def test_prompts_and_completions_must_be_as_many(scorer):
-    with pytest.raises(DataError, match="a completion for each prompt, and only 1 have both"):
+    with pytest.raises(DataError, match="one of the two ends after 1, and the other goes on"):
         scorer.score(["a", "b"], ["c"])
-    with pytest.raises(DataError, match="a completion for each prompt, and only 1 have both"):
+    with pytest.raises(DataError, match="one of the two ends after 1, and the other goes on"):
         scorer.score(["a"], ["c", "d"])
     with pytest.raises(DataError, match="row 1: expected the completion to be a string or a list of messages, got 5"):
         scorer.score(["a", "b"], ["c", 5])
@@ -336,6 +488,23 @@ def test_what_is_too_long_is_cut_from_the_left_and_counted(make_model, new_token
         strict.score(["Yes", long])
 
 
+@pytest.mark.parametrize(("config", "most"), [(BertConfig, 20), (RobertaConfig, 18)])
+def test_an_encoder_keeps_the_token_that_it_reads_and_its_positions_suffice(new_tokenizer, config, most):
+    tokenizer = new_tokenizer(bos="<s>")
+    tokenizer.bos_token, tokenizer.cls_token = None, "<s>"
+    set_seed(0)
+    model = AutoModelForSequenceClassification.from_config(
+        config(**SMALL, max_position_embeddings=20, pad_token_id=1 if most == 18 else 0)
+    )
+    long = "Is the sky blue? " * 9 + "Yes."
+    ids = [*tokenizer(long)["input_ids"], tokenizer.eos_token_id]
+    scorer = RewardModel(model, tokenizer)
+    assert scorer.max_length == most
+    with torch.inference_mode():
+        expected = model(input_ids=torch.tensor([ids[:1] + ids[1 - most :]])).logits.item()
+    assert scorer.score([long]) == pytest.approx([expected], abs=1e-6)
+
+
 def test_a_model_with_few_positions_is_not_asked_for_more(make_model, tokenizer):
     assert RewardModel(make_model(max_position_embeddings=20), tokenizer).max_length == 20
 
@@ -343,6 +512,10 @@ def test_a_model_with_few_positions_is_not_asked_for_more(make_model, tokenizer)
 def test_options_that_cannot_be_are_refused(make_model, tokenizer):
     with pytest.raises(ConfigError, match="overlong: expected one of truncate, error, got 'drop'"):
         RewardModel(make_model(), tokenizer, overlong="drop")
+    with pytest.raises(ConfigError, match="max_length: expected a whole number above 1, got 1"):
+        RewardModel(make_model(), tokenizer, max_length=1)  # which would leave the BOS alone
+    with pytest.raises(ConfigError, match=r"no option 'device_map'.*model_init_kwargs=\{'device_map': ...\}"):
+        RewardModel.from_pretrained("nowhere", device_map="auto")  # before anything is loaded
     with pytest.raises(ConfigError, match="max_tokens_per_batch"):
         RewardModel(make_model(), tokenizer, max_tokens_per_batch=0)
     with pytest.raises(ConfigError, match="normalize: the model was saved without"):
@@ -394,7 +567,7 @@ def test_a_conversation_may_end_with_the_answer_of_a_tool(scorer):
 def in_memory_of(scorer, monkeypatch):
     """A device with room for so many tokens; returns the sizes of the batches that it ran."""
 
-    def limit(tokens):
+    def limit(tokens, *, compared=True):
         run, sizes = scorer.engine._run, []
 
         def limited(sequences, layout):
@@ -403,7 +576,8 @@ def in_memory_of(scorer, monkeypatch):
             sizes.append(len(sequences))
             return run(sequences, layout)
 
-        scorer.score(SENTENCES[:1])  # so that the comparison of layouts is over
+        if compared:
+            scorer.score(SENTENCES[:1])
         monkeypatch.setattr(scorer.engine, "_run", limited)
         return sizes
 
@@ -430,10 +604,59 @@ def test_batches_that_do_not_fit_into_memory_become_smaller_for_good(scorer, in_
     assert scorer.engine.max_tokens_per_batch == budget
 
 
+def test_layouts_are_compared_on_short_sequences_where_whole_ones_do_not_fit(make_model, scorer, in_memory_of):
+    long = ["Is the sky blue? " * n for n in (24, 25, 26)]
+    expected = RewardModel(make_model(), scorer.tokenizer).score(long)
+    assert sum(map(len, scorer.token_ids(long))) > 310
+    sizes = in_memory_of(310, compared=False)
+    np.testing.assert_allclose(scorer.score(long), expected, atol=2e-6)
+    assert scorer.engine.layout == "forest"
+    assert max(sizes) > 3  # the sequences that were made to share tokens ran too
+
+
 def test_a_sequence_that_does_not_fit_into_memory_alone_is_an_error_with_ways_out(scorer, in_memory_of):
     in_memory_of(20)
     with pytest.raises(ModelError, match=r"a sequence of \d+ tokens alone does not fit.*Lower `max_length`"):
         scorer.score(SENTENCES)
+
+
+# Beside other code
+
+
+def test_threads_that_share_a_model_take_turns(make_model, tokenizer):
+    """In bf16 the first call widens the weights for a while: another one would meet them half way."""
+    expected = RewardModel(make_model().to(torch.bfloat16), tokenizer).score(SENTENCES)
+    scorer = RewardModel(make_model().to(torch.bfloat16), tokenizer)
+    compare, compared = scorer.engine._compare, []
+
+    def slowly(arrays):
+        compared.append(len(arrays))
+        time.sleep(0.1)
+        return compare(arrays)
+
+    scorer.engine._compare = slowly
+    with ThreadPoolExecutor(4) as pool:
+        rewards = list(pool.map(scorer.score, [SENTENCES] * 4))
+    assert compared == [len(SENTENCES)]
+    for each in rewards:
+        np.testing.assert_array_equal(each, expected)
+
+
+def test_autocast_around_a_call_changes_no_reward(scorer):
+    expected = scorer.score(SENTENCES)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        np.testing.assert_array_equal(scorer.score(SENTENCES), expected)
+
+
+def test_a_model_that_is_being_trained_is_scored_without_dropout_and_trains_on(make_model, tokenizer):
+    scorer = RewardModel(make_model(attention_dropout=0.5), tokenizer)
+    expected = scorer.score(SENTENCES)
+    scorer.model.train()
+    scorer.model.model.layers[0].eval()  # one that someone has frozen
+    np.testing.assert_array_equal(scorer.score(SENTENCES), expected)
+    assert scorer.model.training
+    assert scorer.model.model.layers[1].self_attn.training
+    assert not scorer.model.model.layers[0].self_attn.training
 
 
 # Which layout
@@ -470,6 +693,72 @@ def test_a_wrong_mask_is_found_out_though_the_first_call_has_but_one_sequence(sc
         np.testing.assert_allclose(scorer.score(SENTENCES[:1]), expected.score(SENTENCES[:1]), atol=2e-6)
     assert "the rewards of the two layouts differ" in caplog.text
     np.testing.assert_allclose(scorer.score(SENTENCES), expected.score(SENTENCES), atol=2e-6)
+
+
+GEMMA = SMALL | {"num_key_value_heads": 2, "head_dim": 8, "query_pre_attn_scalar": 8, "pad_token_id": 1}
+
+
+@pytest.mark.parametrize(
+    ("config", "layout"),
+    [
+        (ModernBertDecoderConfig(**SMALL, pad_token_id=1, local_attention=64), "padded"),  # it looks for the pad token
+        (T5GemmaConfig(encoder=GEMMA, decoder=GEMMA, num_labels=1, pad_token_id=1), "padded"),
+        (FNetConfig(**{name: SMALL[name] for name in SMALL if "heads" not in name}), "alone"),  # mixes the padding in
+    ],
+    ids=["a decoder with a head of its own", "an encoder and a decoder", "an encoder without a mask"],
+)
+@pytest.mark.parametrize("first", [SENTENCES[:1], SENTENCES], ids=["one first", "all at once"])
+def test_where_padding_would_change_rewards_it_does_not(tokenizer, config, layout, first):
+    set_seed(0)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    ids = [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for text in SENTENCES]
+    with torch.inference_mode():
+        alone = [model(**padded_inputs([each], 0)).logits.item() for each in ids]
+    assert np.std(alone) > 0.01
+    scorer = RewardModel(model, tokenizer)
+    scorer.score(first)
+    np.testing.assert_allclose(scorer.score(SENTENCES), alone, atol=1e-5 * np.std(alone) + 1e-6)
+    assert scorer.engine.layout == layout
+
+
+class Minus(Qwen3ForSequenceClassification):
+    """As a checkpoint with code of its own may read its head elsewhere, and with another sign."""
+
+    def forward(self, input_ids, attention_mask=None):
+        hidden = self.model(input_ids, attention_mask=attention_mask)[0]
+        return SequenceClassifierOutput(logits=-self.score(hidden[:, 0]) - hidden[:, 1, :1])
+
+
+class Same(Qwen3ForSequenceClassification):
+    def forward(self, *arguments, **options):
+        return super().forward(*arguments, **options)
+
+
+class Five(Qwen3ForSequenceClassification):
+    def forward(self, input_ids, attention_mask=None):
+        return SequenceClassifierOutput(logits=torch.zeros(len(input_ids), 5))
+
+
+@pytest.mark.parametrize(("kind", "layout"), [(Minus, "padded"), (Same, "forest")])
+def test_a_model_that_ships_its_own_forward_scores_as_that_does(make_model, tokenizer, caplog, kind, layout):
+    model = make_model().eval()
+    model.__class__ = kind
+    ids = [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for text in SENTENCES]
+    with torch.inference_mode():
+        alone = [model(input_ids=torch.tensor([each])).logits.item() for each in ids]
+    scorer = RewardModel(model, tokenizer)
+    with caplog.at_level("WARNING", logger="plaudit"):
+        np.testing.assert_allclose(scorer.score(SENTENCES), alone, atol=2e-6)
+    assert scorer.engine.layout == layout
+    assert ("scoring with the forward that Minus ships" in caplog.text) == (kind is Minus)
+    assert pickle.loads(pickle.dumps(scorer)).score(SENTENCES) == pytest.approx(alone, abs=2e-6)
+
+
+def test_a_model_whose_own_forward_gives_no_single_reward_is_refused(make_model, tokenizer):
+    model = make_model()
+    model.__class__ = Five
+    with pytest.raises(ModelError, match=r"Five: expected `logits` with one reward for each of 1 sequences, got .*5\]"):
+        RewardModel(model, tokenizer).score(SENTENCES)
 
 
 def test_a_changed_template_is_warned_of(trainer, caplog):

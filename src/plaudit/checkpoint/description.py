@@ -43,14 +43,18 @@ def write_description(folder: Path, description: dict[str, Any]) -> None:
     os.replace(staged, folder / FILE)
 
 
-def read_description(path_or_id: str | Path) -> dict[str, Any]:
+def read_description(path_or_id: str | Path, **hub: Any) -> dict[str, Any]:
     """What `reward.json` says, in a folder or on the hub; nothing where there is none.
+
+    Args:
+        path_or_id: The folder or hub id.
+        **hub: Which commit and folder of it, as for `from_pretrained`: `revision`, `subfolder`, `token`, ...
 
     Raises:
         CheckpointError: It is cut off, or something else.
     """
     try:
-        path = cached_file(str(path_or_id), FILE, _raise_exceptions_for_missing_entries=False)
+        path = cached_file(str(path_or_id), FILE, _raise_exceptions_for_missing_entries=False, **hub)
     except OSError:  # the hub cannot be asked, or there is no such place
         return {}
     if path is None:
@@ -64,14 +68,18 @@ def read_description(path_or_id: str | Path) -> dict[str, Any]:
     return described
 
 
-def trained_in(path_or_id: str | Path) -> str:
+def trained_in(path_or_id: str | Path, **hub: Any) -> str:
     """The precision that an adapter's base was loaded in for training; "auto" (the checkpoint's own) elsewhere.
 
     A float32 run on a bf16 checkpoint computes in float32: loaded as it is stored, its scores would move by roundings.
     """
-    if find_adapter_config_file(str(path_or_id)) is None:
+    try:
+        adapter = find_adapter_config_file(str(path_or_id), **hub)
+    except OSError:  # no such place, of which loading will tell
         return "auto"
-    return read_description(path_or_id).get("training", {}).get("weights", "auto")
+    if adapter is None:
+        return "auto"
+    return read_description(path_or_id, **hub).get("training", {}).get("weights", "auto")
 
 
 def describe_versions() -> dict[str, str]:

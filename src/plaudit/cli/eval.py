@@ -149,13 +149,19 @@ def _show(evaluation: "Evaluation") -> None:
     from plaudit.cli.display import console, show_table
 
     figures = evaluation.overall
-    show_table(escape(f"{evaluation.dataset} ({evaluation.split})"), _rows(figures))
+    show_table(escape(_title(evaluation)), _rows(figures))
     best = max(("longer", "shorter"), key=lambda word: figures[f"{word}_wins"])
     if figures["accuracy_low"] <= figures[f"{best}_wins"]:
         verdict = "Worse" if figures["accuracy_high"] < figures[f"{best}_wins"] else "Not clearly better"
         console.print(f"[yellow]{verdict} than preferring the {best} response.[/yellow]")
     if len(evaluation.subsets) > 1:
         _show_figures("subset", evaluation.subsets.items())
+
+
+def _title(evaluation: "Evaluation") -> str:
+    """The dataset and its split; of a plain file `datasets` says "train", which would alarm and means nothing."""
+    plain = evaluation.split == "train" and Path(str(evaluation.dataset)).is_file()
+    return str(evaluation.dataset) if plain else f"{evaluation.dataset} ({evaluation.split})"
 
 
 def _rows(figures: dict[str, float]) -> list[tuple[str, str]]:

@@ -33,26 +33,40 @@ _KINDS = ("pair", "group", "completion", "messages", "text")
 @click.option("--output", required=True, help="Where the rows go: a .jsonl, .jsonl.gz, .csv or .parquet file.")
 @click.option("--config", help="The configuration of a hub dataset that has several.")
 @click.option("--split", default="train", show_default=True, help="The split of a hub dataset or a folder.")
-@click.option("--kind", type=click.Choice(_KINDS), help="What to score where a row's columns leave it open.")
+@click.option("--kind", type=click.Choice(_KINDS), help="What to score where a row has columns for several.")
 @click.option("--reward_column", default="reward", show_default=True, help="What to call the column of rewards.")
-@click.option("--best_of", is_flag=True, help="Keep the best completion of each group, as `completion`.")
+@click.option("--best_of", is_flag=True, help="Keep the best of `completions` alone, as `completion`.")
 @click.option("--normalize", is_flag=True, help="Use the mean and standard deviation saved with the model.")
 @click.option(
     "--on_error", type=click.Choice(["error", "skip"]), default="error", show_default=True,
     help="What to do at a row that cannot be scored; 'skip' writes it to OUTPUT.rejected.jsonl and goes on.",
 )  # fmt: skip
-@click.option("--batch_rows", type=click.IntRange(1), default=512, show_default=True, help="Rows of a block.")
 @click.option(
-    "--max_tokens_per_batch", type=click.IntRange(1), default=4096, show_default=True, help="Tokens that run at once."
+    "--batch_rows", type=click.IntRange(1), default=512, show_default=True, help="Rows that a kill costs at most."
 )
-@click.option("--max_length", type=click.IntRange(1), help="The most tokens.  [default: the model's positions]")
-@click.option("--overlong", type=click.Choice(["truncate", "error"]), default="truncate", show_default=True)
-@click.option("--dtype", default="auto", show_default=True, help="Precision of the weights.")
-@click.option("--device", help="Where to run.  [default: an accelerator if there is one]")
+@click.option(
+    "--max_tokens_per_batch", type=click.IntRange(1), default=4096, show_default=True,
+    help="Distinct tokens that run at once.",
+)  # fmt: skip
+@click.option("--max_length", type=click.IntRange(1), help="Most tokens of a sequence.  [default: the model's]")
+@click.option(
+    "--overlong", type=click.Choice(["truncate", "error"]), default="truncate", show_default=True,
+    help="What becomes of a longer sequence: cut from the left, or a row that cannot be scored.",
+)  # fmt: skip
+@click.option(
+    "--dtype", type=click.Choice(["auto", "bfloat16", "float16", "float32"]), default="auto", show_default=True,
+    help="Precision of the weights.",
+)  # fmt: skip
+@click.option("--device", help="Where to run, such as cpu or cuda:1.  [default: an accelerator if there is one]")
 @click.option("--threads", type=click.IntRange(1), help="Threads of each process on the CPU.  [default: torch's]")
 @click.option("--trust_remote_code", is_flag=True, help="Allow a model or tokenizer that ships its own code.")
-@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True)
-@click.option("--workers", default="1:", show_default=True, metavar="MIN[:MAX]", help="Ray's models; no MAX, no limit.")
+@click.option(
+    "--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
+    help="Here, or on Ray: a cluster (RAY_ADDRESS), or this machine with several models.",
+)  # fmt: skip
+@click.option(
+    "--workers", default="1:", show_default=True, metavar="MIN[:MAX]", help="Models on Ray; no MAX, no limit."
+)
 @click.option("--restart", is_flag=True, help="Score all rows anew, and replace OUTPUT.")
 def command(source: str, **given: Any) -> None:
     """Score the rows of INPUT (JSON lines, CSV, Parquet, a folder or a hub dataset) and write them with their rewards.

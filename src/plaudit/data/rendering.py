@@ -4,7 +4,9 @@ Training, evaluation and scoring all turn text into ids through `render`, so a s
 """
 
 import logging
+import re
 from collections.abc import Sequence as Rows
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ logger = logging.getLogger(__name__)
 # How publishers name the ids that they keep for later: Llama's "<|finetune_right_pad_id|>" and
 # "<|reserved_special_token_0|>", Gemma's "<unused0>", T5's "<extra_id_0>", Mistral's "[control_8]".
 _SPARE_NAMES = ("pad", "reserved", "unused", "extra", "control", "placeholder", "dummy")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_SAMPLE = "a text in a part of its own"
 _NEW_PAD = "<|pad|>"
 
 
@@ -46,30 +50,42 @@ def render(
         N lists of token ids.
 
     Raises:
-        DataError: There is a conversation and the tokenizer has no chat template, or its template refuses it.
+        DataError: There is a conversation and the tokenizer has no chat template, its template refuses it, or a text is
+            broken Unicode.
     """
     ids: list[list[int]] = [[] for _ in sequences]
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     texts = [n for n, sequence in enumerate(sequences) if isinstance(sequence, str)]
     chats = [n for n, sequence in enumerate(sequences) if not isinstance(sequence, str)]
+    called = names or [f"{'text' if isinstance(each, str) else 'conversation'} {n}" for n, each in enumerate(sequences)]
     if texts:
-        encoded = _encode(tokenizer, [sequences[n] for n in texts], add_special_tokens=True)
+        encoded = _encode(tokenizer, [sequences[n] for n in texts], [called[n] for n in texts], add_special_tokens=True)
         for n, sequence_ids in zip(texts, encoded, strict=True):
             ids[n] = _one_eos(_one_bos(sequence_ids, bos), eos)
     if chats:
-        written = [
-            _write_chat(
-                tokenizer, sequences[n], options[n] if options else {}, names[n] if names else f"conversation {n}"
-            )
-            for n in chats
-        ]
-        encoded = _encode(tokenizer, written, add_special_tokens=False)
+        written = [_write_chat(tokenizer, sequences[n], options[n] if options else {}, called[n]) for n in chats]
+        encoded = _encode(tokenizer, written, [called[n] for n in chats], add_special_tokens=False)
         for n, sequence_ids in zip(chats, encoded, strict=True):
             ids[n] = _one_bos(sequence_ids, bos)
     return ids
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[Any], *, add_special_tokens: bool) -> list[list[int]]:
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, texts: list[Any], names: list[str], *, add_special_tokens: bool
+) -> list[list[int]]:
+    try:
+        return _ids_of(tokenizer, texts, add_special_tokens=add_special_tokens)
+    except (TypeError, UnicodeError):
+        for text, name in zip(texts, names, strict=True):
+            if half := _SURROGATE.search(text):
+                raise DataError(
+                    f"{name}: expected text, got half of a character ({half[0]!r}), which no tokenizer takes. It was "
+                    f"cut in two, or written by a program that counts in UTF-16. Remove it, or write '?' for it."
+                ) from None
+        raise
+
+
+def _ids_of(tokenizer: PreTrainedTokenizerBase, texts: list[Any], *, add_special_tokens: bool) -> list[list[int]]:
     # verbose=False: the "longer than the maximum length" remark would come before our own overlong policy acts.
     options: dict[str, Any] = {"add_special_tokens": add_special_tokens, "return_attention_mask": False}
     if not _is_plainly_fast(tokenizer):
@@ -92,17 +108,37 @@ def _is_plainly_fast(tokenizer: PreTrainedTokenizerBase) -> bool:
 def _write_chat(tokenizer: PreTrainedTokenizerBase, messages: Any, options: dict[str, Any], name: str) -> str:
     if not tokenizer.chat_template:
         raise DataError(
-            "the rows are conversations, but the tokenizer has no chat template. Pass "
-            "`chat_template_path` (a tokenizer folder or id, or a Jinja file), or use text in 'chosen' and 'rejected'."
+            f"{name}: it is a conversation, but the tokenizer has no chat template. Pass `chat_template_path` in "
+            f"training (a tokenizer folder or id, or a Jinja file), set the `chat_template` of a tokenizer in memory, "
+            f"or use plain text."
         )
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, **options)
+        return tokenizer.apply_chat_template(_as_taken(tokenizer, messages), tokenize=False, **options)
     except (TemplateError, TypeError) as error:  # what a template says of roles it does not take, or fails at
         roles = ", ".join(message["role"] for message in messages)
         raise DataError(
             f"{name}: the tokenizer's chat template refuses it: {error} Its messages are from {roles}. Change the "
             f"rows, or name another template with `chat_template_path`."
         ) from error
+
+
+def _as_taken(tokenizer: PreTrainedTokenizerBase, messages: Any) -> Any:
+    """Messages with their text parts joined, unless the template writes parts itself.
+
+    Most templates of language models know strings only: they leave a list of parts out, or print it as Python would.
+    """
+    if not any(isinstance(message["content"], list) for message in messages):
+        return messages
+    sample = [{"role": "user", "content": [{"type": "text", "text": _SAMPLE}]}]
+    with suppress(Exception):  # whatever it trips over, it does not take parts
+        written = tokenizer.apply_chat_template(sample, tokenize=False)
+        if _SAMPLE in written and "'type'" not in written and '"type"' not in written:
+            return messages
+    return [message | {"content": _joined(message["content"])} for message in messages]
+
+
+def _joined(content: Any) -> Any:
+    return "".join(part.get("text") or "" for part in content) if isinstance(content, list) else content
 
 
 def _one_bos(ids: list[int], bos: int | None) -> list[int]:

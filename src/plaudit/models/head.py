@@ -6,6 +6,8 @@ position, which the attention mask tells: never by searching for a pad or EOS id
 """
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,9 +26,11 @@ __all__ = [
     "bind_reward_forward",
     "check_one_label",
     "head_names",
+    "is_bound",
     "outside_backbone",
     "reads_last_position",
     "reset_head",
+    "unbound",
 ]
 
 
@@ -116,6 +120,8 @@ def reset_head(model: PreTrainedModel, seed: int) -> None:
 
 def reads_last_position(model: PreTrainedModel) -> bool:
     """Whether the reward is the head's value at the last position: decoders, whose head is called `score`."""
+    if getattr(model.config, "is_encoder_decoder", False):  # T5Gemma says `score` too
+        return False
     return all(name.split(".")[0] == "score" for name in head_names(model))
 
 
@@ -137,11 +143,26 @@ def bind_reward_forward(model: PreTrainedModel) -> None:
         module = model.get_submodule(name)
         if not isinstance(module, RewardHead):
             model.set_submodule(name, RewardHead.from_linear(module))
-    if reads_last_position(model):
+    if reads_last_position(model) and not is_bound(model):
         backbone = inspect.signature(type(model.base_model).forward).parameters
         model.takes_position_ids = "position_ids" in backbone  # Bloom tells positions from the mask itself
         model.forest_is_proven = False  # until every layer has been seen to call the forest's attention
         model.forward = _BoundForward(model)
+
+
+def is_bound(model: PreTrainedModel) -> bool:
+    """Whether the model has the one reward forward, which accelerate may have wrapped; else its class's own."""
+    return isinstance(vars(model).get("_original_forward", vars(model).get("forward")), _BoundForward)
+
+
+@contextmanager
+def unbound(model: PreTrainedModel) -> Iterator[None]:
+    """The model with its class's own forward for a while."""
+    bound = vars(model).pop("forward")
+    try:
+        yield
+    finally:
+        model.forward = bound
 
 
 def _reward_forward(

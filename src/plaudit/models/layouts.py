@@ -66,34 +66,39 @@ class Unclear(Exception):  # noqa: N818  # an outcome, caught where it is raised
     """The rewards lie so close together that their precision explains any difference between layouts."""
 
 
-def compare_layouts(score: Callable[[str], torch.Tensor], precision: torch.dtype) -> str | None:
-    """What speaks against the forest after scoring the same sequences in both layouts; `None` if nothing does.
+def compare_layouts(
+    score: Callable[[str], torch.Tensor], precision: torch.dtype, *, sure: str = "padded", tried: str = "forest"
+) -> str | None:
+    """What speaks against a layout after scoring the same sequences in it and in another; `None` if nothing does.
 
     Args:
         score: Gives the rewards [N] of some sequences in the layout named.
         precision: What the model computes in.
+        sure: The layout whose rewards are right.
+        tried: The one in question.
 
     Raises:
         Unclear: They are as close as the precision tells; but only where that is no better than guessing.
     """
-    padded = score("padded").double()
+    right = score(sure).double()
     try:
-        forest = score("forest").double()
+        rewards = score(tried).double()
     except ModelError as error:
         return str(error)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a model with code of its own may trip over what it does not know
-        return f"the model fails on a forest ({type(error).__name__}: {error})"
-    difference, size = (forest - padded).abs().max().item(), padded.square().mean().sqrt().item()
+        what = {"forest": "on a forest", "padded": "on a padded batch"}.get(tried, "otherwise")
+        return f"the model fails {what} ({type(error).__name__}: {error})"
+    difference, size = (rewards - right).abs().max().item(), right.square().mean().sqrt().item()
     share = share_of_rounding(precision)
     if difference <= share * size:
         # Rewards of a trained model may lie close together and far from zero: a wrong mask would hide in the rounding.
-        if precision != torch.float32 and share * size > padded.std(correction=0).item() / 2 > 0:
+        if precision != torch.float32 and share * size > right.std(correction=0).item() / 2 > 0:
             raise Unclear
         return None
     return (
-        f"on {len(padded)} sequences the rewards of the two layouts differ by up to "
+        f"on {len(right)} sequences the rewards of the two layouts differ by up to "
         f"{difference:.3g}, more than {str(precision).removeprefix('torch.')} explains ({share:.1g} of their size, "
         f"{size:.3g})"
     )

@@ -29,7 +29,7 @@ from plaudit.models.steady import is_quantized_layer
 if TYPE_CHECKING:
     from peft import PeftModel
 
-__all__ = ["embedding_rows", "grow_embedding", "load_model", "load_tokenizer"]
+__all__ = ["embedding_rows", "grow_embedding", "load_model", "load_tokenizer", "most_positions"]
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def load_model(
         saved = SavedAdapter.read(name_or_path, **_only(hub, "revision", "token", "cache_dir", "subfolder"))
         return _load_adapter(saved, options, quantized, is_trainable)
     _check_architecture(config, name_or_path)
-    _check_head(config, name_or_path, options)
+    _check_head(config, name_or_path, options, new_head)
     model, info = _from_pretrained(name_or_path, config, options)
     new = sorted({key.rpartition(".")[0] for key in info["missing_keys"]})
     if any(is_quantized_layer(model.get_submodule(name)) for name in new) and "quantization_config" in options:
@@ -111,11 +111,14 @@ def _from_pretrained(
         options = options | {"key_mapping": {rf"^{re.escape(head)}\.": "score."}}
     try:
         with _quiet_load_report():
-            return AutoModelForSequenceClassification.from_pretrained(
+            model, info = AutoModelForSequenceClassification.from_pretrained(
                 name, num_labels=1, output_loading_info=True, **options
             )
     except (OSError, SafetensorError) as error:  # the latter of a file that is cut off
         raise ModelError(f"{name}: its weights could not be loaded ({_first_line(error)}).") from error
+    # Weights of another size are drawn anew as well, where `ignore_mismatched_sizes` allows it.
+    drawn = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]
+    return model, info | {"missing_keys": {*info["missing_keys"], *drawn}}
 
 
 def _only(options: dict[str, Any], *names: str) -> dict[str, Any]:
@@ -209,13 +212,15 @@ def _check_architecture(config: PretrainedConfig, name: str) -> None:
     )
 
 
-def _check_head(config: PretrainedConfig, name: str, options: dict[str, Any]) -> None:
+def _check_head(config: PretrainedConfig, name: str, options: dict[str, Any], new_head: bool) -> None:
     classifies = any("ForSequenceClassification" in architecture for architecture in config.architectures or ())
     if classifies and config.num_labels != 1 and not options.get("ignore_mismatched_sizes"):
+        said = f"{name} has a head with {config.num_labels} labels, but reward models require `num_labels=1`."
+        if not new_head:
+            raise ModelError(f"{said} It tells classes apart, and gives no reward.")
         raise ModelError(
-            f"{name} has a head with {config.num_labels} labels, but reward models require `num_labels=1`. Start from "
-            f"the base model, or set model_init_kwargs={{'ignore_mismatched_sizes': True}} to replace the head by a "
-            f"new one."
+            f"{said} Start from the base model, or set model_init_kwargs={{'ignore_mismatched_sizes': True}} to "
+            f"replace the head by a new one."
         )
 
 
@@ -251,9 +256,17 @@ def _report_keys(model: PreTrainedModel, name: str, info: dict[str, Any], new_he
         logger.warning("%s: %d weights of the checkpoint have no place in %s and are left out, among them %s.",
                        name, len(unused), type(model).__name__, shown)  # fmt: skip
     if new and not new_head:
+        # A language model's own head and what lies in the backbone are no candidates.
+        other = sorted(key for key in info["unexpected_keys"] if key not in unused and not key.startswith("lm_head."))
+        hint = ""
+        if other:
+            hint = (
+                f" It does hold {', '.join(other[:5])}: if that is a linear head under another name, say so in its "
+                f'config.json: "value_head_prefix": "{other[0].rpartition(".")[0]}".'
+            )
         raise ModelError(
             f"{name} is no reward model: its checkpoint has no head ({', '.join(sorted(new))}), and a random one would "
-            f"give random scores. Train it first, or check the path."
+            f"give random scores. Train it first, or check the path.{hint}"
         )
 
 
@@ -261,6 +274,18 @@ def embedding_rows(model: PreTrainedModel) -> int:
     """Rows of the input embedding: ids below this have a vector."""
     weight = model.get_input_embeddings().weight
     return getattr(weight, "ds_shape", weight.shape)[0]  # under ZeRO-3 a process has a part, and its shape is (0,)
+
+
+def most_positions(model: PreTrainedModel) -> int | None:
+    """How many tokens the model has positions for; `None` if it does not say.
+
+    RoBERTa and its kin start to count behind the pad token's id: of 514 positions, 512 are for tokens.
+    """
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return module.num_embeddings - int(module.padding_idx) - 1
+    return most
 
 
 def grow_embedding(model: PreTrainedModel, rows: int, *, frozen_base: bool, reason: str) -> None:

@@ -1,7 +1,9 @@
 """Token ids in, rewards out: which sequences make a batch, in which layout. It knows no text and no tokenizer."""
 
 import logging
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,10 @@ from plaudit.errors import ModelError
 from plaudit.forest import attention
 from plaudit.forest.layout import SHARED_TOKENS, common_tokens
 from plaudit.models.adapters import base_model
-from plaudit.models.head import bind_reward_forward
+from plaudit.models.head import bind_reward_forward, is_bound, unbound
 from plaudit.models.inputs import forest_inputs, padded_inputs
 from plaudit.models.layouts import Unclear, compare_layouts, in_float32, routes_experts, why_padded
+from plaudit.models.load import embedding_rows
 from plaudit.models.precision import precision_of
 from plaudit.models.steady import rounds_its_inputs
 
@@ -26,35 +29,47 @@ logger = logging.getLogger(__name__)
 
 _PROBED = 4  # sequences on which the layouts are compared before the first forest counts
 _PROBED_POSITIONS = 1 << 13
+_SHORT = 64  # tokens of a sequence, where whole ones do not fit into memory together
 
 Ids = Sequence[int]
 
 
 class ScoringEngine:
-    """Runs a reward model over batches of sequences, as forests where the model allows it.
+    """Runs a reward model over batches of sequences, as forests where the model allows it; for one thread at a time.
 
     Args:
         model: A sequence classifier with one label, or a PEFT model of one. Changed in place.
         max_tokens_per_batch: Distinct tokens of a batch; padded, all positions. A longer sequence runs alone.
 
     Attributes:
-        layout: "forest" or "padded". The first sequences are scored in both: where they differ, padded it is.
+        layout: "forest", "padded", or "alone": each sequence by itself. The first sequences are scored in two of them:
+            where they differ, it is the one that comes later here.
     """
 
     def __init__(self, model: "PreTrainedModel | PeftModel", max_tokens_per_batch: int) -> None:
-        bind_reward_forward(base_model(model))
+        base = base_model(model)
+        bind_reward_forward(base)
         self.model, self.max_tokens_per_batch = model.eval(), max_tokens_per_batch
-        self.layout, self._is_compared = "padded", True
+        self._turn = threading.Lock()
+        self.layout, self._is_compared = "padded", False
+        self._pad = _pad_of(base)
+        self._known: int | None = None
+        with suppress(NotImplementedError, AttributeError):  # Canine hashes characters
+            self._known = embedding_rows(base)
         if why_padded(model) is None:
-            attention.enable(base_model(model))
-            self.layout, self._is_compared = "forest", False
+            attention.enable(base)
+            self.layout = "forest"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_turn"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        if self.layout == "forest":
-            attention.enable(base_model(self.model))  # registered by name, which a process that unpickles does not know
+        self._turn = threading.Lock()
+        base = base_model(self.model)
+        if attention.enabled_backend(base) is not None:
+            attention.enable(base)  # registered by name, which a process that unpickles does not know
 
-    @torch.inference_mode()
     def score(
         self, sequences: Sequence[Ids], progress: Callable[[int], object] = lambda _: None
     ) -> NDArray[np.float32]:
@@ -65,13 +80,33 @@ class ScoringEngine:
             progress: Called after each batch with the number of its sequences.
 
         Raises:
-            ModelError: A sequence alone does not fit into memory.
+            ModelError: A sequence alone does not fit into memory, it has a token that the model does not
+                know, or the model's own code gives no reward.
         """
-        rewards = np.zeros(len(sequences), dtype=np.float32)
         arrays = [np.asarray(ids, dtype=np.int64) for ids in sequences]
+        self._check(arrays)
+        # The first call changes the layout, and the weights for a while; one that runs out of memory, the batches.
+        with self._turn, _as_loaded(self.model):
+            return self._score(arrays, progress)
+
+    def _check(self, arrays: list[NDArray[np.int64]]) -> None:
+        greatest = max((int(ids.max(initial=0)) for ids in arrays), default=0)
+        if self._known is not None and greatest >= self._known:  # a GPU would end the process, and name no reason
+            raise ModelError(
+                f"a sequence has the token id {greatest}, and the model's embedding ends at {self._known - 1}. The "
+                f"tokenizer is of another model, or got tokens that the model did not."
+            )
+
+    def _score(self, arrays: list[NDArray[np.int64]], progress: Callable[[int], object]) -> NDArray[np.float32]:
+        rewards = np.zeros(len(arrays), dtype=np.float32)
         if not self._is_compared and arrays:
-            self._compare(arrays)
-            self._is_compared = True
+            short = False
+            try:
+                self._is_compared = self._compare(arrays)
+            except torch.OutOfMemoryError:  # some fit one by one, and of one that does not the batches tell
+                short = True
+            if short:  # outside, since an exception holds the tensors that it came from
+                self._is_compared = self._compare([ids[:_SHORT] for ids in arrays[:_PROBED]])
         waiting = set(range(len(arrays)))
         while waiting:
             for batch in self._batches(arrays, sorted(waiting)):
@@ -101,11 +136,21 @@ class ScoringEngine:
         )  # fmt: skip
 
     def _run(self, sequences: list[NDArray[np.int64]], layout: str) -> torch.Tensor:
+        if layout == "alone":
+            return torch.cat([self._run([each], "padded") for each in sequences])
         # Each is a row of its own: sequences share what pays to be shared, be it of one prompt or of two.
-        inputs = forest_inputs(sequences, range(len(sequences))) if layout == "forest" else padded_inputs(sequences, 0)
+        rows = range(len(sequences))
+        inputs = forest_inputs(sequences, rows) if layout == "forest" else padded_inputs(sequences, self._pad)
         device = self.model.device
         outputs = self.model(**{name: tensor.to(device) for name, tensor in inputs.items()})
-        return outputs.logits.float().squeeze(-1)
+        rewards = getattr(outputs, "logits", None)
+        if rewards is None or rewards.numel() != len(sequences):
+            got = "none" if rewards is None else f"a shape of {list(rewards.shape)}"
+            raise ModelError(
+                f"{type(base_model(self.model)).__name__}: expected `logits` with one reward for each of "
+                f"{len(sequences)} sequences, got {got}. It is no reward model that Plaudit can score with."
+            )
+        return rewards.float().reshape(-1)
 
     # Batches
 
@@ -116,33 +161,76 @@ class ScoringEngine:
             order, costs = _in_order_of_prefixes(arrays, numbers)
             yield from _filled(order, costs, lengths, self.max_tokens_per_batch)
         else:
-            yield from _of_like_length(lengths, self.max_tokens_per_batch)
+            yield from _of_like_length(lengths, self.max_tokens_per_batch if self.layout == "padded" else 1)
 
     # Which layout
 
-    def _compare(self, arrays: list[NDArray[np.int64]]) -> None:
-        """Score a few sequences in both layouts; what they differ by decides for all that come."""
+    def _compare(self, arrays: list[NDArray[np.int64]]) -> bool:
+        """Score a few sequences in two ways; what they differ by decides for all that come. Whether they could tell."""
+        base, few = base_model(self.model), _few(arrays)
+        if is_bound(base) and not type(base).forward.__module__.startswith("transformers."):
+            self._compare_with_its_own_forward(base, few)
+        if self.layout == "forest":
+            probed = few + _branching(arrays[0], base.config.get_text_config())
+            if reason := self._difference(lambda layout: self._run(probed, layout), "padded", "forest"):
+                self.layout = "padded"
+                logger.warning("scoring padded batches, since %s", reason)
+        if self.layout != "padded" or is_bound(base):  # ours reads past no padding, whatever the token
+            return True
+        probed = [*few, np.append(few[0][: len(few[0]) // 2], few[0][-1])]
+        if reason := self._difference(lambda layout: self._run(probed, layout), "alone", "padded"):
+            self.layout = "alone"
+            logger.warning("scoring each sequence alone, which is slow, since padding changes rewards: %s", reason)
+        return len(set(map(len, probed))) > 1
+
+    def _compare_with_its_own_forward(self, base: PreTrainedModel, probed: list[NDArray[np.int64]]) -> None:
+        """A model that ships its own code may read its reward elsewhere, or change it: then its own forward counts."""
+
+        def score(whose: str) -> torch.Tensor:
+            if whose == "ours":
+                return self._run(probed, "alone")
+            with unbound(base):
+                return self._run(probed, "alone")
+
+        if reason := self._difference(score, "its own", "ours"):
+            vars(base).pop("forward")
+            self.layout = "padded"
+            logger.warning("scoring with the forward that %s ships, since %s", type(base).__name__, reason)
+
+    def _difference(self, score: Callable[[str], torch.Tensor], sure: str, tried: str) -> str | None:
         base = base_model(self.model)
-        probed = _few(arrays) + _branching(arrays[0], base.config.get_text_config())
-        precision = precision_of(base)
         try:
             if routes_experts(base) and not rounds_its_inputs(base):
                 raise Unclear
-            reason = compare_layouts(lambda layout: self._run(probed, layout), precision)
+            return compare_layouts(score, precision_of(base), sure=sure, tried=tried)
         except Unclear:
             if rounds_its_inputs(base):
-                return
-            reason = self._compare_in_float32(probed)
-        if reason is not None:
-            self.layout = "padded"
-            logger.warning("scoring padded batches, since %s", reason)
-
-    def _compare_in_float32(self, probed: list[NDArray[np.int64]]) -> str | None:
+                return None
         try:
             with in_float32(self.model):
-                return compare_layouts(lambda layout: self._run(probed, layout), torch.float32)
+                return compare_layouts(score, torch.float32, sure=sure, tried=tried)
         except torch.OutOfMemoryError:
-            return "only float32 could tell whether forests score the same, and that does not fit into memory"
+            return "only float32 could tell whether both score the same, and that does not fit into memory"
+
+
+def _pad_of(model: PreTrainedModel) -> int:
+    """What a forward that is not ours may look for to tell where a sequence ends."""
+    config = model.config.get_text_config()
+    pad = getattr(config, "pad_token_id", None)
+    return pad if isinstance(pad, int) and 0 <= pad < (getattr(config, "vocab_size", None) or pad + 1) else 0
+
+
+@contextmanager
+def _as_loaded(model: "PreTrainedModel | PeftModel") -> Iterator[None]:
+    """The model without dropout and in its own precision, whatever the code around it trains or computes in."""
+    training = [module for module in model.modules() if module.training] if model.training else []
+    model.eval()
+    try:
+        with torch.inference_mode(), torch.autocast(model.device.type, enabled=False):
+            yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _few(arrays: list[NDArray[np.int64]]) -> list[NDArray[np.int64]]:

@@ -6,6 +6,7 @@ import logging
 import math
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ class RewardFunction:
                 f"For a model in memory: RewardModel(model, tokenizer)."
             )
         self.normalize, self.bounds = normalize, _bounds(clip)
-        if length_penalty is not None and not (length_penalty >= 0 and math.isfinite(length_penalty)):
+        a_number = isinstance(length_penalty, Real) and length_penalty >= 0 and math.isfinite(length_penalty)
+        if length_penalty is not None and not a_number:
             raise ConfigError(f"length_penalty: expected a number of 0 or more, got {length_penalty!r}.")
         self.length_penalty = length_penalty
         self.__name__ = name or Path(source).name or "reward_model"
@@ -141,6 +143,8 @@ def combine(parts: Mapping[Any, float], *, name: str = "combined") -> Callable[.
 
 class _Combined:
     def __init__(self, parts: Mapping[Any, float], name: str) -> None:
+        if not isinstance(parts, Mapping):
+            raise ConfigError(f"combine: expected weights by reward function, {{function: 1.0}}, got {parts!r:.80}.")
         self.__name__ = name
         self.parts = [part if callable(part) else RewardFunction(part) for part in parts]
         self.names = [_name_of(part) for part in self.parts]
@@ -176,7 +180,15 @@ class _Combined:
 
 
 def _checked(rewards: Any, called: str, count: int) -> list[float]:
-    values = [math.nan if each is None else float(each) for each in rewards]
+    if inspect.isawaitable(rewards):
+        if inspect.iscoroutine(rewards):
+            rewards.close()  # else Python warns that nobody awaited it
+        raise ConfigError(f"combine: {called!r} is asynchronous. Pass it to the trainer beside the others.")
+    try:
+        rewards = list(rewards)
+        values = [math.nan if each is None else float(each) for each in rewards]
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{called}: expected a list of {count} numbers, got {rewards!r:.80} ({error}).") from error
     if len(values) != count:
         raise DataError(f"{called}: expected {count} rewards, one for each completion, got {len(values)}.")
     for number, value in enumerate(values):
@@ -210,14 +222,22 @@ def _rows_of(columns: Mapping[str, Any], count: int) -> Iterator[dict[str, Any]]
 def _absolute(path: str | Path) -> str:
     """A folder by its whole path, since a worker may run elsewhere; a hub id as it is."""
     folder = Path(path).expanduser()
-    return str(folder.resolve()) if folder.is_dir() else str(path)
+    if folder.is_dir():
+        return str(folder.resolve())
+    if str(path).startswith((".", "/", "~")):  # a trainer would find out after its first generation
+        raise ConfigError(f"path_or_model: there is no folder {str(path)!r}.")
+    return str(path)
 
 
 def _bounds(clip: float | tuple[float, float] | None) -> tuple[float, float] | None:
     if clip is None:
         return None
-    low, high = clip if isinstance(clip, (tuple, list)) else (-clip, clip)
-    if not low < high:
+    try:
+        low, high = clip if isinstance(clip, (tuple, list)) else (-clip, clip)
+        right = low < high
+    except (TypeError, ValueError):
+        right = False
+    if not right:
         raise ConfigError(f"clip: expected a number above 0, or a least and a greatest reward, got {clip!r}.")
     return float(low), float(high)
 

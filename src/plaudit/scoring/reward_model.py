@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
+from inspect import signature
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -19,17 +20,22 @@ from plaudit.data.formats import Sequence, read_sequence
 from plaudit.data.rendering import render
 from plaudit.errors import ConfigError, DataError
 from plaudit.models.adapters import base_model
-from plaudit.models.load import load_model, load_tokenizer
+from plaudit.models.load import load_model, load_tokenizer, most_positions
 from plaudit.models.whole import loaded_whole
 from plaudit.scoring.engine import ScoringEngine
-from plaudit.scoring.pairing import whole_sequence
+from plaudit.scoring.pairing import joined
 
 __all__ = ["Ranked", "RewardModel"]
 
 logger = logging.getLogger(__name__)
 
 _WINDOW = 4096  # sequences that are rendered and ordered together; a stream is read in such pieces
+_WHERE = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")  # which one of the hub's
 _OVERLONG = ("truncate", "error")
+_FORMS = {
+    "conversations": 'Give lists of messages; a prompt as [{"role": "user", "content": "..."}].',
+    "texts": "Give strings.",
+}
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,7 @@ class RewardModel:
         overlong: What becomes of a longer one: "truncate" cuts it from the left, never the response's end, and says
             how many were cut; "error" raises.
         scale: Mean and standard deviation of the rewards, for `normalize=True`.
+        trained_on: "texts" or "conversations", if that is known: the other form is warned of once.
 
     Attributes:
         cut: How many sequences have been cut so far.
@@ -76,16 +83,19 @@ class RewardModel:
         max_length: int | None = None,
         overlong: str = "truncate",
         scale: tuple[float, float] | None = None,
+        trained_on: str | None = None,
     ) -> None:
         if overlong not in _OVERLONG:
             raise ConfigError(f"overlong: expected one of {', '.join(_OVERLONG)}, got {overlong!r}.")
         if max_tokens_per_batch < 1:
             raise ConfigError(f"max_tokens_per_batch: expected a whole number above 0, got {max_tokens_per_batch!r}.")
+        if max_length is not None and max_length < 2:
+            raise ConfigError(f"max_length: expected a whole number above 1, got {max_length!r}.")
         self.engine = ScoringEngine(model, max_tokens_per_batch)
         self.tokenizer = tokenizer
-        config = base_model(model).config.get_text_config()
-        self.max_length, self.overlong = max_length or getattr(config, "max_position_embeddings", None), overlong
-        self.scale, self.cut = scale, 0
+        self.max_length, self.overlong = max_length or most_positions(base_model(model)), overlong
+        self.scale, self.trained_on, self.cut = scale, trained_on, 0
+        self._has_warned = False
 
     @property
     def model(self) -> "PreTrainedModel | PeftModel":
@@ -118,11 +128,20 @@ class RewardModel:
 
         Raises:
             ModelError: It is no reward model, or its tokenizer is missing.
+            ConfigError: There is no such option, or no such device.
         """
+        known = list(signature(cls).parameters)[2:]
+        if unknown := [option for option in options if option not in known]:
+            raise ConfigError(
+                f"RewardModel.from_pretrained has no option {unknown[0]!r}, only {', '.join(known)} beside its own. "
+                f"What transformers' `from_pretrained` takes goes into model_init_kwargs={{{unknown[0]!r}: ...}}."
+            )
+        device = _usable(device)
         name = str(Path(path_or_id).expanduser()) if str(path_or_id).startswith("~") else str(path_or_id)
-        description = read_description(name)
+        where = {option: value for option, value in (model_init_kwargs or {}).items() if option in _WHERE}
+        description = read_description(name, **where)
         if dtype is None or dtype == "auto":
-            dtype = trained_in(name)
+            dtype = trained_in(name, **where)
         loading = {"dtype": dtype} | (model_init_kwargs or {})
         with loaded_whole():
             model = load_model(
@@ -132,8 +151,7 @@ class RewardModel:
         if getattr(base_model(model), "new_modules", None) and not isinstance(model, PeftModel):
             logger.warning("%s has no reward head: its scores are RANDOM", name)
         if not getattr(base_model(model), "hf_device_map", None):
-            accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-            model = model.to(device or accelerator or "cpu")
+            model = model.to(device)
         tokenizer = load_tokenizer(name, model_init_kwargs=loading, trust_remote_code=trust_remote_code)
         said = description.get("rendering")
         if said and said["chat_template"] != hash_of_template(tokenizer):
@@ -141,7 +159,15 @@ class RewardModel:
                 "%s: its chat template is not the one it was trained with, so its scores are others. Put that back; "
                 "`plaudit verify` tells more.", name,
             )  # fmt: skip
-        return cls(model, tokenizer, **{"scale": _scale(description, base_model(model).config)} | options)
+        known_of_it = {
+            "scale": _scale(description, base_model(model).config),
+            "trained_on": description.get("rendering", {}).get("sequences"),
+        }
+        return cls(model, tokenizer, **known_of_it | options)
+
+    def __repr__(self) -> str:
+        model = base_model(self.model)
+        return f"RewardModel({model.config._name_or_path!r}, {type(model).__name__} on {self.model.device})"
 
     # Scoring
 
@@ -184,7 +210,7 @@ class RewardModel:
 
     def rank(self, prompt: Any, completions: Iterable[Any]) -> list[Ranked]:
         """The completions of one prompt, best first; equal rewards in the order given. The prompt runs once."""
-        completions = list(completions)
+        completions = completions if isinstance(completions, str) else list(completions)  # `score` refuses the former
         rewards = self.score([prompt] * len(completions), completions)
         shares = np.exp(rewards - rewards.max(initial=-np.inf), dtype=np.float64)
         shares = shares / shares.sum()
@@ -212,14 +238,14 @@ class RewardModel:
     ) -> Iterator[NDArray[np.float32]]:
         mean, std = self.normalization() if normalize else (0.0, 1.0)
         total = len(sequences) if isinstance(sequences, Sized) else None
-        whole = _joined(sequences, completions)
+        whole = joined(sequences, completions)
         options = None if options is None else iter(options)
         called = (f"row {number}" for number in count()) if names is None else iter(names)
         before, done = self.cut, 0
         with tqdm(total=total, unit="seq", desc="scoring", delay=3, disable=None, leave=False) as bar:
             while piece := list(islice(whole, _WINDOW)):
-                extra = None if options is None else list(islice(options, len(piece)))
-                ids = self.token_ids(piece, extra, list(islice(called, len(piece))))
+                extra = None if options is None else _as_many(options, piece, "options", done)
+                ids = self.token_ids(piece, extra, _as_many(called, piece, "names", done))
                 done += len(piece)
                 rewards = self.engine.score(ids, bar.update)
                 yield ((rewards - mean) / std).astype(np.float32) if normalize else rewards
@@ -245,7 +271,25 @@ class RewardModel:
         names = [f"row {number}" for number in range(len(sequences))] if names is None else names
         read = [read_sequence(sequence, name) for sequence, name in zip(sequences, names, strict=True)]
         ids = render(self.tokenizer, read, options, names=names)
+        if self.trained_on is not None and not self._has_warned:
+            self._look_at_forms(read, ids, names, self.trained_on)
         return [self._fitted(each, name) for each, name in zip(ids, names, strict=True)]
+
+    def _look_at_forms(
+        self, sequences: list[Sequence], ids: list[list[int]], names: list[str], trained_on: str
+    ) -> None:
+        special = set(self.tokenizer.all_special_ids)
+        for sequence, own, name in zip(sequences, ids, names, strict=True):
+            form = "texts" if isinstance(sequence, str) else "conversations"
+            # A text with special tokens inside is a conversation that a template has written before.
+            if form == trained_on or (form == "texts" and special.intersection(own[1:-1])):
+                continue
+            logger.warning(
+                "%s is a %s, and the model was trained on %s: its reward means little. %s", name,
+                form.removesuffix("s"), trained_on, _FORMS[trained_on],
+            )  # fmt: skip
+            self._has_warned = True
+            return
 
     def _fitted(self, ids: list[int], name: str) -> list[int]:
         if self.max_length is None or len(ids) <= self.max_length:
@@ -256,7 +300,7 @@ class RewardModel:
                 f"`overlong='truncate'`."
             )
         self.cut += 1
-        front = [ids[0]] if ids[0] == self.tokenizer.bos_token_id else []
+        front = ids[:1] if ids[0] in (self.tokenizer.bos_token_id, self.tokenizer.cls_token_id) else []
         return front + ids[len(ids) - self.max_length + len(front) :]
 
     def normalization(self) -> tuple[float, float]:
@@ -273,29 +317,32 @@ class RewardModel:
         return self.scale
 
 
+def _usable(device: str | torch.device | None) -> torch.device:
+    """The device to run on.
+
+    Raises:
+        ConfigError: There is none of that name here.
+    """
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    device = device or accelerator or "cpu"
+    try:
+        if torch.empty(0, device=device).is_meta:
+            raise RuntimeError("it holds no numbers")
+    except (AssertionError, RuntimeError) as error:  # the former of a torch without CUDA
+        reason = str(error).strip().split("\n")[0]
+        here = "cpu" if accelerator is None else f"cpu, {accelerator.type}"
+        raise ConfigError(f"device: {str(device)!r} cannot be used here ({reason}). There is: {here}.") from error
+    return torch.device(device)
+
+
 def _scale(description: dict[str, Any], config: Any) -> tuple[float, float] | None:
     """Mean and standard deviation as the folder says them; 0 and 1 say that nothing was measured."""
     said = description.get("rewards") or {"mean": getattr(config, "mean", 0.0), "std": getattr(config, "std", 1.0)}
     return None if (said["mean"], said["std"]) == (0.0, 1.0) else (said["mean"], said["std"])
 
 
-def _joined(sequences: Iterable[Any], completions: Iterable[Any] | None) -> Iterator[Any]:
-    if isinstance(sequences, str) or (isinstance(sequences, list) and sequences and isinstance(sequences[0], dict)):
-        raise DataError("expected a list of texts or of conversations, got a single one. Wrap it: score([...]).")
-    if completions is None:
-        return iter(sequences)
-    return _pairs(sequences, completions)
-
-
-def _pairs(prompts: Iterable[Any], completions: Iterable[Any]) -> Iterator[Any]:
-    pairs = zip(prompts, completions, strict=True)
-    number = 0
-    while True:
-        try:
-            pair = next(pairs)
-        except StopIteration:
-            return
-        except ValueError as error:  # zip's own words tell no number
-            raise DataError(f"expected a completion for each prompt, and only {number} have both.") from error
-        yield whole_sequence(*pair, number)
-        number += 1
+def _as_many(given: Iterator[Any], piece: list[Any], what: str, before: int) -> list[Any]:
+    taken = list(islice(given, len(piece)))
+    if len(taken) < len(piece):
+        raise DataError(f"{what}: expected one for each sequence, and there are only {before + len(taken)}.")
+    return taken
