@@ -185,6 +185,7 @@ def test_a_figure_that_is_not_defined_fails(tmp_path):
         ("--fail_under", "accuracy", "accuracy: expected METRIC=VALUE with a number, such as accuracy=0.7"),
         ("--fail_under", "accuracy=high", "expected METRIC=VALUE with a number"),
         ("--fail_under", "accuracy=nan", "expected METRIC=VALUE with a number"),
+        ("--fail_under", "accuracy=70", "expected a share from 0 to 1, such as accuracy=0.7 for 70%"),
         ("--output", "missing/result.json", "expected the path of a file in a folder that exists"),
         ("--output", ".", "expected the path of a file in a folder that exists"),
     ],

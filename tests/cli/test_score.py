@@ -140,6 +140,30 @@ def test_rewards_are_the_floats_that_the_model_gave_in_as_few_digits_as_tell_the
     assert max(len(str(reward)) for reward in written) <= 13
 
 
+def test_completions_of_messages_may_be_strings_as_samplers_write_them(score, tmp_path):
+    def say(role, text):
+        return [{"role": role, "content": text}]
+
+    prompt, texts = say("user", "Is it?"), [" Yes.", " No."]
+    written = [
+        {"prompt": prompt, "completions": texts},
+        {"prompt": prompt, "completion": texts[1]},
+        {"prompt": "Is it?", "completions": [say("assistant", texts[0]), texts[1]]},
+    ]
+    assert score(written)[0] == 0
+    group, single, mixed = read(tmp_path / "out.jsonl")
+    assert {name: value for name, value in group.items() if name != "reward"} == written[0]
+    assert (
+        score([{"prompt": prompt, "completions": [say("assistant", each) for each in texts]}], output="a.jsonl")[0] == 0
+    )
+    expected = read(tmp_path / "a.jsonl")[0]["reward"]
+    assert group["reward"] == close(expected)
+    assert mixed["reward"] == close(expected)
+    assert single["reward"] == close(expected[1])
+    assert score(written[:1], "--best_of", output="best.jsonl")[0] == 0
+    assert read(tmp_path / "best.jsonl")[0]["completion"] == texts[expected.index(max(expected))]
+
+
 def test_the_best_of_a_group_takes_its_place(score, tmp_path):
     group = {"id": 7, "prompt": "Is it?", "completions": [" Yes.", " No, it is green.", " Yes.", " Thank you."]}
     assert score([group])[0] == 0
@@ -270,7 +294,7 @@ def test_what_cannot_be_read_or_written_is_said_before_anything_is_scored(score,
     assert "expected a name that ends in .jsonl" in score(texts(1), output="out.txt")[1]
     assert "there is no folder" in score(texts(1), output="missing/out.csv")[1]
     assert "expected a number such as 4" in score(texts(1), "--workers", "4:2")[1]
-    assert "is a file: it has no --config" in score(texts(1), "--split", "dev")[1]
+    assert "is a file: it has no --dataset_config" in score(texts(1), "--split", "dev")[1]
 
 
 @pytest.mark.parametrize("cut", [1, 40])
@@ -359,7 +383,8 @@ BAD = [
     ("[1, 2]", "line 2: expected a JSON object, got list"),
     ({"chosen": "Is it?"}, "the row has values in 'chosen'"),
     ({"text": ""}, "expected some text"),
-    ({"prompt": "Is it?", "completion": [{"role": "assistant", "content": "No."}]}, "expected all of one kind"),
+    ({"prompt": "Is it?", "chosen": [{"role": "assistant", "content": "No."}], "rejected": ""}, "all of one kind"),
+    ({"prompt": [{"role": "user", "content": "Is it?"}], "completion": 5}, "expected a string or a list of messages"),
     ({"messages": [{"role": "user", "content": "Is it?"}]}, "the last message to be from the assistant"),
     ({"prompt": "Is it?", "completions": []}, "expected one or more in a list"),
     ({"text": "Is it? " + "Yes. " * 200}, "row 1, column 'text' has 806 tokens, more than 256"),
@@ -431,7 +456,7 @@ def test_a_line_of_csv_with_too_many_fields_is_a_bad_row(score, tmp_path):
 def test_rewards_that_are_not_finite_are_no_rewards(score, make_model, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "plaudit.scoring.engine.ScoringEngine.score",
-        lambda _, ids: np.float32([1.5 if len(each) < 12 else np.nan for each in ids]),
+        lambda _, ids, *__: np.float32([1.5 if len(each) < 12 else np.nan for each in ids]),
     )
     assert score(texts(3), "--on_error", "skip")[0] == 0
     assert [row["reward"] for row in read(tmp_path / "out.jsonl")] == [1.5]
@@ -452,6 +477,20 @@ def test_if_no_row_can_be_scored_there_is_no_output_but_the_reasons(score, tmp_p
     assert "none of the 2 rows could be scored" in said
     assert len(read(tmp_path / "out.jsonl.rejected.jsonl")) == 2
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_progress_is_told_within_a_block(score, monkeypatch):
+    lines, now = [], iter(range(0, 10_000, 11))  # each look at the clock is eleven seconds later
+    monkeypatch.setattr("plaudit.cli.score.time.monotonic", lambda: next(now))
+    monkeypatch.setattr("plaudit.cli.display.console.print", lambda text, **_: lines.append(text))
+    assert score(texts(30), "--batch_rows", 20, "--max_tokens_per_batch", 64)[0] == 0
+    told = [line for line in lines if "rows/s" in line]
+    rows = [int(line.split("%")[1].split()[0]) for line in told]
+    assert rows == sorted(rows)
+    assert rows[-1] == 30
+    assert sum(number < 20 for number in rows) > 2
+    assert "tokens/s" not in told[0]
+    assert "tokens/s" in told[-1]
 
 
 # Going on

@@ -111,7 +111,7 @@ Bound = tuple[str, str, float]  # the option, the metric, the value
 
 
 def _bounds(option: str, given: Sequence[str]) -> list[Bound]:
-    from plaudit.evaluation.figures import METRICS
+    from plaudit.evaluation.figures import METRICS, SHARES
 
     bounds = []
     for text in given:
@@ -126,6 +126,8 @@ def _bounds(option: str, given: Sequence[str]) -> list[Bound]:
             number = math.nan
         if math.isnan(number):
             raise ConfigError(f"{option} {text}: expected METRIC=VALUE with a number, such as {name}=0.7.")
+        if name in SHARES and not 0 <= number <= 1:
+            raise ConfigError(f"{option} {text}: expected a share from 0 to 1, such as {name}=0.7 for 70%.")
         bounds.append((option, name, number))
     return bounds
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from plaudit.scoring.blocks import Run
-    from plaudit.scoring.reading import Source
+    from plaudit.scoring.reading import Block, Source
     from plaudit.scoring.rows import ScoredBlock, Settings
 
 __all__ = ["command"]
@@ -31,7 +31,7 @@ _KINDS = ("pair", "group", "completion", "messages", "text")
 @click.argument("source", metavar="INPUT")
 @click.option("--model", required=True, help="The reward model: a folder, an adapter's folder or a hub id.")
 @click.option("--output", required=True, help="Where the rows go: a .jsonl, .jsonl.gz, .csv or .parquet file.")
-@click.option("--config", help="The configuration of a hub dataset that has several.")
+@click.option("--dataset_config", help="The configuration of a hub dataset that has several.")
 @click.option("--split", default="train", show_default=True, help="The split of a hub dataset or a folder.")
 @click.option("--kind", type=click.Choice(_KINDS), help="What to score where a row has columns for several.")
 @click.option("--reward_column", default="reward", show_default=True, help="What to call the column of rewards.")
@@ -82,7 +82,7 @@ def command(source: str, **given: Any) -> None:
     workers = _workers(given["workers"])
     if given["engine"] == "ray":
         import plaudit.scoring.ray  # noqa: F401  # says what to install before anything is done
-    origin, output = Source(source, given["config"], given["split"]), Path(given["output"]).expanduser()
+    origin, output = Source(source, given["dataset_config"], given["split"]), Path(given["output"]).expanduser()
     if origin.holds(output):
         raise ConfigError(f"--output: '{output}' lies in INPUT, and would be read as rows. Name a place outside.")
     with _sigterm_as_ctrl_c(), Run(output, restart=given["restart"]) as run:
@@ -178,8 +178,9 @@ def _workers(text: str) -> tuple[int, int | None]:
 
 def _score(run: "Run", source: "Source", settings: "Settings", given: dict[str, Any], workers: Any) -> int:
     schema, size = source.schema(), given["batch_rows"]
-    engine = _scored(source, settings, size, run.done, workers if given["engine"] == "ray" else None)
-    with closing(engine) as scored, _Progress(run) as progress:
+    progress = _Progress(run)
+    engine = _scored(source, settings, size, run.done, workers if given["engine"] == "ray" else None, progress)
+    with closing(engine) as scored, progress:
         for block in scored:
             if block.rejected and not settings.rules.skip:
                 start = " and without --restart" if given["restart"] else ""
@@ -193,7 +194,12 @@ def _score(run: "Run", source: "Source", settings: "Settings", given: dict[str, 
 
 
 def _scored(
-    source: "Source", settings: "Settings", size: int, done: set[int], workers: tuple[int, int | None] | None
+    source: "Source",
+    settings: "Settings",
+    size: int,
+    done: set[int],
+    workers: tuple[int, int | None] | None,
+    progress: "_Progress",
 ) -> "Generator[ScoredBlock]":
     if workers is not None:
         from plaudit.scoring.ray import score_on_ray
@@ -201,8 +207,8 @@ def _scored(
         return score_on_ray(settings, source, size, frozenset(done), workers)
     from plaudit.scoring.rows import Worker
 
-    worker = Worker(settings)  # loaded before the clock runs
-    return (worker.score(block) for block in source.blocks(size, frozenset(done)))
+    worker = Worker(settings, progress.within)  # loaded before the clock runs
+    return (worker.score(progress.begin(block)) for block in source.blocks(size, frozenset(done)))
 
 
 class _Progress:
@@ -213,12 +219,15 @@ class _Progress:
         self._bar: Progress | None = None
         self.workers: set[str] = set()
         self._said = self._begun = time.monotonic()
+        self._share: float | None = 0.0  # of the source, at the end of the last block
+        self._block: Block | None = None
 
     def __enter__(self) -> "_Progress":
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         from plaudit.cli.display import console
 
+        self._said = self._begun = time.monotonic()
         if console.is_terminal:
             columns = (BarColumn(bar_width=10), TimeRemainingColumn())
             self._bar = Progress(*columns, TextColumn("{task.fields[figures]}"), console=console)
@@ -230,25 +239,41 @@ class _Progress:
         if self._bar is not None:
             self._bar.stop()
 
+    def begin(self, block: "Block") -> "Block":
+        """Take note of the block that is scored next."""
+        self._block = block
+        return block
+
+    def within(self, share: float) -> None:
+        """Say how far the run is when this share of the block is scored."""
+        if self._block is not None:
+            end = self._block.share
+            whole = None if end is None or self._share is None else self._share + share * (end - self._share)
+            self._say(self._run.counts.rows + int(share * len(self._block.rows)), whole)
+
     def show(self, block: "ScoredBlock") -> None:
-        """Say how far the run is."""
+        """Say how far the run is after a block."""
+        self.workers.add(block.worker)
+        self._share = block.share
+        self._say(self._run.counts.rows, block.share)
+
+    def _say(self, rows: int, share: float | None) -> None:
         from plaudit.cli.display import console
 
-        self.workers.add(block.worker)
-        counts, seconds = self._run.counts, time.monotonic() - self._begun
-        rows, tokens = counts.rows - self._before.rows, counts.tokens - self._before.tokens
-        figures = f"{counts.rows:,} rows  {rows / seconds:,.0f} rows/s  {tokens / seconds:,.0f} tokens/s"
+        counts, seconds = self._run.counts, max(time.monotonic() - self._begun, 1e-9)
+        figures = f"{rows:,} rows  {(rows - self._before.rows) / seconds:,.0f} rows/s"
+        if whole := counts.rows - self._before.rows:  # tokens are counted when a block is whole
+            tokens = (counts.tokens - self._before.tokens) / whole * (rows - self._before.rows)
+            figures += f"  {tokens / seconds:,.0f} tokens/s"
         if counts.rejected:
             figures += f"  {counts.rejected:,} rejected"
         if len(self.workers) > 1:
             figures += f"  {len(self.workers)} workers"
         if self._bar is not None:
-            total = None if block.share is None else 1.0
-            self._bar.update(self._task, total=total, completed=block.share or 0, figures=figures)
+            self._bar.update(self._task, total=None if share is None else 1.0, completed=share or 0, figures=figures)
         elif time.monotonic() - self._said > 10:
             self._said = time.monotonic()
-            share = "" if block.share is None else f"{block.share:.0%}  "
-            console.print(f"{share}{figures}")
+            console.print(f"{'' if share is None else f'{share:.0%}  '}{figures}")
 
 
 def _show_result(run: "Run", settings: "Settings", workers: int) -> None:

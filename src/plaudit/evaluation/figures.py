@@ -16,7 +16,7 @@ from plaudit.metrics import (
     log_loss,
 )
 
-__all__ = ["METRICS", "bins_of", "figures"]
+__all__ = ["COUNTS", "METRICS", "SHARES", "bins_of", "figures"]
 
 METRICS = {
     "rows": "rows, of whatever kind",
@@ -41,6 +41,8 @@ METRICS = {
     "min_reward": "over all responses",
     "max_reward": "over all responses",
 }
+COUNTS = ("rows", "prompts", "comparisons", "ties", "identical", "reward_ties")
+SHARES = ("accuracy", "accuracy_low", "accuracy_high", "longer_wins", "shorter_wins", "calibration_error")
 
 
 def figures(
@@ -77,7 +79,7 @@ def figures(
         "min_reward": theirs.min(),
         "max_reward": theirs.max(),
     }
-    return {name: float(named[name]) for name in METRICS}
+    return {name: int(named[name]) if name in COUNTS else float(named[name]) for name in METRICS}
 
 
 def bins_of(compared: Comparisons, rewards: NDArray[np.float64]) -> list[dict[str, float]]:

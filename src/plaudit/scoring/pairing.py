@@ -6,7 +6,7 @@ from typing import Any
 from plaudit.data.formats import Sequence
 from plaudit.errors import DataError
 
-__all__ = ["joined"]
+__all__ = ["in_one_form", "joined"]
 
 
 def joined(sequences: Iterable[Any], completions: Iterable[Any] | None) -> Iterator[Any]:
@@ -58,26 +58,27 @@ def _pairs(prompts: Iterable[Any], completions: Iterable[Any]) -> Iterator[Any]:
 
 
 def _whole_sequence(prompt: Any, completion: Any, number: int) -> Sequence:
-    """Join a prompt and its completion, each a string or a list of messages.
-
-    Two strings are one text, two lists one conversation. A string beside messages is a message: a prompt the user's, a
-    completion the assistant's.
-
-    Args:
-        prompt: A string or a list of messages.
-        completion: The same; TRL hands both over in either form.
-        number: What error messages call the pair.
+    """Join a prompt and its completion; two strings are one text, else both are messages.
 
     Raises:
-        DataError: One is neither.
+        DataError: One is neither a string nor a list; the message calls them row `number`.
     """
     for name, part in (("prompt", prompt), ("completion", completion)):
         if not isinstance(part, (str, list)):
             raise DataError(f"row {number}: expected the {name} to be a string or a list of messages, got {part!r:.80}")
-    if isinstance(prompt, str) and isinstance(completion, str):
-        return prompt + completion
-    if isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt}]
-    if isinstance(completion, str):
-        completion = [{"role": "assistant", "content": completion}]
-    return [*prompt, *completion]
+    prompt, (completion,) = in_one_form(prompt, [completion])
+    return prompt + completion
+
+
+def in_one_form(prompt: Any, responses: list[Any]) -> tuple[Any, list[Any]]:
+    """A prompt and its responses, all strings or all messages, as samplers and trainers hand them over in either form.
+
+    A string beside messages is a message: the prompt the user's, a response the assistant's.
+    """
+    if not any(isinstance(part, list) for part in (prompt, *responses)):
+        return prompt, responses
+    return _as_messages(prompt, "user"), [_as_messages(response, "assistant") for response in responses]
+
+
+def _as_messages(part: Any, role: str) -> Any:
+    return [{"role": role, "content": part}] if isinstance(part, str) else part

@@ -85,7 +85,9 @@ class Source:
 
     def __post_init__(self) -> None:
         if self._kind() and (self.config is not None or self.split != "train"):
-            raise ConfigError(f"{self.path} is a file: it has no --config and no --split but 'train'; leave them out.")
+            raise ConfigError(
+                f"{self.path} is a file: it has no --dataset_config and no --split but 'train'; leave them out."
+            )
 
     def blocks(self, size: int, done: Container[int] = ()) -> Iterator[Block]:
         """The rows in order, `size` to a block (the last one may have fewer), in constant memory.

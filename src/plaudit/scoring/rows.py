@@ -3,6 +3,7 @@
 import math
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from plaudit.data.formats import Sequence, join_responses, remark_on_ids
 from plaudit.data.rendering import render
 from plaudit.errors import ConfigError, DataError
+from plaudit.scoring.pairing import in_one_form
 from plaudit.scoring.reading import Block, Row, Unreadable
 from plaudit.scoring.reward_model import RewardModel
 
@@ -26,7 +28,7 @@ KINDS = {
 }
 _SHAPES = (
     "'chosen' and 'rejected', 'prompt' and 'completions', 'prompt' and 'completion', 'messages', or 'text'; "
-    "a 'prompt' and its responses all texts, or all lists of messages"
+    "a 'prompt' and 'chosen' and 'rejected' all texts, or all lists of messages"
 )
 # What is scored before any row, so that a model's layout is the same in each process and after each start. Their common
 # beginning is long enough to be shared.
@@ -119,14 +121,16 @@ class Worker:
 
     Args:
         settings: The same in all workers of a run.
+        progress: Called after each batch with the share of the block's sequences that are scored.
 
     Raises:
         ModelError: The model cannot be loaded.
         ConfigError: It cannot be used with these settings.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, progress: Callable[[float], object] = lambda _: None) -> None:
         torch.set_num_threads(settings.threads)
+        self._progress = progress
         self._rules = settings.rules
         self._model = RewardModel.from_pretrained(settings.model, device=settings.device, **settings.options)
         self._scale = self._model.normalization() if settings.normalize else None
@@ -178,7 +182,14 @@ class Worker:
         return [row for kept, _ in parts for row in kept], [each for _, ids in parts for each in ids]
 
     def _rewards(self, ids: list[list[int]]) -> list[float]:
-        rewards = self._model.engine.score(ids)
+        scored = 0
+
+        def count(sequences: int) -> None:
+            nonlocal scored
+            scored += sequences
+            self._progress(scored / len(ids))
+
+        rewards = self._model.engine.score(ids, count)
         if self._scale is not None:
             rewards = (rewards - self._scale[0]) / self._scale[1]
         return [float(str(reward)) for reward in rewards.astype("float32")]  # in as few digits as tell it
@@ -197,9 +208,11 @@ def _parse(row: Row | Unreadable, number: int, rules: Rules) -> _Parsed:
                 f"row {number}, column 'completions': expected one or more in a list, got {completions!r:.80}"
             )
         responses = {f"completions[{place}]": each for place, each in enumerate(completions)}
-    whole = {"text", "messages"}
-    prompted = {name: value for name, value in row.items() if name != "prompt"} if kind in whole else row
-    sequences, options = join_responses(prompted, responses, number)
+    prompt = row.get("prompt") if kind not in ("text", "messages") else None
+    if kind in ("completion", "group") and prompt is not None:
+        prompt, aligned = in_one_form(prompt, list(responses.values()))
+        responses = dict(zip(responses, aligned, strict=True))
+    sequences, options = join_responses(row | {"prompt": prompt}, responses, number)
     called = [f"row {number}, column '{name}'" for name in responses]
     return _Parsed(number, row, kind, sequences, called, options)
 
