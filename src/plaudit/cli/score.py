@@ -261,7 +261,8 @@ class _Progress:
         from plaudit.cli.display import console
 
         counts, seconds = self._run.counts, max(time.monotonic() - self._begun, 1e-9)
-        figures = f"{rows:,} rows  {(rows - self._before.rows) / seconds:,.0f} rows/s"
+        rate = (rows - self._before.rows) / seconds
+        figures = f"{rows:,} rows  {rate:,.{0 if rate >= 10 else 1}f} rows/s"
         if whole := counts.rows - self._before.rows:  # tokens are counted when a block is whole
             tokens = (counts.tokens - self._before.tokens) / whole * (rows - self._before.rows)
             figures += f"  {tokens / seconds:,.0f} tokens/s"
