@@ -26,7 +26,7 @@ from transformers.distributed.fsdp import is_fsdp_enabled
 from transformers.integrations import deepspeed
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from plaudit import RewardModel
+from plaudit import RewardFunction, RewardModel
 from plaudit.data.synthetic import PreferenceWorld
 from plaudit.errors import ConfigError, DataError, ModelError
 from plaudit.models.inputs import forest_inputs, padded_inputs
@@ -130,6 +130,8 @@ def test_an_adapters_folder_scores_what_the_trainer_predicted(make_trainer, base
     trainer.train()
     trainer.save_model()
     loaded = RewardModel.from_pretrained(trainer.args.output_dir, dtype="float32", device="cpu")
+    assert loaded.name == trainer.args.output_dir  # and not its base's
+    assert RewardFunction(loaded).__name__ == Path(loaded.name).name
     expected = trainer.predict(trainer.train_dataset).predictions[:, 0]
     np.testing.assert_allclose(loaded.score(texts_of(text_rows)), expected, atol=1e-5)
 

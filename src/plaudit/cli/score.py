@@ -218,7 +218,7 @@ class _Progress:
         self._run, self._before = run, run.counts
         self._bar: Progress | None = None
         self.workers: set[str] = set()
-        self._said = self._begun = time.monotonic()
+        self._said = self._begun = 0.0
         self._share: float | None = 0.0  # of the source, at the end of the last block
         self._block: Block | None = None
 

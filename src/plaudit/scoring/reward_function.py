@@ -52,7 +52,7 @@ class RewardFunction:
         self._path, self._model = None, None
         if isinstance(path_or_model, RewardModel):
             self._model = path_or_model
-            source = getattr(path_or_model.model.config, "_name_or_path", "")
+            source = path_or_model.name
         elif isinstance(path_or_model, (str, Path)):
             source = self._path = _absolute(path_or_model)
         else:

@@ -71,6 +71,7 @@ class RewardModel:
         trained_on: "texts" or "conversations", if that is known: the other form is warned of once.
 
     Attributes:
+        name: The folder or hub id that it was loaded from.
         cut: How many sequences have been cut so far.
     """
 
@@ -96,6 +97,7 @@ class RewardModel:
         self.max_length, self.overlong = max_length or most_positions(base_model(model)), overlong
         self.scale, self.trained_on, self.cut = scale, trained_on, 0
         self._has_warned = False
+        self.name = str(base_model(model).config._name_or_path)
 
     @property
     def model(self) -> "PreTrainedModel | PeftModel":
@@ -163,11 +165,12 @@ class RewardModel:
             "scale": _scale(description, base_model(model).config),
             "trained_on": description.get("rendering", {}).get("sequences"),
         }
-        return cls(model, tokenizer, **known_of_it | options)
+        loaded = cls(model, tokenizer, **known_of_it | options)
+        loaded.name = name  # of an adapter its own: the configuration names its base
+        return loaded
 
     def __repr__(self) -> str:
-        model = base_model(self.model)
-        return f"RewardModel({model.config._name_or_path!r}, {type(model).__name__} on {self.model.device})"
+        return f"RewardModel({self.name!r}, {type(base_model(self.model)).__name__} on {self.model.device})"
 
     # Scoring
 
