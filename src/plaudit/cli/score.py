@@ -219,7 +219,6 @@ class _Progress:
         self._bar: Progress | None = None
         self.workers: set[str] = set()
         self._said = self._begun = 0.0
-        self._share: float | None = 0.0  # of the source, at the end of the last block
         self._block: Block | None = None
 
     def __enter__(self) -> "_Progress":
@@ -247,14 +246,13 @@ class _Progress:
     def within(self, share: float) -> None:
         """Say how far the run is when this share of the block is scored."""
         if self._block is not None:
-            end = self._block.share
-            whole = None if end is None or self._share is None else self._share + share * (end - self._share)
-            self._say(self._run.counts.rows + int(share * len(self._block.rows)), whole)
+            first, rows, end = self._block.first, share * len(self._block.rows), self._block.share
+            whole = None if end is None else end * (first + rows) / (first + len(self._block.rows))
+            self._say(self._run.counts.rows + int(rows), whole)
 
     def show(self, block: "ScoredBlock") -> None:
         """Say how far the run is after a block."""
         self.workers.add(block.worker)
-        self._share = block.share
         self._say(self._run.counts.rows, block.share)
 
     def _say(self, rows: int, share: float | None) -> None:
