@@ -196,6 +196,26 @@ def test_what_cannot_work_is_said_before_anything_is_loaded(data, words_for_rewa
     assert words_for_rewards == []
 
 
+def test_a_figure_just_under_its_bound_is_not_said_to_be_at_it(tmp_path):
+    rows = [{"prompt": f"Q{n}", "chosen": f" ={n < 13999:d}", "rejected": " =0.5"} for n in range(20000)]
+    code, output = run(write(tmp_path / "pairs.jsonl", rows), "--fail_under", "accuracy=0.7")
+    assert code == 1
+    assert "accuracy is 0.69995, under 0.7" in output
+
+
+def test_a_folder_that_cannot_be_written_to_is_said_before_anything_is_loaded(data, words_for_rewards, monkeypatch):
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(ValueError, match="nobody lets you write to that folder"):
+        run(data, "--output", "result.json")
+    assert words_for_rewards == []
+
+
+def test_rows_of_token_ids_are_called_so(tmp_path):
+    rows = write(tmp_path / "ids.jsonl", [{"chosen_ids": [1, 2], "rejected_ids": [1, 3]}])
+    with pytest.raises(ValueError, match="'chosen_ids', 'rejected_ids' may be token ids, which only training takes"):
+        run(rows)
+
+
 def test_without_data_there_is_nothing_to_do():
     code, output = run()
     assert code == 2
