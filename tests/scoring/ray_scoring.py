@@ -1,6 +1,10 @@
-"""Runs `plaudit score` several times on one local Ray of two processors; argv: the arguments of each, as JSON."""
+"""Runs `plaudit score` several times on one local Ray of two processors.
+
+argv: the arguments of each, as JSON, and the folder that they are relative to. Ray's processes know nothing of it.
+"""
 
 import json
+import os
 import sys
 import threading
 
@@ -15,6 +19,7 @@ def main():
     ray.init(num_cpus=2, include_dashboard=False)
     # On a busy machine one worker would be done before the other has started.
     ray.data.DataContext.get_current().wait_for_min_actors_s = 300
+    os.chdir(sys.argv[2])
     outcomes = []
     for arguments in json.loads(sys.argv[1]):
         result = CliRunner().invoke(cli, ["score", *arguments, "--engine", "ray"])

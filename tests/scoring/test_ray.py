@@ -45,12 +45,15 @@ def test_workers_on_ray_go_on_with_a_local_run_to_the_same_bytes(make_model, tok
     rows = [*texts(BAD), {"text": ""}, *texts(1000)]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    def arguments(output, *more):
-        paths = [tmp_path / "in.jsonl", "--model", tmp_path / "model", "--output", tmp_path / output]
-        return [*map(str, paths), "--device", "cpu", "--threads", "1", "--batch_rows", "128", *more]
+    def arguments(output, *more, folder=""):
+        paths = [f"{folder}in.jsonl", "--model", f"{folder}model", "--output", folder + output]
+        return [*paths, "--device", "cpu", "--threads", "1", "--batch_rows", "128", *more]
 
     skip = ("--on_error", "skip")
-    whole, begun = (local(environment, arguments(*each)) for each in (("whole.parquet", *skip), ("ray.parquet",)))
+    whole, begun = (
+        local(environment, arguments(*each, folder=f"{tmp_path}/"))
+        for each in (("whole.parquet", *skip), ("ray.parquet",))
+    )
     assert whole.returncode == 0, whole.stderr
     assert begun.returncode == 2
     assert f"row {BAD}" in begun.stderr
@@ -60,7 +63,7 @@ def test_workers_on_ray_go_on_with_a_local_run_to_the_same_bytes(make_model, tok
         arguments("error.parquet", "--workers", "1", "--normalize", "--restart"),
     ]
     done = subprocess.run(
-        [sys.executable, "-X", "faulthandler", SCRIPT, json.dumps(runs)],
+        [sys.executable, "-X", "faulthandler", SCRIPT, json.dumps(runs), str(tmp_path)],
         env=environment,
         capture_output=True,
         text=True,
