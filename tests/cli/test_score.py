@@ -246,6 +246,14 @@ def test_from_each_format_to_each_format_no_value_changes(score, tmp_path, name,
     assert not list(tmp_path.glob("_*"))
 
 
+def test_csv_of_a_spreadsheet_is_read(score, tmp_path):
+    """A byte order mark, carriage returns, line breaks and quotes inside a cell, empty lines, a suffix in capitals."""
+    (tmp_path / "IN.CSV").write_bytes(b'\xef\xbb\xbftext,note\r\n"Is it? ""Yes"",\r\nsaid the fox.",a\r\n\r\nNo.,\r\n')
+    assert score(tmp_path / "IN.CSV")[0] == 0
+    rows = read(tmp_path / "out.jsonl")
+    assert [(row["text"], row["note"]) for row in rows] == [('Is it? "Yes",\r\nsaid the fox.', "a"), ("No.", "")]
+
+
 def test_parquet_keeps_its_types(score, tmp_path):
     schema = pa.schema(
         [

@@ -417,6 +417,25 @@ def test_a_prompt_runs_once_for_all_its_completions(make_model, tokenizer):
     assert seen[0] < len(tokenizer(prompt)["input_ids"]) + 16 * 12 < sum(lengths) / 3
 
 
+def test_a_budget_counts_a_shared_prompt_once_however_its_completions_are_strewn(make_model, tokenizer):
+    prompts = [f"Is the {word} dog lazy? " * 8 for word in ("quick", "brown", "blue")]
+    asked = prompts * 8
+    answers = [f" Yes, {number}." for number in range(len(asked))]
+    texts = [prompt + answer for prompt, answer in zip(asked, answers, strict=True)]
+    lengths = [len(ids) for ids in tokenizer(texts)["input_ids"]]
+    family = len(tokenizer(prompts[0])["input_ids"]) + 8 * 12
+    assert sum(lengths) > 3 * 2 * family
+    model, seen = make_model(), []
+    scorer = RewardModel(model, tokenizer, max_tokens_per_batch=family)
+    alone = np.concatenate([scorer.score([text]) for text in texts])
+    model.model.register_forward_pre_hook(
+        lambda _, __, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    np.testing.assert_allclose(scorer.score(asked, answers), alone, atol=2e-6)
+    assert max(seen) <= family
+    assert sum(seen) <= 4 * family  # a family may be cut once between batches, never strewn
+
+
 def test_ranking_is_best_first_and_its_probabilities_are_plackett_luces(scorer):
     completions = [" Yes.", " No, sorry.", " Yes.", " It is green!"]
     rewards = scorer.score(["Is it?"] * 4, completions).astype(np.float64)
