@@ -31,7 +31,7 @@ rl: $(VENV)/.installed-test .interop/trl-$(TRL_VERSION)
 # with PPO, DeepSpeed and Ray too: their tests find them by PLAUDIT_TRL_PPO, PLAUDIT_DEEPSPEED and PLAUDIT_RAY, and where
 # these are set they fail without.
 test: $(VENV)/.installed-test .interop/trl-$(TRL_VERSION) $(TRL_PPO) $(DEEPSPEED)/.installed $(RAY)/.installed
-	OMP_NUM_THREADS=1 PYTHONPATH=.interop/trl-$(TRL_VERSION) PLAUDIT_TRL_PPO=$(CURDIR)/$(TRL_PPO) \
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/.interop/trl-$(TRL_VERSION) PLAUDIT_TRL_PPO=$(CURDIR)/$(TRL_PPO) \
 		PLAUDIT_DEEPSPEED=$(CURDIR)/$(DEEPSPEED) PLAUDIT_RAY=$(CURDIR)/$(RAY) \
 		$(BIN)/python -m pytest -n 2 --dist loadfile
 
