@@ -79,7 +79,7 @@ def command(seed: int, output_dir: str) -> None:
 
 
 _NEXT = """
-Next, on your own preferences (rows with prompt, chosen and rejected; see docs/data.md):
+Next, on your own preferences (rows with prompt, chosen and rejected; docs/walkthrough.md goes on from there):
 {activate}
   plaudit train --model_name_or_path Qwen/Qwen3-0.6B --dataset_name my-pairs.jsonl --eval_fraction 0.1
   plaudit train --help
@@ -87,7 +87,8 @@ Next, on your own preferences (rows with prompt, chosen and rejected; see docs/d
 and in Python:
 
   from plaudit import RewardModel
-  RewardModel.from_pretrained("{output}").score(["some text"])"""
+  model = RewardModel.from_pretrained("{output}")
+  model.rank([{{"role": "user", "content": "What is the capital of Japan?"}}], ["It is Lima.", "It is Tokyo."])"""
 
 
 def run_quickstart(seed: int, output_dir: str) -> Quickstart:
