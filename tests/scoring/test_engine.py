@@ -42,25 +42,16 @@ def test_a_batch_is_as_full_as_the_budget_allows_and_no_fuller(ran, layout):
     assert len(tokens) <= 7  # two too long for any company, and 68 tokens with some padding
 
 
-def test_what_sequences_share_counts_once_wherever_they_stand(ran):
-    """Four prompts of 40 tokens with eight responses of 5 each, in turn: 4 x 80 tokens, each prompt in one batch."""
+def test_what_sequences_share_counts_once_in_each_batch_wherever_they_stand(ran):
+    """Two prompts of 40 tokens, in turn, with 24 responses of 5 tokens each: 40 + 8 x 5 tokens fill a batch."""
     draw = np.random.default_rng(0)
-    prompts = [[n, *draw.integers(100, 300, 39)] for n in range(4)]
-    sequences = [[*prompt, 10 + reply, *draw.integers(100, 300, 4)] for reply in range(8) for prompt in prompts]
+    prompts = [[first, *draw.integers(100, 300, 39)] for first in (256, 1)]
+    sequences = [[*prompt, 10 + reply, *draw.integers(100, 300, 4)] for reply in range(24) for prompt in prompts]
     engine, shapes = ran("forest", 80)
-    engine.score(sequences)
-    assert shapes == [(1, 80)] * 4
-
-
-def test_sequences_are_ordered_by_their_ids_and_not_by_the_bytes_of_these(ran):
-    """Token 256 is 0x0100: in the machine's own order of bytes it stands before token 1."""
-    trunk = [5] * 40
-    sequences = [[first, *trunk, last] for last in (7, 8) for first in (1, 256, 2, 257)]
-    engine, shapes = ran("forest", 42 + 1)
     expected = np.concatenate([engine.score([each]) for each in sequences])
     shapes.clear()
     np.testing.assert_allclose(engine.score(sequences), expected, atol=2e-6)
-    assert shapes == [(1, 43)] * 4
+    assert shapes == [(1, 80)] * 6
 
 
 def test_rewards_too_close_for_their_precision_are_compared_in_float32(make_model, monkeypatch):
