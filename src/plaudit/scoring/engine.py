@@ -249,8 +249,8 @@ def _branching(array: NDArray[np.int64], config: Any) -> list[NDArray[np.int64]]
 
 
 def _in_order_of_prefixes(arrays: list[NDArray[np.int64]], numbers: list[int]) -> tuple[list[int], list[int]]:
-    """The numbers in lexicographic order, and how many of each one's tokens the one before does not have."""
-    order = sorted(numbers, key=lambda number: arrays[number].astype(">i8").tobytes())  # bytes in the order of ids
+    """The numbers with like beginnings next to each other, and how many of each one's tokens the one before lacks."""
+    order = sorted(numbers, key=lambda number: arrays[number].tobytes())  # eight bytes an id, in whatever order
     costs = [len(arrays[number]) for number in order]
     for place in range(1, len(order)):
         shared = common_tokens(arrays[order[place - 1]], arrays[order[place]])

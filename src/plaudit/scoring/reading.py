@@ -213,11 +213,8 @@ def _rows_of_csv(lines: Iterator[str]) -> Iterator[list[str]]:
 
 
 def _read_parquet(file: Path) -> _Reading:
-    try:
-        # Unless told so, it holds the whole of a row group, which may be the whole of a file.
-        table = pq.ParquetFile(file, pre_buffer=False, buffer_size=_READ_AT_ONCE)
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"cannot read {file}: {error}; check that it is whole") from error
+    # Unless told so, it holds the whole of a row group, which may be the whole of a file.
+    table = pq.ParquetFile(file, pre_buffer=False, buffer_size=_READ_AT_ONCE)
     passed = 0
 
     def raw() -> Iterator[pa.RecordBatch]:

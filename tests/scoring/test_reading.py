@@ -1,0 +1,116 @@
+import csv
+import gzip
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Features, IterableDataset, Value
+
+from plaudit.errors import ConfigError, DataError
+from plaudit.scoring.reading import Source
+
+
+def rows_of(path):
+    return [row for block in Source(str(path)).blocks(2) for row in block.rows]
+
+
+def written(path, rows):
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+        return path
+    lines = [",".join(rows[0]), *(",".join(row.values()) for row in rows)] if ".csv" in path.name else None
+    text = "\n".join(lines or map(json.dumps, rows)) + "\n"
+    with (gzip.open if path.suffix == ".gz" else open)(path, "wt") as file:
+        file.write(text)
+    return path
+
+
+@pytest.mark.parametrize("name", ["in.jsonl", "in.jsonl.gz", "in.csv", "in.parquet"])
+def test_blocks_tell_how_far_the_source_has_been_read(tmp_path, name):
+    path = written(tmp_path / name, [{"text": f"{n} " + "yes " * 2000} for n in range(40)])
+    for done in ((), (0, 1, 3)):  # what is passed over has been read too
+        blocks = list(Source(str(path)).blocks(4, done))
+        assert [(block.number, block.first) for block in blocks] == [(n, 4 * n) for n in range(10) if n not in done]
+        shares = [block.share for block in blocks]
+        assert shares == sorted(shares)
+        assert shares[-1] == 1
+        if name != "in.jsonl.gz":  # of which little is there
+            assert len(set(shares)) > 3
+    expected = [{"text": f"{n} " + "yes " * 2000} for n in range(12, 16)]
+    assert list(Source(str(path)).blocks(4))[3].rows == expected
+
+
+def test_csv_as_spreadsheets_write_it_keeps_its_columns_and_its_cells(tmp_path):
+    (tmp_path / "in.csv").write_bytes(b'\xef\xbb\xbftext,n\r\n"Is it?\r\nYes.",1\r\nNo,2\r\n\r\n')
+    assert rows_of(tmp_path / "in.csv") == [{"text": "Is it?\r\nYes.", "n": "1"}, {"text": "No", "n": "2"}]
+
+
+def test_a_cell_of_csv_may_be_as_long_as_a_conversation(tmp_path):
+    limit = csv.field_size_limit(1 << 17)  # Python's own, whatever an earlier test has left
+    try:
+        rows = [{"text": "yes " * 50_000}]
+        assert rows_of(written(tmp_path / "in.csv", rows)) == rows
+    finally:
+        csv.field_size_limit(limit)
+
+
+def test_a_column_that_comes_twice_in_csv_is_an_error(tmp_path):
+    (tmp_path / "in.csv").write_text("text,n,text\nYes.,1,No.\n")
+    with pytest.raises(DataError, match=f"^{tmp_path}/in.csv: expected each column once, got text, n, text"):
+        rows_of(tmp_path / "in.csv")
+
+
+def test_empty_lines_are_no_rows_and_count_as_lines(tmp_path):
+    (tmp_path / "in.jsonl").write_text('\n{"text": "Yes."}\n \r\n{\n')
+    good, bad = rows_of(tmp_path / "in.jsonl")
+    assert good == {"text": "Yes."}
+    assert bad.reason.startswith("line 4 is not valid JSON")
+    assert bad.content == "{"
+
+
+@pytest.mark.parametrize("options", [{"config": "main"}, {"split": "test"}])
+def test_a_file_has_no_configuration_and_no_splits(tmp_path, options):
+    path = str(written(tmp_path / "in.jsonl", [{"text": "Yes."}]))
+    with pytest.raises(ConfigError, match="in.jsonl is a file: it has no --dataset_config and no --split but 'train'"):
+        Source(path, **options)
+
+
+@pytest.mark.parametrize("name", ["gone.jsonl", "gone.csv", "gone.parquet"])
+def test_a_file_that_is_not_there_is_said_so(tmp_path, name):
+    with pytest.raises(DataError, match=f"expected a file or folder at .*{name}"):
+        rows_of(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("in.jsonl.gz", b'{"text": "Yes."}\n'),  # not packed at all
+        ("in.jsonl.gz", gzip.compress(b'{"text": "Yes."}\n')[:-3]),
+        ("in.csv", b'text,n\n"Yes.'),
+        ("in.csv", b"text\nte\xffxt\n"),
+        ("in.parquet", b"PAR1, and then no more"),
+    ],
+)
+def test_what_is_broken_is_said_of_the_file(tmp_path, name, data):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError, match=f"cannot read on in {tmp_path / name}: .+; check that it is whole"):
+        rows_of(tmp_path / name)
+
+
+def test_a_dataset_of_the_hub_is_streamed_with_its_types(monkeypatch):
+    asked, features = [], Features({"text": Value("large_string")})
+
+    def load(path, **options):
+        asked.append((path, options))
+        rows = [{"text": f"{n}"} for n in range(5)]
+        return {"test": IterableDataset.from_generator(lambda: iter(rows), features=features)}
+
+    monkeypatch.setattr("plaudit.scoring.reading.load_source", load)
+    source = Source("someone/texts", "main", "test")
+    assert source.schema() == pa.schema([("text", pa.large_string())])
+    blocks = list(source.blocks(3, {0}))
+    assert [(block.number, block.first, block.rows, block.share) for block in blocks] == [
+        (1, 3, [{"text": "3"}, {"text": "4"}], None)
+    ]
+    assert asked[-1] == ("someone/texts", {"config": "main", "streaming": True})
