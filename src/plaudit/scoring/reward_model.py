@@ -234,7 +234,7 @@ class RewardModel:
     def preference_probability(self, prompt: Any, first: Any, second: Any) -> float:
         """The probability that people prefer the first completion: `sigmoid(reward_first - reward_second)`."""
         one, other = self.score([prompt, prompt], [first, second]).astype(np.float64)
-        return float(1 / (1 + np.exp(other - one)))
+        return float(np.exp(-np.logaddexp(0.0, other - one)))  # which does not overflow, however far apart
 
     def _score_pieces(
         self, sequences: Iterable[Any], completions: Iterable[Any] | None, options: Any, names: Any, normalize: bool
