@@ -3,11 +3,13 @@
 import csv
 import errno
 import gzip
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date, datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,9 +20,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner
+from rich.console import Console
+from transformers import AutoModelForSequenceClassification, GPT2Config, set_seed
 
 from plaudit import RewardModel
 from plaudit.cli import cli
+from plaudit.cli.score import _workers
+from plaudit.errors import ConfigError
 from plaudit.scoring import blocks
 from plaudit.scoring.reading import Source
 from plaudit.scoring.rows import Settings, Worker
@@ -446,12 +452,21 @@ def test_the_layout_is_settled_before_any_row_is_seen(model, monkeypatch):
     assert worker._model.engine.layout == "padded"
 
 
+def test_a_model_with_few_positions_is_asked_for_no_more_to_settle_its_layout(score, tokenizer, tmp_path):
+    set_seed(0)
+    config = GPT2Config(vocab_size=330, n_positions=24, n_embd=32, n_layer=2, n_head=4, num_labels=1, pad_token_id=0)
+    small = save(AutoModelForSequenceClassification.from_config(config), tokenizer, tmp_path / "small")
+    assert score([{"text": "Is it? Yes."}], "--model", small)[0] == 0
+
+
 def test_sequences_that_are_cut_are_counted_once(score, tmp_path):
     long = [{"text": "Is it? " + "Yes. " * 200}]
     rows = [*long, *texts(2), {"text": "half \ud800"}, *long]  # which has each row tried again alone
     code, said = score(rows, "--on_error", "skip")
     assert code == 0, said
     assert "2 sequences had more than the model has positions" in said
+    code, said = score(rows, "--on_error", "skip", "--max_length", 20, output="short.jsonl")
+    assert "2 sequences had more than 20 tokens" in said
 
 
 def test_a_line_of_csv_with_too_many_fields_is_a_bad_row(score, tmp_path):
@@ -471,6 +486,20 @@ def test_rewards_that_are_not_finite_are_no_rewards(score, make_model, tokenizer
     assert [row["row"] for row in read(tmp_path / "out.jsonl.rejected.jsonl")] == [1, 2]
 
 
+def test_rows_that_are_put_aside_stay_in_order_whatever_is_wrong_with_them(score, tmp_path, monkeypatch):
+    plain = Worker._rewards
+
+    def spoilt(worker, ids):
+        rewards = plain(worker, ids)
+        return [*rewards[:-1], np.inf]
+
+    monkeypatch.setattr(Worker, "_rewards", spoilt)
+    rows = [{"text": "half \ud800"}, *texts(2), "{", {"text": "half \ud800"}, {"text": ""}, *texts(1), "["]
+    assert score(rows, "--on_error", "skip")[0] == 0
+    assert [row["row"] for row in read(tmp_path / "out.jsonl.rejected.jsonl")] == [0, 3, 4, 5, 6, 7]
+    assert len(read(tmp_path / "out.jsonl")) == 2
+
+
 def test_a_bad_row_with_values_that_json_has_not_can_be_put_aside(score, tmp_path):
     rows = [{"text": "Yes.", "raw": b"\xff", "day": date(2024, 5, 6)}, {"text": "", "raw": b"a", "day": None}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in.parquet")
@@ -487,18 +516,53 @@ def test_if_no_row_can_be_scored_there_is_no_output_but_the_reasons(score, tmp_p
     assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_progress_is_told_within_a_block(score, monkeypatch):
+def test_progress_is_told_within_a_block(score, tmp_path, monkeypatch):
     lines, now = [], iter(range(0, 10_000, 11))  # each look at the clock is eleven seconds later
     monkeypatch.setattr("plaudit.cli.score.time.monotonic", lambda: next(now))
     monkeypatch.setattr("plaudit.cli.display.console.print", lambda text, **_: lines.append(text))
-    assert score(texts(30), "--batch_rows", 20, "--max_tokens_per_batch", 64)[0] == 0
+    data = write_as(tmp_path / "in.parquet", texts(30))
+    assert score(data, "--batch_rows", 20, "--max_tokens_per_batch", 64)[0] == 0
     told = [line for line in lines if "rows/s" in line]
-    rows = [int(line.split("%")[1].split()[0]) for line in told]
+    rows, shares = ([int(line.split("%")[place].split()[0]) for line in told] for place in (1, 0))
+    assert shares == pytest.approx([number * 100 / 30 for number in rows], abs=4)
     assert rows == sorted(rows)
     assert rows[-1] == 30
     assert sum(number < 20 for number in rows) > 2
     assert "tokens/s" not in told[0]
     assert "tokens/s" in told[-1]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_terminal_shows_a_bar_and_is_put_right_again(score, monkeypatch, fails):
+    screen = Console(force_terminal=True, file=io.StringIO(), width=120)
+    monkeypatch.setattr("plaudit.cli.display.console", screen)
+    rows = [*texts(9), "{", *texts(9)]
+    assert score(rows, "--batch_rows", 5, *([] if fails else ["--on_error", "skip"]))[0] == fails
+    shown = screen.file.getvalue()
+    assert " rows/s " in shown
+    assert " tokens/s" in shown
+    assert ("1 rejected" in shown) == (not fails)
+    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1  # the cursor, hidden and shown again
+    if not fails:
+        assert "0:00:00" in shown  # nothing remains
+
+
+@pytest.mark.parametrize(
+    ("text", "range_"), [("1", (1, 1)), ("4", (4, 4)), ("2:", (2, None)), ("2:8", (2, 8)), ("3:3", (3, 3))]
+)
+def test_workers_are_a_number_or_a_range(text, range_):
+    assert _workers(text) == range_
+
+
+@pytest.mark.parametrize("text", ["0", "0:4", "4:3", ":4", "", "two", "1:2:3", "-1"])
+def test_workers_that_cannot_be_are_refused(text):
+    with pytest.raises(ConfigError, match="--workers: expected a number such as 4, or a range such as 1:8, got"):
+        _workers(text)
+
+
+def test_the_command_runs_in_a_thread_that_may_not_ask_for_signals(score):
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(score, texts(2)).result()[0] == 0
 
 
 # Going on
@@ -548,7 +612,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(score, scored, tmp_pat
 def test_skipping_can_be_asked_for_at_the_row_that_is_bad(score, scored, tmp_path):
     rows = [*texts(7), "{", *texts(4)]
     assert score(rows, "--batch_rows", 3)[0] == 1
-    assert score(rows, "--batch_rows", 3, "--on_error", "skip")[0] == 0
+    assert score(rows, "--batch_rows", 3, "--on_error", "skip", "--trust_remote_code")[0] == 0  # no score hangs on it
     assert scored == [0, 1, 2, 2, 3]
     assert len(read(tmp_path / "out.jsonl")) == 11
 
@@ -693,6 +757,15 @@ def test_a_full_disk_is_said_and_gone_on_from(score, scored, tmp_path, monkeypat
     scored.clear()
     assert score(texts(8), "--batch_rows", 3)[0] == 0
     assert scored == [1, 2]
+
+
+def test_another_failure_of_the_disk_is_not_taken_for_a_full_one(started, scored, monkeypatch):
+    def broken(*_):
+        if scored:
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("os.fsync", broken)
+    assert started(texts(2)).exception.errno == errno.EIO
 
 
 def test_a_path_may_be_written_in_another_way(score, scored, model, tmp_path, monkeypatch):

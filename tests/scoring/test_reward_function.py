@@ -5,6 +5,7 @@ import math
 import pickle
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -76,6 +77,8 @@ def test_tools_and_template_options_of_the_dataset_reach_the_template(scorer):
         function(prompts, completions, tools=[None, "add", None])
     with pytest.raises(DataError, match="column 'tools': expected a list of 3 values, one for each completion"):
         function(prompts, completions, tools=tools)
+    with pytest.raises(DataError, match="'chat_template_kwargs': expected a list of 1 values, .* got {'shout': True}"):
+        function(prompts[:1], completions[:1], chat_template_kwargs={"shout": True})
 
 
 def test_a_prompt_that_comes_twice_runs_once(scorer):
@@ -109,6 +112,7 @@ def test_normalized_then_clipped_then_the_penalty(make_model, tokenizer):
         ({"clip": 2.1}, raw.clip(-2.1, 2.1)),
         ({"normalize": True, "clip": 0.5}, normal.clip(-0.5, 0.5)),
         ({"length_penalty": 0.1}, raw - 0.1 * lengths),
+        ({"length_penalty": 0}, raw),
         ({"normalize": True, "clip": (-0.4, 1e3), "length_penalty": 0.1}, normal.clip(-0.4, 1e3) - 0.1 * lengths),
     ):
         assert RewardFunction(scorer, **options)(PROMPTS, TEXTS) == pytest.approx(expected, abs=1e-5), options
@@ -117,6 +121,7 @@ def test_normalized_then_clipped_then_the_penalty(make_model, tokenizer):
 def test_the_penalty_counts_what_the_assistant_wrote(scorer):
     completion = [
         {"role": "assistant", "content": "Is it?"},
+        {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": {"name": "add"}}]},
         {"role": "tool", "content": "Two plus two is four."},
         {"role": "assistant", "content": [{"type": "text", "text": "Yes"}]},
     ]
@@ -141,6 +146,16 @@ def test_the_penalty_counts_what_the_assistant_wrote(scorer):
 def test_options_that_cannot_work_are_refused_at_once(options, said):
     with pytest.raises(ConfigError, match=said):
         RewardFunction("someone/their-reward", **options)
+
+
+def test_a_folder_may_lie_in_the_home_folder_and_is_kept_by_its_whole_path(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    function = RewardFunction("~/my-reward")
+    assert repr(function) == f"RewardFunction({str(folder.resolve())!r}, name='my-reward')"
+    assert function(PROMPTS, TEXTS) == pytest.approx(RewardFunction(folder)(PROMPTS, TEXTS), abs=2e-6)
+    assert repr(RewardModel.from_pretrained("~/my-reward", device="cpu")).startswith(
+        f"RewardModel({str(folder)!r}, Qwen3"
+    )
 
 
 @pytest.mark.parametrize("path", ["./my-reward", "/no/such/reward", "~/no-such-reward"])
@@ -203,8 +218,16 @@ def test_a_model_pickles_whole(scorer, tmp_path, layout):
     assert in_a_worker(function, tmp_path) == ("reward_model", False, pytest.approx(expected, abs=2e-6))
 
 
-def test_a_model_that_does_not_pickle_says_so_with_the_way_out(scorer):
-    scorer.model.register_forward_pre_hook(lambda *_: None)
+def renamed():
+    """A function that is not to be found under its name."""
+
+
+renamed.__name__ = renamed.__qualname__ = "another"
+
+
+@pytest.mark.parametrize("make", [lambda: lambda: None, threading.Lock, lambda: renamed], ids=["local", "lock", "name"])
+def test_a_model_that_does_not_pickle_says_so_with_the_way_out(scorer, make):
+    scorer.model.part = make()
     with pytest.raises(ModelError, match="reward_model: its model cannot be pickled .*pass the folder"):
         pickle.dumps(RewardFunction(scorer))
 

@@ -15,6 +15,7 @@ from tokenizers import processors
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
+    BloomConfig,
     FNetConfig,
     ModernBertDecoderConfig,
     Qwen3ForSequenceClassification,
@@ -190,6 +191,8 @@ def test_what_a_folder_says_is_read_where_its_model_is(trainer, tmp_path):
                 (tmp_path / "both" / where / file.name).write_bytes(file.read_bytes())
         said = description | {"rewards": {"mean": mean, "std": 3.0}}
         (tmp_path / "both" / where / "reward.json").write_text(json.dumps(said))
+    for file in (tmp_path / "both").glob("tokenizer*"):
+        file.unlink()
     loaded = RewardModel.from_pretrained(tmp_path / "both", model_init_kwargs={"subfolder": "new"})
     assert loaded.normalization() == (2.0, 3.0)
 
@@ -525,6 +528,22 @@ def test_an_encoder_keeps_the_token_that_it_reads_and_its_positions_suffice(new_
     assert scorer.score([long]) == pytest.approx([expected], abs=1e-6)
 
 
+def test_without_a_bos_nothing_of_the_beginning_is_kept(make_model, tokenizer):
+    scorer = RewardModel(make_model(), tokenizer, max_length=10)
+    long = "Two plus two? " + "Is the sky blue? " * 9 + "Yes."
+    (ids,) = scorer.token_ids([long])
+    assert ids == [*tokenizer(long)["input_ids"], tokenizer.eos_token_id][-10:]
+
+
+def test_a_model_without_positions_takes_any_length(tokenizer):
+    set_seed(0)
+    config = BloomConfig(vocab_size=330, hidden_size=32, n_layer=2, n_head=4, num_labels=1)
+    scorer = RewardModel(AutoModelForSequenceClassification.from_config(config), tokenizer)
+    assert scorer.max_length is None
+    assert len(set(scorer.score(["Is it? " * 100 + end for end in ("Yes.", "No.")]).round(4))) == 2
+    assert scorer.cut == 0
+
+
 def test_a_model_with_few_positions_is_not_asked_for_more(make_model, tokenizer):
     assert RewardModel(make_model(max_position_embeddings=20), tokenizer).max_length == 20
 
@@ -540,6 +559,8 @@ def test_options_that_cannot_be_are_refused(make_model, tokenizer):
         RewardModel(make_model(), tokenizer, max_tokens_per_batch=0)
     with pytest.raises(ConfigError, match="normalize: the model was saved without"):
         RewardModel(make_model(), tokenizer).score(["a"], normalize=True)
+    with pytest.raises(ConfigError, match="normalize: the model was saved without"):
+        RewardModel(make_model(), tokenizer, scale=(1.0, 0.0)).normalization()  # all rewards were the same
 
 
 def test_progress_is_told_batch_by_batch_as_far_as_a_stream_has_come(make_model, tokenizer, monkeypatch):

@@ -173,10 +173,9 @@ class Worker:
         names = [name for row in rows for name in row.names]
         try:
             return rows, self._model.token_ids(sequences, [row.options for row in rows for _ in row.sequences], names)
-        except (DataError, TypeError, UnicodeError) as error:  # the latter are the tokenizer's, for broken Unicode
+        except DataError as error:
             if len(rows) == 1:
-                reason = str(error) if isinstance(error, DataError) else f"row {rows[0].number}: {error}"
-                rejected.append(_rejection(rows[0].number, rows[0].row, reason))
+                rejected.append(_rejection(rows[0].number, rows[0].row, str(error)))
                 return [], []
         parts = [self._render([row], rejected) for row in rows]
         return [row for kept, _ in parts for row in kept], [each for _, ids in parts for each in ids]
