@@ -91,6 +91,7 @@ def test_a_file_that_is_not_there_is_said_so(tmp_path, name):
         ("in.csv", b"text\nte\xffxt\n"),
         ("in.parquet", b"PAR1, and then no more"),
     ],
+    ids=["not packed", "cut short", "an open quote", "no UTF-8", "no footer"],  # gzip writes the time
 )
 def test_what_is_broken_is_said_of_the_file(tmp_path, name, data):
     (tmp_path / name).write_bytes(data)
