@@ -65,6 +65,8 @@ def test_a_table_says_what_came_out_within_80_columns(data):
     assert "easy 4 100.0% 51.0-100.0" in words
     assert "hard 6 50.0% 18.8-81.2" in words
     assert "Worse than preferring the shorter response." in words
+    assert "left out" not in words
+    assert "rank correlation -0.32" in words  # -6 / sqrt(20 * 18): signs of rewards and of lengths, both ways
     assert "Summary" not in words
     assert "(train)" not in output  # what `datasets` calls the rows of any file
 
@@ -95,6 +97,16 @@ def test_a_model_that_length_could_replace_is_called_so(tmp_path, right, verdict
     assert (verdict or "") in output
 
 
+def test_what_is_left_out_is_said(tmp_path):
+    rows = [{"prompt": prompt, "chosen": " =1", "rejected": " =0"} for prompt in "abcd"]
+    rows[1]["tie"], rows[2]["rejected"], rows[3]["rejected"] = True, " =1", " =1"
+    code, output = run(write(tmp_path / "pairs.jsonl", rows))
+    assert code == 0
+    assert "1 in 4 rows of 1 prompts; left out: 1 ties, 2 pairs of equal responses" in " ".join(
+        output.replace("│", " ").split()
+    )
+
+
 def test_options_reach_the_model_which_is_loaded_once(data, words_for_rewards):
     run(data, data, "--max_length", "9", "--overlong", "error", "--dtype", "bfloat16", "--device", "cpu")
     ((path, options),) = words_for_rewards
@@ -103,6 +115,20 @@ def test_options_reach_the_model_which_is_loaded_once(data, words_for_rewards):
         "max_length": 9, "overlong": "error", "max_tokens_per_batch": 4096, "dtype": "bfloat16", "device": "cpu",
         "trust_remote_code": False,
     }  # fmt: skip
+
+
+def test_options_of_the_data_reach_every_dataset(monkeypatch):
+    asked = []
+
+    def stop(model, path, **options):
+        asked.append((path, options))
+        raise ValueError("enough")
+
+    monkeypatch.setattr("plaudit.evaluation.evaluate.evaluate", stop)
+    options = {"split": "dev", "dataset_config": "main", "dataset_format": "hh"}
+    with pytest.raises(ValueError, match="enough"):
+        run("someone/pairs", *(part for name, value in options.items() for part in (f"--{name}", value)))
+    assert asked == [("someone/pairs", options)]
 
 
 def test_several_datasets_have_a_table_each_and_a_summary(data, tmp_path):
@@ -130,6 +156,15 @@ def test_the_file_holds_everything(data, tmp_path):
     assert dataset["subsets"]["hard"]["temperature"] is None
     assert dataset["calibration"][0]["accuracy"] == pytest.approx(0.7)
     assert list(tmp_path.glob(".*")) == []
+
+
+def test_a_figure_without_a_value_is_null_in_the_file_and_in_the_mean(data, tmp_path):
+    undecided = write(tmp_path / "half.jsonl", [{"prompt": "Q", "chosen": " =1", "rejected": " =0", "label": 0.5}])
+    assert run(data, undecided, "--output", str(tmp_path / "result.json"))[0] == 0
+    written = json.loads((tmp_path / "result.json").read_text())
+    assert [each["overall"]["accuracy"] for each in written["datasets"]] == [pytest.approx(0.7), None]
+    assert written["mean"]["accuracy"] is None
+    assert written["mean"]["log_loss"] > 0
 
 
 def test_a_file_that_cannot_be_written_leaves_the_one_before(data, tmp_path, monkeypatch):
@@ -169,6 +204,7 @@ def test_what_failed_is_said_of_its_dataset(data, tmp_path):
     assert code == 1
     assert f"FAILED {data}: accuracy is 0.7, under 0.8" in output
     assert f"FAILED {other}" not in output
+    assert f"FAILED {data}: log_loss is 0.613262, over 0.5" in run(data, "--fail_over", "log_loss=0.5")[1]
 
 
 def test_a_figure_that_is_not_defined_fails(tmp_path):

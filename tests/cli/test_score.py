@@ -639,6 +639,13 @@ def test_the_options_of_the_machine_are_taken_from_the_start_before(score, score
         torch.set_num_threads(1)
 
 
+def test_a_run_goes_on_where_it_ran_though_another_device_is_there_now(score, scored, monkeypatch):
+    stop_at(score, scored, 1, texts(5))
+    monkeypatch.setattr("plaudit.cli.score._device", lambda _: "cuda:7")
+    assert score(texts(5), "--batch_rows", 3, "--device", "")[0] == 0  # as if not given
+    assert scored == [1]
+
+
 CHANGES = {
     "input: bytes was": lambda rows, folder: ([*rows, {"text": "One more."}], []),
     "model: files was": lambda rows, folder: (rows, os.utime(folder / "config.json", (1, 1)) or []),

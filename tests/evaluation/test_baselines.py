@@ -54,6 +54,19 @@ def test_separable_pairs_with_hardly_any_regularisation_still_converge():
     assert model.accuracy(["win"], ["lose"]) == 1.0
 
 
+def test_steps_that_overshoot_still_end_where_the_loss_is_least():
+    """Newton's second step from these counts is too long, and without being halved it never comes back."""
+    counts = [(0, 1), (1, 12), (-1, 105), (7, 27)]
+    sides = [
+        [" ".join(word for word, n in zip("ab", row, strict=True) for _ in range(sign * n)) for row in counts]
+        for sign in (1, -1)
+    ]
+    l2 = 0.00032106153968985686
+    weights = BagOfWords(l2=l2).fit(*sides).weights
+    x, w = np.array(counts), np.array([weights["a"], weights["b"]])
+    assert x.T @ (1 / (1 + np.exp(x @ w))) == pytest.approx(l2 * w, abs=2e-6)  # the slope is zero
+
+
 def test_pairs_without_a_single_word_are_ties():
     assert BagOfWords().fit([""], [""]).accuracy([""], [""]) == 0.5
 

@@ -112,6 +112,13 @@ def test_where_nobody_prefers_anything_there_is_no_accuracy_but_a_loss():
     assert result.to_dict()["overall"]["accuracy"] is None
 
 
+def test_a_subset_without_a_comparison_has_no_figures():
+    rows = [pair("a", 1, 0, subset="x"), pair("b", 0, 1, subset="ties", tie=True), pair("c", 1, 0)]
+    result = plaudit.evaluate(Fixed(number_in), rows)
+    assert list(result.subsets) == ["x"]
+    assert (result.overall["rows"], result.overall["ties"]) == (3, 1)
+
+
 def test_the_interval_takes_the_rows_of_a_prompt_together():
     apart = [pair(f"Q{n}", int(n < 280), 0.5) for n in range(400)]
     together = [row | {"prompt": f"Q{n // 100}"} for n, row in enumerate(apart)]
@@ -239,6 +246,16 @@ def test_the_split_is_test_or_validation_or_the_only_one_or_the_one_named(scorer
         plaudit.evaluate(scorer, tmp_path / "odd")
     with pytest.raises(DataError, match="expected one split, got train, odd"):
         plaudit.evaluate(scorer, splits)
+
+
+def test_the_configuration_reaches_the_dataset(scorer, text_rows, monkeypatch):
+    splits = {name: DatasetDict({"test": Dataset.from_list(text_rows[:size])}) for name, size in (("a", 2), ("b", 3))}
+    monkeypatch.setattr("plaudit.evaluation.evaluate.load_source", lambda path, *, config: splits[config])
+    for name in splits:
+        figures = plaudit.evaluate(scorer, "someone/pairs", dataset_config=name).overall
+        assert figures["rows"] == len(splits[name]["test"])
+    with pytest.raises(ConfigError, match="for a dataset that is loaded by its name"):
+        plaudit.evaluate(scorer, text_rows, dataset_config="a")
 
 
 def test_a_published_layout_is_converted_and_its_ties_are_counted(scorer):

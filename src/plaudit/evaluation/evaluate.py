@@ -165,15 +165,13 @@ def _score(model: RewardModel, compared: Comparisons) -> NDArray[np.float64]:
 
 def _masks(compared: Comparisons) -> dict[str, NDArray[np.bool_]]:
     """The rows [R] of each subset that has a comparison."""
-    subsets = np.array([subset or "" for subset in compared.subsets], dtype=object)
+    subsets = np.array(compared.subsets, dtype=object)
     named = sorted({compared.subsets[row] or "" for row in compared.rows.tolist()} - {""})
     return {name: subsets == name for name in named}
 
 
 def finite(value: Any) -> Any:
-    """The same with `None` for every number that is not finite, since JSON has none."""
+    """The same, dicts in dicts too, with `None` for every number that is not finite, since JSON has none."""
     if isinstance(value, dict):
         return {name: finite(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
