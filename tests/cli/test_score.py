@@ -750,9 +750,10 @@ def test_all_that_is_renamed_is_on_the_disk_first(score, tmp_path, monkeypatch):
     assert len(synced) >= 5
 
 
-def test_a_full_disk_is_said_and_gone_on_from(score, scored, tmp_path, monkeypatch):
+@pytest.mark.parametrize("whole", [0, 1])
+def test_a_full_disk_is_said_and_gone_on_from(score, scored, tmp_path, monkeypatch, whole):
     def full(*_):
-        if len(scored) == 2:
+        if whole == 0 or len(scored) > whole:
             raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
@@ -760,10 +761,10 @@ def test_a_full_disk_is_said_and_gone_on_from(score, scored, tmp_path, monkeypat
         code, said = score(texts(8), "--batch_rows", 3)
     assert code == 1
     assert "there is no room beside" in said
-    assert "goes on after the 3 rows" in said
+    assert f"goes on after the {3 * whole} rows" in said
     scored.clear()
     assert score(texts(8), "--batch_rows", 3)[0] == 0
-    assert scored == [1, 2]
+    assert scored == [0, 1, 2][whole:]
 
 
 def test_another_failure_of_the_disk_is_not_taken_for_a_full_one(started, scored, monkeypatch):

@@ -92,11 +92,11 @@ def command(source: str, **given: Any) -> None:
             "model": fingerprint_of_model(settings.model),
             "options": settings.decisive() | {"batch_rows": given["batch_rows"]},
         }
-        run.agree_on(manifest)
-        if run.done:
-            console.print(f"Going on after {run.counts.rows:,} rows that an earlier start has scored")
         again = "The same command without --restart" if given["restart"] else "The same command"
         try:
+            run.agree_on(manifest)
+            if run.done:
+                console.print(f"Going on after {run.counts.rows:,} rows that an earlier start has scored")
             count = _score(run, origin, settings, given, workers)
             run.agree_on(manifest | {"input": fingerprint_of_source(origin)})  # nobody wrote to it meanwhile
             run.finish()
