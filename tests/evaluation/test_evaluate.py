@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -326,3 +327,7 @@ def test_everything_can_be_written_as_strict_json():
     assert written["overall"] == result.overall
     assert written["subsets"] == result.subsets
     assert math.isclose(sum(each["share"] for each in written["calibration"]), 1)
+    undefined = replace(result, overall={"temperature": math.inf}, calibration=[{"accuracy": math.nan, "share": 0.0}])
+    written = undefined.to_dict()
+    assert written["overall"] == {"temperature": None}
+    assert written["calibration"] == [{"accuracy": None, "share": 0.0}]

@@ -142,7 +142,7 @@ def _settings(given: dict[str, Any], earlier: dict[str, Any]) -> "Settings":
     rules = Rules(given["kind"], given["reward_column"], given["best_of"], given["on_error"] == "skip")
     names = ("max_tokens_per_batch", "max_length", "overlong", "dtype", "trust_remote_code")
     return Settings(
-        model=_local(given["model"]),
+        model=given["model"],
         device=given["device"] or earlier.get("device") or _device(given["engine"]),
         threads=given["threads"] or earlier.get("threads") or torch.get_num_threads(),
         normalize=given["normalize"],
@@ -151,20 +151,14 @@ def _settings(given: dict[str, Any], earlier: dict[str, Any]) -> "Settings":
     )
 
 
-def _local(path: str) -> str:
-    """With the home folder in place of "~"; a shell leaves it in `--model=~/folder`."""
-    return str(Path(path).expanduser()) if path.startswith("~") else path
-
-
 def _device(engine: str) -> str:
-    import torch
+    from plaudit.models.device import usable_device
 
     if engine == "ray":
         from plaudit.scoring.ray import connect
 
         return "cuda" if connect() else "cpu"
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return accelerator.type if accelerator else "cpu"
+    return usable_device(None).type
 
 
 def _workers(text: str) -> tuple[int, int | None]:

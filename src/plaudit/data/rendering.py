@@ -63,7 +63,11 @@ def render(
         for n, sequence_ids in zip(texts, encoded, strict=True):
             ids[n] = _one_eos(_one_bos(sequence_ids, bos), eos)
     if chats:
-        written = [_write_chat(tokenizer, sequences[n], options[n] if options else {}, called[n]) for n in chats]
+        conversations = _as_taken(tokenizer, [sequences[n] for n in chats])
+        written = [
+            _write_chat(tokenizer, conversation, options[n] if options else {}, called[n])
+            for n, conversation in zip(chats, conversations, strict=True)
+        ]
         encoded = _encode(tokenizer, written, [called[n] for n in chats], add_special_tokens=False)
         for n, sequence_ids in zip(chats, encoded, strict=True):
             ids[n] = _one_bos(sequence_ids, bos)
@@ -113,7 +117,7 @@ def _write_chat(tokenizer: PreTrainedTokenizerBase, messages: Any, options: dict
             f"or use plain text."
         )
     try:
-        return tokenizer.apply_chat_template(_as_taken(tokenizer, messages), tokenize=False, **options)
+        return tokenizer.apply_chat_template(messages, tokenize=False, **options)
     except (TemplateError, TypeError) as error:  # what a template says of roles it does not take, or fails at
         roles = ", ".join(message["role"] for message in messages)
         raise DataError(
@@ -122,19 +126,19 @@ def _write_chat(tokenizer: PreTrainedTokenizerBase, messages: Any, options: dict
         ) from error
 
 
-def _as_taken(tokenizer: PreTrainedTokenizerBase, messages: Any) -> Any:
-    """Messages with their text parts joined, unless the template writes parts itself.
+def _as_taken(tokenizer: PreTrainedTokenizerBase, conversations: list[Any]) -> list[Any]:
+    """Conversations with their text parts joined, unless the template writes parts itself.
 
     Most templates of language models know strings only: they leave a list of parts out, or print it as Python would.
     """
-    if not any(isinstance(message["content"], list) for message in messages):
-        return messages
+    if not any(isinstance(message["content"], list) for messages in conversations for message in messages):
+        return conversations
     sample = [{"role": "user", "content": [{"type": "text", "text": _SAMPLE}]}]
     with suppress(Exception):  # whatever it trips over, it does not take parts
         written = tokenizer.apply_chat_template(sample, tokenize=False)
         if _SAMPLE in written and "'type'" not in written and '"type"' not in written:
-            return messages
-    return [message | {"content": _joined(message["content"])} for message in messages]
+            return conversations
+    return [[message | {"content": _joined(message["content"])} for message in messages] for messages in conversations]
 
 
 def _joined(content: Any) -> Any:

@@ -171,7 +171,9 @@ def _masks(compared: Comparisons) -> dict[str, NDArray[np.bool_]]:
 
 
 def finite(value: Any) -> Any:
-    """The same, dicts in dicts too, with `None` for every number that is not finite, since JSON has none."""
+    """The same with `None` for every number that is not finite, since JSON has none."""
     if isinstance(value, dict):
         return {name: finite(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

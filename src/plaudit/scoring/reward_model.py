@@ -20,6 +20,7 @@ from plaudit.data.formats import Sequence, read_sequence
 from plaudit.data.rendering import render
 from plaudit.errors import ConfigError, DataError
 from plaudit.models.adapters import base_model
+from plaudit.models.device import usable_device
 from plaudit.models.load import load_model, load_tokenizer, most_positions
 from plaudit.models.whole import loaded_whole
 from plaudit.scoring.engine import ScoringEngine
@@ -138,7 +139,7 @@ class RewardModel:
                 f"RewardModel.from_pretrained has no option {unknown[0]!r}, only {', '.join(known)} beside its own. "
                 f"What transformers' `from_pretrained` takes goes into model_init_kwargs={{{unknown[0]!r}: ...}}."
             )
-        device = _usable(device)
+        device = usable_device(device)
         name = str(Path(path_or_id).expanduser()) if str(path_or_id).startswith("~") else str(path_or_id)
         where = {option: value for option, value in (model_init_kwargs or {}).items() if option in _WHERE}
         description = read_description(name, **where)
@@ -318,24 +319,6 @@ class RewardModel:
                 "`scale=(mean, std)`, or leave `normalize` out."
             )
         return self.scale
-
-
-def _usable(device: str | torch.device | None) -> torch.device:
-    """The device to run on.
-
-    Raises:
-        ConfigError: There is none of that name here.
-    """
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    device = device or accelerator or "cpu"
-    try:
-        if torch.empty(0, device=device).is_meta:
-            raise RuntimeError("it holds no numbers")
-    except (AssertionError, RuntimeError) as error:  # the former of a torch without CUDA
-        reason = str(error).strip().split("\n")[0]
-        here = "cpu" if accelerator is None else f"cpu, {accelerator.type}"
-        raise ConfigError(f"device: {str(device)!r} cannot be used here ({reason}). There is: {here}.") from error
-    return torch.device(device)
 
 
 def _scale(description: dict[str, Any], config: Any) -> tuple[float, float] | None:
