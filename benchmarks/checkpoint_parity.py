@@ -24,8 +24,8 @@ from workload import read_rows, write_base_model
 
 from plaudit import RewardConfig, RewardModel, RewardTrainer
 from plaudit.checkpoint import reload
-from plaudit.checkpoint.description import read_description
 from plaudit.checkpoint.merge import merge_adapter
+from plaudit.checkpoint.metadata import read_description
 
 WAYS = {
     "full": {},
@@ -67,8 +67,8 @@ def save_sharded(base, rows, output):
     from torch.distributed.tensor import DTensor
 
     from plaudit.checkpoint.fingerprint import rewards_as_saved
-    from plaudit.data.rendering import render
-    from plaudit.models.head import bind_reward_forward
+    from plaudit.data.render import render
+    from plaudit.models.reward_head import bind_reward_forward
 
     dist.init_process_group("gloo")
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)

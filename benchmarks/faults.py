@@ -34,7 +34,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from plaudit import RewardConfig, RewardTrainer
-from plaudit.checkpoint.intact import check_intact, has_checkpoint
+from plaudit.checkpoint.integrity import check_intact, has_checkpoint
 
 WORDS = [f"word{number}" for number in range(60)]
 STEPS = 60

@@ -1,4 +1,4 @@
-"""What does sharing a prefix across rows cost? The figure behind `SHARED_TOKENS` in `plaudit.forest.layout`.
+"""What does sharing a prefix across rows cost? The figure behind `SHARED_TOKENS` in `plaudit.forest.trie`.
 
 Two rows that share a prefix have it once, which saves its tokens, and make one tree of one chain more, which attention
 computes in more blocks. Rows are sized so that it is one block more for each couple (two rows that fit into one block
@@ -24,9 +24,9 @@ from workload import write_base_model
 
 from plaudit.forest.attention import enable
 from plaudit.forest.cutting import cut_blocks
-from plaudit.forest.layout import SHARED_TOKENS, TokenForest, chains_of
-from plaudit.models.head import bind_reward_forward
+from plaudit.forest.trie import SHARED_TOKENS, TokenForest, chains_of
 from plaudit.models.load import load_model
+from plaudit.models.reward_head import bind_reward_forward
 
 ROWS = 32
 RESPONSE = 48  # tokens of each of a row's two

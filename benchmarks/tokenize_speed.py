@@ -17,7 +17,7 @@ import datasets
 from workload import make_tokenizer, read_rows
 
 from plaudit.data import hh
-from plaudit.data.tokenization import TokenizationRules, tokenize_dataset
+from plaudit.data.tokenize import TokenizationRules, tokenize_dataset
 
 try:
     from trl import RewardTrainer

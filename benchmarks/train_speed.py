@@ -44,7 +44,7 @@ from workload import make_tokenizer, read_rows, write_base_model
 
 from plaudit import RewardConfig
 from plaudit.data import comparisons_of_ranking
-from plaudit.data.tokenization import TokenizationRules, tokenize_dataset
+from plaudit.data.tokenize import TokenizationRules, tokenize_dataset
 from plaudit.training.batching import make_sampler
 
 MICRO_BATCHES = 4  # in which TRL takes the pairs of 8 groups

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from plaudit.forest.layout import TokenForest
+from plaudit.forest.trie import TokenForest
 
 PAIRS = [
     {"prompt": "Is the sky blue ?", "chosen": "Yes , it is .", "rejected": "No ."},

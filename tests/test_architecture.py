@@ -18,8 +18,9 @@ ALLOWED = {
     "metrics": set(),
     "models": {"forest"},
     "checkpoint": {"data", "forest", "models"},
+    "engine": {"forest", "models"},
     "training": {"data", "forest", "models", "checkpoint", "losses", "metrics"},
-    "scoring": {"data", "forest", "models", "checkpoint"},
+    "scoring": {"data", "forest", "models", "checkpoint", "engine"},
     "evaluation": {"data", "metrics", "scoring"},
     "cli": {"data", "forest", "models", "checkpoint", "training", "losses", "metrics", "scoring", "evaluation"},
 }

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from plaudit.data.sources import ScriptArguments
     from plaudit.evaluation.evaluate import evaluate
     from plaudit.models.adapters import get_peft_config
-    from plaudit.models.options import ModelConfig
+    from plaudit.models.model_config import ModelConfig
     from plaudit.models.quantization import get_quantization_config
     from plaudit.scoring.reward_function import RewardFunction, combine
     from plaudit.scoring.reward_model import RewardModel
@@ -27,7 +27,7 @@ _HOMES = {
     "evaluate": "plaudit.evaluation.evaluate",
     "get_peft_config": "plaudit.models.adapters",
     "get_quantization_config": "plaudit.models.quantization",
-    "ModelConfig": "plaudit.models.options",
+    "ModelConfig": "plaudit.models.model_config",
     "RewardConfig": "plaudit.training.config",
     "RewardFunction": "plaudit.scoring.reward_function",
     "RewardModel": "plaudit.scoring.reward_model",

@@ -6,8 +6,8 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from plaudit.checkpoint.fingerprint import Fingerprint, probe_sequences, rewards_as_saved, take_fingerprint
-from plaudit.data.rendering import render
-from plaudit.models.head import bind_reward_forward
+from plaudit.data.render import render
+from plaudit.models.reward_head import bind_reward_forward
 
 
 @pytest.fixture

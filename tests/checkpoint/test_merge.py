@@ -10,8 +10,8 @@ from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 from plaudit import RewardModel
 from plaudit.checkpoint import reload
 from plaudit.checkpoint import verify as verification
-from plaudit.checkpoint.description import read_description, trained_in
 from plaudit.checkpoint.merge import merge_adapter
+from plaudit.checkpoint.metadata import read_description, trained_in
 from plaudit.errors import CheckpointError, ConfigError, ModelError
 
 TEXTS = ["Is the sky blue? Yes, the sky", "Is the dog green? No, it is", "sorry"]

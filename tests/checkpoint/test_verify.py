@@ -12,8 +12,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bits
 from plaudit import RewardModel
 from plaudit.checkpoint import reload
 from plaudit.checkpoint import verify as verification
-from plaudit.checkpoint.description import read_description
 from plaudit.checkpoint.inspection import Finding, SavedModel, inspect_files
+from plaudit.checkpoint.metadata import read_description
 from plaudit.checkpoint.verify import verify, verify_and_record
 from plaudit.errors import CheckpointError
 

@@ -80,7 +80,7 @@ def test_quantised_weights_alone_are_an_error_that_names_the_option(options):
 
 def test_options_of_an_adapter_that_is_not_asked_for_are_warned_of(caplog):
     from plaudit.cli.train import _warn_of_idle_options
-    from plaudit.models.options import ModelConfig
+    from plaudit.models.model_config import ModelConfig
 
     with caplog.at_level("WARNING", logger="plaudit"):
         _warn_of_idle_options(ModelConfig())

@@ -446,7 +446,7 @@ def test_a_block_that_is_given_up_runs_no_model(score, monkeypatch):
 
 def test_the_layout_is_settled_before_any_row_is_seen(model, monkeypatch):
     compared = []
-    monkeypatch.setattr("plaudit.scoring.engine.compare_layouts", lambda *_, **__: compared.append(1) or "of a trial")
+    monkeypatch.setattr("plaudit.engine.compare_layouts", lambda *_, **__: compared.append(1) or "of a trial")
     worker = Worker(Settings(str(model), options={"overlong": "error", "max_length": 40}))
     assert compared == [1]
     assert worker._model.engine.layout == "padded"
@@ -478,7 +478,7 @@ def test_a_line_of_csv_with_too_many_fields_is_a_bad_row(score, tmp_path):
 
 def test_rewards_that_are_not_finite_are_no_rewards(score, make_model, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "plaudit.scoring.engine.ScoringEngine.score",
+        "plaudit.engine.ScoringEngine.score",
         lambda _, ids, *__: np.float32([1.5 if len(each) < 12 else np.nan for each in ids]),
     )
     assert score(texts(3), "--on_error", "skip")[0] == 0

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plaudit.data import comparisons_of_ranking, convert
-from plaudit.data.rendering import render
-from plaudit.data.tokenization import TokenizationRules, tokenize_dataset
+from plaudit.data.render import render
+from plaudit.data.tokenize import TokenizationRules, tokenize_dataset
 from plaudit.errors import DataError
 
 ANY_LENGTH = TokenizationRules(max_length=None)
@@ -66,7 +66,7 @@ def test_a_group_stays_one_row_and_each_response_is_there_once(tokenize, tokeniz
 def test_each_response_of_a_group_is_rendered_once(tokenize, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "plaudit.data.tokenization.render", lambda _, texts, *args, **kwargs: seen.extend(texts) or [[5]] * len(texts)
+        "plaudit.data.tokenize.render", lambda _, texts, *args, **kwargs: seen.extend(texts) or [[5]] * len(texts)
     )
     with pytest.raises(DataError, match="no pair is left"):
         tokenize([{"completions": ["a", "b", "c", "d"], "ranks": [0, 1, 2, 3]}])

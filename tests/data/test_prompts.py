@@ -3,7 +3,7 @@ import pytest
 from datasets import Dataset
 
 from plaudit.data.prompts import prompt_key, prompt_of
-from plaudit.data.tokenization import TokenizationRules, tokenize_dataset
+from plaudit.data.tokenize import TokenizationRules, tokenize_dataset
 
 KEYED = TokenizationRules(max_length=None, prompt_keys=True)
 

@@ -17,8 +17,8 @@ from plaudit.errors import ConfigError, ModelError
 from plaudit.forest import attention, flex
 from plaudit.forest.attention import BACKENDS, ForestAttention, check_every_layer, enable, enabled_backend, why_not
 from plaudit.forest.blocks import ScoreRules
-from plaudit.forest.layout import TokenForest, chains_of
-from plaudit.models.head import bind_reward_forward
+from plaudit.forest.trie import TokenForest, chains_of
+from plaudit.models.reward_head import bind_reward_forward
 
 FORESTS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=15), min_size=1, max_size=8)
 TINY = {

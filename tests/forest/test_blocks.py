@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from plaudit.forest import blocks, cutting
 from plaudit.forest.blocks import ScoreRules, attend_blocks
 from plaudit.forest.cutting import cut_blocks
-from plaudit.forest.layout import TokenForest
+from plaudit.forest.trie import TokenForest
 
 LONG = list(range(140))
 SEQUENCES = {

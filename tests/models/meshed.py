@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import reward_model
 from plaudit.forest.attention import enable
 from plaudit.losses import bradley_terry
-from plaudit.models.head import bind_reward_forward
+from plaudit.models.reward_head import bind_reward_forward
 from plaudit.training.collator import PreferenceCollator, model_inputs
 
 ROWS = [

@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from plaudit.errors import ModelError
 from plaudit.models.adapters import add_adapter, base_model
-from plaudit.models.head import bind_reward_forward
+from plaudit.models.classifier_conversion import to_sequence_classifier
 from plaudit.models.load import load_model
-from plaudit.models.moving import to_sequence_classifier
+from plaudit.models.reward_head import bind_reward_forward
 
 IDS = torch.arange(3, 43).view(4, 10)
 MASK = torch.ones_like(IDS)

@@ -13,9 +13,9 @@ from plaudit.errors import ModelError
 from plaudit.forest import attention
 from plaudit.forest.attention import enable, enabled_backend
 from plaudit.forest.flex import fill_blocks
-from plaudit.forest.layout import TokenForest
+from plaudit.forest.trie import TokenForest
 from plaudit.models.adapters import add_adapter
-from plaudit.models.head import bind_reward_forward
+from plaudit.models.reward_head import bind_reward_forward
 
 PLAIN = {
     "vocab_size": 99,

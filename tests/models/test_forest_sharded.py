@@ -8,7 +8,7 @@ from torch.distributed.tensor import DTensor
 
 from plaudit.forest.attention import enable
 from plaudit.losses import bradley_terry
-from plaudit.models.head import bind_reward_forward
+from plaudit.models.reward_head import bind_reward_forward
 from plaudit.training.collator import PreferenceCollator, model_inputs
 
 ROWS = [

@@ -19,7 +19,6 @@ from transformers import (
 from plaudit import ModelConfig, RewardModel, get_quantization_config
 from plaudit.errors import ConfigError, ModelError
 from plaudit.models.adapters import add_adapter, base_model
-from plaudit.models.head import RewardHead, bind_reward_forward, outside_backbone
 from plaudit.models.load import load_model
 from plaudit.models.quantization import (
     dequantized,
@@ -27,6 +26,7 @@ from plaudit.models.quantization import (
     quantization_from,
     sparing_the_head,
 )
+from plaudit.models.reward_head import RewardHead, bind_reward_forward, outside_backbone
 from plaudit.models.steady import is_quantized_layer
 
 pytest.importorskip("bitsandbytes")

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from plaudit.checkpoint.description import write_description
+from plaudit.checkpoint.metadata import write_description
 from plaudit.errors import CheckpointError, ConfigError
 from plaudit.scoring.blocks import Run, fingerprint_of_model, fingerprint_of_source
 from plaudit.scoring.reading import Source

@@ -727,7 +727,7 @@ def test_a_wrong_mask_is_found_out_though_the_first_call_has_but_one_sequence(sc
         inputs = forest_inputs(sequences, rows)
         return inputs | {"subtree_end": torch.full_like(inputs["subtree_end"], inputs["subtree_end"].shape[1])}
 
-    monkeypatch.setattr("plaudit.scoring.engine.forest_inputs", careless)
+    monkeypatch.setattr("plaudit.engine.forest_inputs", careless)
     expected = RewardModel(scorer.model, scorer.tokenizer)
     expected.engine.layout, expected.engine._is_compared = "padded", True
     with caplog.at_level("WARNING", logger="plaudit"):

@@ -10,8 +10,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bits
 
 from plaudit.errors import ConfigError, ModelError
 from plaudit.models.adapters import base_model
-from plaudit.models.head import bind_reward_forward, reset_head
 from plaudit.models.load import load_model
+from plaudit.models.reward_head import bind_reward_forward, reset_head
 
 QUANTIZATIONS = {
     "4-bit": lambda: BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"),

@@ -20,7 +20,7 @@ from transformers import (
 from plaudit import DataCollatorForPreference, RewardTrainer
 from plaudit.errors import ConfigError
 from plaudit.forest.attention import ForestAttention
-from plaudit.models.layouts import Unclear, compare_layouts, in_float32
+from plaudit.models.equivalence import Unclear, compare_layouts, in_float32
 from plaudit.models.load import load_model
 from plaudit.training import forest
 
@@ -172,7 +172,7 @@ def sees_everything_before(position_ids, subtree_end):
 @pytest.fixture
 def broken(monkeypatch):
     """A forest's attention in which responses see each other."""
-    monkeypatch.setattr("plaudit.models.head.ForestAttention", sees_everything_before)
+    monkeypatch.setattr("plaudit.models.reward_head.ForestAttention", sees_everything_before)
 
 
 def test_wrong_attention_falls_back_to_padded_and_shows_the_figures(make_trainer, broken, caplog):

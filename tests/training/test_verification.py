@@ -20,7 +20,7 @@ from transformers import (
 
 from plaudit.checkpoint import reload
 from plaudit.checkpoint import verify as verification
-from plaudit.checkpoint.description import read_description
+from plaudit.checkpoint.metadata import read_description
 from plaudit.errors import CheckpointError
 
 

@@ -14,11 +14,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from plaudit.data.rendering import render
+from plaudit.data.render import render
 from plaudit.errors import DataError
 from plaudit.models.adapters import base_model
-from plaudit.models.head import RewardHead
 from plaudit.models.precision import precision_of, share_of_rounding
+from plaudit.models.reward_head import RewardHead
 
 __all__ = ["Fingerprint", "probe_sequences", "rewards_as_saved", "take_fingerprint"]
 
@@ -117,7 +117,7 @@ def rewards_as_saved(model: nn.Module, sequences: list[list[int]], *, sharded: b
     """Rewards of N lists of token ids, one at a time, as the saved model will give them.
 
     Args:
-        model: With the one forward of `plaudit.models.head`.
+        model: With the one forward of `plaudit.models.reward_head`.
         sequences: N lists of token ids.
         sharded: Whether it is wrapped and its weights lie on several devices. Then all processes call this, and the
             wrapper, which gathers the weights, decides the precision.

@@ -13,10 +13,10 @@ from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from plaudit.checkpoint.description import hash_of_template, read_description
+from plaudit.checkpoint.metadata import hash_of_template, read_description
 from plaudit.errors import CheckpointError, ModelError
-from plaudit.models.head import KNOWN_HEADS
 from plaudit.models.load import load_tokenizer
+from plaudit.models.reward_head import KNOWN_HEADS
 
 __all__ = ["BASE_TOKENIZER", "Finding", "SavedModel", "inspect_files"]
 

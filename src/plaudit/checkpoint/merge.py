@@ -8,24 +8,24 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from plaudit.checkpoint.atomic import staged_folder
 from plaudit.checkpoint.card import write_model_card
 from plaudit.checkpoint.contract import write_contract
-from plaudit.checkpoint.description import (
+from plaudit.checkpoint.fingerprint import Fingerprint, rewards_as_saved, take_fingerprint
+from plaudit.checkpoint.metadata import (
     describe_rendering,
     describe_versions,
     read_description,
     trained_in,
     write_description,
 )
-from plaudit.checkpoint.fingerprint import Fingerprint, rewards_as_saved, take_fingerprint
-from plaudit.checkpoint.save import staged_folder
 from plaudit.checkpoint.verify import Verification, verify_and_record
 from plaudit.errors import ConfigError, ModelError
 from plaudit.models.adapters import base_model
-from plaudit.models.head import bind_reward_forward, head_names
 from plaudit.models.load import load_model, load_tokenizer
 from plaudit.models.precision import precision_of
 from plaudit.models.quantization import dequantized
+from plaudit.models.reward_head import bind_reward_forward, head_names
 
 __all__ = ["merge_adapter"]
 

@@ -19,9 +19,9 @@ from huggingface_hub import snapshot_download
 from transformers import PreTrainedTokenizerBase
 
 from plaudit.checkpoint import reload
-from plaudit.checkpoint.description import trained_in, write_description
 from plaudit.checkpoint.fingerprint import Fingerprint, probe_sequences
 from plaudit.checkpoint.inspection import BASE_TOKENIZER, Finding, SavedModel, inspect_files
+from plaudit.checkpoint.metadata import trained_in, write_description
 from plaudit.errors import CheckpointError
 
 __all__ = ["Verification", "verify", "verify_and_record"]

@@ -15,7 +15,7 @@ import click
 from plaudit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from plaudit.models.options import ModelConfig
+    from plaudit.models.model_config import ModelConfig
     from plaudit.training.config import RewardConfig
     from plaudit.training.trainer import RewardTrainer
 
@@ -94,7 +94,7 @@ def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
 def _parse(options: tuple[str, ...]) -> "tuple[Any, RewardConfig, ModelConfig]":
     from plaudit.cli.options import OptionParser
     from plaudit.data.sources import ScriptArguments
-    from plaudit.models.options import ModelConfig
+    from plaudit.models.model_config import ModelConfig
     from plaudit.training.config import RewardConfig
 
     parser = OptionParser((ScriptArguments, ModelConfig, RewardConfig), usage=_USAGE)
@@ -131,7 +131,7 @@ def _warn_of_idle_options(model: "ModelConfig") -> None:
 
 
 def _resume_from(config: "RewardConfig") -> str | bool | None:
-    from plaudit.checkpoint.intact import has_checkpoint
+    from plaudit.checkpoint.integrity import has_checkpoint
 
     path = str(config.resume_from_checkpoint or "")  # YAML may say `true`
     has_some = has_checkpoint(Path(config.output_dir))

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from plaudit.forest.layout import Chain, chains_of
+from plaudit.forest.trie import Chain, chains_of
 
 __all__ = ["Block", "cut_blocks"]
 

@@ -11,12 +11,12 @@ import torch
 from transformers import PreTrainedModel
 
 from plaudit.errors import ConfigError, ModelError
-from plaudit.models.head import KNOWN_HEADS, head_names, outside_backbone
+from plaudit.models.reward_head import KNOWN_HEADS, head_names, outside_backbone
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
 
-    from plaudit.models.options import ModelConfig
+    from plaudit.models.model_config import ModelConfig
 
 __all__ = [
     "Adapter",

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from plaudit.forest.layout import TokenForest
+from plaudit.forest.trie import TokenForest
 
 __all__ = ["forest_inputs", "padded_inputs"]
 
@@ -40,7 +40,7 @@ def forest_inputs(sequences: Sequence[Any], rows: Sequence[int]) -> dict[str, to
         rows: Which row each belongs to [N]; those of one row share whatever they have in common.
 
     Returns:
-        `input_ids`, `position_ids` and `subtree_end`, each [1, T], and `leaf` [N]; see `plaudit.forest.layout`.
+        `input_ids`, `position_ids` and `subtree_end`, each [1, T], and `leaf` [N]; see `plaudit.forest.trie`.
     """
     forest = TokenForest.from_sequences(sequences, rows)
     names = {name: getattr(forest, name)[None] for name in ("input_ids", "position_ids", "subtree_end")}

@@ -21,8 +21,8 @@ from transformers.utils import find_adapter_config_file
 from transformers.utils import logging as transformers_logging
 
 from plaudit.errors import ConfigError, ModelError
-from plaudit.models.head import KNOWN_HEADS
 from plaudit.models.quantization import check_head_is_plain, quantization_from, sparing_the_head
+from plaudit.models.reward_head import KNOWN_HEADS
 from plaudit.models.saved_adapter import SavedAdapter
 from plaudit.models.steady import is_quantized_layer
 

@@ -13,14 +13,14 @@ from transformers.quantizers.base import get_keys_to_not_convert
 
 from plaudit.errors import ConfigError, ModelError
 from plaudit.models.adapters import base_model, rewrap, take_off
-from plaudit.models.head import outside_backbone
+from plaudit.models.reward_head import outside_backbone
 from plaudit.models.steady import is_quantized_layer
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-    from plaudit.models.options import ModelConfig
+    from plaudit.models.model_config import ModelConfig
 
 __all__ = [
     "check_head_is_plain",

@@ -13,7 +13,7 @@ from transformers.utils import cached_file
 
 from plaudit.errors import ModelError
 from plaudit.models.adapters import quiet_about_checkpointing, without_known_heads
-from plaudit.models.head import KNOWN_HEADS
+from plaudit.models.reward_head import KNOWN_HEADS
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel

@@ -20,8 +20,8 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 from huggingface_hub import HfApi
 
-from plaudit.checkpoint.description import read_description
-from plaudit.checkpoint.save import remove_folder
+from plaudit.checkpoint.atomic import remove_folder
+from plaudit.checkpoint.metadata import read_description
 from plaudit.errors import CheckpointError, ConfigError, DataError
 from plaudit.scoring.reading import Source
 from plaudit.scoring.rows import ScoredBlock

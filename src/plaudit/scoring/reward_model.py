@@ -15,15 +15,15 @@ from peft import PeftModel
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from plaudit.checkpoint.description import hash_of_template, read_description, trained_in
+from plaudit.checkpoint.metadata import hash_of_template, read_description, trained_in
 from plaudit.data.formats import Sequence, read_sequence
-from plaudit.data.rendering import render
+from plaudit.data.render import render
+from plaudit.engine import ScoringEngine
 from plaudit.errors import ConfigError, DataError
 from plaudit.models.adapters import base_model
 from plaudit.models.device import usable_device
 from plaudit.models.load import load_model, load_tokenizer, most_positions
-from plaudit.models.whole import loaded_whole
-from plaudit.scoring.engine import ScoringEngine
+from plaudit.models.unsharded import loaded_whole
 from plaudit.scoring.pairing import joined
 
 __all__ = ["Ranked", "RewardModel"]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from plaudit.data.formats import Sequence, join_responses, remark_on_ids
-from plaudit.data.rendering import render
+from plaudit.data.render import render
 from plaudit.errors import ConfigError, DataError
 from plaudit.scoring.pairing import in_one_form
 from plaudit.scoring.reading import Block, Row, Unreadable

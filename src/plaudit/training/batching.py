@@ -8,8 +8,8 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from plaudit.forest.batching import BudgetBatchSampler
-from plaudit.forest.layout import SHARED_TOKENS, TokenForest, common_tokens
 from plaudit.forest.planning import BatchPlanner
+from plaudit.forest.trie import SHARED_TOKENS, TokenForest, common_tokens
 from plaudit.training.config import RewardConfig
 
 __all__ = ["make_sampler", "wants_sampler"]

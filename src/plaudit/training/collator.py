@@ -3,7 +3,7 @@
 A batch is a dict of tensors. What the model takes:
 
 - padded: `input_ids` and `attention_mask` [N, L];
-- forest: `input_ids`, `position_ids` and `subtree_end` [1, T], and `leaf` [N] (see `plaudit.forest.layout`).
+- forest: `input_ids`, `position_ids` and `subtree_end` [1, T], and `leaf` [N] (see `plaudit.forest.trie`).
 
 What the loss takes: `comparisons` [C, 2], winner and loser as indices into the N sequences; `comparison_row` [C], the
 row of the batch each comes from; and, where rows have them, `margin`, `label`, `tie`, `weight` and `unit` [C] each.
@@ -18,7 +18,7 @@ from transformers.data.data_collator import DataCollatorMixin
 
 from plaudit.data.comparisons import comparisons_of_ranking, ties_of_ranking
 from plaudit.errors import DataError
-from plaudit.forest.layout import TokenForest
+from plaudit.forest.trie import TokenForest
 from plaudit.models.inputs import forest_inputs, padded_inputs
 
 __all__ = [

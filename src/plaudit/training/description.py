@@ -14,20 +14,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from plaudit.checkpoint.card import write_model_card
 from plaudit.checkpoint.contract import write_contract
-from plaudit.checkpoint.description import (
+from plaudit.checkpoint.fingerprint import Fingerprint, rewards_as_saved, take_fingerprint
+from plaudit.checkpoint.metadata import (
     FILE,
     describe_rendering,
     describe_versions,
     read_description,
     write_description,
 )
-from plaudit.checkpoint.fingerprint import Fingerprint, rewards_as_saved, take_fingerprint
 from plaudit.checkpoint.verify import Verification, verify_and_record
-from plaudit.data.tokenization import TokenizationReport
+from plaudit.data.tokenize import TokenizationReport
 from plaudit.models.adapters import base_model
-from plaudit.models.head import head_names
 from plaudit.models.precision import precision_of
 from plaudit.models.quantization import describe_quantization
+from plaudit.models.reward_head import head_names
 from plaudit.training.config import RewardConfig
 from plaudit.training.objective import Objective
 from plaudit.training.saving import StagedSavingTrainer

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from plaudit.errors import ConfigError
 from plaudit.forest.batching import BudgetBatchSampler
 from plaudit.models.adapters import base_model
-from plaudit.models.layouts import Unclear, compare_layouts, in_float32, routes_experts
+from plaudit.models.equivalence import Unclear, compare_layouts, in_float32, routes_experts
 from plaudit.models.precision import precision_of
 from plaudit.models.steady import rounds_its_inputs
 from plaudit.training.batching import make_sampler, wants_sampler

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from plaudit.errors import ConfigError
 from plaudit.forest import attention
 from plaudit.models.adapters import base_model
-from plaudit.models.layouts import has_virtual_tokens, why_padded
+from plaudit.models.equivalence import has_virtual_tokens, why_padded
 from plaudit.training.config import RewardConfig
 
 __all__ = ["choose_layout"]

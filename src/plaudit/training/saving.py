@@ -15,8 +15,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_last_checkpoint, sort_checkpoints
 
-from plaudit.checkpoint.intact import check_intact
-from plaudit.checkpoint.save import recover, remove_folder, staged_folder
+from plaudit.checkpoint.atomic import recover, remove_folder, staged_folder
+from plaudit.checkpoint.integrity import check_intact
 from plaudit.errors import CheckpointError
 from plaudit.training.devices import ManyDevicesTrainer
 

@@ -10,12 +10,12 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from plaudit.data.rendering import choose_pad_token, set_chat_template, set_eos_token
+from plaudit.data.render import choose_pad_token, set_chat_template, set_eos_token
 from plaudit.errors import ConfigError, DataError, ModelError
 from plaudit.models.adapters import add_adapter, base_model, check_head_is_trained
-from plaudit.models.head import bind_reward_forward, check_one_label, reset_head
+from plaudit.models.classifier_conversion import is_language_model, to_sequence_classifier
 from plaudit.models.load import embedding_rows, grow_embedding, load_model, load_tokenizer
-from plaudit.models.moving import is_language_model, to_sequence_classifier
+from plaudit.models.reward_head import bind_reward_forward, check_one_label, reset_head
 from plaudit.training.batching import wants_sampler
 from plaudit.training.config import RewardConfig
 

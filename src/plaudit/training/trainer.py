@@ -12,7 +12,7 @@ from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBas
 from transformers.trainer_utils import PredictionOutput, TrainOutput
 
 from plaudit.checkpoint.card import TAGS
-from plaudit.data.tokenization import TokenizationReport, TokenizationRules, tokenize_dataset
+from plaudit.data.tokenize import TokenizationReport, TokenizationRules, tokenize_dataset
 from plaudit.errors import ConfigError
 from plaudit.models.adapters import base_model
 from plaudit.models.load import embedding_rows

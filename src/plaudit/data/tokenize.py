@@ -14,20 +14,21 @@ import numpy as np
 from datasets import Dataset, Features, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
-from plaudit.data import annotations, fitting, formats, layouts, prompts, rendering
+from plaudit.data import annotations, fitting, formats, prompts, schema
+from plaudit.data import render as rendering
 from plaudit.data.caching import source_hash
 from plaudit.data.fitting import Fitted, fit
-from plaudit.data.layouts import COUNTS, Layout, Parsed
 from plaudit.data.prompts import prompt_key
-from plaudit.data.rendering import render
+from plaudit.data.render import render
 from plaudit.data.report import NO_PAIRS, TokenizationReport, TokenizationRules
+from plaudit.data.schema import COUNTS, Layout, Parsed
 from plaudit.errors import DataError
 
 __all__ = ["TokenizationReport", "TokenizationRules", "tokenize_dataset"]
 
 _LEGACY_NAMES = {"chosen_input_ids": "chosen_ids", "rejected_input_ids": "rejected_ids"}
 # The modules whose code decides what comes out.
-_SOURCES = (annotations, fitting, formats, layouts, prompts, rendering, sys.modules[__name__])
+_SOURCES = (annotations, fitting, formats, schema, prompts, rendering, sys.modules[__name__])
 
 
 def tokenize_dataset(

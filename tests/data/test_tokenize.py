@@ -6,8 +6,8 @@ from datasets import Dataset, IterableDataset, load_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plaudit.data.rendering import render
-from plaudit.data.tokenization import TokenizationRules, tokenize_dataset
+from plaudit.data.render import render
+from plaudit.data.tokenize import TokenizationRules, tokenize_dataset
 from plaudit.errors import DataError
 
 ANY_LENGTH = TokenizationRules(max_length=None)
@@ -438,7 +438,7 @@ def test_a_cached_result_gives_the_same_report(tokenize, tmp_path, monkeypatch, 
     rows = [*text_rows, {"prompt": "p", "chosen": "same", "rejected": "same"}]
     dataset = write(tmp_path, rows)
     first = tokenize(dataset)
-    monkeypatch.setattr("plaudit.data.tokenization.render", None)  # it would fail where it is called
+    monkeypatch.setattr("plaudit.data.tokenize.render", None)  # it would fail where it is called
     assert tokenize(dataset) == first
     assert numbers(first[1])[:4] == (11, 10, 0, 1)
 

@@ -14,13 +14,13 @@ from transformers import PreTrainedModel
 
 from plaudit.errors import ModelError
 from plaudit.forest import attention
-from plaudit.forest.layout import SHARED_TOKENS, common_tokens
+from plaudit.forest.trie import SHARED_TOKENS, common_tokens
 from plaudit.models.adapters import base_model
-from plaudit.models.head import bind_reward_forward, is_bound, unbound
+from plaudit.models.equivalence import Unclear, compare_layouts, in_float32, routes_experts, why_padded
 from plaudit.models.inputs import forest_inputs, padded_inputs
-from plaudit.models.layouts import Unclear, compare_layouts, in_float32, routes_experts, why_padded
 from plaudit.models.load import embedding_rows
 from plaudit.models.precision import precision_of
+from plaudit.models.reward_head import bind_reward_forward, is_bound, unbound
 from plaudit.models.steady import rounds_its_inputs
 
 __all__ = ["ScoringEngine"]

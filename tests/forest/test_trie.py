@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plaudit.forest.layout import TokenForest, chains_of
+from plaudit.forest.trie import TokenForest, chains_of
 
 TOKENS = st.integers(0, 2)  # few, so that prefixes are shared
 SEQUENCES = st.lists(st.lists(TOKENS, min_size=1, max_size=7), min_size=1, max_size=8)

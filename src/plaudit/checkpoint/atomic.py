@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from plaudit.checkpoint.room import room_error
+from plaudit.checkpoint.disk_full import room_error
 
 __all__ = ["recover", "remove_folder", "staged_folder"]
 

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 from plaudit.errors import ModelError
 from plaudit.forest import attention
 from plaudit.models.adapters import base_model
-from plaudit.models.head import reads_last_position
 from plaudit.models.precision import share_of_rounding
+from plaudit.models.reward_head import reads_last_position
 from plaudit.models.steady import is_quantized_layer
 
 __all__ = ["Unclear", "compare_layouts", "has_virtual_tokens", "in_float32", "routes_experts", "why_padded"]

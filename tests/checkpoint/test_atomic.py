@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from transformers.trainer_utils import get_last_checkpoint
 
-from plaudit.checkpoint.save import recover, remove_folder, staged_folder
+from plaudit.checkpoint.atomic import recover, remove_folder, staged_folder
 
 
 def alone():
@@ -76,7 +76,7 @@ def test_a_process_killed_while_writing_leaves_the_old_folder_and_the_next_save_
     script = f"""
         import os, signal
         from pathlib import Path
-        from plaudit.checkpoint.save import recover, remove_folder, staged_folder
+        from plaudit.checkpoint.atomic import recover, remove_folder, staged_folder
         final = Path({str(final)!r})
         with staged_folder(final, keep_others={keep_others}, writes=True, barrier=lambda: None) as folder:
             (folder / "model").write_text("half")

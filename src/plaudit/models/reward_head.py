@@ -210,7 +210,7 @@ def _forest_forward(
     subtree_end: torch.Tensor,  # [1, T]
     **kwargs: Any,
 ) -> SequenceClassifierOutputWithPast:
-    """Rewards of the N sequences of a forest (see `plaudit.forest.layout`); the model must be enabled for it."""
+    """Rewards of the N sequences of a forest (see `plaudit.forest.trie`); the model must be enabled for it."""
     if enabled_backend(self) is None:
         raise ModelError("a batch is a token forest, but `plaudit.forest.attention.enable` was not called.")
     if input_ids.device.type == "cuda":

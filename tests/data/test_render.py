@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from plaudit.data.formats import parse_row
-from plaudit.data.rendering import choose_pad_token, render, set_chat_template, set_eos_token
+from plaudit.data.render import choose_pad_token, render, set_chat_template, set_eos_token
 from plaudit.errors import ConfigError, DataError
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from plaudit.checkpoint.intact import check_intact, has_checkpoint
+from plaudit.checkpoint.integrity import check_intact, has_checkpoint
 from plaudit.errors import CheckpointError
 
 

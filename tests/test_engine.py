@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from plaudit.models.layouts import Unclear
-from plaudit.scoring.engine import ScoringEngine
+from plaudit.engine import ScoringEngine
+from plaudit.models.equivalence import Unclear
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_rewards_too_close_for_their_precision_are_compared_in_float32(make_mode
         if precision != torch.float32:
             raise Unclear
 
-    monkeypatch.setattr("plaudit.scoring.engine.compare_layouts", unclear_unless_wide)
+    monkeypatch.setattr("plaudit.engine.compare_layouts", unclear_unless_wide)
     engine = ScoringEngine(make_model().to(torch.bfloat16), 100)
     narrow = {name: each.dtype for name, each in engine.model.named_parameters()}
     engine.score(sequences_of([5, 6]))
@@ -80,7 +80,7 @@ def test_where_only_float32_could_tell_and_does_not_fit_batches_are_padded(make_
             raise torch.OutOfMemoryError
         raise Unclear
 
-    monkeypatch.setattr("plaudit.scoring.engine.compare_layouts", compare)
+    monkeypatch.setattr("plaudit.engine.compare_layouts", compare)
     engine = ScoringEngine(make_model().to(torch.bfloat16), 100)
     with caplog.at_level("WARNING", logger="plaudit"):
         assert engine.score(sequences_of([5, 6])).shape == (2,)
@@ -91,7 +91,7 @@ def test_where_only_float32_could_tell_and_does_not_fit_batches_are_padded(make_
 def test_experts_are_compared_in_float32_at_once(make_model, monkeypatch):
     """Rounding may send a token to another expert: in their own precision the layouts may differ and both be right."""
     asked = []
-    monkeypatch.setattr("plaudit.scoring.engine.compare_layouts", lambda _, precision, **__: asked.append(precision))
+    monkeypatch.setattr("plaudit.engine.compare_layouts", lambda _, precision, **__: asked.append(precision))
     model = make_model().to(torch.bfloat16)
     model.config.num_experts = 4
     ScoringEngine(model, 100).score(sequences_of([5, 6]))

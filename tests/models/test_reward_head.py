@@ -9,7 +9,7 @@ from accelerate.state import AcceleratorState
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, set_seed
 
 from plaudit.errors import ModelError
-from plaudit.models.head import RewardHead, bind_reward_forward, check_one_label, head_names, reads_last_position
+from plaudit.models.reward_head import RewardHead, bind_reward_forward, check_one_label, head_names, reads_last_position
 
 PAD, EOS, VOCABULARY = 0, 1, 64
 GROUPED = {

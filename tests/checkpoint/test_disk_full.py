@@ -12,8 +12,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from plaudit.checkpoint.room import room_error
-from plaudit.checkpoint.save import staged_folder
+from plaudit.checkpoint.atomic import staged_folder
+from plaudit.checkpoint.disk_full import room_error
 from plaudit.errors import CheckpointError
 
 WRITERS = {
