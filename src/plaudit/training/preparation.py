@@ -11,12 +11,12 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from plaudit.data.render import choose_pad_token, set_chat_template, set_eos_token
+from plaudit.data.tokenize import TokenizationRules
 from plaudit.errors import ConfigError, DataError, ModelError
 from plaudit.models.adapters import add_adapter, base_model, check_head_is_trained
 from plaudit.models.classifier_conversion import is_language_model, to_sequence_classifier
 from plaudit.models.load import embedding_rows, grow_embedding, load_model, load_tokenizer
 from plaudit.models.reward_head import bind_reward_forward, check_one_label, reset_head
-from plaudit.training.batching import wants_sampler
 from plaudit.training.config import RewardConfig
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ __all__ = [
     "name_of",
     "prepare_model",
     "quiet_all_but_the_first",
+    "tokenization_rules",
 ]
 
 logger = logging.getLogger(__name__)
@@ -208,7 +209,7 @@ def check_arguments(args: Any, train_dataset: Any, eval_dataset: Any) -> None:
         check_split(name, split)
     if isinstance(train_dataset, IterableDataset) and args.max_steps <= 0:
         raise ConfigError("`max_steps`: a stream has no length, so say how many steps to train.")
-    if isinstance(train_dataset, IterableDataset) and wants_sampler(args):
+    if isinstance(train_dataset, IterableDataset) and (args.max_tokens_per_batch is not None or args.group_by_prompt):
         raise ConfigError(
             "max_tokens_per_batch and group_by_prompt need rows that can be looked up, and the training data is a "
             "stream. Load it whole, or use `per_device_train_batch_size` alone."
@@ -262,3 +263,14 @@ def is_conversational(dataset: Dataset | IterableDataset, tokenizer: PreTrainedT
     row: dict[str, Any] = next(iter(dataset), {})
     part = row.get("chosen") or next(iter(row.get("completions") or ()), None)
     return isinstance(part, list) if part is not None else bool(tokenizer.chat_template)
+
+
+def tokenization_rules(args: RewardConfig, model: "PreTrainedModel | PeftModel") -> TokenizationRules:
+    """Return the rules by which the rows of all splits become token ids."""
+    return TokenizationRules(
+        args.max_length,
+        args.overlong,
+        args.overlong_max_fraction,
+        embedding_rows(model),
+        ties=args.loss_type == "ties",
+    )
