@@ -2,10 +2,8 @@
 
 import numpy as np
 import pytest
-import torch
 
 from plaudit.engine import ScoringEngine
-from plaudit.models.equivalence import Unclear
 
 
 @pytest.fixture
@@ -52,47 +50,3 @@ def test_what_sequences_share_counts_once_in_each_batch_wherever_they_stand(ran)
     shapes.clear()
     np.testing.assert_allclose(engine.score(sequences), expected, atol=2e-6)
     assert shapes == [(1, 80)] * 6
-
-
-def test_rewards_too_close_for_their_precision_are_compared_in_float32(make_model, monkeypatch):
-    asked = []
-
-    def unclear_unless_wide(score, precision, *, sure, tried):
-        asked.append((precision, {each.dtype for each in engine.model.parameters()}, score(sure).shape, tried))
-        if precision != torch.float32:
-            raise Unclear
-
-    monkeypatch.setattr("plaudit.engine.compare_layouts", unclear_unless_wide)
-    engine = ScoringEngine(make_model().to(torch.bfloat16), 100)
-    narrow = {name: each.dtype for name, each in engine.model.named_parameters()}
-    engine.score(sequences_of([5, 6]))
-    assert [(precision, tried) for precision, _, _, tried in asked] == [
-        (torch.bfloat16, "forest"), (torch.float32, "forest"),
-    ]  # fmt: skip
-    assert asked[1][1] == {torch.float32}
-    assert {name: each.dtype for name, each in engine.model.named_parameters()} == narrow
-    assert engine.layout == "forest"
-
-
-def test_where_only_float32_could_tell_and_does_not_fit_batches_are_padded(make_model, monkeypatch, caplog):
-    def compare(_, precision, **__):
-        if precision == torch.float32:
-            raise torch.OutOfMemoryError
-        raise Unclear
-
-    monkeypatch.setattr("plaudit.engine.compare_layouts", compare)
-    engine = ScoringEngine(make_model().to(torch.bfloat16), 100)
-    with caplog.at_level("WARNING", logger="plaudit"):
-        assert engine.score(sequences_of([5, 6])).shape == (2,)
-    assert engine.layout == "padded"
-    assert "only float32 could tell" in caplog.text
-
-
-def test_experts_are_compared_in_float32_at_once(make_model, monkeypatch):
-    """Rounding may send a token to another expert: in their own precision the layouts may differ and both be right."""
-    asked = []
-    monkeypatch.setattr("plaudit.engine.compare_layouts", lambda _, precision, **__: asked.append(precision))
-    model = make_model().to(torch.bfloat16)
-    model.config.num_experts = 4
-    ScoringEngine(model, 100).score(sequences_of([5, 6]))
-    assert asked == [torch.float32]

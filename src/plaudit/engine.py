@@ -16,19 +16,17 @@ from plaudit.errors import ModelError
 from plaudit.forest import attention
 from plaudit.forest.trie import SHARED_TOKENS, common_tokens
 from plaudit.models.adapters import base_model
-from plaudit.models.equivalence import Unclear, compare_layouts, in_float32, routes_experts, why_padded
+from plaudit.models.equivalence import branching_pair, layouts_differ, probe_size, why_padded
 from plaudit.models.inputs import forest_inputs, padded_inputs
 from plaudit.models.load import embedding_rows
 from plaudit.models.precision import precision_of
 from plaudit.models.reward_head import bind_reward_forward, is_bound, unbound
-from plaudit.models.steady import rounds_its_inputs
 
 __all__ = ["ScoringEngine"]
 
 logger = logging.getLogger(__name__)
 
 _PROBED = 4  # sequences on which the layouts are compared before the first forest counts
-_PROBED_POSITIONS = 1 << 13
 _SHORT = 64  # tokens of a sequence, where whole ones do not fit into memory together
 
 Ids = Sequence[int]
@@ -167,11 +165,14 @@ class ScoringEngine:
 
     def _compare(self, arrays: list[NDArray[np.int64]]) -> bool:
         """Score a few sequences in two ways; what they differ by decides for all that come. Whether they could tell."""
-        base, few = base_model(self.model), _few(arrays)
+        base = base_model(self.model)
+        few = arrays[: probe_size([len(ids) for ids in arrays[:_PROBED]])]
         if is_bound(base) and not type(base).forward.__module__.startswith("transformers."):
             self._compare_with_its_own_forward(base, few)
         if self.layout == "forest":
-            probed = few + _branching(arrays[0], base.config.get_text_config())
+            probed = few + branching_pair(
+                arrays[0], getattr(base.config.get_text_config(), "max_position_embeddings", None)
+            )
             if reason := self._difference(lambda layout: self._run(probed, layout), "padded", "forest"):
                 self.layout = "padded"
                 logger.warning("scoring padded batches, since %s", reason)
@@ -197,20 +198,11 @@ class ScoringEngine:
             self.layout = "padded"
             logger.warning("scoring with the forward that %s ships, since %s", type(base).__name__, reason)
 
-    def _difference(self, score: Callable[[str], torch.Tensor], sure: str, tried: str) -> str | None:
-        base = base_model(self.model)
-        try:
-            if routes_experts(base) and not rounds_its_inputs(base):
-                raise Unclear
-            return compare_layouts(score, precision_of(base), sure=sure, tried=tried)
-        except Unclear:
-            if rounds_its_inputs(base):
-                return None
-        try:
-            with in_float32(self.model):
-                return compare_layouts(score, torch.float32, sure=sure, tried=tried)
-        except torch.OutOfMemoryError:
-            return "only float32 could tell whether both score the same, and that does not fit into memory"
+    def _difference(self, score: Callable[[str], torch.Tensor], reference: str, candidate: str) -> str | None:
+        dtype = precision_of(base_model(self.model))
+        return layouts_differ(
+            self.model, lambda layout, _: score(layout), dtype=dtype, reference=reference, candidate=candidate
+        )
 
 
 def _pad_of(model: PreTrainedModel) -> int:
@@ -231,21 +223,6 @@ def _as_loaded(model: "PreTrainedModel | PeftModel") -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def _few(arrays: list[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
-    """The first sequences, up to a number and a length."""
-    few = arrays[:2]
-    while len(few) < min(_PROBED, len(arrays)) and sum(map(len, arrays[: len(few) + 1])) <= _PROBED_POSITIONS:
-        few = arrays[: len(few) + 1]
-    return few
-
-
-def _branching(array: NDArray[np.int64], config: Any) -> list[NDArray[np.int64]]:
-    """Two sequences that share tokens, made of this one's: where nothing is shared, a wrong mask may not show."""
-    size = min(2 * SHARED_TOKENS, getattr(config, "max_position_embeddings", None) or 2 * SHARED_TOKENS)
-    trunk = np.resize(array, size)  # as often as it takes
-    return [trunk, np.concatenate([trunk[: SHARED_TOKENS + 8], trunk[:8][::-1]])] if size > SHARED_TOKENS + 16 else []
 
 
 def _in_order_of_prefixes(arrays: list[NDArray[np.int64]], numbers: list[int]) -> tuple[list[int], list[int]]:

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from transformers import PreTrainedModel
@@ -24,6 +24,7 @@ __all__ = [
     "base_model",
     "check_head_is_trained",
     "get_peft_config",
+    "is_peft_model",
     "quiet_about_checkpointing",
     "rewrap",
     "take_off",
@@ -209,6 +210,11 @@ def check_head_is_trained(model: "PeftModel") -> None:
         )
 
 
+def is_peft_model(model: Any) -> "TypeGuard[PeftModel]":
+    """Return whether a model is a `PeftModel`, without importing PEFT."""
+    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+
+
 def base_model(model: Any) -> PreTrainedModel:
-    """The model itself, without the adapter around it."""
-    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
+    """Return the model itself, without the adapter around it."""
+    return model.get_base_model() if is_peft_model(model) else model

@@ -1,0 +1,202 @@
+"""The probe of two layouts, with score functions made up for it: what it lets pass, reports, and raises."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import BitsAndBytesConfig, Qwen3ForSequenceClassification
+
+from plaudit.errors import ModelError
+from plaudit.forest.trie import SHARED_TOKENS, common_tokens
+from plaudit.models.equivalence import branching_pair, in_float32, layouts_differ, probe_size
+from plaudit.models.load import load_model
+from plaudit.models.reward_head import bind_reward_forward
+
+REWARDS = torch.tensor([1.0, -2.0, 0.5])
+CLOSE = torch.tensor([5.0, 5.1, 4.9, 5.2])
+SWAPPED = torch.tensor([5.1, 5.0, 5.2, 4.9])  # in another order, and within the rounding of bf16
+
+
+class OwnCode(Qwen3ForSequenceClassification):
+    """A model that ships its own code."""
+
+
+@pytest.fixture
+def model(make_model):
+    return make_model()
+
+
+def scripted(model, *results):
+    """A score function that gives these results, one a call, and a list of (layout, float32, dtype of the weights)."""
+    calls, waiting = [], iter(results)
+
+    def score(layout, float32):
+        calls.append((layout, float32, next(model.parameters()).dtype))
+        result = next(waiting)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    return score, calls
+
+
+def always(padded, forest):
+    return lambda layout, _: {"padded": padded, "forest": forest}[layout]
+
+
+def test_equal_rewards_pass_after_one_measurement(model):
+    score, calls = scripted(model, REWARDS, REWARDS + 1e-6)
+    assert layouts_differ(model, score, dtype=torch.float32) is None
+    assert [layout for layout, _, _ in calls] == ["padded", "forest"]
+
+
+def test_a_difference_is_reported_with_its_size(model):
+    reason = layouts_differ(model, always(REWARDS, REWARDS + 0.3), dtype=torch.float32)
+    assert reason.startswith("on 3 sequences the rewards of the two layouts differ by up to 0.3, more than float32")
+
+
+def test_a_difference_decides_only_if_a_second_measurement_confirms_it(model):
+    glitch = REWARDS + 1.66e-3  # in the first padded forward of a process
+    score, calls = scripted(model, glitch, REWARDS, REWARDS, REWARDS)
+    assert layouts_differ(model, score, dtype=torch.float32) is None
+    assert [layout for layout, _, _ in calls] == ["padded", "forest"] * 2
+    score, _ = scripted(model, REWARDS, REWARDS + 1, REWARDS, REWARDS + 0.5)
+    assert "differ by up to 0.5" in layouts_differ(model, score, dtype=torch.float32)
+
+
+@pytest.mark.parametrize(("dtype", "passes"), [(torch.float32, False), (torch.float16, True), (torch.bfloat16, True)])
+def test_the_tolerance_is_that_of_the_dtype(model, dtype, passes):
+    reason = layouts_differ(model, always(REWARDS, REWARDS * 1.005), dtype=dtype)
+    assert (reason is None) == passes
+
+
+def test_the_layouts_can_be_named(model):
+    score, calls = scripted(model, REWARDS, RuntimeError("no padding here"))
+    with pytest.raises(RuntimeError):
+        layouts_differ(model, score, dtype=torch.float32, reference="alone", candidate="padded")
+    assert [layout for layout, _, _ in calls] == ["alone", "padded"]
+
+
+# Where rounding could hide a difference
+
+
+def test_rewards_too_close_for_their_dtype_are_compared_with_the_weights_in_float32(model):
+    model.to(torch.bfloat16)
+    score, calls = scripted(model, *[CLOSE, SWAPPED] * 3)
+    assert "differ by up to 0.3, more than float32" in layouts_differ(model, score, dtype=torch.bfloat16)
+    assert [(float32, dtype) for _, float32, dtype in calls] == [(False, torch.bfloat16)] * 2 + [
+        (True, torch.float32)
+    ] * 4
+    assert {each.dtype for each in model.parameters()} == {torch.bfloat16}
+
+
+def test_rewards_that_are_all_equal_hide_nothing(model):
+    score, calls = scripted(model, torch.zeros(4), torch.zeros(4))
+    assert layouts_differ(model, score, dtype=torch.bfloat16) is None
+    assert len(calls) == 2
+
+
+def test_without_float32_rewards_too_close_for_their_dtype_pass(model):
+    score, calls = scripted(model, CLOSE, SWAPPED)
+    assert layouts_differ(model, score, dtype=torch.bfloat16, can_use_float32=False) is None
+    assert len(calls) == 2
+
+
+def test_where_only_float32_could_tell_and_does_not_fit_the_candidate_is_not_used(model):
+    score, _ = scripted(model, CLOSE, CLOSE, torch.OutOfMemoryError())
+    assert "only float32 could tell" in layouts_differ(model, score, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("can_use_float32", [True, False])
+def test_experts_are_compared_in_float32_at_once(model, can_use_float32):
+    """Rounding may send a token to another expert: in their own dtype the layouts may differ and both be right."""
+    model.to(torch.bfloat16).config.num_experts = 4
+    score, calls = scripted(model, REWARDS, REWARDS)
+    assert layouts_differ(model, score, dtype=torch.bfloat16, can_use_float32=can_use_float32) is None
+    expected = (True, torch.float32) if can_use_float32 else (False, torch.bfloat16)
+    assert [(float32, dtype) for _, float32, dtype in calls] == [expected] * 2
+
+
+def test_4_bit_layers_compute_in_float32_and_keep_their_packed_weights(base_folder):
+    pytest.importorskip("bitsandbytes")
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_compute_dtype="bfloat16", bnb_4bit_quant_storage="bfloat16"
+    )
+    model = load_model(str(base_folder), quantization_config=quantization, model_init_kwargs={"dtype": torch.bfloat16})
+    layer = model.model.layers[0].mlp.up_proj
+    packed = layer.weight.data.clone().view(torch.uint8)
+    with in_float32(model):
+        assert torch.equal(layer.weight.data.view(torch.uint8), packed)
+        assert layer.compute_dtype == model.model.norm.weight.dtype == torch.float32
+    assert layer.compute_dtype == model.model.norm.weight.dtype == torch.bfloat16
+
+
+# Where a layout fails
+
+
+def test_a_forest_that_refuses_a_model_is_a_reason(model):
+    score, _ = scripted(model, REWARDS, ModelError("no token forest: no layer called it."))
+    assert layouts_differ(model, score, dtype=torch.float32) == "no token forest: no layer called it."
+
+
+def test_what_a_model_with_its_own_code_raises_is_a_reason(model):
+    model.__class__ = OwnCode
+    score, _ = scripted(model, REWARDS, KeyError("mask"))
+    reason = layouts_differ(model, score, dtype=torch.float32)
+    assert reason == "the model fails on a forest (KeyError: 'mask')"
+
+
+def test_what_transformers_own_code_raises_on_the_inputs_is_a_reason(model):
+    bind_reward_forward(model)
+
+    def score(layout, _):
+        return REWARDS if layout == "padded" else model(input_ids=torch.ones(2, 2), attention_mask=torch.ones(2, 2))
+
+    reason = layouts_differ(model, score, dtype=torch.float32)  # the ids are no integers
+    assert reason.startswith("the model fails on a forest (RuntimeError: Expected tensor for argument #1 'indices'")
+
+
+def test_what_plaudits_own_code_raises_is_raised(model):
+    bind_reward_forward(model)
+
+    def score(layout, _):
+        return REWARDS if layout == "padded" else model()
+
+    with pytest.raises(ValueError, match="expected `input_ids` or `inputs_embeds`"):
+        layouts_differ(model, score, dtype=torch.float32)
+
+
+def test_what_the_reference_raises_is_raised(model):
+    model.__class__ = OwnCode
+    score, _ = scripted(model, KeyError("mask"))
+    with pytest.raises(KeyError):
+        layouts_differ(model, score, dtype=torch.float32)
+
+
+def test_a_layout_that_does_not_fit_into_memory_is_no_reason(model):
+    score, _ = scripted(model, REWARDS, torch.OutOfMemoryError())
+    with pytest.raises(torch.OutOfMemoryError):
+        layouts_differ(model, score, dtype=torch.float32)
+
+
+# The sequences of a probe
+
+
+@pytest.mark.parametrize(
+    ("lengths", "size"),
+    [([5], 1), ([5, 6, 7], 3), ([5000, 6000, 5], 2), ([2048] * 9, 4), ([10, 20, 3000, 10], 2), ([1] * 9000, 8192)],
+)
+def test_a_probe_takes_two_sequences_and_more_where_they_are_short(lengths, size):
+    assert probe_size(lengths) == size
+
+
+@pytest.mark.parametrize("ids", [[7], list(range(5)), list(range(500))])
+def test_a_branching_pair_shares_a_prefix_that_a_forest_shares_and_then_differs(ids):
+    first, second = branching_pair(np.array(ids), None)
+    assert common_tokens(first, second) >= SHARED_TOKENS
+    assert set(first) | set(second) <= set(ids)
+    assert max(map(len, (first, second))) <= 2 * SHARED_TOKENS
+
+
+def test_a_model_of_few_positions_gets_no_branching_pair():
+    assert branching_pair(np.arange(9), SHARED_TOKENS + 16) == []
+    assert all(len(each) <= SHARED_TOKENS + 17 for each in branching_pair(np.arange(9), SHARED_TOKENS + 17))
