@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from plaudit.metrics import (
     accuracy,
-    accuracy_interval,
     accuracy_interval_by_prompt,
     best_temperature,
     calibration_bins,
     calibration_error,
     difference_correlation,
     log_loss,
+    wilson_interval,
 )
 
 LOG3 = math.log(3)  # sigmoid(log 3) = 3/4
@@ -183,14 +183,14 @@ def test_the_order_does_not_matter(comparisons, random):
 def test_one_comparison_for_each_prompt_has_wilsons_interval():
     chosen, rejected = [1.0] * 81 + [0.0] * 182, [0.5] * 263
     by_prompt = accuracy_interval_by_prompt(chosen, rejected, range(263))
-    assert by_prompt == accuracy_interval(81 / 263, 263)
+    assert by_prompt == wilson_interval(81 / 263, 263)
     assert by_prompt == accuracy_interval_by_prompt(chosen, rejected, range(263), [0.25] * 263)
 
 
 def test_what_is_the_same_for_all_prompts_has_wilsons_interval_of_prompts():
     prompts = [0, 0, 1, 1, 2, 2]
-    assert accuracy_interval_by_prompt([1] * 6, [0] * 6, prompts) == accuracy_interval(1.0, 3)
-    assert accuracy_interval_by_prompt([1, 0] * 3, [0, 1] * 3, prompts) == accuracy_interval(0.5, 3)
+    assert accuracy_interval_by_prompt([1] * 6, [0] * 6, prompts) == wilson_interval(1.0, 3)
+    assert accuracy_interval_by_prompt([1, 0] * 3, [0, 1] * 3, prompts) == wilson_interval(0.5, 3)
 
 
 def test_the_bootstrap_has_the_quantiles_of_two_prompts():

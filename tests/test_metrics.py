@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plaudit.metrics import accuracy, accuracy_interval, preference_metrics, rank_correlation
+from plaudit.metrics import accuracy, preference_metrics, rank_correlation, wilson_interval
 
 CHOSEN, REJECTED = [2.0, 0.5, -1.0, 4.0], [1.0, 0.5, 3.0, -2.0]  # right, tied, wrong, right
 REWARDS = st.lists(st.tuples(*[st.integers(-5, 5).map(float)] * 2), min_size=1, max_size=30)
@@ -70,23 +70,23 @@ def test_what_are_no_comparisons_is_refused(chosen, rejected):
     ],
 )
 def test_wilsons_interval_has_the_published_values(share, comparisons, low, high):
-    assert accuracy_interval(share, comparisons) == pytest.approx((low, high), abs=5e-5)  # printed to four digits
+    assert wilson_interval(share, comparisons) == pytest.approx((low, high), abs=5e-5)  # printed to four digits
 
 
 @settings(deadline=None)
 @given(st.integers(1, 1000), st.floats(0, 1))
 def test_wilsons_interval_lies_in_the_unit_interval_around_the_share(comparisons, share):
-    low, high = accuracy_interval(share, comparisons)
+    low, high = wilson_interval(share, comparisons)
     assert -1e-12 <= low <= share + 1e-12
     assert share - 1e-12 <= high <= 1 + 1e-12
-    wide = accuracy_interval(share, comparisons, z=3.0)
+    wide = wilson_interval(share, comparisons, z=3.0)
     assert wide[0] <= low + 1e-12
     assert wide[1] >= high - 1e-12
 
 
 def test_an_interval_needs_a_comparison():
     with pytest.raises(ValueError, match="at least one comparison, got 0"):
-        accuracy_interval(0.5, 0)
+        wilson_interval(0.5, 0)
 
 
 def test_rank_correlation_shares_the_ranks_of_equals():

@@ -10,7 +10,6 @@ from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
     "accuracy",
-    "accuracy_interval",
     "accuracy_interval_by_prompt",
     "best_temperature",
     "calibration_bins",
@@ -19,6 +18,7 @@ __all__ = [
     "log_loss",
     "preference_metrics",
     "rank_correlation",
+    "wilson_interval",
 ]
 
 _LEAST_IN_A_BIN = 20
@@ -69,7 +69,7 @@ def accuracy(chosen: ArrayLike, rejected: ArrayLike, weights: ArrayLike | None =
     return float(np.average(wins, weights=None if weights is None else np.asarray(weights, dtype=np.float64)))
 
 
-def accuracy_interval(accuracy: float, comparisons: int, z: float = 1.96) -> tuple[float, float]:
+def wilson_interval(accuracy: float, comparisons: int, z: float = 1.96) -> tuple[float, float]:
     """Wilson's score interval for a share (E. B. Wilson, JASA 22, 1927); 95% at the default `z`.
 
     Args:
@@ -121,7 +121,7 @@ def accuracy_interval_by_prompt(
     won, total = np.bincount(prompt, each * wins), np.bincount(prompt, each)  # [prompts]
     shares, count = won / total, len(total)
     if (count == len(wins) and np.ptp(each) <= 1e-9 * each[0]) or np.ptp(shares) <= 1e-9:
-        return accuracy_interval(float(won.sum() / total.sum()), count)
+        return wilson_interval(float(won.sum() / total.sum()), count)
     draw, batch = np.random.default_rng(seed), max(1, _DRAWN_AT_ONCE // count)
     drawn = []
     for start in range(0, resamples, batch):
