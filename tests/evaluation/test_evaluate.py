@@ -13,7 +13,7 @@ from plaudit import RewardModel
 from plaudit.errors import ConfigError, DataError, ModelError
 from plaudit.evaluation.evaluate import mean_of
 from plaudit.evaluation.figures import METRICS
-from plaudit.metrics import accuracy_interval
+from plaudit.metrics import wilson_interval
 
 COUNTS = ("rows", "prompts", "comparisons", "ties", "identical")
 
@@ -85,7 +85,7 @@ def test_the_figures_are_those_worked_by_hand():
     assert result.subsets["x"]["accuracy"] == 0.75
     assert result.subsets["x"]["min_reward"] == 1
     assert result.subsets["y"]["mean_reward"] == pytest.approx(np.mean(rewards[4:]))
-    assert (result.subsets["y"]["accuracy_low"], result.subsets["y"]["accuracy_high"]) == accuracy_interval(0, 1)
+    assert (result.subsets["y"]["accuracy_low"], result.subsets["y"]["accuracy_high"]) == wilson_interval(0, 1)
 
 
 def test_a_group_counts_as_one_pair_does():
@@ -125,7 +125,7 @@ def test_the_interval_takes_the_rows_of_a_prompt_together():
     together = [row | {"prompt": f"Q{n // 100}"} for n, row in enumerate(apart)]
     wide, narrow = (plaudit.evaluate(Fixed(number_in), rows) for rows in (together, apart))
     assert wide.overall["accuracy"] == narrow.overall["accuracy"] == 0.7
-    assert (narrow.overall["accuracy_low"], narrow.overall["accuracy_high"]) == accuracy_interval(0.7, 400)
+    assert (narrow.overall["accuracy_low"], narrow.overall["accuracy_high"]) == wilson_interval(0.7, 400)
     assert wide.overall["accuracy_high"] - wide.overall["accuracy_low"] > 0.6
 
 

@@ -103,7 +103,7 @@ def run_quickstart(seed: int, output_dir: str) -> Quickstart:
 
     from plaudit.cli.display import LiveProgress
     from plaudit.data.synthetic import PreferenceWorld, ceiling
-    from plaudit.metrics import accuracy_interval
+    from plaudit.metrics import wilson_interval
     from plaudit.training.trainer import RewardTrainer
 
     started = time.perf_counter()
@@ -125,7 +125,7 @@ def run_quickstart(seed: int, output_dir: str) -> Quickstart:
     trainer.save_model()
     return Quickstart(
         accuracy=accuracy,
-        interval=accuracy_interval(accuracy, len(test)),
+        interval=wilson_interval(accuracy, len(test)),
         ceiling=ceiling(test),
         **_baselines(train, test),
         correlation=_correlation(world, output_dir),

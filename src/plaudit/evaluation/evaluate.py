@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from plaudit.data.conversion import convert
 from plaudit.data.files import load_source, take_split
 from plaudit.errors import ConfigError, DataError, ModelError
-from plaudit.evaluation.comparisons import Comparisons, compare, length_of
 from plaudit.evaluation.figures import bins_of, figures
+from plaudit.evaluation.preference_data import Comparisons, compare, length_of
 from plaudit.scoring.reward_model import RewardModel
 
 __all__ = ["Evaluation", "evaluate", "finite", "mean_of"]

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from plaudit.evaluation.comparisons import Comparisons
+from plaudit.evaluation.preference_data import Comparisons
 from plaudit.metrics import (
     accuracy,
     accuracy_interval_by_prompt,

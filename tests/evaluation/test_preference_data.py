@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from plaudit.errors import DataError
-from plaudit.evaluation.comparisons import compare, length_of
+from plaudit.evaluation.preference_data import compare, length_of
 
 PAIR = {"prompt": "2+2? ", "chosen": "4.", "rejected": "Five."}
 
