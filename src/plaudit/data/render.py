@@ -5,7 +5,7 @@ Training, evaluation and scoring all turn text into ids through `render`, so a s
 
 import logging
 import re
-from collections.abc import Sequence as Rows
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from plaudit.data.formats import Sequence
+from plaudit.data.formats import TextOrChat
 from plaudit.errors import ConfigError, DataError
 
 __all__ = ["choose_pad_token", "render", "set_chat_template", "set_eos_token"]
@@ -30,10 +30,10 @@ _NEW_PAD = "<|pad|>"
 
 def render(
     tokenizer: PreTrainedTokenizerBase,
-    sequences: Rows[Sequence],
-    options: Rows[dict[str, Any]] | None = None,
+    sequences: Sequence[TextOrChat],
+    options: Sequence[dict[str, Any]] | None = None,
     *,
-    names: Rows[str] | None = None,
+    names: Sequence[str] | None = None,
 ) -> list[list[int]]:
     """Turn whole texts and whole conversations into token ids, in one tokenizer call for each kind.
 
