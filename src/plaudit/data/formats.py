@@ -17,16 +17,16 @@ from plaudit.errors import DataError
 __all__ = [
     "Preference",
     "Ranking",
-    "Sequence",
+    "TextOrChat",
+    "hint_about_token_ids",
     "join_responses",
     "parse_row",
     "read_sequence",
-    "remark_on_ids",
     "template_options",
 ]
 
 Message = dict[str, Any]
-Sequence = str | list[Message]  # one whole text, or one whole conversation
+TextOrChat = str | list[Message]  # one whole text, or one whole conversation
 
 PAIR_COLUMNS = ("prompt", "chosen", "rejected")
 GROUP_COLUMNS = ("completions", "ranks")
@@ -57,8 +57,8 @@ class Preference:
         tie: The annotators called both equal; then `chosen` is only the first of two.
     """
 
-    chosen: Sequence
-    rejected: Sequence
+    chosen: TextOrChat
+    rejected: TextOrChat
     margin: float | None = None
     template_options: dict[str, Any] = field(default_factory=dict)
     weight: float = 1.0
@@ -78,7 +78,7 @@ class Ranking:
         template_options: Keyword arguments for the chat template.
     """
 
-    sequences: list[Sequence]
+    sequences: list[TextOrChat]
     ranks: list[float]
     scores: list[float] | None = None
     weight: float = 1.0
@@ -107,7 +107,7 @@ def parse_row(row: dict[str, Any], index: int) -> Preference | Ranking:
         raise DataError(
             f"row {index}: expected the columns 'chosen' and 'rejected', but {_listed(missing)} "
             f"{'is' if len(missing) == 1 else 'are'} missing or empty; the row has {_listed(sorted(row))}. "
-            f"{remark_on_ids(row)}"
+            f"{hint_about_token_ids(row)}"
             f"Rename your columns, or name a published layout with `dataset_format`. Examples of the right shape: "
             f"{_STANDARD} or {_CONVERSATIONAL}"
         )
@@ -115,7 +115,7 @@ def parse_row(row: dict[str, Any], index: int) -> Preference | Ranking:
     return Preference(pair[0], pair[1], template_options=options, **parse_pair_annotations(row, index))
 
 
-def remark_on_ids(row: Mapping[str, Any]) -> str:
+def hint_about_token_ids(row: Mapping[str, Any]) -> str:
     """A sentence for the message about a row that has token ids where text is needed; empty if it has none."""
     names = [name for name, value in row.items() if str(name).endswith("_ids") and isinstance(value, list)]
     if not names:
@@ -135,7 +135,9 @@ def _parse_group(row: dict[str, Any], index: int) -> Ranking:
     return Ranking(whole, template_options=options, **annotations)
 
 
-def join_responses(row: dict[str, Any], responses: dict[str, Any], index: int) -> tuple[list[Sequence], dict[str, Any]]:
+def join_responses(
+    row: dict[str, Any], responses: dict[str, Any], index: int
+) -> tuple[list[TextOrChat], dict[str, Any]]:
     """Put the prompt of a row, if it has one, before each of some responses.
 
     Args:
@@ -180,7 +182,7 @@ def _kind(part: Any) -> str | None:
     return "a list of messages" if isinstance(part, list) else None
 
 
-def read_sequence(sequence: Any, name: str) -> Sequence:
+def read_sequence(sequence: Any, name: str) -> TextOrChat:
     """A whole text or conversation as rows become one.
 
     Raises:
@@ -192,7 +194,7 @@ def read_sequence(sequence: Any, name: str) -> Sequence:
     return _with_prompt(None, sequence, name)
 
 
-def _with_prompt(prompt: Any, response: Any, where: str) -> Sequence:
+def _with_prompt(prompt: Any, response: Any, where: str) -> TextOrChat:
     if isinstance(response, str):
         whole = (prompt or "") + response
         if not whole:

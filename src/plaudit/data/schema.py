@@ -19,12 +19,12 @@ from plaudit.data.annotations import (
     refuse_pair_annotations,
     shown,
 )
-from plaudit.data.fitting import Fitted, common_start
 from plaudit.data.formats import GROUP_COLUMNS, PAIR_COLUMNS, TEMPLATE_COLUMNS, Preference, parse_row
 from plaudit.data.prompts import prompt_of
+from plaudit.data.truncation import Fitted, common_start
 from plaudit.errors import DataError
 
-__all__ = ["COUNTS", "Layout", "Parsed"]
+__all__ = ["COUNTS", "ColumnSchema", "Parsed"]
 
 # What is counted while a row is tokenised, in comparisons and tokens, and not kept.
 COUNTS = {"_kept": Value("int32"), "_overlong": Value("int32"), "_identical": Value("int32"), "_tokens": Value("int64")}
@@ -65,7 +65,7 @@ class Parsed(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Layout:
+class ColumnSchema:
     """What a split's columns make of its rows.
 
     Attributes:
@@ -83,7 +83,7 @@ class Layout:
     ties: bool = False
 
     @classmethod
-    def of(cls, columns: Iterable[str], *, prompt_keys: bool, ties: bool = False) -> "Layout":
+    def of(cls, columns: Iterable[str], *, prompt_keys: bool, ties: bool = False) -> "ColumnSchema":
         """The layout of a split with these columns.
 
         Raises:

@@ -14,21 +14,21 @@ import numpy as np
 from datasets import Dataset, Features, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
-from plaudit.data import annotations, fitting, formats, prompts, schema
+from plaudit.data import annotations, formats, prompts, schema, truncation
 from plaudit.data import render as rendering
-from plaudit.data.caching import source_hash
-from plaudit.data.fitting import Fitted, fit
 from plaudit.data.prompts import prompt_key
 from plaudit.data.render import render
-from plaudit.data.report import NO_PAIRS, TokenizationReport, TokenizationRules
-from plaudit.data.schema import COUNTS, Layout, Parsed
+from plaudit.data.schema import COUNTS, ColumnSchema, Parsed
+from plaudit.data.source_hash import source_hash
+from plaudit.data.tokenization_report import NO_PAIRS, TokenizationReport, TokenizationRules
+from plaudit.data.truncation import Fitted, fit
 from plaudit.errors import DataError
 
 __all__ = ["TokenizationReport", "TokenizationRules", "tokenize_dataset"]
 
 _LEGACY_NAMES = {"chosen_input_ids": "chosen_ids", "rejected_input_ids": "rejected_ids"}
 # The modules whose code decides what comes out.
-_SOURCES = (annotations, fitting, formats, schema, prompts, rendering, sys.modules[__name__])
+_SOURCES = (annotations, truncation, formats, schema, prompts, rendering, sys.modules[__name__])
 
 
 def tokenize_dataset(
@@ -59,7 +59,7 @@ def tokenize_dataset(
         DataError: A row is malformed, or nothing is left.
     """
     dataset, columns = _named_columns(dataset.with_format(None), split)  # plain Python, whatever format it is read in
-    layout = Layout.of(columns, prompt_keys=rules.prompt_keys, ties=rules.ties)
+    layout = ColumnSchema.of(columns, prompt_keys=rules.prompt_keys, ties=rules.ties)
     streaming = isinstance(dataset, IterableDataset)
     report = TokenizationReport(split, rules, streaming=streaming)
     if not streaming and not len(dataset):
@@ -121,7 +121,7 @@ class _Tokenize:
 
     tokenizer: PreTrainedTokenizerBase
     rules: TokenizationRules
-    layout: Layout
+    layout: ColumnSchema
     source: str
     report: TokenizationReport | None  # for a stream, which counts as it goes
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plaudit.data.comparisons import comparisons_of_ranking, ties_of_ranking
-from plaudit.data.formats import Preference, Ranking, Sequence, parse_row
+from plaudit.data.formats import Preference, Ranking, TextOrChat, parse_row
 from plaudit.data.prompts import prompt_key, prompt_of
+from plaudit.data.rankings import comparisons_of_ranking, ties_of_ranking
 from plaudit.errors import DataError
 
 __all__ = ["Comparisons", "compare", "length_of"]
@@ -36,7 +36,7 @@ class Comparisons:
         identical: How many pairs of equal responses each row has, left out too, shape [R].
     """
 
-    sequences: list[Sequence]
+    sequences: list[TextOrChat]
     options: list[dict[str, Any]]
     names: list[str]
     owners: NDArray[np.int64]
@@ -64,7 +64,7 @@ def compare(rows: Iterable[Any]) -> Comparisons:
         DataError: A row is malformed, and named; or no row has a comparison that counts.
     """
     numbers: list[tuple[int, int, float, int, float]] = []  # of each comparison, in the order of the fields
-    sequences: list[Sequence] = []
+    sequences: list[TextOrChat] = []
     options, names, owners, counted, prompts, subsets = [], [], [], [], [], []
     for index, row in enumerate(rows):
         if not isinstance(row, Mapping):
@@ -93,14 +93,16 @@ def compare(rows: Iterable[Any]) -> Comparisons:
     )  # fmt: skip
 
 
-def length_of(sequence: Sequence) -> int:
+def length_of(sequence: TextOrChat) -> int:
     """The characters of a text, or of what all messages of a conversation say."""
     if isinstance(sequence, str):
         return len(sequence)
     return sum(_characters(message["content"]) for message in sequence)
 
 
-def _verdicts(row: Preference | Ranking) -> tuple[list[Sequence], list[str], list[tuple[int, int, float]], int]:
+def _verdicts(
+    row: Preference | Ranking,
+) -> tuple[list[TextOrChat], list[str], list[tuple[int, int, float]], int]:
     """The responses of a row, their columns, its comparisons (better, worse, label), and how many ties it has."""
     if isinstance(row, Ranking):
         columns = [f"completions[{place}]" for place in range(len(row.sequences))]

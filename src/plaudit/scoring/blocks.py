@@ -22,8 +22,8 @@ from huggingface_hub import HfApi
 
 from plaudit.checkpoint.atomic import remove_folder
 from plaudit.checkpoint.metadata import read_description
+from plaudit.data.reader import Source
 from plaudit.errors import CheckpointError, ConfigError, DataError
-from plaudit.scoring.reading import Source
 from plaudit.scoring.rows import ScoredBlock
 from plaudit.scoring.writing import check_output, join_lines, join_parts, on_disk, write_aside, write_part
 

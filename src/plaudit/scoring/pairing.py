@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from plaudit.data.formats import Sequence
+from plaudit.data.formats import TextOrChat
 from plaudit.errors import DataError
 
 __all__ = ["in_one_form", "joined"]
@@ -57,7 +57,7 @@ def _pairs(prompts: Iterable[Any], completions: Iterable[Any]) -> Iterator[Any]:
         number += 1
 
 
-def _whole_sequence(prompt: Any, completion: Any, number: int) -> Sequence:
+def _whole_sequence(prompt: Any, completion: Any, number: int) -> TextOrChat:
     """Join a prompt and its completion; two strings are one text, else both are messages.
 
     Raises:

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from plaudit.data.formats import Sequence, join_responses, remark_on_ids
+from plaudit.data.formats import TextOrChat, hint_about_token_ids, join_responses
+from plaudit.data.reader import Chunk as Block
+from plaudit.data.reader import Row, Unreadable
 from plaudit.data.render import render
 from plaudit.errors import ConfigError, DataError
 from plaudit.scoring.pairing import in_one_form
-from plaudit.scoring.reading import Block, Row, Unreadable
 from plaudit.scoring.reward_model import RewardModel
 
 __all__ = ["KINDS", "Rules", "ScoredBlock", "Settings", "Worker"]
@@ -111,7 +112,7 @@ class _Parsed:
     number: int
     row: Row
     kind: str
-    sequences: list[Sequence]
+    sequences: list[TextOrChat]
     names: list[str]
     options: dict[str, Any]
 
@@ -228,7 +229,7 @@ def _kind_of(row: Row, number: int, rules: Rules) -> str:
     if not kinds:
         raise DataError(
             f"row {number}: expected {expected}; the row has values in {', '.join(map(repr, _filled(row)))}. "
-            f"{remark_on_ids(row)}".strip()
+            f"{hint_about_token_ids(row)}".strip()
         )
     if rules.best_of and kinds != ["group"]:
         raise DataError(f"row {number}: --best_of expected a group ('completions'), got a row of kind {kinds[0]}")

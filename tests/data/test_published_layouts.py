@@ -7,8 +7,8 @@ import datasets
 import pytest
 from datasets import Dataset, DatasetDict, IterableDatasetDict
 
-from plaudit.data.conversion import convert
-from plaudit.data.converters import CONVERTERS, arena, helpsteer, hh, ranked, ultrafeedback
+from plaudit.data.dataset_conversion import convert
+from plaudit.data.published_layouts import CONVERTERS, arena, helpsteer, hh, ranked, ultrafeedback
 from plaudit.errors import ConfigError, DataError
 
 
@@ -33,7 +33,8 @@ def battle(winner="model_a", prompt=("hi",), a=("A",), b=("B",)):
 
 
 def test_importing_the_converters_and_sources_pulls_in_neither_torch_nor_datasets():
-    code = "import sys, plaudit.data.converters, plaudit.data.sources; print({'torch', 'datasets'} & set(sys.modules))"
+    code = "import sys, plaudit.data.published_layouts, plaudit.data.script_arguments; "
+    code += "print({'torch', 'datasets'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from itertools import pairwise
 
-from plaudit.data.report import TokenizationRules
+from plaudit.data.tokenization_report import TokenizationRules
 from plaudit.errors import DataError
 
 __all__ = ["Fitted", "common_start", "fit"]

@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset, DatasetDict, IterableDatasetDict
 from transformers import HfArgumentParser
 
-from plaudit.data.sources import ScriptArguments, load_source, load_splits, split_by_prompt
+from plaudit.data.script_arguments import ScriptArguments, load_source, load_splits, split_by_prompt
 from plaudit.errors import ConfigError, DataError
 
 ROWS = [{"prompt": f"p{i}", "chosen": f"good {i}", "rejected": "None" if i else 'bad, "so"\nto say'} for i in range(6)]
