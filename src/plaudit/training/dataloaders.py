@@ -4,13 +4,12 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from datasets import Dataset, Features, IterableDataset, concatenate_datasets
+from datasets import Dataset, IterableDataset
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 from transformers.trainer_utils import seed_worker
@@ -23,8 +22,6 @@ from plaudit.training.config import RewardConfig
 __all__ = ["make_batch_sampler", "make_eval_loader", "make_train_loader", "prepare_loader", "read_stream"]
 
 logger = logging.getLogger(__name__)
-
-_ROWS_AT_ONCE = 1000
 
 # The columns of tokenised rows that make a batch, and those that say which row it is.
 _COLUMNS = (
@@ -95,12 +92,8 @@ def read_stream(stream: IterableDataset) -> Dataset:
 
     Evaluation needs rows that can be numbered and shared out to processes, and reads them many times.
     """
-    columns = [name for name in stream.column_names if name in {*_COLUMNS, *_ROW_COLUMNS}]
-    features = stream.features and Features({name: stream.features[name] for name in columns})
-    parts = []
-    for rows in iter(lambda rows=iter(stream.select_columns(columns)): list(islice(rows, _ROWS_AT_ONCE)), []):
-        parts.append(Dataset.from_list(rows, features=features))
-    return concatenate_datasets(parts) if parts else Dataset.from_list([], features=features)
+    wanted = {*_COLUMNS, *_ROW_COLUMNS}
+    return Dataset.from_list([{name: row[name] for name in row if name in wanted} for row in stream])
 
 
 def _options(collator: Collator, args: RewardConfig) -> dict[str, Any]:

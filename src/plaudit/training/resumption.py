@@ -73,7 +73,7 @@ def without_incomplete_checkpoints(trainer: "RewardTrainer") -> Iterator[None]:
     """
     run_dir = Path(trainer.args.output_dir)
     try:
-        with explain_disk_full(run_dir / f"checkpoint-{trainer.state.global_step}"):
+        with explain_disk_full(run_dir):
             yield
     except Exception:
         if trainer.args.should_save:
@@ -92,6 +92,6 @@ def final_folder(trainer: "RewardTrainer", final: Path) -> Iterator[Path]:
         final,
         writes=trainer.args.should_save,
         barrier=trainer.accelerator.wait_for_everyone if together else lambda: None,
-        first_of_node=together and trainer.is_local_process_zero(),
+        
     ) as folder:
         yield folder

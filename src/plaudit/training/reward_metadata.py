@@ -13,7 +13,11 @@ from transformers import PreTrainedModel
 
 from plaudit.checkpoint.card import write_model_card
 from plaudit.checkpoint.fingerprint import Fingerprint, rewards_as_saved, take_fingerprint
-from plaudit.checkpoint.metadata import METADATA_FILE, describe_rendering, describe_versions, read_metadata, write_contract, write_metadata
+from plaudit.checkpoint.contract import write_contract
+from plaudit.checkpoint.metadata import FILE as METADATA_FILE
+from plaudit.checkpoint.metadata import describe_rendering, describe_versions
+from plaudit.checkpoint.metadata import read_description as read_metadata
+from plaudit.checkpoint.metadata import write_description as write_metadata
 from plaudit.checkpoint.verify import Verification, verify_and_record
 from plaudit.errors import CheckpointError
 from plaudit.models.adapters import base_model
