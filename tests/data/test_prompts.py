@@ -5,7 +5,7 @@ from datasets import Dataset
 from plaudit.data.prompts import prompt_key, prompt_of
 from plaudit.data.tokenize import TokenizationRules, tokenize_dataset
 
-KEYED = TokenizationRules(max_length=None, prompt_keys=True)
+KEYED = TokenizationRules(max_length=None)
 
 
 @pytest.fixture(autouse=True)
@@ -91,14 +91,14 @@ def test_rows_that_come_tokenised_are_keyed_by_the_ids_they_begin_with(tokenizer
 
 def test_a_key_is_that_of_the_whole_prompt_whatever_is_cut(tokenizer):
     row = {"chosen_ids": [5, 6, 7], "rejected_ids": [5, 6, 8]}
-    rules = TokenizationRules(max_length=2, overlong="truncate", prompt_keys=True)
+    rules = TokenizationRules(max_length=2, overlong="truncate")
     assert keys([row], tokenizer, rules) == [prompt_key([5, 6])]
 
 
-def test_there_is_no_key_unless_asked_for_and_one_that_rows_bring_is_kept(tokenizer):
+def test_a_key_that_a_row_has_is_kept_as_a_whole_number(tokenizer):
     row = {"chosen_ids": [5, 6], "rejected_ids": [5, 7]}
-    assert keys([row], tokenizer, TokenizationRules()) == [None]
-    assert keys([row | {"prompt_key": 3}], tokenizer) == [3]
+    assert keys([row | {"prompt_key": 3}, row | {"prompt_key": None}], tokenizer) == [3, prompt_key([5])]
+    assert keys([row | {"prompt_key": "p1"}], tokenizer) == [prompt_key("p1")]
 
 
 def test_a_key_is_a_whole_number_of_64_bits(tokenizer):

@@ -64,7 +64,7 @@ CHATS = [
 def test_standard_rows_give_the_ids_of_rendering_by_hand(tokenizer, row):
     pair = parse_row(row, 0)
     expected = [[*by_hand(tokenizer, PROMPT + answer), tokenizer.eos_token_id] for answer in (CHOSEN, REJECTED)]
-    assert render(tokenizer, [pair.chosen, pair.rejected]) == expected
+    assert render(tokenizer, pair.sequences) == expected
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_standard_rows_give_the_ids_of_rendering_by_hand(tokenizer, row):
 )
 def test_conversational_rows_give_the_ids_of_rendering_by_hand(tokenizer, row):
     pair = parse_row(row, 0)
-    assert render(tokenizer, [pair.chosen, pair.rejected]) == [by_hand(tokenizer, chat) for chat in CHATS]
+    assert render(tokenizer, pair.sequences) == [by_hand(tokenizer, chat) for chat in CHATS]
     assert by_hand(tokenizer, CHATS[0])[0] == tokenizer.convert_tokens_to_ids("<|im_start|>")
 
 

@@ -11,6 +11,11 @@ from plaudit.data.tokenize import TokenizationRules, tokenize_dataset
 from plaudit.errors import DataError
 
 ANY_LENGTH = TokenizationRules(max_length=None)
+DERIVED = {"row_number", "prompt_key", "num_tokens", "sequence_lengths", "comparisons", "ties"}
+
+
+def without_derived(rows):
+    return [{name: value for name, value in row.items() if name not in DERIVED} for row in rows]
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +31,7 @@ def tokenize(tokenizer):
     def run(rows, rules=ANY_LENGTH, *, tokenizer=tokenizer, split="train", num_proc=None):
         dataset = Dataset.from_list(rows) if isinstance(rows, list) else rows
         tokenised, report = tokenize_dataset(dataset, tokenizer, rules, split=split, num_proc=num_proc)
-        return list(tokenised), report
+        return without_derived(tokenised), report
 
     return run
 

@@ -1,18 +1,18 @@
-"""What `datasets` must know so that its cache does not serve what older code made."""
+"""A hash of this package's source code, which keeps the cache of `datasets` from serving what older code made."""
 
 import hashlib
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 
 __all__ = ["source_hash"]
 
 
 @cache
-def source_hash(*modules: ModuleType) -> str:
-    """A hash of the modules' source.
+def source_hash() -> str:
+    """Return a hash of the source of `plaudit.data`.
 
-    `datasets` keeps what `map` returned under a hash of its function, which for an importable one is that of its name:
-    the same after the code has changed. A function object that holds this hash as a field does not have that trouble.
+    `datasets` caches the result of `map` under a hash of the function, and hashes an importable function by its name
+    only. A callable object that holds this hash as a field is hashed with its code.
     """
-    return hashlib.sha256(b"".join(Path(module.__file__ or "").read_bytes() for module in modules)).hexdigest()
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plaudit.data.formats import Preference, Ranking, TextOrChat, parse_row
+from plaudit.data.formats import ParsedRow, TextOrChat, parse_row
 from plaudit.data.prompts import prompt_key, prompt_of
 from plaudit.data.rankings import comparisons_of_ranking, ties_of_ranking
 from plaudit.errors import DataError
@@ -70,13 +70,13 @@ def compare(rows: Iterable[Any]) -> Comparisons:
         if not isinstance(row, Mapping):
             raise DataError(f"row {index}: expected a dict with 'chosen' and 'rejected', got {row!r:.80}")
         parsed = parse_row(dict(row), index)
-        whole, columns, verdicts, ties = _verdicts(parsed)
+        whole, (verdicts, ties) = parsed.sequences, _verdicts(parsed)
         share = parsed.weight / max(1, len(verdicts))
         start = len(sequences)
         numbers += [(start + one, start + two, label, index, share) for one, two, label in verdicts]
         counted.append((ties, math.comb(len(whole), 2) - ties - len(verdicts)))
         sequences += whole
-        names += [f"row {index}, column '{column}'" for column in columns]
+        names += [f"row {index}, column '{column}'" for column in parsed.columns]
         options += [parsed.template_options] * len(whole)
         owners += [index] * len(whole)
         prompts.append(prompt_key(prompt_of(row)))
@@ -100,21 +100,12 @@ def length_of(sequence: TextOrChat) -> int:
     return sum(_characters(message["content"]) for message in sequence)
 
 
-def _verdicts(
-    row: Preference | Ranking,
-) -> tuple[list[TextOrChat], list[str], list[tuple[int, int, float]], int]:
-    """The responses of a row, their columns, its comparisons (better, worse, label), and how many ties it has."""
-    if isinstance(row, Ranking):
-        columns = [f"completions[{place}]" for place in range(len(row.sequences))]
-        decided = [(one, two, 1.0) for one, two in comparisons_of_ranking(row.sequences, row.ranks)]
-        return row.sequences, columns, decided, len(ties_of_ranking(row.sequences, row.ranks))
-    whole, columns = [row.chosen, row.rejected], ["chosen", "rejected"]
-    if row.chosen == row.rejected:
-        return whole, columns, [], 0
-    if row.tie:
-        return whole, columns, [], 1
+def _verdicts(row: ParsedRow) -> tuple[list[tuple[int, int, float]], int]:
+    """The comparisons of a row (better, worse, label), and how many ties it has."""
     label = 1.0 if row.label is None else row.label
-    return whole, columns, [(0, 1, label) if label >= 0.5 else (1, 0, 1 - label)], 0
+    decided = comparisons_of_ranking(row.sequences, row.ranks)
+    verdicts = [(one, two, label) if label >= 0.5 else (two, one, 1 - label) for one, two in decided]
+    return verdicts, len(ties_of_ranking(row.sequences, row.ranks))
 
 
 def _characters(content: Any) -> int:

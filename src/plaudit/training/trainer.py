@@ -184,7 +184,6 @@ class RewardTrainer(Trainer):
                 dataset, processing_class, self._rules, split=dataset_name, num_proc=args.dataset_num_proc
             )
         self.reports[dataset_name] = report
-        dataset = _stub(dataset)  # STUB
         if report.streaming and dataset_name != "train":
             with report.one_pass():
                 dataset = read_stream(dataset)
@@ -472,17 +471,3 @@ class RewardTrainer(Trainer):
             return epochs, batches
         return position_in_stream(Path(resume_from_checkpoint), self.args.gradient_accumulation_steps)
 
-
-def _stub(dataset):  # STUB
-    from plaudit.data.rankings import comparisons_of_ranking, ties_of_ranking
-    from plaudit.forest.trie import TokenForest
-
-    def add(row, number):
-        seqs = row.get("sequence_ids") or [row["chosen_ids"], row["rejected_ids"]]
-        out = {"row_number": number, "num_tokens": len(TokenForest.from_sequences(seqs)), "sequence_lengths": [len(x) for x in seqs]}
-        if "prompt_key" not in row: out["prompt_key"] = number
-        if "ranks" in row:
-            out["comparisons"] = comparisons_of_ranking(seqs, row["ranks"])
-            out["ties"] = ties_of_ranking(seqs, row["ranks"])
-        return out
-    return dataset.map(add, with_indices=True)
