@@ -25,7 +25,7 @@ from workload import read_rows, write_base_model
 from plaudit import RewardConfig, RewardModel, RewardTrainer
 from plaudit.checkpoint import reload
 from plaudit.checkpoint.merge import merge_adapter
-from plaudit.checkpoint.metadata import read_description
+from plaudit.checkpoint.metadata import read_metadata
 
 WAYS = {
     "full": {},
@@ -113,7 +113,7 @@ def in_fresh_process(how, folder, sequences):
     """Rewards from `as_trl` or from the plain reload, in a process of its own."""
     request = {"how": how, "path": str(folder), "sequences": sequences}
     if how == "plain" and (folder / "adapter_config.json").is_file():
-        said = read_description(folder)
+        said = read_metadata(folder)
         request |= {"dtype": said["training"]["weights"], "quantization": said["quantization"]}
     with tempfile.TemporaryDirectory() as scratch:
         answer = Path(scratch, "answer.json")

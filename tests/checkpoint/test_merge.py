@@ -11,7 +11,7 @@ from plaudit import RewardModel
 from plaudit.checkpoint import reload
 from plaudit.checkpoint import verify as verification
 from plaudit.checkpoint.merge import merge_adapter
-from plaudit.checkpoint.metadata import read_description, trained_in
+from plaudit.checkpoint.metadata import read_metadata, training_dtype
 from plaudit.errors import CheckpointError, ConfigError, ModelError
 
 TEXTS = ["Is the sky blue? Yes, the sky", "Is the dog green? No, it is", "sorry"]
@@ -59,7 +59,7 @@ def test_a_merged_model_scores_as_the_adapter_on_its_base(make_trainer, base_fol
 def test_a_merged_folder_meets_the_contract_and_keeps_the_scale(make_trainer, base_folder, tmp_path, text_rows):
     adapter = train(make_trainer, base_folder, tmp_path, eval_dataset=text_rows, eval_strategy="steps", eval_steps=4)
     merge_adapter(adapter, tmp_path / "merged")
-    said, was = read_description(tmp_path / "merged"), read_description(adapter)
+    said, was = read_metadata(tmp_path / "merged"), read_metadata(adapter)
     assert said["rewards"] == was["rewards"]
     assert said["rewards"]["of"] == "evaluation"
     assert said["merged_from"] == str(adapter)
@@ -89,11 +89,11 @@ def test_a_quantised_base_is_dequantised_to_the_weights_that_the_adapter_was_tra
 ):
     quantization = BitsAndBytesConfig(**{f"load_in_{bits}bit": True})
     adapter = train(make_trainer, base_folder, tmp_path, quantization_config=quantization)
-    assert read_description(adapter)["quantization"][f"load_in_{bits}bit"] is True
+    assert read_metadata(adapter)["quantization"][f"load_in_{bits}bit"] is True
     result = merge_adapter(adapter, tmp_path / "merged")
     assert result.status == "verified", result.findings
     assert result.difference < 1e-4
-    assert read_description(tmp_path / "merged")["quantization"] is None
+    assert read_metadata(tmp_path / "merged")["quantization"] is None
     assert "quantization_config" not in json.loads((tmp_path / "merged" / "config.json").read_text())
     before, after = (RewardModel.from_pretrained(each).score(TEXTS) for each in (adapter, tmp_path / "merged"))
     assert after == pytest.approx(before, abs=1e-4)
@@ -157,5 +157,5 @@ def test_what_reward_json_says_is_read_in_the_home_folder_and_from_the_hub_too(
     adapter.rename(cache / "snapshots" / "abc")
     monkeypatch.setattr("transformers.utils.hub.HF_HUB_CACHE", str(tmp_path / "cache"), raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    assert trained_in("somebody/adapter") == "float32"
-    assert read_description("somebody/adapter")["training"]["weights"] == "float32"
+    assert training_dtype("somebody/adapter") == "float32"
+    assert read_metadata("somebody/adapter")["training"]["weights"] == "float32"

@@ -13,7 +13,7 @@ from plaudit import RewardModel
 from plaudit.checkpoint import reload
 from plaudit.checkpoint import verify as verification
 from plaudit.checkpoint.inspection import Finding, SavedModel, inspect_files
-from plaudit.checkpoint.metadata import read_description
+from plaudit.checkpoint.metadata import read_metadata
 from plaudit.checkpoint.verify import verify, verify_and_record
 from plaudit.errors import CheckpointError
 
@@ -199,7 +199,7 @@ def test_a_base_with_another_template_fails_and_names_the_ways_out(adapter, base
     assert "plaudit merge" in message
     assert "reward_processing_classes" in message
     assert verify_and_record(Path(adapter)).status == "verified"  # a save must not fail for it
-    assert "chat template" in read_description(Path(adapter))["verification"]["remarks"][0]
+    assert "chat template" in read_metadata(Path(adapter))["verification"]["remarks"][0]
 
 
 def test_weights_that_trls_loader_leaves_out_are_found_and_a_save_does_not_fail_for_them(
@@ -377,7 +377,7 @@ def test_too_little_memory_is_not_verified_and_recorded(full, monkeypatch):
     monkeypatch.setattr(verification, "_ask", None)
     result = verify_and_record(Path(full))
     assert result.status == "NOT VERIFIED"
-    recorded = read_description(Path(full))["verification"]
+    recorded = read_metadata(Path(full))["verification"]
     assert recorded["status"] == "NOT VERIFIED"
     assert "GB are free" in recorded["remarks"][0]
 
@@ -432,7 +432,7 @@ def test_a_failed_verification_keeps_and_names_the_files(full, in_process):
         verify_and_record(Path(full))
     assert full in str(error.value)
     assert Path(full).joinpath("model.safetensors").is_file()
-    assert read_description(Path(full))["verification"]["status"] == "failed"
+    assert read_metadata(Path(full))["verification"]["status"] == "failed"
 
 
 def test_there_must_be_something():

@@ -13,7 +13,7 @@ from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from plaudit.checkpoint.metadata import hash_of_template, read_description
+from plaudit.checkpoint.metadata import read_metadata, template_hash
 from plaudit.errors import CheckpointError, ModelError
 from plaudit.models.load import load_tokenizer
 from plaudit.models.reward_head import KNOWN_HEADS
@@ -64,7 +64,7 @@ class SavedModel:
     @cached_property
     def description(self) -> dict[str, Any]:
         """`reward.json`, if there is one."""
-        return read_description(self.folder)
+        return read_metadata(self.folder)
 
     @cached_property
     def shapes(self) -> dict[str, list[int]]:
@@ -206,7 +206,7 @@ def _head(saved: SavedModel) -> tuple[bool, str]:
 def _tokenizer(saved: SavedModel) -> tuple[bool, str]:
     said, tokenizer = saved.description.get("rendering") or {}, saved.tokenizer
     template = "no chat template" if not tokenizer.chat_template else "with its chat template"
-    if said and said.get("chat_template") != hash_of_template(tokenizer):
+    if said and said.get("chat_template") != template_hash(tokenizer):
         return False, "its chat template is not the one of training (reward.json has its hash). Put that back."
     changed = [
         f"{name} was {said[name]!r} and is {getattr(tokenizer, f'{name}_token')!r}"
@@ -263,7 +263,7 @@ def _base_tokenizer(saved: SavedModel) -> tuple[bool | None, str]:
     differs = [
         name
         for name, one, other in (
-            ("chat template", hash_of_template(own), hash_of_template(theirs)),
+            ("chat template", template_hash(own), template_hash(theirs)),
             ("pad token", own.pad_token, theirs.pad_token or theirs.eos_token),
             ("EOS token", own.eos_token, theirs.eos_token),
         )

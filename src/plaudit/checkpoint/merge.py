@@ -10,14 +10,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from plaudit.checkpoint.atomic import recover, staged_folder
 from plaudit.checkpoint.card import write_model_card
-from plaudit.checkpoint.contract import write_contract
 from plaudit.checkpoint.fingerprint import Fingerprint, rewards_as_saved, take_fingerprint
 from plaudit.checkpoint.metadata import (
-    describe_rendering,
-    describe_versions,
-    read_description,
-    trained_in,
-    write_description,
+    library_versions,
+    read_metadata,
+    rendering_metadata,
+    set_contract,
+    training_dtype,
+    write_metadata,
 )
 from plaudit.checkpoint.verify import Verification, verify_and_record
 from plaudit.errors import ConfigError, ModelError
@@ -58,10 +58,10 @@ def merge_adapter(
     recover(output)  # a merge that was killed while it wrote
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"--output: '{output}' holds something already. Name a new folder.")
-    said = read_description(adapter)
+    said = read_metadata(adapter)
     model = load_model(
         adapter,
-        model_init_kwargs={"dtype": trained_in(adapter)},
+        model_init_kwargs={"dtype": training_dtype(adapter)},
         trust_remote_code=trust_remote_code,
         is_trainable=False,
         new_head=False,
@@ -74,7 +74,7 @@ def merge_adapter(
     merged = dequantized(model).merge_and_unload()
     if dtype is not None:
         merged = merged.to(getattr(torch, dtype))
-    rendering = describe_rendering(tokenizer, before.ids[0], conversational=conversational, max_length=None)
+    rendering = rendering_metadata(tokenizer, before.ids[0], conversational=conversational, max_length=None)
     description = {"rendering": rendering} | said | _describe(merged, before, adapter)
     with staged_folder(output) as folder:
         _write(folder, merged, tokenizer, description, output, adapter)
@@ -101,7 +101,7 @@ def _fingerprint(model: PeftModel, tokenizer: PreTrainedTokenizerBase, conversat
 
 def _describe(merged: PreTrainedModel, before: Fingerprint, adapter: str) -> dict[str, Any]:
     return {
-        "versions": describe_versions(),
+        "versions": library_versions(),
         "merged_from": adapter,
         "head": {"name": head_names(merged)[0].split(".")[0], "trained_in": "float32"},
         "quantization": None,
@@ -119,10 +119,10 @@ def _write(
 ) -> None:
     scale = description.get("rewards", {})
     merged.config.pad_token_id = merged.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    write_contract(merged.config, description["head"]["name"], scale.get("mean", 0.0), scale.get("std", 1.0))
+    set_contract(merged.config, description["head"]["name"], scale.get("mean", 0.0), scale.get("std", 1.0))
     merged.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    write_description(folder, description)
+    write_metadata(folder, description)
     state = Path(adapter, "trainer_state.json")
     history = json.loads(state.read_text(encoding="utf-8"))["log_history"] if state.is_file() else []
     write_model_card(

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from plaudit.checkpoint import reload
 from plaudit.checkpoint.fingerprint import Fingerprint, probe_sequences
 from plaudit.checkpoint.inspection import BASE_TOKENIZER, Finding, SavedModel, inspect_files
-from plaudit.checkpoint.metadata import trained_in, write_description
+from plaudit.checkpoint.metadata import training_dtype, write_metadata
 from plaudit.errors import CheckpointError
 
 __all__ = ["Verification", "verify", "verify_and_record"]
@@ -131,7 +131,7 @@ def verify_and_record(folder: Path, *, trust_remote_code: bool = False) -> Verif
         found.difference, found.tolerance, found.engine,
     )  # fmt: skip
     description = SavedModel(folder).description
-    write_description(folder, description | {"verification": verification.as_json()})
+    write_metadata(folder, description | {"verification": verification.as_json()})
     if verification.status == "failed":
         reasons = "; ".join(f"{each.layer}: {each.message}" for each in verification.broken)
         raise CheckpointError(
@@ -156,7 +156,7 @@ def _download(name: str) -> Path:
 def _dtype_of(saved: SavedModel, fingerprint: Fingerprint | None) -> str:
     """What a plain load computes in: an adapter's base is told, a whole model says it itself."""
     if saved.adapter is not None:
-        return trained_in(saved.folder)
+        return training_dtype(saved.folder)
     stored = saved.config.get("dtype") or saved.config.get("torch_dtype")
     return stored or (fingerprint.dtype if fingerprint else "float32")
 

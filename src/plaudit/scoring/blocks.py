@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from huggingface_hub import HfApi
 
 from plaudit.checkpoint.atomic import remove_folder
-from plaudit.checkpoint.metadata import read_description
+from plaudit.checkpoint.metadata import read_metadata
 from plaudit.data.reader import Source
 from plaudit.errors import CheckpointError, ConfigError, DataError
 from plaudit.scoring.rows import ScoredBlock
@@ -211,7 +211,7 @@ def fingerprint_of_model(path: str) -> dict[str, Any]:
     # `reward.json` itself is written anew when the model is verified once more.
     every = (file for each in folders for pattern in _MODEL_FILES for file in each.glob(pattern))
     files = sorted(file for file in every if file.name != "reward.json")
-    scores = json.dumps(read_description(folder).get("fingerprint"), sort_keys=True)
+    scores = json.dumps(read_metadata(folder).get("fingerprint"), sort_keys=True)
     return {"path": str(folder.resolve()), "fingerprint": _digest([scores]), **_state(files)}
 
 

@@ -15,7 +15,7 @@ from peft import PeftModel
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from plaudit.checkpoint.metadata import hash_of_template, read_description, trained_in
+from plaudit.checkpoint.metadata import read_metadata, template_hash, training_dtype
 from plaudit.data.formats import TextOrChat, read_sequence
 from plaudit.data.render import render
 from plaudit.engine import ScoringEngine
@@ -142,9 +142,9 @@ class RewardModel:
         device = usable_device(device)
         name = str(Path(path_or_id).expanduser()) if str(path_or_id).startswith("~") else str(path_or_id)
         where = {option: value for option, value in (model_init_kwargs or {}).items() if option in _WHERE}
-        description = read_description(name, **where)
+        description = read_metadata(name, **where)
         if dtype is None or dtype == "auto":
-            dtype = trained_in(name, **where)
+            dtype = training_dtype(name, **where)
         loading = {"dtype": dtype} | (model_init_kwargs or {})
         with loaded_whole():
             model = load_model(
@@ -157,7 +157,7 @@ class RewardModel:
             model = model.to(device)
         tokenizer = load_tokenizer(name, model_init_kwargs=loading, trust_remote_code=trust_remote_code)
         said = description.get("rendering")
-        if said and said["chat_template"] != hash_of_template(tokenizer):
+        if said and said["chat_template"] != template_hash(tokenizer):
             logger.warning(
                 "%s: its chat template is not the one it was trained with, so its scores are others. Put that back; "
                 "`plaudit verify` tells more.", name,
