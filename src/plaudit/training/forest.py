@@ -16,7 +16,7 @@ from plaudit.errors import ConfigError
 from plaudit.forest.batching import BudgetBatchSampler
 from plaudit.models.adapters import base_model
 from plaudit.models.equivalence import layouts_differ, probe_size
-from plaudit.models.precision import precision_of
+from plaudit.models.precision import compute_dtype
 from plaudit.training.batching import make_sampler, wants_sampler
 from plaudit.training.collator import PreferenceCollator, tokens_of
 from plaudit.training.config import RewardConfig
@@ -145,7 +145,7 @@ class ForestTrainer(ManyDevicesTrainer):
     def _precision(self, base: PreTrainedModel) -> torch.dtype:
         if self.args.bf16 or self.args.fp16:
             return torch.bfloat16 if self.args.bf16 else torch.float16
-        return precision_of(base)
+        return compute_dtype(base)
 
     def _first_rows(self) -> list[dict[str, Any]]:
         if isinstance(self.train_dataset, Dataset):
