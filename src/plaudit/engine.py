@@ -16,11 +16,11 @@ from plaudit.errors import ModelError
 from plaudit.forest import attention
 from plaudit.forest.trie import SHARED_TOKENS, common_tokens
 from plaudit.models.adapters import base_model
-from plaudit.models.equivalence import branching_pair, layouts_differ, probe_size, why_padded
+from plaudit.models.equivalence import branching_pair, layouts_differ, probe_size, reason_for_padding
 from plaudit.models.inputs import forest_inputs, padded_inputs
 from plaudit.models.load import embedding_rows
-from plaudit.models.precision import precision_of
-from plaudit.models.reward_head import bind_reward_forward, is_bound, unbound
+from plaudit.models.precision import compute_dtype
+from plaudit.models.reward_head import bind_reward_forward, class_forward, has_reward_forward
 
 __all__ = ["ScoringEngine"]
 
@@ -54,7 +54,7 @@ class ScoringEngine:
         self._known: int | None = None
         with suppress(NotImplementedError, AttributeError):  # Canine hashes characters
             self._known = embedding_rows(base)
-        if why_padded(model) is None:
+        if reason_for_padding(model) is None:
             attention.enable(base)
             self.layout = "forest"
 
@@ -167,7 +167,7 @@ class ScoringEngine:
         """Score a few sequences in two ways; what they differ by decides for all that come. Whether they could tell."""
         base = base_model(self.model)
         few = arrays[: probe_size([len(ids) for ids in arrays[:_PROBED]])]
-        if is_bound(base) and not type(base).forward.__module__.startswith("transformers."):
+        if has_reward_forward(base) and not type(base).forward.__module__.startswith("transformers."):
             self._compare_with_its_own_forward(base, few)
         if self.layout == "forest":
             probed = few + branching_pair(
@@ -176,7 +176,7 @@ class ScoringEngine:
             if reason := self._difference(lambda layout: self._run(probed, layout), "padded", "forest"):
                 self.layout = "padded"
                 logger.warning("scoring padded batches, since %s", reason)
-        if self.layout != "padded" or is_bound(base):  # ours reads past no padding, whatever the token
+        if self.layout != "padded" or has_reward_forward(base):  # ours reads past no padding, whatever the token
             return True
         probed = [*few, np.append(few[0][: len(few[0]) // 2], few[0][-1])]
         if reason := self._difference(lambda layout: self._run(probed, layout), "alone", "padded"):
@@ -190,7 +190,7 @@ class ScoringEngine:
         def score(whose: str) -> torch.Tensor:
             if whose == "ours":
                 return self._run(probed, "alone")
-            with unbound(base):
+            with class_forward(base):
                 return self._run(probed, "alone")
 
         if reason := self._difference(score, "its own", "ours"):
@@ -199,7 +199,7 @@ class ScoringEngine:
             logger.warning("scoring with the forward that %s ships, since %s", type(base).__name__, reason)
 
     def _difference(self, score: Callable[[str], torch.Tensor], reference: str, candidate: str) -> str | None:
-        dtype = precision_of(base_model(self.model))
+        dtype = compute_dtype(base_model(self.model))
         return layouts_differ(
             self.model, lambda layout, _: score(layout), dtype=dtype, reference=reference, candidate=candidate
         )

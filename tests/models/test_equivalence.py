@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from transformers import BitsAndBytesConfig, Qwen3ForSequenceClassification
+from transformers import Qwen3ForSequenceClassification
 
 from plaudit.errors import ModelError
 from plaudit.forest.trie import SHARED_TOKENS, common_tokens
-from plaudit.models.equivalence import branching_pair, in_float32, layouts_differ, probe_size
-from plaudit.models.load import load_model
+from plaudit.models.equivalence import branching_pair, layouts_differ, probe_size
 from plaudit.models.reward_head import bind_reward_forward
 
 REWARDS = torch.tensor([1.0, -2.0, 0.5])
@@ -114,20 +113,6 @@ def test_experts_are_compared_in_float32_at_once(model, can_use_float32):
     assert layouts_differ(model, score, dtype=torch.bfloat16, can_use_float32=can_use_float32) is None
     expected = (True, torch.float32) if can_use_float32 else (False, torch.bfloat16)
     assert [(float32, dtype) for _, float32, dtype in calls] == [expected] * 2
-
-
-def test_4_bit_layers_compute_in_float32_and_keep_their_packed_weights(base_folder):
-    pytest.importorskip("bitsandbytes")
-    quantization = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_compute_dtype="bfloat16", bnb_4bit_quant_storage="bfloat16"
-    )
-    model = load_model(str(base_folder), quantization_config=quantization, model_init_kwargs={"dtype": torch.bfloat16})
-    layer = model.model.layers[0].mlp.up_proj
-    packed = layer.weight.data.clone().view(torch.uint8)
-    with in_float32(model):
-        assert torch.equal(layer.weight.data.view(torch.uint8), packed)
-        assert layer.compute_dtype == model.model.norm.weight.dtype == torch.float32
-    assert layer.compute_dtype == model.model.norm.weight.dtype == torch.bfloat16
 
 
 # Where a layout fails

@@ -153,13 +153,13 @@ def _settings(given: dict[str, Any], earlier: dict[str, Any]) -> "Settings":
 
 
 def _device(engine: str) -> str:
-    from plaudit.models.device import usable_device
+    from plaudit.models.placement import resolve_device
 
     if engine == "ray":
         from plaudit.scoring.ray import connect
 
         return "cuda" if connect() else "cpu"
-    return usable_device(None).type
+    return resolve_device(None).type
 
 
 def _workers(text: str) -> tuple[int, int | None]:

@@ -25,10 +25,10 @@ __all__ = [
     "check_head_is_trained",
     "get_peft_config",
     "is_peft_model",
-    "quiet_about_checkpointing",
-    "rewrap",
-    "take_off",
-    "without_known_heads",
+    "suppress_peft_warning",
+    "attach_adapter",
+    "detach_adapter",
+    "exclude_known_heads",
 ]
 
 
@@ -90,10 +90,10 @@ def add_adapter(
         peft_config.lora_dropout = 0.0
     if hasattr(peft_config, "modules_to_save"):
         named = {*(peft_config.modules_to_save or ()), *outside_backbone(model), *_new_in_backbone(model)}
-        peft_config.modules_to_save = without_known_heads(named)
+        peft_config.modules_to_save = exclude_known_heads(named)
     _choose_targets(model, peft_config)
     try:
-        with quiet_about_checkpointing():
+        with suppress_peft_warning():
             wrapped = get_peft_model(model, peft_config, revision=revision)
     except ValueError as error:
         raise ConfigError(
@@ -124,7 +124,7 @@ def _choose_targets(model: PreTrainedModel, peft_config: "PeftConfig") -> None:
         peft_config.target_modules = chosen
 
 
-def without_known_heads(names: "set[str] | list[str] | None") -> list[str] | None:
+def exclude_known_heads(names: "set[str] | list[str] | None") -> list[str] | None:
     """`modules_to_save` without the two names that PEFT adds itself for SEQ_CLS, each time that it loads them."""
     return sorted(set(names or ()) - set(KNOWN_HEADS)) or None
 
@@ -146,7 +146,7 @@ class Adapter:
     trains: bool
 
 
-def take_off(model: "PeftModel") -> Adapter:
+def detach_adapter(model: "PeftModel") -> Adapter:
     """Take the adapter off its model. The base is left, with those trained modules in it that it kept whole.
 
     Raises:
@@ -164,21 +164,21 @@ def take_off(model: "PeftModel") -> Adapter:
     return taken
 
 
-def rewrap(model: PreTrainedModel, adapter: Adapter) -> "PeftModel":
+def attach_adapter(model: PreTrainedModel, adapter: Adapter) -> "PeftModel":
     """Put an adapter that was taken off onto a sequence classifier."""
     from peft import TaskType, get_peft_model, set_peft_model_state_dict
 
     config = copy.deepcopy(adapter.config)
     config.task_type, config.inference_mode = TaskType.SEQ_CLS, not adapter.trains
-    config.modules_to_save = without_known_heads(config.modules_to_save)
-    with quiet_about_checkpointing():
+    config.modules_to_save = exclude_known_heads(config.modules_to_save)
+    with suppress_peft_warning():
         wrapped = get_peft_model(model, config, adapter_name=adapter.name)
     set_peft_model_state_dict(wrapped, adapter.weights, adapter_name=adapter.name)
     return wrapped
 
 
 @contextmanager
-def quiet_about_checkpointing() -> Iterator[None]:
+def suppress_peft_warning() -> Iterator[None]:
     """PEFT still asks a model for its checkpointing by the name that transformers 5.23 deprecates."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)

@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import find_adapter_config_file
 
 from plaudit.errors import ModelError
-from plaudit.models.adapters import Adapter, rewrap, take_off
+from plaudit.models.adapters import Adapter, attach_adapter, detach_adapter
 from plaudit.models.saved_adapter import SavedAdapter
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def to_sequence_classifier(model: "PeftModel", folders: Iterable[str]) -> "PeftM
     Raises:
         ModelError: None of the folders holds this adapter and a head.
     """
-    adapter = take_off(model)
+    adapter = detach_adapter(model)
     saved = next((each for each in map(_read, folders) if each is not None and _is_same(adapter, each)), None)
     if saved is None:
         raise ModelError(
@@ -58,7 +58,7 @@ def to_sequence_classifier(model: "PeftModel", folders: Iterable[str]) -> "PeftM
     weights = {key: value for key, value in adapter.weights.items() if key.startswith(backbone)}
     weights |= {f"base_model.model.{key}": value for key, value in saved.head.items()}
     config = copy.deepcopy(saved.config)  # whose `modules_to_save` names the head
-    return rewrap(classifier, Adapter(adapter.name, config, weights, adapter.trains))
+    return attach_adapter(classifier, Adapter(adapter.name, config, weights, adapter.trains))
 
 
 def _read(folder: str) -> SavedAdapter | None:

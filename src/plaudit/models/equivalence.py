@@ -1,28 +1,25 @@
 """A probe that compares two batch layouts of a model: the same sequences, scored in both, must get equal rewards."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from plaudit.errors import ModelError
 from plaudit.forest import attention
 from plaudit.forest.trie import SHARED_TOKENS
 from plaudit.models.adapters import base_model, is_peft_model
-from plaudit.models.precision import share_of_rounding
+from plaudit.models.precision import in_float32, rounding_tolerance, rounds_inputs
 from plaudit.models.reward_head import reads_last_position
-from plaudit.models.steady import is_quantized_layer, rounds_its_inputs
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-__all__ = ["branching_pair", "has_virtual_tokens", "in_float32", "layouts_differ", "probe_size", "why_padded"]
+__all__ = ["branching_pair", "has_virtual_tokens", "layouts_differ", "probe_size", "reason_for_padding"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +27,7 @@ _MAX_PROBE_POSITIONS = 1 << 13
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
-def why_padded(model: "PreTrainedModel | PeftModel") -> str | None:
+def reason_for_padding(model: "PreTrainedModel | PeftModel") -> str | None:
     """Return why the class or configuration of a model rules the forest out; `None` if nothing does."""
     base = base_model(model)
     if not reads_last_position(base):
@@ -87,7 +84,7 @@ def layouts_differ(
 ) -> str | None:
     """Return the reason why the candidate layout must not be used, or `None` if it scores like the reference layout.
 
-    The rewards of both layouts must agree up to rounding (see `share_of_rounding`). Where rounding in a narrow `dtype`
+    The rewards of both layouts must agree up to rounding (see `rounding_tolerance`). Where rounding in a narrow `dtype`
     could hide a difference, or flip the choice of an expert, they are compared with the weights in float32. A
     difference counts only if a second measurement of both layouts confirms it: the first forward pass of a process has
     been seen to be off by 1e-4 where every later one was exact.
@@ -109,7 +106,7 @@ def layouts_differ(
             becomes a reason, as does what the code of any model raises on the candidate's inputs.
     """
     base = base_model(model)
-    can_use_float32 = can_use_float32 and not rounds_its_inputs(base)
+    can_use_float32 = can_use_float32 and not rounds_inputs(base)
 
     def compare(float32: bool) -> str | None:
         used = torch.float32 if float32 else dtype
@@ -159,7 +156,7 @@ def _compare_once(
         batch = {"forest": "on a forest", "padded": "on a padded batch"}.get(candidate, "otherwise")
         return f"the model fails {batch} ({type(error).__name__}: {error})", False
     difference, size = (rewards - expected).abs().max().item(), expected.square().mean().sqrt().item()
-    share = share_of_rounding(dtype)
+    share = rounding_tolerance(dtype)
     if difference <= share * size:
         # The rewards of a trained model may lie close together and far from zero.
         if dtype != torch.float32 and share * size > expected.std(correction=0).item() / 2 > 0:
@@ -196,25 +193,3 @@ def _routes_experts(model: "PreTrainedModel") -> bool:
     """Return whether tokens are routed to experts: rounding may flip a choice, which moves a reward by much more."""
     config: Any = model.config.get_text_config()
     return any((getattr(config, name, None) or 0) > 1 for name in _EXPERT_COUNTS)
-
-
-@contextmanager
-def in_float32(model: nn.Module) -> Iterator[None]:
-    """Hold the weights of a model, and what its 4-bit layers compute in, in float32 within this context."""
-    layers = [module for module in model.modules() if is_quantized_layer(module)]
-    packed = {id(layer.weight) for layer in layers}  # integers, whatever dtype they are stored in
-    narrow = {
-        p: p.data for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16) and id(p) not in packed
-    }
-    computed = {layer: layer.compute_dtype for layer in layers if hasattr(layer, "compute_dtype")}
-    try:
-        for parameter in narrow:
-            parameter.data = parameter.data.float()
-        for layer in computed:
-            layer.compute_dtype = torch.float32  # type: ignore[assignment]
-        yield
-    finally:
-        for parameter, data in narrow.items():
-            parameter.data = data
-        for layer, dtype in computed.items():
-            layer.compute_dtype = dtype

@@ -21,15 +21,15 @@ from transformers.utils import find_adapter_config_file
 from transformers.utils import logging as transformers_logging
 
 from plaudit.errors import ConfigError, ModelError
-from plaudit.models.quantization import check_head_is_plain, quantization_from, sparing_the_head
+from plaudit.models.precision import is_quantized_layer
+from plaudit.models.quantization import check_head_not_quantized, exclude_head, quantization_config_from
 from plaudit.models.reward_head import KNOWN_HEADS
 from plaudit.models.saved_adapter import SavedAdapter
-from plaudit.models.steady import is_quantized_layer
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-__all__ = ["embedding_rows", "grow_embedding", "load_model", "load_tokenizer", "most_positions"]
+__all__ = ["embedding_rows", "grow_embedding", "load_model", "load_tokenizer", "max_positions"]
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def load_model(
     new = sorted({key.rpartition(".")[0] for key in info["missing_keys"]})
     if any(is_quantized_layer(model.get_submodule(name)) for name in new) and "quantization_config" in options:
         model, info = _from_pretrained(name_or_path, config, options, spared=new)  # there is nothing to quantise yet
-    check_head_is_plain(model, name_or_path, new)
+    check_head_not_quantized(model, name_or_path, new)
     _report_keys(model, name_or_path, info, new_head)
     model.new_modules = new  # an adapter must carry them: a reload would draw other ones
     return model
@@ -104,7 +104,7 @@ def _from_pretrained(
     name: str, config: PretrainedConfig, options: dict[str, Any], *, spared: Sequence[str] = ()
 ) -> tuple[Any, dict[str, Any]]:
     if "quantization_config" in options:
-        quantization_config = sparing_the_head(options["quantization_config"], config, spared)
+        quantization_config = exclude_head(options["quantization_config"], config, spared)
         options = options | {"quantization_config": quantization_config}
     head = getattr(config, "value_head_prefix", None)
     if head and head not in KNOWN_HEADS:  # OpenRLHF's option; transformers' decoders say `score`
@@ -182,7 +182,7 @@ def _load_adapter(saved: SavedAdapter, options: dict[str, Any], quantized: bool,
         of_base["revision"] = saved.config.revision
     base = saved.config.base_model_name_or_path
     if quantized and saved.quantization is not None and not _is_quantized(base, of_base):
-        of_base.setdefault("quantization_config", quantization_from(saved.quantization))
+        of_base.setdefault("quantization_config", quantization_config_from(saved.quantization))
     try:
         model = load_model(base, model_init_kwargs=of_base, new_head=bool(saved.head))
     except ModelError as error:
@@ -190,7 +190,7 @@ def _load_adapter(saved: SavedAdapter, options: dict[str, Any], quantized: bool,
         if not saved.head:
             reason = f"{saved.path}: this adapter has no reward head of one output, so its base must have one."
         raise ModelError(f"{reason} {error}") from error
-    return saved.put_on(model, is_trainable=is_trainable)
+    return saved.attach_to(model, is_trainable=is_trainable)
 
 
 def _is_quantized(name: str, options: dict[str, Any]) -> bool:
@@ -276,7 +276,7 @@ def embedding_rows(model: PreTrainedModel) -> int:
     return getattr(weight, "ds_shape", weight.shape)[0]  # under ZeRO-3 a process has a part, and its shape is (0,)
 
 
-def most_positions(model: PreTrainedModel) -> int | None:
+def max_positions(model: PreTrainedModel) -> int | None:
     """How many tokens the model has positions for; `None` if it does not say.
 
     RoBERTa and its kin start to count behind the pad token's id: of 514 positions, 512 are for tokens.

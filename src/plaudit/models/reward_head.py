@@ -18,7 +18,7 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from plaudit.errors import ModelError
 from plaudit.forest.attention import ForestAttention, check_every_layer, enabled_backend
 from plaudit.forest.flex import fill_blocks
-from plaudit.models.steady import steady_on_cpu
+from plaudit.models.precision import use_training_kernels_on_cpu
 
 __all__ = [
     "KNOWN_HEADS",
@@ -26,11 +26,11 @@ __all__ = [
     "bind_reward_forward",
     "check_one_label",
     "head_names",
-    "is_bound",
+    "has_reward_forward",
     "outside_backbone",
     "reads_last_position",
     "reset_head",
-    "unbound",
+    "class_forward",
 ]
 
 
@@ -138,25 +138,25 @@ def bind_reward_forward(model: PreTrainedModel) -> None:
         ModelError: The model has no head with one output, or weights that can only be used for inference.
     """
     check_one_label(model)
-    steady_on_cpu(model)
+    use_training_kernels_on_cpu(model)
     for name in head_names(model):
         module = model.get_submodule(name)
         if not isinstance(module, RewardHead):
             model.set_submodule(name, RewardHead.from_linear(module))
-    if reads_last_position(model) and not is_bound(model):
+    if reads_last_position(model) and not has_reward_forward(model):
         backbone = inspect.signature(type(model.base_model).forward).parameters
         model.takes_position_ids = "position_ids" in backbone  # Bloom tells positions from the mask itself
         model.forest_is_proven = False  # until every layer has been seen to call the forest's attention
         model.forward = _BoundForward(model)
 
 
-def is_bound(model: PreTrainedModel) -> bool:
+def has_reward_forward(model: PreTrainedModel) -> bool:
     """Whether the model has the one reward forward, which accelerate may have wrapped; else its class's own."""
     return isinstance(vars(model).get("_original_forward", vars(model).get("forward")), _BoundForward)
 
 
 @contextmanager
-def unbound(model: PreTrainedModel) -> Iterator[None]:
+def class_forward(model: PreTrainedModel) -> Iterator[None]:
     """The model with its class's own forward for a while."""
     bound = vars(model).pop("forward")
     try:

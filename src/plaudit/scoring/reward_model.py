@@ -21,9 +21,8 @@ from plaudit.data.render import render
 from plaudit.engine import ScoringEngine
 from plaudit.errors import ConfigError, DataError
 from plaudit.models.adapters import base_model
-from plaudit.models.device import usable_device
-from plaudit.models.load import load_model, load_tokenizer, most_positions
-from plaudit.models.unsharded import loaded_whole
+from plaudit.models.load import load_model, load_tokenizer, max_positions
+from plaudit.models.placement import resolve_device, without_sharding
 from plaudit.scoring.pairing import joined
 
 __all__ = ["Ranked", "RewardModel"]
@@ -95,7 +94,7 @@ class RewardModel:
             raise ConfigError(f"max_length: expected a whole number above 1, got {max_length!r}.")
         self.engine = ScoringEngine(model, max_tokens_per_batch)
         self.tokenizer = tokenizer
-        self.max_length, self.overlong = max_length or most_positions(base_model(model)), overlong
+        self.max_length, self.overlong = max_length or max_positions(base_model(model)), overlong
         self.scale, self.trained_on, self.cut = scale, trained_on, 0
         self._has_warned = False
         self.name = str(base_model(model).config._name_or_path)
@@ -139,14 +138,14 @@ class RewardModel:
                 f"RewardModel.from_pretrained has no option {unknown[0]!r}, only {', '.join(known)} beside its own. "
                 f"What transformers' `from_pretrained` takes goes into model_init_kwargs={{{unknown[0]!r}: ...}}."
             )
-        device = usable_device(device)
+        device = resolve_device(device)
         name = str(Path(path_or_id).expanduser()) if str(path_or_id).startswith("~") else str(path_or_id)
         where = {option: value for option, value in (model_init_kwargs or {}).items() if option in _WHERE}
         description = read_metadata(name, **where)
         if dtype is None or dtype == "auto":
             dtype = training_dtype(name, **where)
         loading = {"dtype": dtype} | (model_init_kwargs or {})
-        with loaded_whole():
+        with without_sharding():
             model = load_model(
                 name, model_init_kwargs=loading, trust_remote_code=trust_remote_code, is_trainable=False,
                 new_head=allow_random_head,
