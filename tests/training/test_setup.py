@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from plaudit import RewardConfig
 from plaudit.errors import ConfigError, ModelError
 from plaudit.models.load import embedding_rows
-from plaudit.training.setup import disable_dropout, prepare_model
+from plaudit.training.preparation import disable_dropout, prepare_model
 
 
 def config(**options):

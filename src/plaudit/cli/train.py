@@ -36,7 +36,7 @@ def command(options: tuple[str, ...]) -> None:
     from plaudit.data.script_arguments import load_splits
     from plaudit.models.adapters import get_peft_config
     from plaudit.models.quantization import get_quantization_config
-    from plaudit.training.setup import quiet_all_but_the_first
+    from plaudit.training.preparation import quiet_all_but_the_first
     from plaudit.training.trainer import RewardTrainer
 
     script, config, model = _parse(options)

@@ -56,7 +56,7 @@ class Batch:
         In TRL's shape the first N / 2 sequences are the chosen ones and the others the rejected ones in the same order;
         `margin`, `label`, `tie` and `weight` have one value for each pair; all else goes to the model.
         """
-        if isinstance(inputs, cls):
+        if isinstance(inputs, Batch):
             return inputs
         annotations = {name: inputs[name] for name in _ANNOTATIONS if name in inputs}
         model_inputs = {name: value for name, value in inputs.items() if name not in _ANNOTATIONS}
@@ -72,7 +72,9 @@ class Batch:
             return value.to(device, non_blocking=non_blocking) if isinstance(value, torch.Tensor) else value
 
         values = {each.name: moved(getattr(self, each.name)) for each in fields(self)}
-        return replace(self, **values | {"model_inputs": {name: moved(each) for name, each in self.model_inputs.items()}})
+        return replace(
+            self, **values | {"model_inputs": {name: moved(each) for name, each in self.model_inputs.items()}}
+        )
 
     # Figures of the batch
 
@@ -115,7 +117,10 @@ class Batch:
         """Return the token ids of one of the N sequences, without padding."""
         inputs = self.model_inputs
         if "leaf" in inputs:
-            leaf, places = inputs["leaf"][number], torch.arange(inputs["input_ids"].shape[1], device=inputs["leaf"].device)
+            leaf, places = (
+                inputs["leaf"][number],
+                torch.arange(inputs["input_ids"].shape[1], device=inputs["leaf"].device),
+            )
             on_path = (places <= leaf) & (leaf < inputs["subtree_end"][0])  # its ancestors, and the leaf itself
             return inputs["input_ids"][0, on_path].tolist()
         ids, mask = inputs["input_ids"][number], inputs.get("attention_mask")

@@ -150,7 +150,7 @@ def make_collator(args: RewardConfig, tokenizer: PreTrainedTokenizerBase, layout
     """Make the collator that the options of a run ask for."""
     return PreferenceCollator(
         tokenizer.pad_token_id,
-        args.pad_to_multiple_of,
+        args.pad_to_multiple_of,  # type: ignore[arg-type]  # a number by now
         layout=layout,
         group_weighting=args.group_weighting,
         with_ties=args.loss_type == "ties",

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ _COLUMNS = (
 )  # fmt: skip
 _ROW_COLUMNS = ("row_number", "prompt_key")
 
-AnyDataset = Dataset | IterableDataset
+AnyDataset: TypeAlias = Dataset | IterableDataset
 Collator = Callable[[list[dict[str, Any]]], Batch | Mapping[str, Any]]
 
 
@@ -76,8 +76,8 @@ def make_eval_loader(dataset: Dataset, collator: Collator, args: RewardConfig) -
 def prepare_loader(accelerator: Accelerator, loader: DataLoader) -> DataLoader:
     """Let accelerate deal the batches of a loader out to processes.
 
-    A `TokenBudgetBatchSampler` gives every process as many batches. accelerate would even them out by rows, for which it
-    needs to know the number of rows in a batch.
+    A `TokenBudgetBatchSampler` gives every process as many batches. accelerate would even them out by rows, and for that
+    it needs the number of rows in a batch.
     """
     even = accelerator.even_batches
     accelerator.even_batches = even and not isinstance(loader.batch_sampler, TokenBudgetBatchSampler)
@@ -116,12 +116,14 @@ class _ToBatch:
 
     def __call__(self, rows: list[dict[str, Any]]) -> Batch:
         batch = Batch.of(self.collator(rows))
-        columns = {name: torch.tensor([row[name] for row in rows]) for name in _ROW_COLUMNS if name in rows[0]}
+        columns: dict[str, Any] = {
+            name: torch.tensor([row[name] for row in rows]) for name in _ROW_COLUMNS if name in rows[0]
+        }
         return replace(batch, **columns)
 
 
 def _select_columns(dataset: AnyDataset, args: RewardConfig, *, has_row_numbers: bool = True) -> AnyDataset:
-    """Keep the columns that make a batch; with `remove_unused_columns=False` all others too, for a collator of the user.
+    """Keep the columns that make a batch; with `remove_unused_columns=False` all others too, for a user's collator.
 
     Args:
         dataset: Tokenised rows.

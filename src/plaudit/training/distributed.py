@@ -13,7 +13,14 @@ from plaudit.errors import ConfigError
 if TYPE_CHECKING:
     from transformers import Trainer
 
-__all__ = ["check_devices", "check_not_evaluated_by_zero3", "greatest_over_processes", "is_sharded", "leave_process_group", "zero_stage"]
+__all__ = [
+    "check_devices",
+    "check_not_evaluated_by_zero3",
+    "greatest_over_processes",
+    "is_sharded",
+    "leave_process_group",
+    "zero_stage",
+]
 
 
 def check_devices(trainer: "Trainer") -> None:
@@ -28,13 +35,13 @@ def check_devices(trainer: "Trainer") -> None:
             "`accelerate launch` or `torchrun`, or make one GPU visible with CUDA_VISIBLE_DEVICES."
         )
     has_adapter = hasattr(trainer.model, "peft_config")  # transformers gathers all adapter weights by itself
-    if zero_stage(trainer.accelerator) == 3 and not has_adapter:
-        if not trainer.accelerator.state.deepspeed_plugin.zero3_save_16bit_model:
-            raise ConfigError(
-                "DeepSpeed ZeRO-3 would save no weights, and no reward head: each process holds a part of them. Set "
-                "`stage3_gather_16bit_weights_on_model_save: true` under `zero_optimization` in DeepSpeed's own file, "
-                "or `zero3_save_16bit_model: true` under `deepspeed_config` in accelerate's."
-            )
+    is_zero3 = zero_stage(trainer.accelerator) == 3
+    if is_zero3 and not has_adapter and not trainer.accelerator.state.deepspeed_plugin.zero3_save_16bit_model:
+        raise ConfigError(
+            "DeepSpeed ZeRO-3 would save no weights, and no reward head: each process holds a part of them. Set "
+            "`stage3_gather_16bit_weights_on_model_save: true` under `zero_optimization` in DeepSpeed's own file, "
+            "or `zero3_save_16bit_model: true` under `deepspeed_config` in accelerate's."
+        )
     if trainer.is_fsdp_enabled:
         # accelerate has FSDP2 round the outputs of a model to the run's precision, which would make many rewards equal.
         fsdp = trainer.accelerator.state.fsdp_plugin

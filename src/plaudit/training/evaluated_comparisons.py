@@ -61,7 +61,8 @@ class EvaluatedComparisons:
         preprocess: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
     ) -> "EvaluatedComparisons":
         """Make the table of one batch from its rewards [N] and losses [C]."""
-        assert batch.row_number is not None and batch.prompt_key is not None
+        assert batch.row_number is not None
+        assert batch.prompt_key is not None
         row = batch.comparison_row
         place = torch.arange(len(row), device=row.device) - torch.searchsorted(row, row)  # a row's stand together
         pairs = rewards[batch.comparisons]  # [C, 2]
@@ -116,9 +117,7 @@ class EvaluatedComparisons:
         rewards = np.concatenate([self.first, self.second]).astype(np.float64)
         return float(rewards.mean()), float(rewards.std())
 
-    def compute(
-        self, compute_metrics: Callable[..., dict[str, Any]] | None, args: TrainingArguments
-    ) -> dict[str, Any]:
+    def compute(self, compute_metrics: Callable[..., dict[str, Any]] | None, args: TrainingArguments) -> dict[str, Any]:
         """Return what the user's `compute_metrics` gives, called once or, with `batch_eval_metrics`, for each batch."""
         if compute_metrics is None:
             return {}

@@ -15,8 +15,8 @@ from transformers import PreTrainedModel, TrainerCallback
 from plaudit.errors import ConfigError
 from plaudit.forest import attention
 from plaudit.models.adapters import base_model
-from plaudit.models.equivalence import has_virtual_tokens, layouts_differ, probe_size, why_padded
-from plaudit.models.precision import precision_of
+from plaudit.models.equivalence import has_virtual_tokens, layouts_differ, probe_size, reason_for_padding
+from plaudit.models.precision import compute_dtype
 from plaudit.training.config import RewardConfig
 from plaudit.training.distributed import is_sharded
 from plaudit.training.random_state import keep_random_state
@@ -52,7 +52,7 @@ def choose_layout(model: "PreTrainedModel | PeftModel", args: RewardConfig, *, o
         )
     if args.batch_layout == "padded":
         return "padded"
-    reason = why_padded(model)
+    reason = reason_for_padding(model)
     if reason is None and own_code is not None:
         reason = f"{own_code} expects TRL's batches"
     if reason is None:
@@ -140,7 +140,7 @@ def _difference(trainer: "RewardTrainer", model: nn.Module, rows: list[dict[str,
         return outputs.logits.float().squeeze(-1)
 
     base = base_model(trainer.model)
-    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else precision_of(base)
+    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else compute_dtype(base)
     return layouts_differ(base, score, dtype=dtype, can_use_float32=not is_sharded(trainer))
 
 
@@ -150,4 +150,3 @@ def _first_rows(trainer: "RewardTrainer") -> list[dict[str, Any]]:
         return dataset.select(range(min(_PROBED_ROWS, len(dataset)))).to_list()
     with trainer.reports["train"].unchanged():
         return list(islice(iter(dataset), _PROBED_ROWS))
-

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["final_folder", "position_in_stream", "prepare_resumption", "without_incomplete_checkpoints"]
 
 
-def prepare_resumption(trainer: "RewardTrainer", resume_from: "str | Path | bool | None") -> str | bool | None:
+def prepare_resumption(trainer: "RewardTrainer", resume_from: "str | Path | bool | None") -> "str | Path | bool | None":
     """Tidy the folder of a run, check the checkpoint to resume from, and take over what Plaudit has saved in it.
 
     Args:
@@ -92,6 +92,5 @@ def final_folder(trainer: "RewardTrainer", final: Path) -> Iterator[Path]:
         final,
         writes=trainer.args.should_save,
         barrier=trainer.accelerator.wait_for_everyone if together else lambda: None,
-        
     ) as folder:
         yield folder

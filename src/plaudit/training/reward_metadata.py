@@ -1,4 +1,4 @@
-"""The files that a reward model's folder needs beside its weights: `reward.json`, the contract in its config, its card."""
+"""The files beside the weights of a reward model: `reward.json`, the contract in its config, and its card."""
 
 import logging
 import shutil
@@ -13,15 +13,18 @@ from transformers import PreTrainedModel
 
 from plaudit.checkpoint.card import write_model_card
 from plaudit.checkpoint.fingerprint import Fingerprint, rewards_as_saved, take_fingerprint
-from plaudit.checkpoint.contract import write_contract
-from plaudit.checkpoint.metadata import FILE as METADATA_FILE
-from plaudit.checkpoint.metadata import describe_rendering, describe_versions
-from plaudit.checkpoint.metadata import read_description as read_metadata
-from plaudit.checkpoint.metadata import write_description as write_metadata
+from plaudit.checkpoint.metadata import (
+    METADATA_FILE,
+    library_versions,
+    read_metadata,
+    rendering_metadata,
+    set_contract,
+    write_metadata,
+)
 from plaudit.checkpoint.verify import Verification, verify_and_record
 from plaudit.errors import CheckpointError
 from plaudit.models.adapters import base_model
-from plaudit.models.precision import precision_of
+from plaudit.models.precision import compute_dtype
 from plaudit.models.quantization import describe_quantization
 from plaudit.models.reward_head import head_names
 from plaudit.training.distributed import is_sharded
@@ -73,12 +76,12 @@ class RewardMetadata:
         head = head_names(base)[0].split(".")[0]
         fingerprint = self._take_fingerprint(base)
         mean, std, origin = self._scale()
-        write_contract(base.config, head, mean, std)
+        set_contract(base.config, head, mean, std)
         args = trainer.args
         metadata = {
-            "versions": describe_versions(),
+            "versions": library_versions(),
             **trainer.objective.to_metadata(),
-            "rendering": describe_rendering(
+            "rendering": rendering_metadata(
                 trainer.processing_class,
                 fingerprint.ids[0] if fingerprint else [],
                 conversational=trainer.conversational,
@@ -186,7 +189,7 @@ class RewardMetadata:
                 self._rewards,
                 self.trainer.processing_class,
                 conversational=self.trainer.conversational,
-                dtype=mixed if is_sharded(self.trainer) and mixed else precision_of(base),
+                dtype=mixed if is_sharded(self.trainer) and mixed else compute_dtype(base),
                 longest=getattr(base.config.get_text_config(), "max_position_embeddings", None),
             )
         except RuntimeError as error:  # out of memory, or a kernel for half precision only: the save goes on
@@ -231,6 +234,6 @@ def _check_finite(model: torch.nn.Module) -> None:
     bad = [name for name, value in largest.items() if not value.isfinite()]
     if bad:
         raise CheckpointError(
-            f"{len(bad)} of {len(trained)} weights hold numbers that are not finite, the first '{bad[0]}': they are not "
-            "saved, and earlier checkpoints stay as they are. Resume from one of them, with a lower learning rate."
+            f"{len(bad)} of {len(trained)} weights hold numbers that are not finite, the first '{bad[0]}': they are "
+            "not saved, and earlier checkpoints stay as they are. Resume from one of them, with a lower learning rate."
         )

@@ -4,7 +4,7 @@ import signal
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RewardTrainer"]
 
-AnyDataset = Dataset | IterableDataset
+AnyDataset: TypeAlias = Dataset | IterableDataset
 
 
 class RewardTrainer(Trainer):
@@ -208,7 +208,9 @@ class RewardTrainer(Trainer):
 
     def get_eval_dataloader(self, eval_dataset: "str | Dataset | None" = None) -> DataLoader:
         """Return the loader of an evaluation set: one of the trainer's own by name, or tokenised rows."""
-        dataset = self.eval_dataset[eval_dataset] if isinstance(eval_dataset, str) else eval_dataset or self.eval_dataset
+        dataset = (
+            self.eval_dataset[eval_dataset] if isinstance(eval_dataset, str) else eval_dataset or self.eval_dataset
+        )
         if dataset is None:
             raise ConfigError("there is no `eval_dataset` to evaluate on. Pass one to `evaluate`, or to the trainer.")
         return self.get_test_dataloader(dataset)
@@ -375,7 +377,7 @@ class RewardTrainer(Trainer):
         self,
         dataloader: DataLoader,
         description: str,
-        prediction_loss_only: bool | None = None,
+        prediction_loss_only: bool | None = None,  # noqa: ARG002  # the signature of the hook
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
@@ -460,7 +462,12 @@ class RewardTrainer(Trainer):
         return self.guard.gradient_norm
 
     def _init_training_state(
-        self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, resume_from_checkpoint: Any, trial: Any
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: Any,
+        trial: Any,
     ) -> tuple[int, int]:
         # The Trainer takes the first pass over a stream to last for all steps, and would resume a later one elsewhere.
         epochs, batches = super()._init_training_state(
@@ -470,4 +477,3 @@ class RewardTrainer(Trainer):
         if resume_from_checkpoint is None or not is_stream or self.args.ignore_data_skip:
             return epochs, batches
         return position_in_stream(Path(resume_from_checkpoint), self.args.gradient_accumulation_steps)
-

@@ -41,7 +41,10 @@ class _MicroBatch:
         """Return the rows, by place in the batch, with a reward or a loss that is not finite; all if it is unknown."""
         bad = []
         if self.rewards is not None and self.losses is not None:
-            rows = [self.batch.sequence_row[~self.rewards.isfinite()], self.batch.comparison_row[~self.losses.isfinite()]]
+            rows = [
+                self.batch.sequence_row[~self.rewards.isfinite()],
+                self.batch.comparison_row[~self.losses.isfinite()],
+            ]
             bad = torch.cat(rows).unique().tolist()
         return bad or self.all_rows()
 

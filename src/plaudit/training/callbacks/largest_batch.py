@@ -66,7 +66,9 @@ class TryLargestBatch(TrainerCallback):
         trainer, model = self.trainer, self.trainer.model_wrapped
         try:
             with trainer.accelerator.no_sync(model), trainer.activation_offloading():
-                batch = Batch.of(trainer.data_collator(trainer.train_dataset.select(rows).to_list())).to(trainer.args.device)
+                batch = Batch.of(trainer.data_collator(trainer.train_dataset.select(rows).to_list())).to(
+                    trainer.args.device
+                )
                 with trainer.compute_loss_context_manager():
                     loss = trainer.compute_loss(model, batch)
                 trainer.accelerator.backward(loss)
