@@ -54,10 +54,9 @@ def make_train_loader(
     seeding = partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index)
     options = _options(collator, args) | {"worker_init_fn": seeding}
     if isinstance(dataset, IterableDataset):
-        # Where several readers deal out a stream, each numbers its own rows from 0.
-        has_one_reader = args.world_size == 1 and args.dataloader_num_workers <= 1
-        rows = _select_columns(dataset, args, has_row_numbers=has_one_reader)
-        return DataLoader(rows, batch_size=batch_size, **options), None
+        if args.world_size > 1 or args.dataloader_num_workers > 1:
+            dataset = dataset.remove_columns("row_number")  # each of several readers numbers its own rows from 0
+        return DataLoader(dataset, batch_size=batch_size, **options), None
     rows = _select_columns(dataset, args)
     if args.max_tokens_per_batch is not None or args.group_by_prompt:
         batch_sampler = make_batch_sampler(dataset, args, layout)
@@ -76,8 +75,8 @@ def make_eval_loader(dataset: Dataset, collator: Collator, args: RewardConfig) -
 def prepare_loader(accelerator: Accelerator, loader: DataLoader) -> DataLoader:
     """Let accelerate deal the batches of a loader out to processes.
 
-    A `TokenBudgetBatchSampler` gives every process as many batches. accelerate would even them out by rows, and for that
-    it needs the number of rows in a batch.
+    A `TokenBudgetBatchSampler` gives every process as many batches. accelerate would even out the rows of batches, for
+    which it needs the number of rows in a batch.
     """
     even = accelerator.even_batches
     accelerator.even_batches = even and not isinstance(loader.batch_sampler, TokenBudgetBatchSampler)
@@ -122,19 +121,11 @@ class _ToBatch:
         return replace(batch, **columns)
 
 
-def _select_columns(dataset: AnyDataset, args: RewardConfig, *, has_row_numbers: bool = True) -> AnyDataset:
-    """Keep the columns that make a batch; with `remove_unused_columns=False` all others too, for a user's collator.
-
-    Args:
-        dataset: Tokenised rows.
-        args: The options of the run.
-        has_row_numbers: Whether the column `row_number` is right; not where several readers share a stream.
-    """
-    columns = list(dataset.column_names or next(iter(dataset), {}))
-    unwanted = set() if has_row_numbers else {"row_number"}
-    if args.remove_unused_columns:
-        unwanted |= set(columns) - {*_COLUMNS, *_ROW_COLUMNS}
-    return dataset.remove_columns([name for name in columns if name in unwanted])
+def _select_columns(dataset: Dataset, args: RewardConfig) -> Dataset:
+    """Keep the columns that make a batch, which read faster; with `remove_unused_columns=False`, all columns."""
+    if not args.remove_unused_columns:
+        return dataset
+    return dataset.select_columns([name for name in dataset.column_names if name in {*_COLUMNS, *_ROW_COLUMNS}])
 
 
 # Batches by tokens, or with the rows of one prompt together

@@ -27,7 +27,7 @@ from plaudit.models.adapters import base_model
 from plaudit.models.precision import compute_dtype
 from plaudit.models.quantization import describe_quantization
 from plaudit.models.reward_head import head_names
-from plaudit.training.distributed import is_sharded
+from plaudit.training.distributed import greatest_over_processes, is_sharded
 
 if TYPE_CHECKING:
     from plaudit.training.trainer import RewardTrainer
@@ -68,11 +68,11 @@ class RewardMetadata:
         All processes must call this for a sharded model; elsewhere only the one that saves does.
 
         Raises:
-            CheckpointError: A weight or a reward is not finite.
+            CheckpointError: A weight is not finite.
         """
         trainer = self.trainer
         base = self._base()
-        _check_finite(trainer.model)
+        _check_finite(trainer)
         head = head_names(base)[0].split(".")[0]
         fingerprint = self._take_fingerprint(base)
         mean, std, origin = self._scale()
@@ -185,7 +185,7 @@ class RewardMetadata:
         args = self.trainer.args
         mixed = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
         try:
-            fingerprint = take_fingerprint(
+            return take_fingerprint(
                 self._rewards,
                 self.trainer.processing_class,
                 conversational=self.trainer.conversational,
@@ -195,12 +195,6 @@ class RewardMetadata:
         except RuntimeError as error:  # out of memory, or a kernel for half precision only: the save goes on
             logger.warning("the fingerprint could not be taken, so the model cannot be verified: %s", error)
             return None
-        if not np.isfinite(fingerprint.rewards).all():
-            raise CheckpointError(
-                "the model gives rewards that are not finite, so it is not saved, and earlier checkpoints stay as they "
-                "are. Resume from one of them, with a lower learning rate."
-            )
-        return fingerprint
 
     def _scale(self) -> tuple[float, float, str]:
         """Return the mean and standard deviation of rewards, and the origin of both."""
@@ -225,15 +219,25 @@ class RewardMetadata:
         return [ids for row in rows for ids in row.get("sequence_ids") or (row["chosen_ids"], row["rejected_ids"])]
 
 
-def _check_finite(model: torch.nn.Module) -> None:
-    """Raise a CheckpointError if a trained weight on this process is not finite."""
-    trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad and p.numel()}
+def _check_finite(trainer: "RewardTrainer") -> None:
+    """Raise a CheckpointError if a trained weight is not finite; of a sharded model each process checks its shards."""
+    trained = {name: _local(p) for name, p in trainer.model.named_parameters() if p.requires_grad}
     # The greatest absolute value is not finite if any is not, and needs no second tensor of a weight's size.
-    largest = {name: torch.linalg.vector_norm(weight, float("inf")) for name, weight in trained.items()}
-    largest = {n: value.full_tensor() if hasattr(value, "full_tensor") else value for n, value in largest.items()}
+    largest = {n: torch.linalg.vector_norm(weight, float("inf")) for n, weight in trained.items() if weight.numel()}
     bad = [name for name, value in largest.items() if not value.isfinite()]
-    if bad:
+    (most,) = (
+        greatest_over_processes(torch.tensor([len(bad)], device=trainer.args.device)) if is_sharded(trainer) else [0]
+    )
+    if most:
+        where = f", the first '{bad[0]}'" if bad else " on another process"
         raise CheckpointError(
-            f"{len(bad)} of {len(trained)} weights hold numbers that are not finite, the first '{bad[0]}': they are "
-            "not saved, and earlier checkpoints stay as they are. Resume from one of them, with a lower learning rate."
+            f"{most} of {len(trained)} weights hold numbers that are not finite{where}: they are not saved, "
+            "and earlier checkpoints stay as they are. Resume from one of them, with a lower learning rate."
         )
+
+
+def _local(parameter: torch.nn.Parameter) -> torch.Tensor:
+    """Return the part of a parameter that lies on this process, under FSDP2 and ZeRO-3 too."""
+    if hasattr(parameter, "to_local"):
+        return parameter.detach().to_local()
+    return getattr(parameter, "ds_tensor", parameter).detach()

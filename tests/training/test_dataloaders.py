@@ -40,20 +40,8 @@ class Watched(RewardTrainer):
         return [inputs["input_ids"].numel() for _, inputs in self.seen]
 
     def rows(self):
-        """The training row of each pair seen, by its ids, batch by batch."""
-        from plaudit.training.collator import sequences_of
-
-        by_ids = {(*row["chosen_ids"], -1, *row["rejected_ids"]): n for n, row in enumerate(self.train_dataset)}
-        batches = []
-        for _, inputs in self.seen:
-            sequences = sequences_of(inputs)
-            batches.append(
-                [
-                    by_ids[(*sequences[first], -1, *sequences[second])]
-                    for first, second in inputs["comparisons"].tolist()
-                ]
-            )
-        return batches
+        """The numbers of the rows of each batch seen."""
+        return [inputs.row_number.tolist() for _, inputs in self.seen]
 
 
 def weights_of(trainer):

@@ -337,7 +337,7 @@ def test_a_save_that_fails_leaves_the_last_good_one(saved, monkeypatch):
         return {path: path.read_bytes() for path in Path(saved.args.output_dir).rglob("*") if path.is_file()}
 
     before = files()
-    monkeypatch.setattr(saved, "_write_card", lambda *_: 1 / 0)  # after the weights have been written
+    monkeypatch.setattr(saved.metadata, "write_card", lambda *_: 1 / 0)  # after the weights have been written
     with torch.no_grad():
         saved.model.score.weight.zero_()
     with pytest.raises(ZeroDivisionError):

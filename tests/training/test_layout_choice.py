@@ -19,7 +19,9 @@ from transformers import (
 from plaudit import DataCollatorForPreference, RewardTrainer
 from plaudit.errors import ConfigError
 from plaudit.forest.attention import ForestAttention
-from plaudit.training import forest
+from plaudit.training import layout_choice
+from plaudit.training.dataloaders import make_batch_sampler
+from plaudit.training.layout_choice import confirm_layout
 
 SIZES = {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 OTHERS = {
@@ -202,10 +204,8 @@ def test_batches_by_tokens_are_planned_for_the_layout_fallen_back_to(make_traine
     )
     for each in (trainer, padded):
         each.train()
-    assert trainer.sampler.planner.sizes.tolist() == padded.sampler.planner.sizes.tolist()
-    assert make_trainer(max_steps=1, max_tokens_per_batch=100)._get_train_sampler().planner.sizes.sum() < (
-        padded.sampler.planner.sizes.sum()
-    )
+    assert trainer.sampler.sizes.tolist() == padded.sampler.sizes.tolist()
+    assert make_batch_sampler(trainer.train_dataset, trainer.args, "forest").sizes.sum() < padded.sampler.sizes.sum()
 
 
 def test_the_comparison_leaves_no_trace(make_trainer, make_model, tokenizer):
@@ -213,7 +213,7 @@ def test_the_comparison_leaves_no_trace(make_trainer, make_model, tokenizer):
     for compared in (False, True):
         model = make_model(attention_dropout=0.2)
         trainer = make_trainer(model=model, processing_class=tokenizer, max_steps=3, disable_dropout=False)
-        trainer._layout_is_compared = compared
+        trainer.layout_is_confirmed = compared
         trainer.train()
         runs.append(weights_of(trainer))
     assert same(*runs)
@@ -224,7 +224,7 @@ def test_the_comparison_leaves_every_random_state_as_it_was(make_trainer, monkey
         assert trainer.model.training is False
         random.random(), np.random.rand(), torch.rand(1)
 
-    monkeypatch.setattr(forest, "layouts_differ", draw)
+    monkeypatch.setattr(layout_choice, "layouts_differ", draw)
     trainer = make_trainer()
     trainer.model.train()
 
@@ -232,7 +232,7 @@ def test_the_comparison_leaves_every_random_state_as_it_was(make_trainer, monkey
         return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
 
     before = state()
-    trainer._compare_layouts(trainer.model)
+    confirm_layout(trainer, trainer.model)
     assert state() == before
     assert trainer.model.training
 
@@ -253,7 +253,7 @@ def test_experts_are_compared_in_float32_and_keep_their_weights(
     make_one, monkeypatch, text_rows, dtype, evaluated_before
 ):
     model = make("qwen3_moe", SIZES | EXPERTS, dtype=dtype)
-    seen, compare = [], forest.layouts_differ
+    seen, compare = [], layout_choice.layouts_differ
 
     def spy(model, score, **options):
         def seeing(layout, float32):
@@ -266,11 +266,11 @@ def test_experts_are_compared_in_float32_and_keep_their_weights(
     trainer = make_one(model=model, max_steps=1, bf16=True, eval_dataset=text_rows)
     held = {name: (parameter, parameter.data_ptr()) for name, parameter in model.named_parameters()}
     if evaluated_before:
-        trainer._layout_is_compared = True
+        trainer.layout_is_confirmed = True
         trainer.evaluate()
-        trainer._layout_is_compared = False
-    monkeypatch.setattr(forest, "layouts_differ", spy)
-    trainer._compare_layouts(trainer.model)
+        trainer.layout_is_confirmed = False
+    monkeypatch.setattr(layout_choice, "layouts_differ", spy)
+    confirm_layout(trainer, trainer.model)
     assert trainer.layout == "forest"
     (float32, types, rewards), _ = seen  # padded, and a forest
     assert (float32, types) == (True, {torch.float32})
@@ -279,7 +279,7 @@ def test_experts_are_compared_in_float32_and_keep_their_weights(
     # and computed in it, not only held: the rewards are those of the float32 model without autocast
     reference = make("qwen3_moe", SIZES | EXPERTS, dtype=dtype).float()
     reference.score.load_state_dict(model.score.state_dict())
-    sequences, _ = trainer.data_collator.sequences_and_rows(trainer.train_dataset.select(range(4)).to_list())
+    sequences, _ = trainer.data_collator.sequences(trainer.train_dataset.select(range(4)).to_list())
     with torch.no_grad():
         by_hand = [type(reference).forward(reference, torch.tensor([ids])).logits.item() for ids in sequences]
     np.testing.assert_allclose(rewards, by_hand, atol=2e-6)

@@ -1,5 +1,6 @@
 """Numbers that are not finite stop a run, name their rows, and reach no checkpoint."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from datasets import Dataset
 
 from plaudit import DataCollatorForPreference, RewardTrainer
 from plaudit.errors import CheckpointError, TrainingError
+from plaudit.training.batch import Batch
 
 CAN_SAVE = {"save_strategy": "steps", "save_steps": 1}
 
@@ -19,10 +21,9 @@ def poison(trainer, text, value=float("inf")):
 
     def poisoned(*args, input_ids, **kwargs):
         outputs = forward(*args, input_ids=input_ids, **kwargs)
-        from plaudit.training.collator import sequences_of
-
-        batch = {"input_ids": input_ids} | kwargs
-        bad = torch.tensor([token in sequence for sequence in sequences_of(batch)])
+        count = len(outputs.logits)
+        batch = Batch({"input_ids": input_ids} | kwargs, *[torch.zeros(count)] * 3)
+        bad = torch.tensor([token in batch.sequence(number) for number in range(count)])
         outputs.logits = torch.where(bad[:, None], torch.full_like(outputs.logits, value), outputs.logits)
         return outputs
 
@@ -95,15 +96,16 @@ def spoilt(make_model, tokenizer):
 
 
 @pytest.mark.parametrize("way", ["forest", "padded", "groups", "accumulated"])
-def test_in_a_forest_too_only_the_rows_that_it_comes_from_are_named(make_trainer, rows, spoilt, way):
+def test_a_number_that_spreads_in_a_forest_is_found_in_its_batch(make_trainer, rows, spoilt, way):
     """In a forest masked positions weigh nothing, and nothing times NaN is NaN: all rows of the batch have it."""
     trainer = make_trainer(**{"train_dataset": rows, "eval_dataset": rows} | spoilt | WAYS[way](rows))
     assert trainer.layout == ("padded" if way == "padded" else "forest")
+    batch = {"padded": [7], "forest": range(4, 8), "groups": range(4, 8), "accumulated": [7]}[way]
     for run in (trainer.train, trainer.evaluate):
         with pytest.raises(TrainingError) as raised:
             run()
-        assert "\n  row 7: 'Is the sky blue? Yes Yes" in str(raised.value)
-        assert str(raised.value).count("\n  row") == 1, raised.value
+        named = [int(each) for each in re.findall(r"\n  row (\d+): ", str(raised.value))]
+        assert named == list(range(4, 8) if run == trainer.evaluate and way == "accumulated" else batch)
 
 
 def test_a_row_of_a_stream_that_several_workers_deal_out_has_no_number(make_trainer, rows):
@@ -111,7 +113,7 @@ def test_a_row_of_a_stream_that_several_workers_deal_out_has_no_number(make_trai
     stream = Dataset.from_list(rows).to_iterable_dataset(num_shards=2)
     trainer = make_trainer(train_dataset=stream, max_steps=9, dataloader_num_workers=2)
     poison(trainer, "!")
-    with pytest.raises(TrainingError, match="\n  row of unknown number: 'Is the sky blue"):
+    with pytest.raises(TrainingError, match="\n  a row of unknown number: 'Is the sky blue"):
         trainer.train()
 
 
@@ -145,7 +147,6 @@ def test_a_gradient_that_is_not_finite_stops_the_run_though_every_reward_is(make
 def test_a_loss_of_ones_own_is_looked_at_too(make_trainer, rows):
     class Own(RewardTrainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            assert "row_number" not in inputs
             return model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits.sum() / 0
 
     with pytest.raises(TrainingError, match="(?s)row 0: .*row 3: "):
@@ -163,8 +164,7 @@ def test_an_evaluation_that_is_not_finite_is_an_error_that_names_the_rows(make_t
     dataset = Dataset.from_list(rows)
     trainer = make_trainer(eval_dataset=dataset.to_iterable_dataset() if streaming else dataset)
     poison(trainer, "!")
-    text = "" if streaming else ": 'Is the sky blue\\? Yes Yes"
-    with pytest.raises(TrainingError, match=f"(?s)eval: .*\n  row 7{text}"):
+    with pytest.raises(TrainingError, match="(?s)eval: .*\n  row 7: 'Is the sky blue\\? Yes Yes"):
         trainer.evaluate()
 
 
@@ -172,10 +172,11 @@ def test_weights_that_are_not_finite_are_not_saved(make_trainer, rows):
     trainer = make_trainer(train_dataset=rows, max_steps=2, **CAN_SAVE)
     trainer.train()
     trainer.save_model()
-    files = {path: path.read_bytes() for path in Path(trainer.args.output_dir).rglob("*") if path.is_file()}
+    output = Path(trainer.args.output_dir)
+    files = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
     with torch.no_grad():
         trainer.model.score.weight[0, 3] = float("nan")
-    for save in (trainer.save_model, lambda: trainer._save_checkpoint(trainer.model, trial=None)):
+    for folder in (None, str(output / "checkpoint-2")):
         with pytest.raises(CheckpointError, match=r"1 of \d+ weights hold .* the first 'score.weight'"):
-            save()
-    assert files == {path: path.read_bytes() for path in Path(trainer.args.output_dir).rglob("*") if path.is_file()}
+            trainer.save_model(folder, _internal_call=folder is not None)
+    assert files == {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
