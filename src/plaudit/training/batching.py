@@ -1,18 +1,43 @@
 """Batches by tokens, or with the rows of one prompt together: the sampler that the Trainer's options ask for."""
 
 from collections.abc import Iterator
+from itertools import islice
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
+from transformers.trainer_pt_utils import BatchRebalanceSampler
 
-from plaudit.forest.batching import BudgetBatchSampler
-from plaudit.forest.planning import BatchPlanner
+from plaudit.forest.sampler import TokenBudgetBatchSampler
 from plaudit.forest.trie import SHARED_TOKENS, TokenForest, common_tokens
 from plaudit.training.config import RewardConfig
 
-__all__ = ["make_sampler", "wants_sampler"]
+__all__ = ["BudgetBatchSampler", "make_sampler", "wants_sampler"]
+
+
+class BudgetBatchSampler(BatchRebalanceSampler):
+    """The batches of one process. The `Trainer` takes its base class for a batch sampler that shards by itself."""
+
+    def __init__(self, plan: TokenBudgetBatchSampler, sizes: NDArray[np.int64], rank: int, world_size: int) -> None:
+        self.plan, self.planner = plan, SimpleNamespace(sizes=sizes)
+        self.rank, self.world_size, self.drop_last = rank, world_size, False
+
+    @property
+    def dearest(self) -> list[int]:
+        """Row indices of the costliest batch of all processes."""
+        return self.plan.largest_batch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch that the next iteration yields."""
+        self.plan.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return islice(self.plan, self.rank, None, self.world_size)
+
+    def __len__(self) -> int:
+        return len(self.plan) // self.world_size
 
 
 def wants_sampler(args: RewardConfig) -> bool:
@@ -40,23 +65,18 @@ def make_sampler(dataset: Dataset, args: RewardConfig, layout: str, budget: int 
         sizes = _sizes(dataset, layout)
         if keys is not None and layout == "forest":
             shared = _shared(dataset, keys)
-    planner = BatchPlanner(
+    processes = max(1, args.world_size)
+    plan = TokenBudgetBatchSampler(
         sizes,
         capacity,
         keys=keys,
         shared=shared,
         seed=args.data_seed if args.data_seed is not None else args.seed,
-        world_size=max(1, args.world_size),
+        num_processes=processes,
         shuffle=args.train_sampling_strategy != "sequential",
         drop_last=args.dataloader_drop_last,
     )
-    return BudgetBatchSampler(
-        planner,
-        rank=args.process_index,
-        epochs=args.num_train_epochs,
-        max_steps=args.max_steps,
-        accumulation=args.gradient_accumulation_steps,
-    )
+    return BudgetBatchSampler(plan, sizes, args.process_index, processes)
 
 
 def _sequences(dataset: Dataset) -> Iterator[list[Any]]:

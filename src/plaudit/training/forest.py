@@ -13,12 +13,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from plaudit.errors import ConfigError
-from plaudit.forest.batching import BudgetBatchSampler
 from plaudit.models.adapters import base_model
 from plaudit.models.equivalence import Unclear, compare_layouts, in_float32, routes_experts
 from plaudit.models.precision import precision_of
 from plaudit.models.steady import rounds_its_inputs
-from plaudit.training.batching import make_sampler, wants_sampler
+from plaudit.training.batching import BudgetBatchSampler, make_sampler, wants_sampler
 from plaudit.training.collator import PreferenceCollator, tokens_of
 from plaudit.training.config import RewardConfig
 from plaudit.training.devices import ManyDevicesTrainer
