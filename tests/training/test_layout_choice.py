@@ -151,7 +151,7 @@ def test_a_model_that_accepts_the_setting_and_never_calls_it_is_found_out(make_t
 
 
 def test_a_model_that_fails_on_a_forest_trains_padded(make_one, caplog, monkeypatch):
-    monkeypatch.setattr("plaudit.forest.attention.why_not", lambda model: None)
+    monkeypatch.setattr("plaudit.forest.attention.unsupported_reason", lambda model: None)
     monkeypatch.setattr(BloomForSequenceClassification, "_can_set_attn_implementation", classmethod(lambda cls: True))
     trainer = make_one(model=make("bloom", OTHERS["bloom"]), max_steps=1)
     assert trainer.layout == "forest"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from plaudit.forest.trie import Chain, chains_of
 
-__all__ = ["Block", "cut_blocks"]
+__all__ = ["Block", "partition_forest"]
 
 # Tokens of small subtrees that make a block together. A block more costs as much as some 30,000 scores that are masked:
 # two subtrees of 128 tokens.
@@ -86,7 +86,7 @@ class Block:
         return self.hidden[dtype]
 
 
-def cut_blocks(
+def partition_forest(
     position_ids: NDArray[np.int64],
     subtree_end: NDArray[np.int64],
     heads: int,

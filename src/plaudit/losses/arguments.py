@@ -2,10 +2,10 @@
 
 import torch
 
-__all__ = ["certainty", "check_shapes"]
+__all__ = ["smooth_label", "check_shapes"]
 
 
-def certainty(label: torch.Tensor | None, label_smoothing: float) -> torch.Tensor | float:
+def smooth_label(label: torch.Tensor | None, label_smoothing: float) -> torch.Tensor | float:
     """Probability that the first is better, seen through annotators who err: `q = (1 - eps) p + eps (1 - p)`.
 
     Args:
