@@ -19,7 +19,14 @@ from plaudit.forest.trie import SHARED_TOKENS, common_tokens
 from plaudit.training.batch import Batch
 from plaudit.training.config import RewardConfig
 
-__all__ = ["make_batch_sampler", "make_eval_loader", "make_train_loader", "prepare_loader", "read_stream"]
+__all__ = [
+    "make_batch_sampler",
+    "make_eval_loader",
+    "make_train_loader",
+    "prepare_loader",
+    "read_stream",
+    "token_costs",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +141,7 @@ def _select_columns(dataset: Dataset, args: RewardConfig) -> Dataset:
 def make_batch_sampler(
     dataset: Dataset, args: RewardConfig, layout: str, budget: int | None = None
 ) -> TokenBudgetBatchSampler:
-    """Plan the batches of all processes and epochs.
+    """Make the sampler of the batches of all processes.
 
     Args:
         dataset: Tokenised rows.
@@ -148,13 +155,13 @@ def make_batch_sampler(
     keys = np.asarray(dataset.with_format("numpy")["prompt_key"][:]) if args.group_by_prompt else None
     shared, capacity = None, budget or args.max_tokens_per_batch
     if capacity is None:
-        sizes, capacity = np.ones(len(dataset), dtype=np.int64), args.train_batch_size
+        costs, capacity = np.ones(len(dataset), dtype=np.int64), args.train_batch_size
     else:
-        sizes = _sizes(dataset, layout)
+        costs = token_costs(dataset, layout)
         if keys is not None and layout == "forest":
             shared = _shared_with_prompt(dataset, keys)
     return TokenBudgetBatchSampler(
-        sizes,
+        costs,
         capacity,
         keys=keys,
         shared=shared,
@@ -162,9 +169,6 @@ def make_batch_sampler(
         num_processes=max(1, args.world_size),
         shuffle=args.train_sampling_strategy != "sequential",
         drop_last=args.dataloader_drop_last,
-        epochs=args.num_train_epochs,
-        max_steps=args.max_steps,
-        accumulation=args.gradient_accumulation_steps,
     )
 
 
@@ -179,8 +183,8 @@ def _log_plan(sampler: TokenBudgetBatchSampler, args: RewardConfig) -> None:
     )  # fmt: skip
 
 
-def _sizes(dataset: Dataset, layout: str) -> NDArray[np.int64]:
-    """Return the tokens that each row takes in a batch [R]."""
+def token_costs(dataset: Dataset, layout: str) -> NDArray[np.int64]:
+    """Return the tokens that each row takes in a batch of a layout [R]."""
     if layout == "forest":
         return np.asarray(dataset.with_format("numpy")["num_tokens"][:], dtype=np.int64)
     # A batch is padded to its longest sequence, whichever rows meet there: none is larger than with the longest of all.

@@ -236,7 +236,7 @@ def _check_finite(trainer: "RewardTrainer") -> None:
         )
 
 
-def _local(parameter: torch.nn.Parameter) -> torch.Tensor:
+def _local(parameter: Any) -> torch.Tensor:
     """Return the part of a parameter that lies on this process, under FSDP2 and ZeRO-3 too."""
     if hasattr(parameter, "to_local"):
         return parameter.detach().to_local()

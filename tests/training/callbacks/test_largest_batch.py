@@ -9,6 +9,7 @@ from transformers import TrainerCallback
 from plaudit import DataCollatorForPreference, RewardTrainer
 from plaudit.errors import ConfigError
 from plaudit.training.callbacks.largest_batch import TryLargestBatch
+from plaudit.training.dataloaders import token_costs
 
 SGD = {"optimizer_cls_and_kwargs": (torch.optim.SGD, {"lr": 0.05}), "max_grad_norm": 0.0}
 REPLIES = [" Yes", " No, it is", " Yes, the sky is blue", " Thank you", " sorry"]
@@ -154,7 +155,7 @@ def test_a_budget_that_does_not_fit_is_refused_with_one_that_does(make_trainer, 
     assert all(parameter.grad is None for parameter in trainer.model.parameters())
     assert torch.equal(torch.get_rng_state(), state)
     fits = int(re.search(r"(\d+) fits", str(error.value)).group(1))
-    assert fits > limit / 2 or fits == trainer.sampler.sizes.max()
+    assert fits > limit / 2 or fits == token_costs(trainer.train_dataset, trainer.layout).max()
     small = make_trainer(max_tokens_per_batch=fits, num_train_epochs=1, **options)
     memory = Memory(small, limit, backward=backward)
     small.layout_is_confirmed = True

@@ -9,7 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from plaudit.errors import ConfigError
 from plaudit.training.batch import Batch
-from plaudit.training.dataloaders import make_batch_sampler
+from plaudit.training.dataloaders import make_batch_sampler, token_costs
 from plaudit.training.distributed import is_sharded
 from plaudit.training.random_state import keep_random_state
 
@@ -20,7 +20,9 @@ __all__ = ["TryLargestBatch", "fitting_budget"]
 
 
 class TryLargestBatch(TrainerCallback):
-    """Runs the costliest batch under `max_tokens_per_batch` forward and backward, and forgets it.
+    """Runs the costliest batch of the first epoch forward and backward, and forgets it, if batches go by tokens.
+
+    Batches are filled to at least 95% of the budget wherever that can be, so one of another epoch costs little more.
 
     A sharded model is left out: each of its passes is an exchange between processes, and one that fails on one process
     would leave the others waiting.
@@ -51,7 +53,9 @@ class TryLargestBatch(TrainerCallback):
         with keep_random_state(), trainer.objective.local_backward():
             trainer.model_wrapped.train()
             expected = self._expected_optimizer_state()
-            fits = fitting_budget(self._run, largest_batch, budget, int(sampler.sizes.max()))
+            fits = fitting_budget(
+                self._run, largest_batch, budget, int(token_costs(trainer.train_dataset, trainer.layout).max())
+            )
         del expected
         least = min(0 if each is None else each for each in gather_object([fits]))
         if least < budget:
