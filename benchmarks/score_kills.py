@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForSequenceC
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from plaudit.cli import cli
-from plaudit.scoring.rows import Worker
+from plaudit.scoring.worker import Worker
 
 WORDS = [f"word{number}" for number in range(60)]
 TEMPLATE = "{% for message in messages %}{{ message['role'] }} {{ message['content'] }} {% endfor %}"

@@ -27,9 +27,9 @@ from plaudit import RewardModel
 from plaudit.cli import cli
 from plaudit.cli.score import _workers
 from plaudit.errors import ConfigError
-from plaudit.scoring import blocks
+from plaudit.scoring import chunk_store as blocks
 from plaudit.scoring.reading import Source
-from plaudit.scoring.rows import Settings, Worker
+from plaudit.scoring.worker import Settings, Worker
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "score_kills.py"
 EVERY_KIND = [

@@ -18,9 +18,9 @@ from plaudit.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from plaudit.scoring.blocks import Run
+    from plaudit.scoring.chunk_store import Run
     from plaudit.scoring.reading import Block, Source
-    from plaudit.scoring.rows import ScoredBlock, Settings
+    from plaudit.scoring.worker import ScoredBlock, Settings
 
 __all__ = ["command"]
 
@@ -75,13 +75,13 @@ def command(source: str, **given: Any) -> None:
     """
     # Here and not above: these imports take seconds, and `plaudit --help` must not wait for them.
     from plaudit.cli.display import console, show_log_messages
-    from plaudit.scoring.blocks import Run, fingerprint_of_model, fingerprint_of_source
+    from plaudit.scoring.chunk_store import Run, fingerprint_of_model, fingerprint_of_source
     from plaudit.scoring.reading import Source
 
     show_log_messages()
     workers = _workers(given["workers"])
     if given["engine"] == "ray":
-        import plaudit.scoring.ray  # noqa: F401  # says what to install before anything is done
+        import plaudit.scoring.ray_executor  # noqa: F401  # says what to install before anything is done
     origin, output = Source(source, given["dataset_config"], given["split"]), Path(given["output"]).expanduser()
     if origin.holds(output):
         raise ConfigError(f"--output: '{output}' lies in INPUT, and would be read as rows. Name a place outside.")
@@ -137,7 +137,7 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
 def _settings(given: dict[str, Any], earlier: dict[str, Any]) -> "Settings":
     import torch
 
-    from plaudit.scoring.rows import Rules, Settings
+    from plaudit.scoring.worker import Rules, Settings
 
     rules = Rules(given["kind"], given["reward_column"], given["best_of"], given["on_error"] == "skip")
     names = ("max_tokens_per_batch", "max_length", "overlong", "dtype", "trust_remote_code")
@@ -155,7 +155,7 @@ def _device(engine: str) -> str:
     from plaudit.models.device import usable_device
 
     if engine == "ray":
-        from plaudit.scoring.ray import connect
+        from plaudit.scoring.ray_executor import connect
 
         return "cuda" if connect() else "cpu"
     return usable_device(None).type
@@ -196,10 +196,10 @@ def _scored(
     progress: "_Progress",
 ) -> "Generator[ScoredBlock]":
     if workers is not None:
-        from plaudit.scoring.ray import score_on_ray
+        from plaudit.scoring.ray_executor import score_on_ray
 
         return score_on_ray(settings, source, size, frozenset(done), workers)
-    from plaudit.scoring.rows import Worker
+    from plaudit.scoring.worker import Worker
 
     worker = Worker(settings, progress.within)  # loaded before the clock runs
     return (worker.score(progress.begin(block)) for block in source.blocks(size, frozenset(done)))

@@ -24,7 +24,7 @@ from plaudit.models.adapters import base_model
 from plaudit.models.device import usable_device
 from plaudit.models.load import load_model, load_tokenizer, most_positions
 from plaudit.models.unsharded import loaded_whole
-from plaudit.scoring.pairing import joined
+from plaudit.scoring.completions import joined
 
 __all__ = ["Ranked", "RewardModel"]
 

@@ -12,7 +12,7 @@ import torch
 from plaudit.data.formats import Sequence, join_responses, remark_on_ids
 from plaudit.data.render import render
 from plaudit.errors import ConfigError, DataError
-from plaudit.scoring.pairing import in_one_form
+from plaudit.scoring.completions import in_one_form
 from plaudit.scoring.reading import Block, Row, Unreadable
 from plaudit.scoring.reward_model import RewardModel
 

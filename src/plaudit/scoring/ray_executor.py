@@ -13,7 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from plaudit.errors import ConfigError, PlauditError
 from plaudit.scoring.reading import Block, Source
-from plaudit.scoring.rows import ScoredBlock, Settings, Worker
+from plaudit.scoring.worker import ScoredBlock, Settings, Worker
 
 try:
     import ray

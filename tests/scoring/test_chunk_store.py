@@ -8,9 +8,9 @@ import pytest
 
 from plaudit.checkpoint.metadata import write_description
 from plaudit.errors import CheckpointError, ConfigError
-from plaudit.scoring.blocks import Run, fingerprint_of_model, fingerprint_of_source
+from plaudit.scoring.chunk_store import Run, fingerprint_of_model, fingerprint_of_source
 from plaudit.scoring.reading import Source
-from plaudit.scoring.rows import ScoredBlock
+from plaudit.scoring.worker import ScoredBlock
 
 
 def block(number, rows=(), rejected=()):
@@ -66,7 +66,7 @@ def hub(monkeypatch):
     """The commits of repositories; one that is not in it cannot be asked for."""
     commits = {}
     ask = SimpleNamespace(repo_info=lambda name, repo_type: SimpleNamespace(sha=commits[repo_type, name]))
-    monkeypatch.setattr("plaudit.scoring.blocks.HfApi", lambda: ask)
+    monkeypatch.setattr("plaudit.scoring.chunk_store.HfApi", lambda: ask)
     return commits
 
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from plaudit.errors import ConfigError, DataError
-from plaudit.scoring.writing import check_output, join_parts, write_part
+from plaudit.scoring.output_formats import check_output, join_parts, write_part
 
 
 def join(folder, blocks, name, schema=None):
