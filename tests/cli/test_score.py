@@ -26,9 +26,9 @@ from transformers import AutoModelForSequenceClassification, GPT2Config, set_see
 from plaudit import RewardModel
 from plaudit.cli import cli
 from plaudit.cli.score import _workers
+from plaudit.data.reader import Source
 from plaudit.errors import ConfigError
 from plaudit.scoring import chunk_store as blocks
-from plaudit.scoring.reading import Source
 from plaudit.scoring.worker import Settings, Worker
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "score_kills.py"
@@ -358,7 +358,7 @@ def test_parquet_is_read_without_holding_a_row_group(tmp_path):
     pq.write_table(pa.table({"text": [draw.bytes(400).hex() for _ in range(40_000)]}), tmp_path / "in.parquet")
     pool = pa.default_memory_pool()
     size, before, most = (tmp_path / "in.parquet").stat().st_size, pool.bytes_allocated(), 0
-    for block in Source(str(tmp_path / "in.parquet")).blocks(512):
+    for block in Source(str(tmp_path / "in.parquet")).chunks(512):
         most = max(most, pool.bytes_allocated() - before)
         assert len(block.rows) in (512, 40_000 % 512)
     assert most < size / 4

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from plaudit.checkpoint.metadata import write_description
+from plaudit.data.reader import Source
 from plaudit.errors import CheckpointError, ConfigError
 from plaudit.scoring.chunk_store import Run, fingerprint_of_model, fingerprint_of_source
-from plaudit.scoring.reading import Source
 from plaudit.scoring.worker import ScoredBlock
 
 
@@ -124,4 +124,4 @@ def test_a_place_may_be_named_by_way_of_the_home_folder(tmp_path, monkeypatch):
     (tmp_path / "in.jsonl").write_text('{"text": "Yes."}\n')
     assert fingerprint_of_source(Source("~/in.jsonl")) == fingerprint_of_source(Source(str(tmp_path / "in.jsonl")))
     assert fingerprint_of_model("~/model") == fingerprint_of_model(str(tmp_path / "model"))
-    assert [each.rows for each in Source("~/in.jsonl").blocks(2)] == [[{"text": "Yes."}]]
+    assert [each.rows for each in Source("~/in.jsonl").chunks(2)] == [[{"text": "Yes."}]]

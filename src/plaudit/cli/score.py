@@ -18,8 +18,9 @@ from plaudit.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from plaudit.data.reader import Chunk as Block
+    from plaudit.data.reader import Source
     from plaudit.scoring.chunk_store import Run
-    from plaudit.scoring.reading import Block, Source
     from plaudit.scoring.worker import ScoredBlock, Settings
 
 __all__ = ["command"]
@@ -75,8 +76,8 @@ def command(source: str, **given: Any) -> None:
     """
     # Here and not above: these imports take seconds, and `plaudit --help` must not wait for them.
     from plaudit.cli.display import console, show_log_messages
+    from plaudit.data.reader import Source
     from plaudit.scoring.chunk_store import Run, fingerprint_of_model, fingerprint_of_source
-    from plaudit.scoring.reading import Source
 
     show_log_messages()
     workers = _workers(given["workers"])
@@ -202,7 +203,7 @@ def _scored(
     from plaudit.scoring.worker import Worker
 
     worker = Worker(settings, progress.within)  # loaded before the clock runs
-    return (worker.score(progress.begin(block)) for block in source.blocks(size, frozenset(done)))
+    return (worker.score(progress.begin(block)) for block in source.chunks(size, frozenset(done)))
 
 
 class _Progress:

@@ -22,9 +22,9 @@ from huggingface_hub import HfApi
 
 from plaudit.checkpoint.atomic import remove_folder
 from plaudit.checkpoint.metadata import read_description
+from plaudit.data.reader import Source
 from plaudit.errors import CheckpointError, ConfigError, DataError
 from plaudit.scoring.output_formats import check_output, join_lines, join_parts, on_disk, write_aside, write_part
-from plaudit.scoring.reading import Source
 from plaudit.scoring.worker import ScoredBlock
 
 __all__ = ["Counts", "Run", "fingerprint_of_model", "fingerprint_of_source"]

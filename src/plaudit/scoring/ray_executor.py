@@ -11,8 +11,9 @@ from typing import Any
 import pyarrow as pa
 from transformers.utils.logging import disable_progress_bar
 
+from plaudit.data.reader import Chunk as Block
+from plaudit.data.reader import Source
 from plaudit.errors import ConfigError, PlauditError
-from plaudit.scoring.reading import Block, Source
 from plaudit.scoring.worker import ScoredBlock, Settings, Worker
 
 try:
@@ -90,7 +91,7 @@ class _Blocks(Datasource):
 
     def _read(self) -> Iterator[pa.Table]:
         try:
-            for block in self._source.blocks(self._size, self._done):
+            for block in self._source.chunks(self._size, self._done):
                 yield _packed(block)
         except PlauditError as error:
             yield _packed(error)

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from plaudit.data.formats import Sequence, join_responses, remark_on_ids
+from plaudit.data.reader import Chunk as Block
+from plaudit.data.reader import Row, Unreadable
 from plaudit.data.render import render
 from plaudit.errors import ConfigError, DataError
 from plaudit.scoring.completions import in_one_form
-from plaudit.scoring.reading import Block, Row, Unreadable
 from plaudit.scoring.reward_model import RewardModel
 
 __all__ = ["KINDS", "Rules", "ScoredBlock", "Settings", "Worker"]

@@ -7,12 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Features, IterableDataset, Value
 
+from plaudit.data.reader import Source
 from plaudit.errors import ConfigError, DataError
-from plaudit.scoring.reading import Source
 
 
 def rows_of(path):
-    return [row for block in Source(str(path)).blocks(2) for row in block.rows]
+    return [row for block in Source(str(path)).chunks(2) for row in block.rows]
 
 
 def written(path, rows):
@@ -30,7 +30,7 @@ def written(path, rows):
 def test_blocks_tell_how_far_the_source_has_been_read(tmp_path, name):
     path = written(tmp_path / name, [{"text": f"{n} " + "yes " * 2000} for n in range(40)])
     for done in ((), (0, 1, 3)):  # what is passed over has been read too
-        blocks = list(Source(str(path)).blocks(4, done))
+        blocks = list(Source(str(path)).chunks(4, done))
         assert [(block.number, block.first) for block in blocks] == [(n, 4 * n) for n in range(10) if n not in done]
         shares = [block.share for block in blocks]
         assert shares == sorted(shares)
@@ -38,7 +38,7 @@ def test_blocks_tell_how_far_the_source_has_been_read(tmp_path, name):
         if name != "in.jsonl.gz":  # of which little is there
             assert len(set(shares)) > 3
     expected = [{"text": f"{n} " + "yes " * 2000} for n in range(12, 16)]
-    assert list(Source(str(path)).blocks(4))[3].rows == expected
+    assert list(Source(str(path)).chunks(4))[3].rows == expected
 
 
 def test_csv_as_spreadsheets_write_it_keeps_its_columns_and_its_cells(tmp_path):
@@ -107,10 +107,10 @@ def test_a_dataset_of_the_hub_is_streamed_with_its_types(monkeypatch):
         rows = [{"text": f"{n}"} for n in range(5)]
         return {"test": IterableDataset.from_generator(lambda: iter(rows), features=features)}
 
-    monkeypatch.setattr("plaudit.scoring.reading.load_source", load)
+    monkeypatch.setattr("plaudit.data.reader.load_source", load)
     source = Source("someone/texts", "main", "test")
     assert source.schema() == pa.schema([("text", pa.large_string())])
-    blocks = list(source.blocks(3, {0}))
+    blocks = list(source.chunks(3, {0}))
     assert [(block.number, block.first, block.rows, block.share) for block in blocks] == [
         (1, 3, [{"text": "3"}, {"text": "4"}], None)
     ]

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from plaudit.data.files import load_source, take_split
 from plaudit.errors import ConfigError, DataError
 
-__all__ = ["Block", "Row", "Source", "Unreadable"]
+__all__ = ["Chunk", "Row", "Source", "Unreadable"]
 
 Row = dict[str, Any]
 _FILES = {".jsonl": "lines", ".ndjson": "lines", ".csv": "csv", ".parquet": "parquet"}
@@ -42,7 +42,7 @@ class Unreadable(NamedTuple):
     content: str
 
 
-class Block(NamedTuple):
+class Chunk(NamedTuple):
     """Consecutive rows of a source.
 
     Attributes:
@@ -89,7 +89,7 @@ class Source:
                 f"{self.path} is a file: it has no --dataset_config and no --split but 'train'; leave them out."
             )
 
-    def blocks(self, size: int, done: Container[int] = ()) -> Iterator[Block]:
+    def chunks(self, size: int, done: Container[int] = ()) -> Iterator[Chunk]:
         """The rows in order, `size` to a block (the last one may have fewer), in constant memory.
 
         Args:
@@ -105,7 +105,7 @@ class Source:
         number = 0
         while piece := self._next(reading.raw, size):
             if number not in done:
-                yield Block(number, number * size, reading.parse(piece), reading.share())
+                yield Chunk(number, number * size, reading.parse(piece), reading.share())
             number += 1
         if not number:
             raise DataError(f"expected rows in {self.path}, but there are none")
