@@ -243,9 +243,9 @@ def test_a_run_first_puts_its_folder_in_order(make_trainer):
     whole = make_trainer(max_steps=4, **options)
     whole.train()
     output = Path(whole.args.output_dir)
-    output.joinpath("checkpoint-4").rename(output / "_replaced-checkpoint-4")  # killed between two renames
-    for half in ("_saving-checkpoint-4", "_saving-model", "_removed-checkpoint-2"):
+    for half in ("checkpoint-5", "_saving-model"):
         shutil.copytree(output / "checkpoint-2", output / half)
+    (output / "checkpoint-5" / "trainer_state.json").unlink()  # killed while it was written
     resumed = make_trainer(max_steps=6, **options)
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.log_history[:2] == whole.state.log_history[:2]
@@ -342,8 +342,6 @@ def test_a_save_that_fails_leaves_the_last_good_one(saved, monkeypatch):
         saved.model.score.weight.zero_()
     with pytest.raises(ZeroDivisionError):
         saved.save_model()
-    with pytest.raises(ZeroDivisionError):
-        saved._save_checkpoint(saved.model, trial=None)  # checkpoint-4 once more
     assert files() == before
 
 

@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from plaudit.checkpoint.atomic import staged_folder
+from plaudit.checkpoint.atomic import recover, staged_folder
 from plaudit.checkpoint.card import write_model_card
 from plaudit.checkpoint.contract import write_contract
 from plaudit.checkpoint.fingerprint import Fingerprint, rewards_as_saved, take_fingerprint
@@ -55,6 +55,7 @@ def merge_adapter(
     adapter, output = str(adapter), Path(output)
     if adapter.startswith("~"):
         adapter = str(Path(adapter).expanduser())
+    recover(output)  # a merge that was killed while it wrote
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"--output: '{output}' holds something already. Name a new folder.")
     said = read_description(adapter)
@@ -75,7 +76,7 @@ def merge_adapter(
         merged = merged.to(getattr(torch, dtype))
     rendering = describe_rendering(tokenizer, before.ids[0], conversational=conversational, max_length=None)
     description = {"rendering": rendering} | said | _describe(merged, before, adapter)
-    with staged_folder(output, keep_others=True, writes=True, barrier=lambda: None) as folder:
+    with staged_folder(output) as folder:
         _write(folder, merged, tokenizer, description, output, adapter)
     return verify_and_record(output, trust_remote_code=trust_remote_code)
 

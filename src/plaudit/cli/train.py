@@ -131,10 +131,10 @@ def _warn_of_idle_options(model: "ModelConfig") -> None:
 
 
 def _resume_from(config: "RewardConfig") -> str | bool | None:
-    from plaudit.checkpoint.integrity import has_checkpoint
+    from plaudit.checkpoint.integrity import last_complete_checkpoint
 
     path = str(config.resume_from_checkpoint or "")  # YAML may say `true`
-    has_some = has_checkpoint(Path(config.output_dir))
+    has_some = last_complete_checkpoint(config.output_dir) is not None
     if path.lower() in ("", "false"):
         if has_some:
             logging.getLogger(__name__).warning(

@@ -12,11 +12,16 @@ from datasets import IterableDataset
 from torch import nn
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_last_checkpoint, sort_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
-from plaudit.checkpoint.atomic import recover, remove_folder, staged_folder
-from plaudit.checkpoint.integrity import check_intact
+from plaudit.checkpoint.atomic import recover, staged_folder
+from plaudit.checkpoint.disk_full import explain_disk_full
+from plaudit.checkpoint.integrity import (
+    check_checkpoint,
+    last_complete_checkpoint,
+    remove_checkpoint,
+    remove_incomplete_checkpoints,
+)
 from plaudit.errors import CheckpointError
 from plaudit.training.devices import ManyDevicesTrainer
 
@@ -41,11 +46,12 @@ class StagedSavingTrainer(ManyDevicesTrainer):
         with self.accelerator.main_process_first():
             if self.is_local_process_zero():  # the first of a node where its disk is its own
                 recover(run_dir)
+                remove_incomplete_checkpoints(run_dir)
         self.accelerator.wait_for_everyone()
         if resume_from_checkpoint is True and run_dir.is_dir():
-            resume_from_checkpoint = get_last_checkpoint(str(run_dir)) or True
+            resume_from_checkpoint = last_complete_checkpoint(run_dir) or True
         if isinstance(resume_from_checkpoint, (str, Path)) and Path(resume_from_checkpoint).is_dir():
-            check_intact(Path(resume_from_checkpoint))
+            check_checkpoint(resume_from_checkpoint)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _init_training_state(
@@ -61,25 +67,19 @@ class StagedSavingTrainer(ManyDevicesTrainer):
         done = math.ceil(saved.epoch) - 1
         return done, round((saved.epoch - done) * whole)
 
-    @contextmanager
-    def _staged(self, final: Path, *, keep_others: bool, together: bool) -> Iterator[Path]:
-        folder = staged_folder(
-            final,
-            keep_others=keep_others,
-            writes=self.args.should_save,
-            barrier=self.accelerator.wait_for_everyone if together else lambda: None,
-            first_of_node=together and self.is_local_process_zero(),
-        )
-        with folder as path, _all_or_none(together and self.args.world_size > 1):
-            yield path
-
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write model, tokenizer, model card and trainer state beside `output_dir`, then put them in place."""
-        final = Path(output_dir or self.args.output_dir)
-        with self._staged(final, keep_others=True, together=self._is_spread) as folder:
-            self._write_model(folder)
-        if _internal_call and output_dir:  # a checkpoint, as a search for hyperparameters writes it
+        if _internal_call and output_dir:  # a checkpoint: its trainer_state.json is written last
+            self._write_model(Path(output_dir))
             return
+        final = Path(output_dir or self.args.output_dir)
+        together = self._is_spread
+        barrier = self.accelerator.wait_for_everyone if together else lambda: None
+        folder = staged_folder(final, writes=self.args.should_save, barrier=barrier)
+        with folder as path, _all_or_none(together and self.args.world_size > 1):
+            self._write_model(path)
+            if self.args.should_save:
+                self.state.save_to_json(str(path / TRAINER_STATE_NAME))
         self._after_save(final, pushing=_internal_call)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
@@ -89,46 +89,22 @@ class StagedSavingTrainer(ManyDevicesTrainer):
 
     def _write_model(self, folder: Path) -> None:
         super().save_model(str(folder), _internal_call=True)
-        if self.args.should_save:
-            self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:  # noqa: ARG002  # the Trainer's signature
-        """The stock checkpoint, written beside its place and renamed when all processes have written theirs."""
-        if self.hp_search_backend is None and trial is None:
-            self.store_flos()
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         run_dir = Path(self._get_output_dir(trial=trial))
-        final = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        best = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
-        if self.state.best_global_step and (best == final or best.is_dir()):
-            self.state.best_model_checkpoint = str(best)
-        self._export_callback_states()
-        with self._staged(final, keep_others=False, together=True) as folder:
-            self._write_model(folder)
-            if not self.args.save_only_model:
-                self._save_optimizer_and_scheduler(str(folder))
-                self._save_scaler(str(folder))
-                self._save_rng_state(str(folder))
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(final))
+        checkpoint = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self.args.should_save:
-            self._rotate(run_dir)
-
-    def _rotate(self, run_dir: Path) -> None:
-        """What `transformers.trainer_utils.rotate_checkpoints` does, but a kill leaves none of them half-deleted."""
-        limit = self.args.save_total_limit or 0
-        found = sort_checkpoints(str(run_dir), use_mtime=True)
-        best = self.state.best_model_checkpoint
-        kept = {found[-1], *([str(Path(best))] if best else [])}
-        surplus = len(found) - max(limit, len(kept)) if limit > 0 else 0
-        for checkpoint in [each for each in found if each not in kept][: max(0, surplus)]:
-            remove_folder(Path(checkpoint))
+            remove_checkpoint(checkpoint)  # of an earlier run: its marker would cover a mixture
+        self.accelerator.wait_for_everyone()
+        try:
+            with explain_disk_full(checkpoint), _all_or_none(self.args.world_size > 1):
+                super()._save_checkpoint(model, trial)
+        except CheckpointError:
+            if self.args.should_save:
+                remove_incomplete_checkpoints(run_dir)
+            raise
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        best = self.state.best_model_checkpoint
-        if self.args.should_save and best is not None and self.args.save_total_limit == 1:
-            for checkpoint in sort_checkpoints(self._get_output_dir(args[0])):  # the Trainer does it file by file
-                if not Path(checkpoint).samefile(best):
-                    remove_folder(Path(checkpoint))
         self._count_earlier_losses()
         return super()._finalize_training(*args, **kwargs)
 
@@ -155,15 +131,6 @@ class StagedSavingTrainer(ManyDevicesTrainer):
         # report other figures than one that was not stopped.
         self.control.should_log |= self.control.should_save
         super()._maybe_log_save_evaluate(*args, **kwargs)
-
-    def _export_callback_states(self) -> None:
-        for callback in [*self.callback_handler.callbacks, self.control]:
-            if isinstance(callback, ExportableState):
-                name, states = type(callback).__name__, self.state.stateful_callbacks
-                if isinstance(states.get(name), list):
-                    states[name].append(callback.state())
-                else:
-                    states[name] = callback.state()
 
 
 @contextmanager
