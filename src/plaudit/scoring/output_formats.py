@@ -1,4 +1,4 @@
-"""Where rows go: written in parts, each whole on the disk, and joined in the end. The same rows make the same bytes."""
+"""The formats of output files: rows are written in chunks and joined at the end. The same rows make the same bytes."""
 
 import csv
 import gzip
@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -16,127 +15,104 @@ import pyarrow.parquet as pq
 
 from plaudit.errors import ConfigError, DataError
 
-__all__ = ["check_output", "join_lines", "join_parts", "on_disk", "write_aside", "write_lines", "write_part"]
+__all__ = ["check_output", "join_chunks", "join_files", "write_chunk", "write_rejected"]
 
 Row = dict[str, Any]
 
-_OUTPUTS = (".jsonl", ".jsonl.gz", ".csv", ".parquet")
-_PARTS_PER_GROUP = 16  # Parquet: parts that make a row group of the whole
+_SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".parquet")
+_CHUNKS_PER_ROW_GROUP = 16  # of Parquet
 
 
 def check_output(path: Path) -> None:
-    """Raise unless rows can be written under this name.
+    """Raise unless rows can be written to a file of this name.
 
     Raises:
-        ConfigError: Its suffix is none that is known, it is a folder, or nothing can be written beside it.
+        ConfigError: The suffix is unknown, the name is that of a folder, or nothing can be written beside it.
     """
-    if not path.name.lower().endswith(_OUTPUTS):
-        raise ConfigError(f"--output: expected a name that ends in {', '.join(_OUTPUTS)}, got '{path.name}'.")
+    folder = path.absolute().parent
+    if not path.name.lower().endswith(_SUFFIXES):
+        raise ConfigError(f"--output: expected a name that ends in {', '.join(_SUFFIXES)}, got '{path.name}'.")
     if path.is_dir():
         raise ConfigError(f"--output: '{path}' is a folder. Name a file.")
-    if not path.absolute().parent.is_dir():
-        raise ConfigError(f"--output: there is no folder '{path.absolute().parent}'. Make it first.")
-    if not os.access(path.absolute().parent, os.W_OK):
-        raise ConfigError(f"--output: nobody lets you write to '{path.absolute().parent}'. Name another folder.")
+    if not folder.is_dir():
+        raise ConfigError(f"--output: there is no folder '{folder}'. Make it first.")
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"--output: the folder '{folder}' is not writable. Name another one.")
 
 
-def write_lines(rows: Iterable[Row], path: Path) -> None:
-    """Write rows as JSON lines.
-
-    Raises:
-        DataError: A value has no form in JSON.
-    """
-    with on_disk(path) as file:
-        file.writelines(_as_line(row) for row in rows)
-
-
-def write_aside(rows: Iterable[Row], path: Path) -> None:
-    """Write rows as JSON lines for a person to look at: what has no form in JSON is shown as Python shows it."""
-    with on_disk(path) as file:
-        file.writelines(_as_line(row, _as_shown) for row in rows)
-
-
-def write_part(rows: list[Row], path: Path, output: Path, schema: pa.Schema | None) -> None:
-    """Write rows so that `join_parts` can make them a part of `output`.
+def write_chunk(rows: list[Row], file: BinaryIO, output: Path, schema: pa.Schema | None) -> None:
+    """Write the rows of a chunk so that `join_chunks` can make them a part of the output.
 
     Args:
-        rows: One or more.
-        path: Where.
-        output: What will be made of it; the suffix decides.
-        schema: The types of those columns that have known ones.
+        rows: One or more rows.
+        file: Where they are written.
+        output: The output, whose suffix decides the format.
+        schema: The types of the source's columns, if the source has types.
 
     Raises:
-        DataError: They have no form in that format.
+        DataError: A value cannot be written in that format.
     """
     if not _is_parquet(output):
-        write_lines(rows, path)
+        file.writelines(_as_line(row, _as_json) for row in rows)
         return
     types = {field.name: field.type for field in schema or ()}
     try:
         arrays = {name: pa.array([row.get(name) for row in rows], types.get(name)) for name in _columns_of(rows)}
-        with on_disk(path) as file:
-            pq.write_table(pa.table(arrays), file)
+        pq.write_table(pa.table(arrays), file)
     except (pa.ArrowException, UnicodeEncodeError, OverflowError) as error:
         raise DataError(f"the rows have no form in Parquet ({error}); write .jsonl, which holds anything") from error
 
 
-def join_lines(parts: Iterable[Path], path: Path) -> None:
-    """Put files of lines one after the other."""
-    with on_disk(path) as file:
-        _copy(parts, file)
+def write_rejected(rows: Iterable[Row], file: BinaryIO) -> None:
+    """Write rows as JSON lines for a person to read: a value that JSON does not have is written as its `repr`."""
+    file.writelines(_as_line(row, _as_shown) for row in rows)
 
 
-def join_parts(parts: list[Path], path: Path, output: Path) -> None:
-    """Make one file of parts, in their order, in constant memory.
-
-    Args:
-        parts: What `write_part` wrote; one or more.
-        path: Where to write.
-        output: What it will be called; the suffix decides.
-
-    Raises:
-        DataError: The parts do not go together in that format.
-    """
-    name = output.name.lower()
-    with on_disk(path) as file:
-        if _is_parquet(output):
-            _join_parquet(parts, file)
-        elif name.endswith(".csv"):
-            _join_csv(parts, file)
-        elif name.endswith(".gz"):
-            with gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as packed:
-                _copy(parts, packed)
-        else:
-            _copy(parts, file)
-
-
-@contextmanager
-def on_disk(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that the disk holds when it is closed: a renamed one may else be empty after a power cut."""
-    with open(path, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _copy(parts: Iterable[Path], file: Any) -> None:
+def join_files(parts: Iterable[Path], file: Any) -> None:
+    """Write the content of files one after the other."""
     for part in parts:
         with open(part, "rb") as source:
             shutil.copyfileobj(source, file)
 
 
+def join_chunks(parts: list[Path], file: BinaryIO, output: Path) -> None:
+    """Join chunks into the output, in their order, in constant memory.
+
+    Args:
+        parts: The files of one or more chunks that `write_chunk` wrote.
+        file: Where the output is written.
+        output: The output, whose suffix decides the format.
+
+    Raises:
+        DataError: The types of the chunks' columns have no common type in that format.
+    """
+    name = output.name.lower()
+    if _is_parquet(output):
+        _join_parquet(parts, file)
+    elif name.endswith(".csv"):
+        _join_csv(parts, file)
+    elif name.endswith(".gz"):
+        with gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as compressed:
+            join_files(parts, compressed)
+    else:
+        join_files(parts, file)
+
+
 def _join_csv(parts: list[Path], file: BinaryIO) -> None:
     columns = _columns_of(row for part in parts for row in _lines_of(part))
     text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")
-    table = csv.DictWriter(_Lines(text), columns)
+    table = csv.DictWriter(_WithoutCarriageReturns(text), columns)
     table.writeheader()
     for part in parts:
         table.writerows({name: _as_cell(value) for name, value in row.items()} for row in _lines_of(part))
     text.detach()
 
 
-class _Lines(NamedTuple):
-    """Where a CSV writer writes, whose lines must end with a carriage return: else it quotes no cell that has one."""
+class _WithoutCarriageReturns(NamedTuple):
+    """A text file whose lines end with a line feed alone.
+
+    The CSV writer must end them with a carriage return too, or it quotes no cell that has one.
+    """
 
     file: io.TextIOBase
 
@@ -148,17 +124,17 @@ def _join_parquet(parts: list[Path], file: BinaryIO) -> None:
     try:
         schema = pa.unify_schemas([pq.read_schema(part) for part in parts], promote_options="permissive")
         with pq.ParquetWriter(file, schema) as table:
-            for start in range(0, len(parts), _PARTS_PER_GROUP):
-                group = [_cast(pq.ParquetFile(part).read(), schema) for part in parts[start : start + _PARTS_PER_GROUP]]
-                table.write_table(pa.concat_tables(group))
+            for start in range(0, len(parts), _CHUNKS_PER_ROW_GROUP):
+                group = parts[start : start + _CHUNKS_PER_ROW_GROUP]
+                table.write_table(pa.concat_tables(_cast(pq.ParquetFile(part).read(), schema) for part in group))
     except (pa.ArrowException, OverflowError) as error:
         raise DataError(
-            f"rows far apart have columns of types with no common form in Parquet ({error}); write .jsonl"
+            f"a column has types in different chunks that have no common form in Parquet ({error}); write .jsonl"
         ) from error
 
 
 def _cast(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    # By way of Python, which fills in fields that only other rows have, at any depth.
+    # Through Python, which fills in the fields that only other rows have, at any depth.
     return table if table.schema == schema else pa.Table.from_pylist(table.to_pylist(), schema=schema)
 
 
@@ -179,12 +155,11 @@ def _as_cell(value: Any) -> Any:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value
 
 
-def _as_line(row: Row, otherwise: Callable[[Any], str] | None = None) -> bytes:
-    otherwise = otherwise or _as_json
+def _as_line(row: Row, default: Callable[[Any], str]) -> bytes:
     try:
-        return (json.dumps(row, ensure_ascii=False, default=otherwise) + "\n").encode()
-    except UnicodeEncodeError:  # half a surrogate pair, which JSON can say and UTF-8 cannot
-        return (json.dumps(row, default=otherwise) + "\n").encode()
+        return (json.dumps(row, ensure_ascii=False, default=default) + "\n").encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can escape and UTF-8 cannot encode
+        return (json.dumps(row, default=default) + "\n").encode()
 
 
 def _as_shown(value: Any) -> str:

@@ -1,8 +1,8 @@
-"""Scoring on a Ray cluster: one task reads, a pool of workers scores, and blocks come back as they are ready."""
+"""Scoring on a Ray cluster: one task reads the source, a pool of workers scores its chunks in any order."""
 
 import logging
 import pickle
-from collections.abc import Container, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +11,9 @@ from typing import Any
 import pyarrow as pa
 from transformers.utils.logging import disable_progress_bar
 
-from plaudit.data.reader import Chunk as Block
-from plaudit.data.reader import Source
+from plaudit.data.reader import Chunk, Source
 from plaudit.errors import ConfigError, PlauditError
-from plaudit.scoring.worker import ScoredBlock, Settings, Worker
+from plaudit.scoring.worker import ScoredChunk, ScoringConfig, Worker
 
 try:
     import ray
@@ -24,108 +23,119 @@ try:
 except ImportError as error:
     raise ConfigError(f"--engine ray needs Ray Data ({error}). Install it: pip install 'plaudit[ray]'") from error
 
-__all__ = ["connect", "score_on_ray"]
+__all__ = ["RayExecutor"]
 
 
-def connect() -> bool:
-    """Join the cluster that RAY_ADDRESS or this machine names, else start one here; whether it has GPUs."""
-    if not ray.is_initialized():
-        ray.init(logging_level=logging.WARNING)
-    logging.getLogger("ray.data").setLevel(logging.WARNING)  # its plans go there, and a remark on bars that are off
-    return ray.cluster_resources().get("GPU", 0) > 0
-
-
-def score_on_ray(
-    settings: Settings, source: Source, size: int, done: Container[int], workers: tuple[int, int | None]
-) -> Generator[ScoredBlock]:
-    """Score the blocks of a source that are not done, in whatever order they get ready.
+class RayExecutor:
+    """Score chunks in the workers of a Ray cluster: that of RAY_ADDRESS or of this machine, else a new one here.
 
     Args:
-        settings: What all workers score with.
-        source: Read once, on this machine.
-        size: Rows of a block.
-        done: Numbers of blocks to pass over.
-        workers: The least and the most of them; `None` for as many as there is room for.
-
-    Raises:
-        PlauditError: What a worker raises.
+        min_workers: Number of workers at the start.
+        max_workers: Greatest number of workers; `None` for as many as the cluster has room for.
     """
-    connect()
-    # Its processes run in folders of their own.
-    settings, source = replace(settings, model=_absolute(settings.model)), replace(source, path=_absolute(source.path))
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.target_max_block_size = 1  # a block of ours is a row there, and goes to a worker by itself
-    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-    blocks = ray.data.read_datasource(
-        _Blocks(source, size, done), override_num_blocks=1, num_cpus=0, label_selector=here
-    )
-    on_gpu = settings.device.startswith("cuda")
-    scored = blocks.map_batches(
-        _RayWorker, fn_constructor_args=(settings,), batch_size=1, batch_format="numpy",
-        compute=ActorPoolStrategy(min_size=workers[0], max_size=workers[1]),
-        num_cpus=None if on_gpu else settings.threads, num_gpus=1 if on_gpu else None,
-    )  # fmt: skip
-    with closing(iter(scored.iter_rows())) as rows:  # what is left of a run must not outlive an error
-        for row in rows:
-            outcome = pickle.loads(row["packed"])
-            if isinstance(outcome, PlauditError):
-                raise outcome
-            yield outcome
+
+    def __init__(self, min_workers: int = 1, max_workers: int | None = None) -> None:
+        self.min_workers, self.max_workers = min_workers, max_workers
+
+    def default_device(self) -> str:
+        """Return "cuda" if the cluster has GPUs, else "cpu"."""
+        _connect()
+        return "cuda" if ray.cluster_resources().get("GPU", 0) > 0 else "cpu"
+
+    def score(
+        self,
+        config: ScoringConfig,
+        source: Source,
+        done: frozenset[int],
+        on_batch: Callable[[Chunk, float], object],  # noqa: ARG002  # batches run in other processes
+    ) -> Generator[ScoredChunk]:
+        """Return the scored chunks of a source, which is read on this machine, in the order in which they get ready.
+
+        Raises:
+            PlauditError: As raised in a worker.
+        """
+        _connect()
+        # Ray's processes run in folders of their own.
+        config, source = replace(config, model=_absolute(config.model)), replace(source, path=_absolute(source.path))
+        context = DataContext.get_current()
+        context.enable_progress_bars = False
+        context.target_max_block_size = 1  # then each chunk, which is a row there, goes to a worker by itself
+        here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+        chunks = ray.data.read_datasource(
+            _ChunkSource(source, config.chunk_rows, done), override_num_blocks=1, num_cpus=0, label_selector=here
+        )
+        on_gpu = str(config.device).startswith("cuda")
+        scored = chunks.map_batches(
+            _RayWorker, fn_constructor_args=(config,), batch_size=1, batch_format="numpy",
+            compute=ActorPoolStrategy(min_size=self.min_workers, max_size=self.max_workers),
+            num_cpus=None if on_gpu else config.threads, num_gpus=1 if on_gpu else None,
+        )  # fmt: skip
+        with closing(iter(scored.iter_rows())) as rows:  # or the rest of the run would outlive an error
+            for row in rows:
+                result = pickle.loads(row["pickled"])
+                if isinstance(result, PlauditError):
+                    raise result
+                yield result
 
 
-class _Blocks(Datasource):
-    """The blocks of a source, each packed into one value: Arrow would give its rows other types."""
+class _ChunkSource(Datasource):
+    """The chunks of a source, each pickled into one value: Arrow would give its rows other types."""
 
-    def __init__(self, source: Source, size: int, done: Container[int]) -> None:
+    def __init__(self, source: Source, chunk_rows: int, done: frozenset[int]) -> None:
         super().__init__()
-        self._source, self._size, self._done = source, size, done
+        self._source, self._chunk_rows, self._done = source, chunk_rows, done
 
     def estimate_inmemory_data_size(self) -> int | None:
-        """Nobody knows."""
+        """Return `None`, since the size is unknown."""
         return None
 
-    def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:  # noqa: ARG002  # one reads
-        """One task, which reads on as its blocks are taken."""
+    def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:  # noqa: ARG002  # one task reads
+        """Return one task, which reads on as its chunks are taken."""
         return [ReadTask(self._read, BlockMetadata(None, None, None, None))]
 
     def _read(self) -> Iterator[pa.Table]:
         try:
-            for block in self._source.chunks(self._size, self._done):
-                yield _packed(block)
+            for chunk in self._source.chunks(self._chunk_rows, self._done):
+                yield _pickled(chunk)
         except PlauditError as error:
-            yield _packed(error)
+            yield _pickled(error)
 
 
 class _RayWorker:
-    """A `Worker` in a process of its own. Errors of ours travel as values: Ray would bury them in tracebacks."""
+    """A `Worker` in a process of its own. It returns Plaudit's errors, which Ray would wrap in tracebacks if raised."""
 
-    def __init__(self, settings: Settings) -> None:
-        disable_progress_bar()  # transformers': it would come out on the driver's terminal
+    def __init__(self, config: ScoringConfig) -> None:
+        disable_progress_bar()  # transformers' bar would appear on the driver's terminal
         self._worker: Worker | PlauditError
         try:
-            self._worker = Worker(settings)
+            self._worker = Worker(config)
         except PlauditError as error:
             self._worker = error
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Score the one block of a batch."""
-        outcome: Block | ScoredBlock | PlauditError = pickle.loads(batch["packed"][0])
+        """Score the one chunk of a batch."""
+        result: Chunk | ScoredChunk | PlauditError = pickle.loads(batch["pickled"][0])
         if isinstance(self._worker, PlauditError):
-            outcome = self._worker
-        elif isinstance(outcome, Block):
+            result = self._worker
+        elif isinstance(result, Chunk):
             try:
-                outcome = self._worker.score(outcome)
+                result = self._worker.score(result)
             except PlauditError as error:
-                outcome = error
-        return {"packed": [pickle.dumps(outcome)]}
+                result = error
+        return {"pickled": [pickle.dumps(result)]}
+
+
+def _connect() -> None:
+    if not ray.is_initialized():
+        ray.init(logging_level=logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # it logs its plans
 
 
 def _absolute(path: str) -> str:
-    """Of a hub id, itself."""
+    """Return the absolute path of a file or folder, and a hub id as it is."""
     local = Path(path).expanduser()
     return str(local.absolute()) if local.exists() else path
 
 
-def _packed(value: Block | PlauditError) -> pa.Table:
-    return pa.table({"packed": pa.array([pickle.dumps(value)], pa.large_binary())})
+def _pickled(value: Chunk | PlauditError) -> pa.Table:
+    return pa.table({"pickled": pa.array([pickle.dumps(value)], pa.large_binary())})

@@ -24,7 +24,7 @@ from plaudit.models.adapters import base_model
 from plaudit.models.device import usable_device
 from plaudit.models.load import load_model, load_tokenizer, most_positions
 from plaudit.models.unsharded import loaded_whole
-from plaudit.scoring.completions import joined
+from plaudit.scoring.completions import join_completions
 
 __all__ = ["Ranked", "RewardModel"]
 
@@ -242,7 +242,7 @@ class RewardModel:
     ) -> Iterator[NDArray[np.float32]]:
         mean, std = self.normalization() if normalize else (0.0, 1.0)
         total = len(sequences) if isinstance(sequences, Sized) else None
-        whole = joined(sequences, completions)
+        whole = join_completions(sequences, completions)
         options = None if options is None else iter(options)
         called = (f"row {number}" for number in count()) if names is None else iter(names)
         before, done = self.cut, 0
