@@ -4,7 +4,7 @@ import json
 import pytest
 from datasets import Dataset, DatasetDict, IterableDatasetDict
 
-from plaudit.data.files import load_source
+from plaudit.data.loading import load_source
 from plaudit.errors import ConfigError, DataError
 
 ROWS = [{"prompt": f"p{i}", "chosen": f"good {i}", "rejected": "None" if i else 'bad, "so"\nto say'} for i in range(6)]
