@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from plaudit.data.sources import ScriptArguments
+    from plaudit.data.script_arguments import ScriptArguments
     from plaudit.evaluation.evaluate import evaluate
     from plaudit.models.adapters import get_peft_config
     from plaudit.models.model_config import ModelConfig
@@ -32,7 +32,7 @@ _HOMES = {
     "RewardFunction": "plaudit.scoring.reward_function",
     "RewardModel": "plaudit.scoring.reward_model",
     "RewardTrainer": "plaudit.training.trainer",
-    "ScriptArguments": "plaudit.data.sources",
+    "ScriptArguments": "plaudit.data.script_arguments",
 }
 
 __all__ = [

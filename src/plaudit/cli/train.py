@@ -33,7 +33,7 @@ def command(options: tuple[str, ...]) -> None:
     from transformers import PrinterCallback
 
     from plaudit.cli.display import LiveProgress, console, show_log_messages
-    from plaudit.data.sources import load_splits
+    from plaudit.data.script_arguments import load_splits
     from plaudit.models.adapters import get_peft_config
     from plaudit.models.quantization import get_quantization_config
     from plaudit.training.setup import quiet_all_but_the_first
@@ -93,7 +93,7 @@ def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
 
 def _parse(options: tuple[str, ...]) -> "tuple[Any, RewardConfig, ModelConfig]":
     from plaudit.cli.options import OptionParser
-    from plaudit.data.sources import ScriptArguments
+    from plaudit.data.script_arguments import ScriptArguments
     from plaudit.models.model_config import ModelConfig
     from plaudit.training.config import RewardConfig
 

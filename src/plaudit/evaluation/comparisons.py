@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plaudit.data.comparisons import comparisons_of_ranking, ties_of_ranking
-from plaudit.data.formats import Preference, Ranking, Sequence, parse_row
+from plaudit.data.formats import ParsedRow, TextOrChat, parse_row
 from plaudit.data.prompts import prompt_key, prompt_of
+from plaudit.data.rankings import comparisons_of_ranking, ties_of_ranking
 from plaudit.errors import DataError
 
 __all__ = ["Comparisons", "compare", "length_of"]
@@ -36,7 +36,7 @@ class Comparisons:
         identical: How many pairs of equal responses each row has, left out too, shape [R].
     """
 
-    sequences: list[Sequence]
+    sequences: list[TextOrChat]
     options: list[dict[str, Any]]
     names: list[str]
     owners: NDArray[np.int64]
@@ -64,19 +64,19 @@ def compare(rows: Iterable[Any]) -> Comparisons:
         DataError: A row is malformed, and named; or no row has a comparison that counts.
     """
     numbers: list[tuple[int, int, float, int, float]] = []  # of each comparison, in the order of the fields
-    sequences: list[Sequence] = []
+    sequences: list[TextOrChat] = []
     options, names, owners, counted, prompts, subsets = [], [], [], [], [], []
     for index, row in enumerate(rows):
         if not isinstance(row, Mapping):
             raise DataError(f"row {index}: expected a dict with 'chosen' and 'rejected', got {row!r:.80}")
         parsed = parse_row(dict(row), index)
-        whole, columns, verdicts, ties = _verdicts(parsed)
+        whole, (verdicts, ties) = parsed.sequences, _verdicts(parsed)
         share = parsed.weight / max(1, len(verdicts))
         start = len(sequences)
         numbers += [(start + one, start + two, label, index, share) for one, two, label in verdicts]
         counted.append((ties, math.comb(len(whole), 2) - ties - len(verdicts)))
         sequences += whole
-        names += [f"row {index}, column '{column}'" for column in columns]
+        names += [f"row {index}, column '{column}'" for column in parsed.columns]
         options += [parsed.template_options] * len(whole)
         owners += [index] * len(whole)
         prompts.append(prompt_key(prompt_of(row)))
@@ -93,26 +93,19 @@ def compare(rows: Iterable[Any]) -> Comparisons:
     )  # fmt: skip
 
 
-def length_of(sequence: Sequence) -> int:
+def length_of(sequence: TextOrChat) -> int:
     """The characters of a text, or of what all messages of a conversation say."""
     if isinstance(sequence, str):
         return len(sequence)
     return sum(_characters(message["content"]) for message in sequence)
 
 
-def _verdicts(row: Preference | Ranking) -> tuple[list[Sequence], list[str], list[tuple[int, int, float]], int]:
-    """The responses of a row, their columns, its comparisons (better, worse, label), and how many ties it has."""
-    if isinstance(row, Ranking):
-        columns = [f"completions[{place}]" for place in range(len(row.sequences))]
-        decided = [(one, two, 1.0) for one, two in comparisons_of_ranking(row.sequences, row.ranks)]
-        return row.sequences, columns, decided, len(ties_of_ranking(row.sequences, row.ranks))
-    whole, columns = [row.chosen, row.rejected], ["chosen", "rejected"]
-    if row.chosen == row.rejected:
-        return whole, columns, [], 0
-    if row.tie:
-        return whole, columns, [], 1
+def _verdicts(row: ParsedRow) -> tuple[list[tuple[int, int, float]], int]:
+    """The comparisons of a row (better, worse, label), and how many ties it has."""
     label = 1.0 if row.label is None else row.label
-    return whole, columns, [(0, 1, label) if label >= 0.5 else (1, 0, 1 - label)], 0
+    decided = comparisons_of_ranking(row.sequences, row.ranks)
+    verdicts = [(one, two, label) if label >= 0.5 else (two, one, 1 - label) for one, two in decided]
+    return verdicts, len(ties_of_ranking(row.sequences, row.ranks))
 
 
 def _characters(content: Any) -> int:

@@ -3,13 +3,13 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from plaudit.data.formats import Sequence
+from plaudit.data.formats import TextOrChat
 from plaudit.errors import DataError
 
 __all__ = ["align_forms", "join_completions"]
 
 
-def join_completions(sequences: Iterable[Any], completions: Iterable[Any] | None) -> Iterator[Sequence]:
+def join_completions(sequences: Iterable[Any], completions: Iterable[Any] | None) -> Iterator[TextOrChat]:
     """Yield the sequences themselves, or each prompt joined with its completion, reading as they are asked for.
 
     Args:
@@ -59,7 +59,7 @@ def _check_not_single(sequences: Any, completions: Any) -> None:
         raise DataError(f"expected a list of completions, got a single one: {completions!r:.80}. Wrap it in a list.")
 
 
-def _joined_pairs(prompts: Iterable[Any], completions: Iterable[Any]) -> Iterator[Sequence]:
+def _joined_pairs(prompts: Iterable[Any], completions: Iterable[Any]) -> Iterator[TextOrChat]:
     pairs, number = zip(prompts, completions, strict=True), 0
     while True:
         try:
@@ -74,7 +74,7 @@ def _joined_pairs(prompts: Iterable[Any], completions: Iterable[Any]) -> Iterato
         number += 1
 
 
-def _join(prompt: Any, completion: Any, number: int) -> Sequence:
+def _join(prompt: Any, completion: Any, number: int) -> TextOrChat:
     for name, part in (("prompt", prompt), ("completion", completion)):
         if not isinstance(part, (str, list)):
             raise DataError(f"row {number}: expected the {name} to be a string or a list of messages, got {part!r:.80}")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from plaudit.data.formats import Sequence, join_responses, remark_on_ids
+from plaudit.data.formats import TextOrChat, hint_about_token_ids, join_responses
 from plaudit.data.reader import Row, Unreadable
 from plaudit.errors import ConfigError, DataError
 from plaudit.scoring.completions import align_forms
@@ -60,7 +60,7 @@ class ScorableRow:
     number: int
     row: Row
     kind: str
-    sequences: list[Sequence]
+    sequences: list[TextOrChat]
     names: list[str]
     template_options: dict[str, Any]
 
@@ -121,7 +121,7 @@ def _kind_of(row: Row, number: int, columns: RewardColumns) -> str:
         filled = sorted(name for name, value in row.items() if value is not None)
         raise DataError(
             f"row {number}: expected {expected}; the row has values in {', '.join(map(repr, filled))}. "
-            f"{remark_on_ids(row)}".strip()
+            f"{hint_about_token_ids(row)}".strip()
         )
     if columns.best_of and kinds != ["group"]:
         raise DataError(f"row {number}: --best_of expected a group ('completions'), got a row of kind {kinds[0]}")

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from plaudit.checkpoint.metadata import hash_of_template, read_description, trained_in
-from plaudit.data.formats import Sequence, read_sequence
+from plaudit.data.formats import TextOrChat, read_sequence
 from plaudit.data.render import render
 from plaudit.engine import ScoringEngine
 from plaudit.errors import ConfigError, DataError
@@ -260,7 +260,10 @@ class RewardModel:
             )  # fmt: skip
 
     def token_ids(
-        self, sequences: list[Sequence], options: list[dict[str, Any]] | None = None, names: list[str] | None = None
+        self,
+        sequences: list[TextOrChat],
+        options: list[dict[str, Any]] | None = None,
+        names: list[str] | None = None,
     ) -> list[list[int]]:
         """What `engine.score` takes of N whole texts or conversations: rendered, and cut where too long.
 
@@ -280,7 +283,7 @@ class RewardModel:
         return [self._fitted(each, name) for each, name in zip(ids, names, strict=True)]
 
     def _look_at_forms(
-        self, sequences: list[Sequence], ids: list[list[int]], names: list[str], trained_on: str
+        self, sequences: list[TextOrChat], ids: list[list[int]], names: list[str], trained_on: str
     ) -> None:
         special = set(self.tokenizer.all_special_ids)
         for sequence, own, name in zip(sequences, ids, names, strict=True):

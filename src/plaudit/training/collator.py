@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers.data.data_collator import DataCollatorMixin
 
-from plaudit.data.comparisons import comparisons_of_ranking, ties_of_ranking
+from plaudit.data.rankings import comparisons_of_ranking, ties_of_ranking
 from plaudit.errors import DataError
 from plaudit.forest.trie import TokenForest
 from plaudit.models.inputs import forest_inputs, padded_inputs

@@ -10,7 +10,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from plaudit.data.render import choose_pad_token, set_chat_template, set_eos_token
+from plaudit.data.special_tokens import choose_pad_token, set_chat_template, set_eos_token
 from plaudit.errors import ConfigError, DataError, ModelError
 from plaudit.models.adapters import add_adapter, base_model, check_head_is_trained
 from plaudit.models.classifier_conversion import is_language_model, to_sequence_classifier

@@ -117,7 +117,6 @@ class RewardTrainer(ForestTrainer, GuardedTrainer, RowwiseEvaluationTrainer, Des
             args.overlong,
             args.overlong_max_fraction,
             embedding_rows(model),
-            args.group_by_prompt,
             ties=args.loss_type == "ties",
         )
         self.conversational = is_conversational(train_dataset, tokenizer)

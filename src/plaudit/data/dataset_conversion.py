@@ -8,9 +8,8 @@ import operator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from plaudit.data import converters
-from plaudit.data.caching import source_hash
-from plaudit.data.converters import CONVERTERS, Row
+from plaudit.data.published_layouts import CONVERTERS, Row
+from plaudit.data.source_hash import source_hash
 from plaudit.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def _convert_split(dataset: Any, name: str, keep_ties: bool, split: str) -> Any:
     if not columns or not (streaming or dataset.num_rows):
         raise DataError(f"{split}: expected rows in the {name!r} format, but there are none")
     dropped = [column for column in columns if column not in _KEPT_COLUMNS]
-    converted = dataset.map(_RowConverter(name, source_hash(converters)), with_indices=True, remove_columns=dropped)
+    converted = dataset.map(_RowConverter(name, source_hash()), with_indices=True, remove_columns=dropped)
     if keep_ties and name == "ranked":
         return converted.remove_columns("tie")  # equal ranks say it, and more
     if keep_ties or name not in _MEET_TIES:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from plaudit.data.annotations import shown
+from plaudit.data.annotations import shorten
 from plaudit.errors import DataError
 
 __all__ = ["CONVERTERS", "arena", "helpsteer", "hh", "ranked", "ultrafeedback"]
@@ -207,11 +207,11 @@ def _message(role: str, content: str) -> Message:
 def _messages(value: Any, column: str) -> list[Message]:
     """Messages cut down to role and content, so that all rows and all sources share one schema."""
     if not isinstance(value, list | tuple) or not value:
-        raise DataError(f'expected a list of messages in the column "{column}", got {shown(value)}')
+        raise DataError(f'expected a list of messages in the column "{column}", got {shorten(value)}')
     for message in value:
         fields = [message.get("role"), message.get("content")] if isinstance(message, Mapping) else []
         if not fields or not all(isinstance(field, str) for field in fields):
-            raise DataError(f'expected messages with text as "role" and "content" in "{column}", got {shown(message)}')
+            raise DataError(f'expected messages with a text "role" and "content" in "{column}", got {shorten(message)}')
     return [_message(message["role"], message["content"]) for message in value]
 
 
@@ -220,7 +220,7 @@ def _records(value: Any, column: str) -> list[Row]:
     if isinstance(value, Mapping):
         value = [dict(zip(value, fields, strict=True)) for fields in zip(*value.values(), strict=True)]
     if not isinstance(value, list) or not all(isinstance(record, Mapping) for record in value):
-        raise DataError(f'expected a list of records in the column "{column}", got {shown(value)}')
+        raise DataError(f'expected a list of records in the column "{column}", got {shorten(value)}')
     return value
 
 
@@ -230,7 +230,7 @@ def _number(value: Any, column: str) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise DataError(f'expected a finite number in "{column}", got {shown(value)}; drop or mend the row')
+        raise DataError(f'expected a finite number in "{column}", got {shorten(value)}; drop or mend the row')
     return number
 
 
@@ -243,7 +243,7 @@ def _pair(first: list[Message], second: list[Message], preference: float) -> dic
 def _hh_turns(text: str, column: str) -> list[Message]:
     preamble, *turns = _HH_TURN.split(text)
     if not turns:
-        raise DataError(f'expected a transcript of "Human:" and "Assistant:" in "{column}", got {shown(text)}')
+        raise DataError(f'expected a transcript of "Human:" and "Assistant:" in "{column}", got {shorten(text)}')
     chat = [_message(_ROLES[role], turn.strip()) for role, turn in zip(turns[::2], turns[1::2], strict=True)]
     return [_message("system", preamble.strip()), *chat] if preamble.strip() else chat
 
@@ -251,7 +251,7 @@ def _hh_turns(text: str, column: str) -> list[Message]:
 def _hh_chat(text: str, column: str) -> list[Message]:
     chat = _hh_turns(text, column)
     if chat[-1]["role"] != "assistant":
-        raise DataError(f'expected the last turn of "{column}" to be the assistant\'s, got {shown(chat[-1])}')
+        raise DataError(f'expected the last turn of "{column}" to be the assistant\'s, got {shorten(chat[-1])}')
     return chat
 
 
@@ -273,9 +273,9 @@ def _turns(row: Row, column: str) -> list[str]:
         try:
             value = json.loads(value)
         except ValueError:
-            raise DataError(f'expected a JSON list of turns in "{column}", got {shown(value)}') from None
+            raise DataError(f'expected a JSON list of turns in "{column}", got {shorten(value)}') from None
     if not isinstance(value, list) or not value or not all(isinstance(turn, str | None) for turn in value):
-        raise DataError(f'expected a list of texts or nulls in "{column}", got {shown(value)}')
+        raise DataError(f'expected a list of texts or nulls in "{column}", got {shorten(value)}')
     return [turn or "" for turn in value]
 
 
@@ -297,7 +297,7 @@ def _arena_flags(row: Row) -> int:
 def _arena_verdict(winner: str) -> int:
     verdict = {"model_a": 1, "model_b": -1}.get(winner, 0)
     if not verdict and not winner.startswith(("tie", "both")):  # "tie", "tie (bothbad)", "both_bad"
-        raise DataError(f'expected "model_a", "model_b" or a tie in the column "winner", got {shown(winner)}')
+        raise DataError(f'expected "model_a", "model_b" or a tie in the column "winner", got {shorten(winner)}')
     return verdict
 
 
