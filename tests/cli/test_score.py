@@ -446,7 +446,9 @@ def test_a_block_that_is_given_up_runs_no_model(score, monkeypatch):
 
 def test_the_layout_is_settled_before_any_row_is_seen(model, monkeypatch):
     compared = []
-    monkeypatch.setattr("plaudit.engine.layouts_differ", lambda *_, **__: compared.append(1) or "of a trial")
+    monkeypatch.setattr(
+        "plaudit.models.equivalence.layouts_differ", lambda *_, **__: compared.append(1) or "of a trial"
+    )
     worker = Worker(Settings(str(model), options={"overlong": "error", "max_length": 40}))
     assert compared == [1]
     assert worker._model.engine.layout == "padded"

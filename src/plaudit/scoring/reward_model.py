@@ -6,24 +6,27 @@ from dataclasses import dataclass
 from inspect import signature
 from itertools import count, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from peft import PeftModel
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from plaudit.checkpoint.metadata import hash_of_template, read_description, trained_in
 from plaudit.data.formats import Sequence, read_sequence
 from plaudit.data.render import render
 from plaudit.engine import ScoringEngine
 from plaudit.errors import ConfigError, DataError
-from plaudit.models.adapters import base_model
+from plaudit.models.adapters import base_model, is_peft_model
 from plaudit.models.load import load_model, load_tokenizer, max_positions
 from plaudit.models.placement import resolve_device, without_sharding
 from plaudit.scoring.pairing import joined
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 __all__ = ["Ranked", "RewardModel"]
 
@@ -97,7 +100,7 @@ class RewardModel:
         self.max_length, self.overlong = max_length or max_positions(base_model(model)), overlong
         self.scale, self.trained_on, self.cut = scale, trained_on, 0
         self._has_warned = False
-        self.name = str(base_model(model).config._name_or_path)
+        self.name = str(base_model(model).name_or_path)
 
     @property
     def model(self) -> "PreTrainedModel | PeftModel":
@@ -150,7 +153,7 @@ class RewardModel:
                 name, model_init_kwargs=loading, trust_remote_code=trust_remote_code, is_trainable=False,
                 new_head=allow_random_head,
             )  # fmt: skip
-        if getattr(base_model(model), "new_modules", None) and not isinstance(model, PeftModel):
+        if getattr(base_model(model), "new_modules", None) and not is_peft_model(model):
             logger.warning("%s has no reward head: its scores are RANDOM", name)
         if not getattr(base_model(model), "hf_device_map", None):
             model = model.to(device)
