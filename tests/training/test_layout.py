@@ -12,7 +12,6 @@ from transformers import (
     AttentionInterface,
     AutoConfig,
     AutoModelForSequenceClassification,
-    BitsAndBytesConfig,
     BloomForSequenceClassification,
     set_seed,
 )
@@ -20,8 +19,6 @@ from transformers import (
 from plaudit import DataCollatorForPreference, RewardTrainer
 from plaudit.errors import ConfigError
 from plaudit.forest.attention import ForestAttention
-from plaudit.models.equivalence import Unclear, compare_layouts, in_float32
-from plaudit.models.load import load_model
 from plaudit.training import forest
 
 SIZES = {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -172,7 +169,7 @@ def sees_everything_before(position_ids, subtree_end):
 @pytest.fixture
 def broken(monkeypatch):
     """A forest's attention in which responses see each other."""
-    monkeypatch.setattr("plaudit.models.reward_head.ForestAttention", sees_everything_before)
+    monkeypatch.setattr("plaudit.forest.attention.ForestAttention", sees_everything_before)
 
 
 def test_wrong_attention_falls_back_to_padded_and_shows_the_figures(make_trainer, broken, caplog):
@@ -223,11 +220,11 @@ def test_the_comparison_leaves_no_trace(make_trainer, make_model, tokenizer):
 
 
 def test_the_comparison_leaves_every_random_state_as_it_was(make_trainer, monkeypatch):
-    def draw(score, precision):
+    def draw(model, score, **_):
         assert trainer.model.training is False
         random.random(), np.random.rand(), torch.rand(1)
 
-    monkeypatch.setattr(forest, "compare_layouts", draw)
+    monkeypatch.setattr(forest, "layouts_differ", draw)
     trainer = make_trainer()
     trainer.model.train()
 
@@ -256,11 +253,15 @@ def test_experts_are_compared_in_float32_and_keep_their_weights(
     make_one, monkeypatch, text_rows, dtype, evaluated_before
 ):
     model = make("qwen3_moe", SIZES | EXPERTS, dtype=dtype)
-    seen, compare = [], forest.compare_layouts
+    seen, compare = [], forest.layouts_differ
 
-    def spy(score, precision):
-        seen.append((precision, {p.dtype for p in model.parameters()}, score("padded").tolist()))
-        return compare(score, precision)
+    def spy(model, score, **options):
+        def seeing(layout, float32):
+            rewards = score(layout, float32)
+            seen.append((float32, {p.dtype for p in model.parameters()}, rewards.tolist()))
+            return rewards
+
+        return compare(model, seeing, **options)
 
     trainer = make_one(model=model, max_steps=1, bf16=True, eval_dataset=text_rows)
     held = {name: (parameter, parameter.data_ptr()) for name, parameter in model.named_parameters()}
@@ -268,11 +269,11 @@ def test_experts_are_compared_in_float32_and_keep_their_weights(
         trainer._layout_is_compared = True
         trainer.evaluate()
         trainer._layout_is_compared = False
-    monkeypatch.setattr(forest, "compare_layouts", spy)
+    monkeypatch.setattr(forest, "layouts_differ", spy)
     trainer._compare_layouts(trainer.model)
     assert trainer.layout == "forest"
-    ((precision, types, rewards),) = seen
-    assert (precision, types) == (torch.float32, {torch.float32})
+    (float32, types, rewards), _ = seen  # padded, and a forest
+    assert (float32, types) == (True, {torch.float32})
     assert len({parameter.dtype for parameter in model.parameters()}) == (1 if dtype == torch.float32 else 2)
     assert held == {name: (parameter, parameter.data_ptr()) for name, parameter in model.named_parameters()}
     # and computed in it, not only held: the rewards are those of the float32 model without autocast
@@ -282,43 +283,3 @@ def test_experts_are_compared_in_float32_and_keep_their_weights(
     with torch.no_grad():
         by_hand = [type(reference).forward(reference, torch.tensor([ids])).logits.item() for ids in sequences]
     np.testing.assert_allclose(rewards, by_hand, atol=2e-6)
-
-
-def test_rewards_too_close_for_their_precision_are_compared_in_float32(make_trainer, monkeypatch):
-    near = {"padded": torch.tensor([5.0, 5.1, 4.9, 5.2]), "forest": torch.tensor([5.1, 5.0, 5.2, 4.9])}
-    with pytest.raises(Unclear):
-        compare_layouts(near.get, torch.bfloat16)
-    assert "differ by up to 0.3" in compare_layouts(near.get, torch.float32)
-    asked = []
-
-    def unclear_unless_wide(score, precision):
-        asked.append((precision, score("padded").dtype))
-        if precision != torch.float32:
-            raise Unclear
-
-    monkeypatch.setattr("plaudit.training.forest.compare_layouts", unclear_unless_wide)
-    trainer = make_trainer(max_steps=1, bf16=True)
-    trainer.train()
-    assert [precision for precision, _ in asked] == [torch.bfloat16, torch.float32]
-    assert trainer.layout == "forest"
-
-
-def test_rewards_that_are_all_the_same_are_clear():
-    assert compare_layouts(lambda layout: torch.zeros(4), torch.bfloat16) is None
-
-
-# Quantised weights
-
-
-def test_widening_leaves_packed_weights_alone_and_lets_4_bit_layers_compute_in_float32(base_folder):
-    pytest.importorskip("bitsandbytes")
-    quantization = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_compute_dtype="bfloat16", bnb_4bit_quant_storage="bfloat16"
-    )
-    model = load_model(str(base_folder), quantization_config=quantization, model_init_kwargs={"dtype": torch.bfloat16})
-    layer = model.model.layers[0].mlp.up_proj
-    packed = layer.weight.data.clone().view(torch.uint8)
-    with in_float32(model):
-        assert torch.equal(layer.weight.data.view(torch.uint8), packed)
-        assert layer.compute_dtype == model.model.norm.weight.dtype == torch.float32
-    assert layer.compute_dtype == model.model.norm.weight.dtype == torch.bfloat16

@@ -23,8 +23,8 @@ from plaudit.checkpoint.verify import Verification, verify_and_record
 from plaudit.errors import ConfigError, ModelError
 from plaudit.models.adapters import base_model
 from plaudit.models.load import load_model, load_tokenizer
-from plaudit.models.precision import precision_of
-from plaudit.models.quantization import dequantized
+from plaudit.models.precision import compute_dtype
+from plaudit.models.quantization import dequantize
 from plaudit.models.reward_head import bind_reward_forward, head_names
 
 __all__ = ["merge_adapter"]
@@ -71,7 +71,7 @@ def merge_adapter(
     bind_reward_forward(base_model(model))
     conversational = said.get("rendering", {}).get("sequences", "conversations") == "conversations"
     before = _fingerprint(model, tokenizer, conversational)
-    merged = dequantized(model).merge_and_unload()
+    merged = dequantize(model).merge_and_unload()
     if dtype is not None:
         merged = merged.to(getattr(torch, dtype))
     rendering = describe_rendering(tokenizer, before.ids[0], conversational=conversational, max_length=None)
@@ -94,7 +94,7 @@ def _fingerprint(model: PeftModel, tokenizer: PreTrainedTokenizerBase, conversat
         lambda ids: rewards_as_saved(model, ids),
         tokenizer,
         conversational=conversational,
-        dtype=precision_of(base),
+        dtype=compute_dtype(base),
         longest=getattr(base.config.get_text_config(), "max_position_embeddings", None),
     )
 

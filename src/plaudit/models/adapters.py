@@ -5,16 +5,16 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
-from transformers import PreTrainedModel
 
 from plaudit.errors import ConfigError, ModelError
 from plaudit.models.reward_head import KNOWN_HEADS, head_names, outside_backbone
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
+    from transformers import PreTrainedModel
 
     from plaudit.models.model_config import ModelConfig
 
@@ -24,10 +24,11 @@ __all__ = [
     "base_model",
     "check_head_is_trained",
     "get_peft_config",
-    "quiet_about_checkpointing",
-    "rewrap",
-    "take_off",
-    "without_known_heads",
+    "is_peft_model",
+    "suppress_peft_warning",
+    "attach_adapter",
+    "detach_adapter",
+    "exclude_known_heads",
 ]
 
 
@@ -55,7 +56,7 @@ def get_peft_config(model_args: "ModelConfig") -> "PeftConfig | None":
 
 
 def add_adapter(
-    model: PreTrainedModel, peft_config: "PeftConfig", *, revision: str | None = None, dropout: bool = True
+    model: "PreTrainedModel", peft_config: "PeftConfig", *, revision: str | None = None, dropout: bool = True
 ) -> "PeftModel":
     """Wrap the model so that the adapter and the whole head train, and both are saved.
 
@@ -89,10 +90,10 @@ def add_adapter(
         peft_config.lora_dropout = 0.0
     if hasattr(peft_config, "modules_to_save"):
         named = {*(peft_config.modules_to_save or ()), *outside_backbone(model), *_new_in_backbone(model)}
-        peft_config.modules_to_save = without_known_heads(named)
+        peft_config.modules_to_save = exclude_known_heads(named)
     _choose_targets(model, peft_config)
     try:
-        with quiet_about_checkpointing():
+        with suppress_peft_warning():
             wrapped = get_peft_model(model, peft_config, revision=revision)
     except ValueError as error:
         raise ConfigError(
@@ -103,12 +104,12 @@ def add_adapter(
     return wrapped
 
 
-def _new_in_backbone(model: PreTrainedModel) -> list[str]:
+def _new_in_backbone(model: "PreTrainedModel") -> list[str]:
     new = getattr(model, "new_modules", ())  # as `load_model` has seen
     return [name for name in new if name.startswith(f"{model.base_model_prefix}.")]
 
 
-def _choose_targets(model: PreTrainedModel, peft_config: "PeftConfig") -> None:
+def _choose_targets(model: "PreTrainedModel", peft_config: "PeftConfig") -> None:
     """PEFT's own choice where a LoRA names no target, or what it chooses for their like where it knows no better.
 
     PEFT 0.21 itself comes to its choice too late for a mixture of experts, and has none for many of them.
@@ -123,7 +124,7 @@ def _choose_targets(model: PreTrainedModel, peft_config: "PeftConfig") -> None:
         peft_config.target_modules = chosen
 
 
-def without_known_heads(names: "set[str] | list[str] | None") -> list[str] | None:
+def exclude_known_heads(names: "set[str] | list[str] | None") -> list[str] | None:
     """`modules_to_save` without the two names that PEFT adds itself for SEQ_CLS, each time that it loads them."""
     return sorted(set(names or ()) - set(KNOWN_HEADS)) or None
 
@@ -145,7 +146,7 @@ class Adapter:
     trains: bool
 
 
-def take_off(model: "PeftModel") -> Adapter:
+def detach_adapter(model: "PeftModel") -> Adapter:
     """Take the adapter off its model. The base is left, with those trained modules in it that it kept whole.
 
     Raises:
@@ -163,21 +164,21 @@ def take_off(model: "PeftModel") -> Adapter:
     return taken
 
 
-def rewrap(model: PreTrainedModel, adapter: Adapter) -> "PeftModel":
+def attach_adapter(model: "PreTrainedModel", adapter: Adapter) -> "PeftModel":
     """Put an adapter that was taken off onto a sequence classifier."""
     from peft import TaskType, get_peft_model, set_peft_model_state_dict
 
     config = copy.deepcopy(adapter.config)
     config.task_type, config.inference_mode = TaskType.SEQ_CLS, not adapter.trains
-    config.modules_to_save = without_known_heads(config.modules_to_save)
-    with quiet_about_checkpointing():
+    config.modules_to_save = exclude_known_heads(config.modules_to_save)
+    with suppress_peft_warning():
         wrapped = get_peft_model(model, config, adapter_name=adapter.name)
     set_peft_model_state_dict(wrapped, adapter.weights, adapter_name=adapter.name)
     return wrapped
 
 
 @contextmanager
-def quiet_about_checkpointing() -> Iterator[None]:
+def suppress_peft_warning() -> Iterator[None]:
     """PEFT still asks a model for its checkpointing by the name that transformers 5.23 deprecates."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
@@ -209,6 +210,11 @@ def check_head_is_trained(model: "PeftModel") -> None:
         )
 
 
-def base_model(model: Any) -> PreTrainedModel:
-    """The model itself, without the adapter around it."""
-    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
+def is_peft_model(model: Any) -> "TypeGuard[PeftModel]":
+    """Return whether a model is a `PeftModel`, without importing PEFT."""
+    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+
+
+def base_model(model: Any) -> "PreTrainedModel":
+    """Return the model itself, without the adapter around it."""
+    return model.get_base_model() if is_peft_model(model) else model

@@ -5,20 +5,21 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForSequenceClassification
 from transformers.utils import find_adapter_config_file
 
 from plaudit.errors import ModelError
-from plaudit.models.adapters import Adapter, rewrap, take_off
+from plaudit.models.adapters import Adapter, attach_adapter, detach_adapter
 from plaudit.models.saved_adapter import SavedAdapter
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
 __all__ = ["is_language_model", "to_sequence_classifier"]
 
 
-def is_language_model(model: PreTrainedModel) -> bool:
+def is_language_model(model: "PreTrainedModel") -> bool:
     """Whether the model ends in a language model's head."""
     return model.get_output_embeddings() is not None
 
@@ -39,7 +40,7 @@ def to_sequence_classifier(model: "PeftModel", folders: Iterable[str]) -> "PeftM
     Raises:
         ModelError: None of the folders holds this adapter and a head.
     """
-    adapter = take_off(model)
+    adapter = detach_adapter(model)
     saved = next((each for each in map(_read, folders) if each is not None and _is_same(adapter, each)), None)
     if saved is None:
         raise ModelError(
@@ -58,7 +59,7 @@ def to_sequence_classifier(model: "PeftModel", folders: Iterable[str]) -> "PeftM
     weights = {key: value for key, value in adapter.weights.items() if key.startswith(backbone)}
     weights |= {f"base_model.model.{key}": value for key, value in saved.head.items()}
     config = copy.deepcopy(saved.config)  # whose `modules_to_save` names the head
-    return rewrap(classifier, Adapter(adapter.name, config, weights, adapter.trains))
+    return attach_adapter(classifier, Adapter(adapter.name, config, weights, adapter.trains))
 
 
 def _read(folder: str) -> SavedAdapter | None:
@@ -75,7 +76,7 @@ def _is_same(adapter: Adapter, saved: SavedAdapter) -> bool:
     )
 
 
-def _with_backbone_of(model: PreTrainedModel, head: dict[str, torch.Tensor]) -> PreTrainedModel:
+def _with_backbone_of(model: "PreTrainedModel", head: dict[str, torch.Tensor]) -> "PreTrainedModel":
     """A sequence classifier with one label around the model's own backbone, and a head of these weights."""
     model.config.num_labels = 1
     with torch.device("meta"):

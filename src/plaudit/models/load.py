@@ -10,26 +10,27 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import find_adapter_config_file
 from transformers.utils import logging as transformers_logging
 
 from plaudit.errors import ConfigError, ModelError
-from plaudit.models.quantization import check_head_is_plain, quantization_from, sparing_the_head
+from plaudit.models.precision import is_quantized_layer
+from plaudit.models.quantization import check_head_not_quantized, exclude_head, quantization_config_from
 from plaudit.models.reward_head import KNOWN_HEADS
 from plaudit.models.saved_adapter import SavedAdapter
-from plaudit.models.steady import is_quantized_layer
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
-__all__ = ["embedding_rows", "grow_embedding", "load_model", "load_tokenizer", "most_positions"]
+__all__ = ["embedding_rows", "grow_embedding", "load_model", "load_tokenizer", "max_positions"]
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ def load_model(
     new = sorted({key.rpartition(".")[0] for key in info["missing_keys"]})
     if any(is_quantized_layer(model.get_submodule(name)) for name in new) and "quantization_config" in options:
         model, info = _from_pretrained(name_or_path, config, options, spared=new)  # there is nothing to quantise yet
-    check_head_is_plain(model, name_or_path, new)
+    check_head_not_quantized(model, name_or_path, new)
     _report_keys(model, name_or_path, info, new_head)
     model.new_modules = new  # an adapter must carry them: a reload would draw other ones
     return model
@@ -104,7 +105,7 @@ def _from_pretrained(
     name: str, config: PretrainedConfig, options: dict[str, Any], *, spared: Sequence[str] = ()
 ) -> tuple[Any, dict[str, Any]]:
     if "quantization_config" in options:
-        quantization_config = sparing_the_head(options["quantization_config"], config, spared)
+        quantization_config = exclude_head(options["quantization_config"], config, spared)
         options = options | {"quantization_config": quantization_config}
     head = getattr(config, "value_head_prefix", None)
     if head and head not in KNOWN_HEADS:  # OpenRLHF's option; transformers' decoders say `score`
@@ -182,7 +183,7 @@ def _load_adapter(saved: SavedAdapter, options: dict[str, Any], quantized: bool,
         of_base["revision"] = saved.config.revision
     base = saved.config.base_model_name_or_path
     if quantized and saved.quantization is not None and not _is_quantized(base, of_base):
-        of_base.setdefault("quantization_config", quantization_from(saved.quantization))
+        of_base.setdefault("quantization_config", quantization_config_from(saved.quantization))
     try:
         model = load_model(base, model_init_kwargs=of_base, new_head=bool(saved.head))
     except ModelError as error:
@@ -190,7 +191,7 @@ def _load_adapter(saved: SavedAdapter, options: dict[str, Any], quantized: bool,
         if not saved.head:
             reason = f"{saved.path}: this adapter has no reward head of one output, so its base must have one."
         raise ModelError(f"{reason} {error}") from error
-    return saved.put_on(model, is_trainable=is_trainable)
+    return saved.attach_to(model, is_trainable=is_trainable)
 
 
 def _is_quantized(name: str, options: dict[str, Any]) -> bool:
@@ -202,7 +203,7 @@ def _is_quantized(name: str, options: dict[str, Any]) -> bool:
 
 
 def _check_architecture(config: PretrainedConfig, name: str) -> None:
-    known = type(config) in AutoModelForSequenceClassification._model_mapping
+    known = type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
     if known or "AutoModelForSequenceClassification" in (getattr(config, "auto_map", None) or {}):
         return
     raise ModelError(
@@ -239,7 +240,7 @@ def _quiet_load_report() -> Iterator[None]:
         loading.removeFilter(is_error)
 
 
-def _report_keys(model: PreTrainedModel, name: str, info: dict[str, Any], new_head: bool) -> None:
+def _report_keys(model: "PreTrainedModel", name: str, info: dict[str, Any], new_head: bool) -> None:
     """A base model lacks the reward head and has a language-model head too many; anything else is worth a warning."""
     backbone = f"{model.base_model_prefix}."
     missing = [key for key in info["missing_keys"] if key.startswith(backbone)]
@@ -270,13 +271,13 @@ def _report_keys(model: PreTrainedModel, name: str, info: dict[str, Any], new_he
         )
 
 
-def embedding_rows(model: PreTrainedModel) -> int:
+def embedding_rows(model: "PreTrainedModel") -> int:
     """Rows of the input embedding: ids below this have a vector."""
     weight = model.get_input_embeddings().weight
     return getattr(weight, "ds_shape", weight.shape)[0]  # under ZeRO-3 a process has a part, and its shape is (0,)
 
 
-def most_positions(model: PreTrainedModel) -> int | None:
+def max_positions(model: "PreTrainedModel") -> int | None:
     """How many tokens the model has positions for; `None` if it does not say.
 
     RoBERTa and its kin start to count behind the pad token's id: of 514 positions, 512 are for tokens.
@@ -288,7 +289,7 @@ def most_positions(model: PreTrainedModel) -> int | None:
     return most
 
 
-def grow_embedding(model: PreTrainedModel, rows: int, *, frozen_base: bool, reason: str) -> None:
+def grow_embedding(model: "PreTrainedModel", rows: int, *, frozen_base: bool, reason: str) -> None:
     """Grow the input embedding to `rows`, where that can be done honestly.
 
     Args:

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig, PretrainedConfig
-from transformers.quantizers.auto import AutoQuantizationConfig
-from transformers.quantizers.base import get_keys_to_not_convert
 
 from plaudit.errors import ConfigError, ModelError
-from plaudit.models.adapters import base_model, rewrap, take_off
+from plaudit.models.adapters import attach_adapter, base_model, detach_adapter
+from plaudit.models.precision import is_quantized_layer
 from plaudit.models.reward_head import outside_backbone
-from plaudit.models.steady import is_quantized_layer
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -23,12 +21,12 @@ if TYPE_CHECKING:
     from plaudit.models.model_config import ModelConfig
 
 __all__ = [
-    "check_head_is_plain",
-    "dequantized",
+    "check_head_not_quantized",
+    "dequantize",
     "describe_quantization",
     "get_quantization_config",
-    "quantization_from",
-    "sparing_the_head",
+    "quantization_config_from",
+    "exclude_head",
 ]
 
 # Where a quantisation config lists the modules to leave alone.
@@ -48,7 +46,7 @@ def get_quantization_config(model_args: "ModelConfig") -> BitsAndBytesConfig | N
     return BitsAndBytesConfig(load_in_8bit=True) if model_args.load_in_8bit else None
 
 
-def sparing_the_head(quantization_config: Any, config: PretrainedConfig, others: Sequence[str] = ()) -> Any:
+def exclude_head(quantization_config: Any, config: PretrainedConfig, others: Sequence[str] = ()) -> Any:
     """A copy of the quantisation config that leaves the head, and all else outside the backbone, as it is.
 
     transformers spares the last parameter only: of a head with a bias that is not its weight, and of a head of several
@@ -64,6 +62,8 @@ def sparing_the_head(quantization_config: Any, config: PretrainedConfig, others:
     """
     if isinstance(quantization_config, BitsAndBytesConfig) and find_spec("bitsandbytes") is None:
         raise ConfigError("quantisation needs bitsandbytes: pip install 'plaudit[quantization]'")
+    from transformers.quantizers.base import get_keys_to_not_convert
+
     name = next((name for name in _SKIPPING if hasattr(quantization_config, name)), None)
     if name is None:
         return quantization_config
@@ -78,7 +78,7 @@ def sparing_the_head(quantization_config: Any, config: PretrainedConfig, others:
     return quantization_config
 
 
-def check_head_is_plain(model: "PreTrainedModel", name: str, new: Sequence[str] = ()) -> None:
+def check_head_not_quantized(model: "PreTrainedModel", name: str, new: Sequence[str] = ()) -> None:
     """Raise where the head, another layer outside the backbone, or one that is new, is quantised.
 
     Raises:
@@ -101,19 +101,21 @@ def describe_quantization(model: "PreTrainedModel | PeftModel") -> dict[str, Any
     return json.loads(json.dumps({name: value for name, value in described.items() if not name.startswith("_")}))
 
 
-def quantization_from(description: dict[str, Any]) -> Any:
+def quantization_config_from(description: dict[str, Any]) -> Any:
     """The quantisation config that `describe_quantization` has described.
 
     Raises:
         ModelError: It describes none that transformers knows.
     """
+    from transformers.quantizers.auto import AutoQuantizationConfig
+
     try:
         return AutoQuantizationConfig.from_dict(dict(description))
     except (TypeError, ValueError) as error:
         raise ModelError(f"the description of the quantisation cannot be read ({error}).") from error
 
 
-def dequantized(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel | PeftModel":
+def dequantize(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel | PeftModel":
     """The model with plain weights instead of quantised ones: what they are rounded to, not what they once were.
 
     The adapter and the head are the same to the bit, so that the adapter can be merged. Dequantises in place, as
@@ -125,8 +127,8 @@ def dequantized(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel | Peft
     base = base_model(model)
     if not getattr(base, "is_quantized", False):
         return model
-    adapter = take_off(model) if base is not model else None
+    adapter = detach_adapter(model) if base is not model else None
     base.dequantize()
     for flag in ("is_loaded_in_4bit", "is_loaded_in_8bit"):  # PEFT and accelerate go by these
         vars(base).pop(flag, None)
-    return base if adapter is None else rewrap(base, adapter)
+    return base if adapter is None else attach_adapter(base, adapter)

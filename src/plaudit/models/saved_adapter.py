@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
 from plaudit.errors import ModelError
-from plaudit.models.adapters import quiet_about_checkpointing, without_known_heads
+from plaudit.models.adapters import exclude_known_heads, suppress_peft_warning
 from plaudit.models.reward_head import KNOWN_HEADS
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
+    from transformers import PreTrainedModel
 
 __all__ = ["SavedAdapter"]
 
@@ -77,7 +77,7 @@ class SavedAdapter:
         }
         return found if any(value.ndim == 2 and len(value) == 1 for value in found.values()) else {}
 
-    def put_on(self, model: PreTrainedModel, *, is_trainable: bool) -> "PeftModel":
+    def attach_to(self, model: "PreTrainedModel", *, is_trainable: bool) -> "PeftModel":
         """The adapter on its base model.
 
         Args:
@@ -99,14 +99,14 @@ class SavedAdapter:
         if hasattr(config, "modules_to_save"):
             named = config.modules_to_save or ()
             held = {name for name in named if any(f".{name}." in key for key in self.weights)}
-            config.modules_to_save = (without_known_heads(held) if self.head else sorted(held)) or None
-        with quiet_about_checkpointing():
+            config.modules_to_save = (exclude_known_heads(held) if self.head else sorted(held)) or None
+        with suppress_peft_warning():
             return PeftModel.from_pretrained(model, self.path, config=config, is_trainable=is_trainable, **self.hub)
 
 
 def _quantization(path: str, hub: dict[str, Any]) -> dict[str, Any] | None:
     try:
-        found = cached_file(path, "reward.json", **hub, _raise_exceptions_for_missing_entries=False)
-    except OSError:  # the hub cannot be asked
+        found = cached_file(path, "reward.json", **hub)
+    except OSError:  # there is none, or the hub does not answer
         return None
     return json.loads(Path(found).read_text(encoding="utf-8")).get("quantization") if found else None

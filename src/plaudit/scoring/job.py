@@ -11,7 +11,7 @@ import torch
 
 from plaudit.data.reader import Chunk, Source
 from plaudit.errors import ConfigError, DataError
-from plaudit.models.device import usable_device
+from plaudit.models.placement import resolve_device
 from plaudit.scoring.chunk_store import ChunkStore, Counts, rejected_path
 from plaudit.scoring.manifest import input_manifest, model_manifest
 from plaudit.scoring.worker import ScoredChunk, ScoringConfig, Worker
@@ -61,7 +61,7 @@ class LocalExecutor:
 
     def default_device(self) -> str:
         """Return the accelerator if there is one, else the CPU."""
-        return usable_device(None).type
+        return resolve_device(None).type
 
     def score(
         self, config: ScoringConfig, source: Source, done: frozenset[int], on_batch: Callable[[Chunk, float], object]

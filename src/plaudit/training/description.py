@@ -25,7 +25,7 @@ from plaudit.checkpoint.metadata import (
 from plaudit.checkpoint.verify import Verification, verify_and_record
 from plaudit.data.tokenize import TokenizationReport
 from plaudit.models.adapters import base_model
-from plaudit.models.precision import precision_of
+from plaudit.models.precision import compute_dtype
 from plaudit.models.quantization import describe_quantization
 from plaudit.models.reward_head import head_names
 from plaudit.training.config import RewardConfig
@@ -138,7 +138,7 @@ class DescribedSavingTrainer(StagedSavingTrainer):
                 self._rewards_as_saved,
                 self.processing_class,
                 conversational=self.conversational,
-                dtype=mixed if self._is_spread and mixed else precision_of(base),
+                dtype=mixed if self._is_spread and mixed else compute_dtype(base),
                 longest=getattr(base.config.get_text_config(), "max_position_embeddings", None),
             )
         except RuntimeError as error:  # out of memory, or a kernel that knows half precision alone: never a lost save

@@ -1,7 +1,7 @@
 """A `Trainer` that runs batches as forests: which rows make a batch, whether the layout holds, whether memory does."""
 
 import logging
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -15,9 +15,8 @@ from transformers import PreTrainedModel
 from plaudit.errors import ConfigError
 from plaudit.forest.batching import BudgetBatchSampler
 from plaudit.models.adapters import base_model
-from plaudit.models.equivalence import Unclear, compare_layouts, in_float32, routes_experts
-from plaudit.models.precision import precision_of
-from plaudit.models.steady import rounds_its_inputs
+from plaudit.models.equivalence import layouts_differ, probe_size
+from plaudit.models.precision import compute_dtype
 from plaudit.training.batching import make_sampler, wants_sampler
 from plaudit.training.collator import PreferenceCollator, tokens_of
 from plaudit.training.config import RewardConfig
@@ -33,7 +32,6 @@ __all__ = ["ForestTrainer"]
 logger = logging.getLogger(__name__)
 
 _PROBED_ROWS = 4
-_PROBED_POSITIONS = 1 << 14  # padded: the comparison must fit where the forest does
 
 
 class ForestTrainer(ManyDevicesTrainer):
@@ -106,21 +104,12 @@ class ForestTrainer(ManyDevicesTrainer):
             self._try_largest_batch(prepared[0], self.sampler, budget)
         return prepared
 
-    @property
-    def _can_widen(self) -> bool:
-        """Whether the model can run in float32 for a while; where not, the run's own precision must do."""
-        return not (self._is_spread or rounds_its_inputs(base_model(self.model)))
-
     def _compare_layouts(self, model: nn.Module) -> None:
         """Score a few rows in both layouts on every process; the first one decides for all."""
         if self.layout != "forest" or self._layout_is_compared:
             return
         self._layout_is_compared = True
-        try:
-            decision = [self._difference(model)]
-        except Unclear:
-            decision = [self._difference(model, wide=True) if self._can_widen else None]
-        (reason,) = broadcast_object_list(decision)
+        (reason,) = broadcast_object_list([self._difference(model)])
         if reason is None:
             return
         if self.args.batch_layout == "forest":
@@ -128,34 +117,35 @@ class ForestTrainer(ManyDevicesTrainer):
         logger.warning("batch layout: padded from here on, since %s", reason)
         self.data_collator.layout = "padded"
 
-    def _difference(self, model: nn.Module, *, wide: bool = False) -> str | None:
-        """What speaks against the forest; in float32 if `wide`, or where the precision itself would."""
+    def _difference(self, model: nn.Module) -> str | None:
+        """Return what speaks against the forest on the first rows."""
         base = base_model(self.model)
-        wide = wide or (routes_experts(base) and self._can_widen)
-        precision = torch.float32 if wide else self._precision(base)
-        # An evaluation before has wrapped the forward in autocast.
-        forward = vars(model).get("_original_forward", model) if wide else model
 
-        def score(layout: str) -> torch.Tensor:
+        def score(layout: str, float32: bool) -> torch.Tensor:
             batch = replace(self.data_collator, layout=layout).lay_out(sequences, owners)
-            return forward(**self._prepare_inputs(batch)).logits.float().squeeze(-1)
+            # An evaluation before has wrapped the forward in autocast.
+            forward = vars(model).get("_original_forward", model) if float32 else model
+            with nullcontext() if float32 else self.accelerator.autocast():
+                return forward(**self._prepare_inputs(batch)).logits.float().squeeze(-1)
 
         was_training = model.training
-        with torch.no_grad(), keep_random_state(), in_float32(model) if wide else self.accelerator.autocast():
+        with torch.no_grad(), keep_random_state():
             rows = self._first_rows()
             if not rows:
                 return None
-            sequences, owners = _few(*self.data_collator.sequences_and_rows(rows))
+            sequences, owners = self.data_collator.sequences_and_rows(rows)
+            size = probe_size([len(ids) for ids in sequences])
+            sequences, owners = sequences[:size], owners[:size]
             model.eval()
             try:
-                return compare_layouts(score, precision)
+                return layouts_differ(base, score, dtype=self._precision(base), can_use_float32=not self._is_spread)
             finally:
                 model.train(was_training)
 
     def _precision(self, base: PreTrainedModel) -> torch.dtype:
         if self.args.bf16 or self.args.fp16:
             return torch.bfloat16 if self.args.bf16 else torch.float16
-        return precision_of(base)
+        return compute_dtype(base)
 
     def _first_rows(self) -> list[dict[str, Any]]:
         if isinstance(self.train_dataset, Dataset):
@@ -263,14 +253,3 @@ class ForestTrainer(ManyDevicesTrainer):
                 return torch.stack(losses).sum()
             except torch.OutOfMemoryError:
                 continue
-
-
-def _few(sequences: list[Any], owners: list[int]) -> tuple[list[Any], list[int]]:
-    """The first sequences that make no more than `_PROBED_POSITIONS` when padded, and two in any case."""
-    kept, longest = 0, 0
-    for sequence in sequences:
-        longest = max(longest, len(sequence))
-        if kept >= 2 and (kept + 1) * longest > _PROBED_POSITIONS:
-            break
-        kept += 1
-    return sequences[:kept], owners[:kept]

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from plaudit.errors import ConfigError
 from plaudit.forest import attention
 from plaudit.models.adapters import base_model
-from plaudit.models.equivalence import has_virtual_tokens, why_padded
+from plaudit.models.equivalence import has_virtual_tokens, reason_for_padding
 from plaudit.training.config import RewardConfig
 
 __all__ = ["choose_layout"]
@@ -36,7 +36,7 @@ def choose_layout(model: "PreTrainedModel | PeftModel", args: RewardConfig, *, o
         )
     if args.batch_layout == "padded":
         return "padded"
-    reason = why_padded(model)
+    reason = reason_for_padding(model)
     if reason is None and own_code is not None:
         reason = f"{own_code} expects TRL's batches"
     if reason is None:
