@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from plaudit.metrics import (
     accuracy,
-    accuracy_interval,
     accuracy_interval_by_prompt,
     best_temperature,
     calibration_bins,
     calibration_error,
     difference_correlation,
     log_loss,
+    wilson_interval,
 )
 
 LOG3 = math.log(3)  # sigmoid(log 3) = 3/4
@@ -183,14 +183,14 @@ def test_the_order_does_not_matter(comparisons, random):
 def test_one_comparison_for_each_prompt_has_wilsons_interval():
     chosen, rejected = [1.0] * 81 + [0.0] * 182, [0.5] * 263
     by_prompt = accuracy_interval_by_prompt(chosen, rejected, range(263))
-    assert by_prompt == accuracy_interval(81 / 263, 263)
+    assert by_prompt == wilson_interval(81 / 263, 263)
     assert by_prompt == accuracy_interval_by_prompt(chosen, rejected, range(263), [0.25] * 263)
 
 
 def test_what_is_the_same_for_all_prompts_has_wilsons_interval_of_prompts():
     prompts = [0, 0, 1, 1, 2, 2]
-    assert accuracy_interval_by_prompt([1] * 6, [0] * 6, prompts) == accuracy_interval(1.0, 3)
-    assert accuracy_interval_by_prompt([1, 0] * 3, [0, 1] * 3, prompts) == accuracy_interval(0.5, 3)
+    assert accuracy_interval_by_prompt([1] * 6, [0] * 6, prompts) == wilson_interval(1.0, 3)
+    assert accuracy_interval_by_prompt([1, 0] * 3, [0, 1] * 3, prompts) == wilson_interval(0.5, 3)
 
 
 def test_the_bootstrap_has_the_quantiles_of_two_prompts():
@@ -219,15 +219,15 @@ def test_the_bootstrap_resamples_weights_with_their_comparisons():
     assert high - low == pytest.approx(2 * 1.96 * error, rel=0.1)
 
 
-def test_the_interval_is_the_same_again_in_another_order_and_in_smaller_pieces(monkeypatch):
+def test_the_interval_is_the_same_again_in_another_order_and_in_smaller_pieces():
     draw = np.random.default_rng(0)
     chosen, prompts, weights = draw.normal(size=300), draw.integers(0, 60, 300), draw.uniform(0.5, 2, 300)
     first = accuracy_interval_by_prompt(chosen, np.zeros(300), prompts, weights)
     order = draw.permutation(300)
     again = accuracy_interval_by_prompt(chosen[order], np.zeros(300), prompts[order], weights[order])
     assert again == pytest.approx(first)
-    monkeypatch.setattr("plaudit.metrics._DRAWN_AT_ONCE", 60 * 7)
-    assert accuracy_interval_by_prompt(chosen, np.zeros(300), prompts, weights) == first
+    pieces = accuracy_interval_by_prompt(chosen, np.zeros(300), prompts, weights, draws_in_memory=60 * 7)
+    assert pieces == first
 
 
 # Correlation

@@ -1,9 +1,18 @@
+import doctest
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plaudit.metrics import accuracy, accuracy_interval, preference_metrics, rank_correlation
+from plaudit import metrics
+from plaudit.metrics import (
+    accuracy,
+    accuracy_interval_by_prompt,
+    preference_metrics,
+    rank_correlation,
+    wilson_interval,
+)
 
 CHOSEN, REJECTED = [2.0, 0.5, -1.0, 4.0], [1.0, 0.5, 3.0, -2.0]  # right, tied, wrong, right
 REWARDS = st.lists(st.tuples(*[st.integers(-5, 5).map(float)] * 2), min_size=1, max_size=30)
@@ -24,6 +33,72 @@ def test_metrics_are_those_worked_by_hand():
         "min_rejected_reward": -2.0,
         "max_rejected_reward": 3.0,
     }
+
+
+def test_the_examples_of_the_docstrings_hold():
+    assert all(">>>" in getattr(metrics, name).__doc__ for name in metrics.__all__)
+    assert doctest.testmod(metrics).failed == 0
+
+
+def test_a_label_below_one_half_makes_the_second_response_the_better_one():
+    # the first is better at 0.5 to 0.25, the second is better at 3 to -1
+    assert preference_metrics([0.5, -1.0], [0.25, 3.0], labels=[0.9, 0.4]) == preference_metrics([0.5, 3.0], [0.25, -1])
+
+
+def test_a_tie_enters_no_figure():
+    with_tie = preference_metrics([*CHOSEN, 100.0], [*REJECTED, -100.0], labels=[1, 1, 1, 1, 0.5])
+    assert with_tie == preference_metrics(CHOSEN, REJECTED)
+
+
+def test_a_comparison_of_weight_zero_enters_no_figure():
+    weighted = preference_metrics([*CHOSEN, 7.0], [*REJECTED, 7.0], weights=[1, 1, 1, 1, 0], prompts=[0, 1, 2, 3, 4])
+    assert weighted == preference_metrics(CHOSEN, REJECTED, prompts=[0, 1, 2, 3])
+
+
+def test_ties_alone_have_no_figures():
+    assert preference_metrics([1.0, 2.0], [3.0, 1.0], labels=[0.5, 0.5], prompts=[1, 1]) == {}
+
+
+def test_means_count_by_weight_and_extremes_and_equal_rewards_do_not():
+    weighted = preference_metrics(CHOSEN, REJECTED, weights=[4, 2, 3, 1])
+    means = {
+        "accuracy": (4 + 1 + 0 + 1) / 10,
+        "margin": (4 * 1 + 2 * 0 - 3 * 4 + 1 * 6) / 10,
+        "chosen_reward": (4 * 2 + 2 * 0.5 - 3 * 1 + 1 * 4) / 10,
+        "rejected_reward": (4 * 1 + 2 * 0.5 + 3 * 3 - 1 * 2) / 10,
+        "mean_reward": (10 + 12) / 20,
+    }
+    assert weighted == pytest.approx(preference_metrics(CHOSEN, REJECTED) | means)
+
+
+def test_a_group_whose_comparisons_share_its_weight_counts_as_one_pair():
+    # Three responses of which two comparisons are right, and a pair that is wrong: one row each.
+    metrics = preference_metrics([3, 3, 1, 0], [2, 1, 2, 1], weights=[1 / 3, 1 / 3, 1 / 3, 1])
+    assert metrics["accuracy"] == pytest.approx((2 / 3 + 0) / 2)
+    assert metrics["margin"] == pytest.approx(((1 + 2 - 1) / 3 - 1) / 2)
+
+
+def test_prompts_give_accuracy_the_interval_of_its_prompts():
+    prompts, weights = [2**62, 2**62 + 1, 2**62 + 1, 5], [1, 2, 1, 1]  # keys that a float cannot tell apart
+    metrics = preference_metrics(CHOSEN, REJECTED, weights=weights, prompts=prompts)
+    interval = accuracy_interval_by_prompt(CHOSEN, REJECTED, [1, 2, 2, 0], weights)
+    assert (metrics.pop("accuracy_low"), metrics.pop("accuracy_high")) == interval
+    assert metrics == preference_metrics(CHOSEN, REJECTED, weights=weights)
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ({"labels": [1, 1, 1, 1.5]}, "expected labels from 0 to 1, got 1.5 at 3"),
+        ({"labels": [1, float("nan"), 1, 1]}, "expected labels from 0 to 1, got nan at 1"),
+        ({"weights": [1, -1, 1, 1]}, "expected weights from 0 to inf, got -1.0 at 1"),
+        ({"weights": [1, 1]}, "expected one-dimensional arrays of one length"),
+        ({"prompts": [1, 1]}, "expected the prompts of 4 comparisons, got an array of shape \\(2,\\)"),
+    ],
+)
+def test_a_column_that_does_not_fit_is_named(column, message):
+    with pytest.raises(ValueError, match=message):
+        preference_metrics(CHOSEN, REJECTED, **column)
 
 
 def test_accuracy_counts_weights():
@@ -53,7 +128,7 @@ def test_all_metrics_are_plain_floats():
 @pytest.mark.parametrize(("chosen", "rejected"), [([], []), ([1.0], [1.0, 2.0]), ([[1.0]], [[2.0]])])
 def test_what_are_no_comparisons_is_refused(chosen, rejected):
     for function in (preference_metrics, accuracy, rank_correlation):
-        with pytest.raises(ValueError, match="expected two one-dimensional arrays of one length"):
+        with pytest.raises(ValueError, match="expected one-dimensional arrays of one length"):
             function(chosen, rejected)
 
 
@@ -70,23 +145,23 @@ def test_what_are_no_comparisons_is_refused(chosen, rejected):
     ],
 )
 def test_wilsons_interval_has_the_published_values(share, comparisons, low, high):
-    assert accuracy_interval(share, comparisons) == pytest.approx((low, high), abs=5e-5)  # printed to four digits
+    assert wilson_interval(share, comparisons) == pytest.approx((low, high), abs=5e-5)  # printed to four digits
 
 
 @settings(deadline=None)
 @given(st.integers(1, 1000), st.floats(0, 1))
 def test_wilsons_interval_lies_in_the_unit_interval_around_the_share(comparisons, share):
-    low, high = accuracy_interval(share, comparisons)
+    low, high = wilson_interval(share, comparisons)
     assert -1e-12 <= low <= share + 1e-12
     assert share - 1e-12 <= high <= 1 + 1e-12
-    wide = accuracy_interval(share, comparisons, z=3.0)
+    wide = wilson_interval(share, comparisons, z=3.0)
     assert wide[0] <= low + 1e-12
     assert wide[1] >= high - 1e-12
 
 
 def test_an_interval_needs_a_comparison():
     with pytest.raises(ValueError, match="at least one comparison, got 0"):
-        accuracy_interval(0.5, 0)
+        wilson_interval(0.5, 0)
 
 
 def test_rank_correlation_shares_the_ranks_of_equals():

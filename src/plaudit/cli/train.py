@@ -221,7 +221,7 @@ def _say_how_to_resume(trainer: "RewardTrainer", options: tuple[str, ...]) -> No
 
 def _show_result(trainer: "RewardTrainer", metrics: dict[str, float]) -> None:
     from plaudit.cli.display import show_table
-    from plaudit.metrics import accuracy_interval
+    from plaudit.metrics import wilson_interval
 
     if not trainer.is_world_process_zero():
         return
@@ -233,7 +233,7 @@ def _show_result(trainer: "RewardTrainer", metrics: dict[str, float]) -> None:
         accuracy = metrics[f"{prefix}_accuracy"]
         interval = ""
         if not report.streaming:
-            low, high = accuracy_interval(accuracy, report.kept)
+            low, high = wilson_interval(accuracy, report.kept)
             interval = f" (95% interval {low:.1%} to {high:.1%}, {report.kept:,} pairs)"
         rows.append((f"{prefix} accuracy", f"{accuracy:.1%}{interval}"))
         guessing = " (0.6931 is guessing)" if trainer.args.loss_type == "bradley_terry" else ""

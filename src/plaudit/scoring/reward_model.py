@@ -22,6 +22,7 @@ from plaudit.errors import ConfigError, DataError
 from plaudit.models.adapters import base_model, is_peft_model
 from plaudit.models.load import load_model, load_tokenizer, max_positions
 from plaudit.models.placement import resolve_device, without_sharding
+from plaudit.scoring.completions import join_completions
 
 if TYPE_CHECKING:
     from peft import PeftModel
