@@ -17,7 +17,9 @@ from plaudit.cli.verify import show_verification
 
 @pytest.fixture(autouse=True)
 def in_process(monkeypatch):
-    monkeypatch.setattr(verification, "_ask", lambda request: reload.score(**json.loads(json.dumps(request))))
+    monkeypatch.setattr(
+        verification, "reload_and_score", lambda request: reload.score(**json.loads(json.dumps(request)))
+    )
     monkeypatch.setattr("plaudit.cli.display.show_log_messages", lambda: None)  # it takes over the root logger
 
 
