@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from plaudit.checkpoint.metadata import write_description
+from plaudit.checkpoint.metadata import write_metadata
 from plaudit.data.reader import Source
 from plaudit.scoring.manifest import differences, input_manifest, model_manifest
 
@@ -58,12 +58,12 @@ def test_an_input_is_the_same_as_long_as_all_of_its_files_are(tmp_path):
 def test_a_model_that_is_verified_once_more_is_still_the_same(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     described = {"fingerprint": {"scores": [1.0, 2.0], "of": "a"}, "verified": "once"}
-    write_description(tmp_path, described)
+    write_metadata(tmp_path, described)
     before = model_manifest(str(tmp_path))
-    write_description(tmp_path, described | {"verified": "twice, and later"})
+    write_metadata(tmp_path, described | {"verified": "twice, and later"})
     os.utime(tmp_path / "reward.json", (1, 1))
     assert model_manifest(str(tmp_path)) == before
-    write_description(tmp_path, described | {"fingerprint": {"scores": [1.0, 2.5], "of": "a"}})
+    write_metadata(tmp_path, described | {"fingerprint": {"scores": [1.0, 2.5], "of": "a"}})
     assert model_manifest(str(tmp_path)) != before
 
 

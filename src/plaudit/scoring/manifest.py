@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
-from plaudit.checkpoint.metadata import read_description
+from plaudit.checkpoint.metadata import read_metadata
 from plaudit.data.reader import Source
 
 __all__ = ["Manifest", "differences", "input_manifest", "model_manifest"]
@@ -44,7 +44,7 @@ def model_manifest(path: str) -> dict[str, Any]:
     # `reward.json` is written anew whenever the model is verified.
     found = (file for each in folders for pattern in _MODEL_FILES for file in each.glob(pattern))
     files = sorted(file for file in found if file.name != "reward.json")
-    fingerprint = json.dumps(read_description(folder).get("fingerprint"), sort_keys=True)
+    fingerprint = json.dumps(read_metadata(folder).get("fingerprint"), sort_keys=True)
     return {"path": str(folder.resolve()), "fingerprint": _digest([fingerprint]), **_state(files)}
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from plaudit.checkpoint.metadata import hash_of_template, read_description, trained_in
+from plaudit.checkpoint.metadata import read_metadata, template_hash, training_dtype
 from plaudit.data.formats import TextOrChat, read_sequence
 from plaudit.data.render import render
 from plaudit.engine import ScoringEngine
@@ -141,9 +141,9 @@ class RewardModel:
         device = resolve_device(device)
         name = str(Path(path_or_id).expanduser()) if str(path_or_id).startswith("~") else str(path_or_id)
         hub = {option: value for option, value in (model_init_kwargs or {}).items() if option in _HUB_OPTIONS}
-        description = read_description(name, **hub)
+        description = read_metadata(name, **hub)
         if dtype is None or dtype == "auto":
-            dtype = trained_in(name, **hub)
+            dtype = training_dtype(name, **hub)
         loading = {"dtype": dtype} | (model_init_kwargs or {})
         with without_sharding():
             model = load_model(
@@ -330,7 +330,7 @@ def _check_options(options: dict[str, Any], known: list[str]) -> None:
 
 
 def _check_template(tokenizer: PreTrainedTokenizerBase, rendering: dict[str, Any], name: str) -> None:
-    if rendering["chat_template"] != hash_of_template(tokenizer):
+    if rendering["chat_template"] != template_hash(tokenizer):
         logger.warning(
             "%s: the chat template is not the one that the model was trained with, so its scores differ. Put that "
             "template back; `plaudit verify` shows the difference.", name,

@@ -13,14 +13,14 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from plaudit.checkpoint.card import write_model_card
-from plaudit.checkpoint.contract import write_contract
 from plaudit.checkpoint.fingerprint import Fingerprint, rewards_as_saved, take_fingerprint
 from plaudit.checkpoint.metadata import (
-    FILE,
-    describe_rendering,
-    describe_versions,
-    read_description,
-    write_description,
+    METADATA_FILE,
+    library_versions,
+    read_metadata,
+    rendering_metadata,
+    set_contract,
+    write_metadata,
 )
 from plaudit.checkpoint.verify import Verification, verify_and_record
 from plaudit.data.tokenize import TokenizationReport
@@ -69,23 +69,23 @@ class DescribedSavingTrainer(StagedSavingTrainer):
         description: dict[str, Any] = {}
         if self.args.should_save or self._is_spread:  # then all must take part
             description = self._describe(base, head)
-            write_contract(base.config, head, description["rewards"]["mean"], description["rewards"]["std"])
+            set_contract(base.config, head, description["rewards"]["mean"], description["rewards"]["std"])
         super()._write_model(folder)
         if self.args.should_save:
             if self._proven is not None and self._proven["fingerprint"] == description["fingerprint"]:
                 description |= self._proven  # the same model, written again: a push does that
-            write_description(folder, description)
+            write_metadata(folder, description)
             self._write_card(folder)
 
     def _after_save(self, folder: Path, *, pushing: bool) -> None:
         super()._after_save(folder, pushing=pushing)
         if not (self.args.verify_on_save and self.args.should_save):
             return
-        if pushing and "verification" in read_description(folder):  # the save before has proven it
+        if pushing and "verification" in read_metadata(folder):  # the save before has proven it
             return
         logger.info("reloading the saved model in a fresh process, to prove that it scores the same ...")
         self.verification = verify_and_record(folder, trust_remote_code=self.args.trust_remote_code)
-        said = read_description(folder)
+        said = read_metadata(folder)
         self._proven = {name: said[name] for name in ("fingerprint", "verification")}
         for finding in self.verification.findings:
             if finding.holds is None:
@@ -98,7 +98,7 @@ class DescribedSavingTrainer(StagedSavingTrainer):
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         # The Trainer copies what it knows of from the checkpoint into the folder that it uploads.
         if self.is_world_process_zero():
-            for name in (FILE, "README.md"):
+            for name in (METADATA_FILE, "README.md"):
                 shutil.copy(Path(checkpoint_folder, name), Path(self.args.output_dir, name))
         super()._push_from_checkpoint(checkpoint_folder)
 
@@ -110,9 +110,9 @@ class DescribedSavingTrainer(StagedSavingTrainer):
         mean, std, origin = self._scale()
         run = "bf16 mixed" if self.args.bf16 else "fp16 mixed" if self.args.fp16 else str(base.dtype)[6:]
         return {
-            "versions": describe_versions(),
+            "versions": library_versions(),
             **self.objective.described(),
-            "rendering": describe_rendering(
+            "rendering": rendering_metadata(
                 self.processing_class,
                 rendered,
                 conversational=self.conversational,
@@ -182,7 +182,7 @@ class DescribedSavingTrainer(StagedSavingTrainer):
         self._load_description(Path(self.state.best_model_checkpoint))
 
     def _load_description(self, checkpoint: Path) -> None:
-        description = read_description(checkpoint)
+        description = read_metadata(checkpoint)
         if description.get("rewards", {}).get("of") == "evaluation":
             self.reward_scale = description["rewards"]["mean"], description["rewards"]["std"]
         self.objective.restore(description)
