@@ -22,7 +22,19 @@ ALLOWED = {
     "training": {"data", "forest", "models", "checkpoint", "losses", "metrics"},
     "scoring": {"data", "forest", "models", "checkpoint", "engine"},
     "evaluation": {"data", "metrics", "scoring"},
-    "cli": {"data", "forest", "models", "checkpoint", "training", "losses", "metrics", "scoring", "evaluation"},
+    "quickstart": {"data", "metrics", "scoring", "training", "evaluation"},
+    "cli": {
+        "data",
+        "forest",
+        "models",
+        "checkpoint",
+        "training",
+        "losses",
+        "metrics",
+        "scoring",
+        "evaluation",
+        "quickstart",
+    },
 }
 
 

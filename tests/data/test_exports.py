@@ -1,12 +1,12 @@
 import pytest
 
 import plaudit.data
-from plaudit.data import dataset_conversion, files, published_layouts, rankings, splits
+from plaudit.data import dataset_conversion, loading, published_layouts, rankings, splits
 
 
 def test_what_a_user_types_from_plaudit_data():
     homes = {published_layouts: ["CONVERTERS", "arena", "hh", "helpsteer", "ranked", "ultrafeedback"]}
-    homes |= {dataset_conversion: ["convert"], files: ["load_source"], splits: ["split_by_prompt"]}
+    homes |= {dataset_conversion: ["convert"], loading: ["load_source"], splits: ["split_by_prompt"]}
     homes |= {rankings: ["comparisons_of_ranking", "ties_of_ranking"]}
     for module, names in homes.items():
         for name in names:

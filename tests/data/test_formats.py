@@ -1,8 +1,6 @@
 import json
 import math
-from itertools import combinations
 
-import numpy as np
 import pytest
 from datasets import Dataset
 from hypothesis import given
@@ -86,55 +84,6 @@ def test_keys_that_arrow_filled_with_none_are_not_there():
     )
 
 
-# what annotators say of a pair
-
-
-@pytest.mark.parametrize(("margin", "parsed"), [(None, None), (1, 1.0), (-0.5, -0.5), (np.float32(0.25), 0.25)])
-def test_margins(margin, parsed):
-    row = parse_row(TEXT | {"margin": margin}, 0)
-    assert row.margin == parsed
-    assert isinstance(row.margin, float | None)
-
-
-def test_a_row_counts_once_and_its_winner_is_beyond_doubt_unless_it_says_otherwise():
-    silent = TEXT | {"weight": None, "label": None, "tie": None}
-    assert parse_row(silent, 0) == parse_row(TEXT, 0) == pair("2+2? 4.", "2+2? 5.", weight=1.0, label=None)
-    assert parse_row(TEXT | {"tie": False, "label": 0.75}, 0).label == 0.75
-    row = parse_row(TEXT | {"weight": 2, "label": 0, "tie": np.bool_(False)}, 0)
-    assert (row.weight, row.label, row.tie) == (2.0, 0.0, False)
-    assert all(type(value) is kind for value, kind in ((row.weight, float), (row.label, float), (row.tie, bool)))
-    tied = parse_row(TEXT | {"weight": 0, "tie": True}, 0)
-    assert tied == ParsedRow(["2+2? 4.", "2+2? 5."], ["chosen", "rejected"], [0.0, 0.0], weight=0.0, tie=True)
-
-
-BAD_VALUES = {
-    "margin": ("a finite number", "0.5", [math.nan, math.inf, -math.inf, "1", True, [1.0], np.bool_(True)]),
-    "weight": ("a finite number of 0 or more", "2.0", [-1, -0.001, math.nan, math.inf, "1", True, [1.0]]),
-    "label": ("a number from 0 to 1", "0.8", [-0.1, 1.5, math.nan, math.inf, "chosen", True, [0.5]]),
-    "tie": ("true or false", "true", [0, 1, "yes", 0.5, [True]]),
-}
-
-
-@pytest.mark.parametrize(
-    ("column", "value"), [(column, value) for column, (*_, values) in BAD_VALUES.items() for value in values]
-)
-def test_what_annotators_cannot_have_said_is_named_with_its_row_and_column(column, value):
-    expected, example, _ = BAD_VALUES[column]
-    with pytest.raises(DataError) as error:
-        parse_row(TEXT | {column: value}, 7)
-    parts = ("row 7", f"'{column}'", f"expected {expected}", "got " + type(value).__name__, f"shape: {example}")
-    for part in parts:
-        assert part in str(error.value)
-
-
-@pytest.mark.parametrize("label", [0.0, 0.5, 1])
-def test_a_tie_with_a_label_is_an_error_that_says_which_to_drop(label):
-    with pytest.raises(DataError) as error:
-        parse_row(TEXT | {"tie": True, "label": label}, 7)
-    for part in ("row 7, columns 'tie' and 'label'", "Drop 'label' if", "drop 'tie' if"):
-        assert part in str(error.value)
-
-
 # tools and template keyword arguments
 
 
@@ -189,29 +138,6 @@ def test_the_ranks_of_scores_are_dense_with_the_highest_first():
     assert parse_row(row, 0) == parse_row(row | {"ranks": None}, 0) == ranking
 
 
-@given(scores=st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=2, max_size=8))
-def test_a_higher_score_has_a_lower_rank_whatever_the_scores(scores):
-    ranking = parse_row({"completions": [str(n) for n in range(len(scores))], "scores": scores}, 0)
-    for one, two in combinations(range(len(scores)), 2):
-        assert (ranking.ranks[one] < ranking.ranks[two]) == (scores[one] > scores[two])
-    assert set(ranking.ranks) == set(range(len(set(scores))))
-
-
-def test_ranks_and_scores_at_once_are_an_error():
-    with pytest.raises(DataError, match=r"row 4, columns 'ranks' and 'scores': expected one of them.*[Dd]rop"):
-        parse_row({"completions": ["a", "b"], "ranks": [0, 1], "scores": [2, 1]}, 4)
-
-
-@pytest.mark.parametrize(("column", "value"), [("margin", 0.0), ("label", 1.0), ("tie", True), ("tie", "no")])
-def test_columns_of_pairs_have_no_place_in_a_group(column, value):
-    group = {"completions": ["a", "b"], "ranks": [0, 1]}
-    with pytest.raises(
-        DataError, match=rf"row 6, column '{column}': .*belongs to pair rows and this is a ranked group"
-    ):
-        parse_row(group | {column: value}, 6)
-    assert parse_row(group | {column: None}, 6) == parse_row(group | {"tie": False}, 6) == parse_row(group, 6)
-
-
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
@@ -241,9 +167,12 @@ def test_malformed_groups(change, parts):
         assert part in str(error.value)
 
 
-def test_a_group_that_counts_less_than_nothing_is_named():
-    with pytest.raises(DataError, match="row 12, column 'weight': expected a finite number of 0 or more, got int -1"):
-        parse_row({"completions": ["a", "b"], "ranks": [0, 1], "weight": -1}, 12)
+def test_the_annotations_of_a_pair_are_part_of_it():
+    said = {"margin": 1, "weight": 2, "label": 0.75, "tie": False}
+    assert parse_row(TEXT | said, 0) == pair("2+2? 4.", "2+2? 5.", margin=1.0, weight=2.0, label=0.75)
+    assert parse_row(TEXT | dict.fromkeys(said), 0) == parse_row(TEXT, 0)
+    tied = parse_row(TEXT | {"weight": 0, "tie": True}, 0)
+    assert tied == ParsedRow(["2+2? 4.", "2+2? 5."], ["chosen", "rejected"], [0.0, 0.0], weight=0.0, tie=True)
 
 
 def test_a_row_is_a_pair_or_a_group_and_not_both():

@@ -2,6 +2,7 @@ import csv
 import gzip
 import json
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -115,3 +116,45 @@ def test_a_dataset_of_the_hub_is_streamed_with_its_types(monkeypatch):
         (1, 3, [{"text": "3"}, {"text": "4"}], None)
     ]
     assert asked[-1] == ("someone/texts", {"config": "main", "streaming": True})
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\n\n"])
+def test_a_quote_that_is_never_closed_swallows_no_rows_of_csv(tmp_path, end):
+    (tmp_path / "in.csv").write_text(f'\ntext,id\n"Is it?",1\n"Is it,2\nYes.,3{end}')
+    with pytest.raises(DataError, match="a quote is opened and never closed, before 'Is it,2"):
+        rows_of(tmp_path / "in.csv")
+    (tmp_path / "in.csv").write_text(f'\ntext,id\n"Is it?",1\n"Is it",2\nYes.,3{end}')
+    assert [row["id"] for row in rows_of(tmp_path / "in.csv")] == ["1", "2", "3"]
+
+
+def test_a_line_of_csv_with_too_many_fields_is_a_bad_row(tmp_path):
+    (tmp_path / "in.csv").write_text("id,text\n1,Is it?\n2,Is it, or not?\n3,Yes.\n")
+    one, bad, three = rows_of(tmp_path / "in.csv")
+    assert (one["id"], three["id"]) == ("1", "3")
+    assert bad.reason == "expected 2 fields, as the header has, got 3"
+
+
+def test_a_line_of_json_that_is_no_object_or_has_a_key_twice_is_a_bad_row(tmp_path):
+    (tmp_path / "in.jsonl").write_text('[1, 2]\n{"text": "Is it?", "text": "Yes."}\n')
+    array, twice = rows_of(tmp_path / "in.jsonl")
+    assert (array.reason, array.content) == ("line 1: expected a JSON object, got list [1, 2]", "[1, 2]")
+    assert twice.reason == "line 2 is not valid JSON (it has the key 'text' twice)"
+    assert twice.content == '{"text": "Is it?", "text": "Yes."}'
+
+
+def test_a_compressed_file_with_a_broken_byte_is_said(tmp_path):
+    whole = gzip.compress(b'{"text": "Yes."}')
+    (tmp_path / "in.jsonl.gz").write_bytes(whole[:10] + bytes([6]) + whole[11:])  # a kind of block that there is not
+    with pytest.raises(DataError, match="cannot read on in"):
+        rows_of(tmp_path / "in.jsonl.gz")
+
+
+def test_parquet_is_read_without_holding_a_row_group(tmp_path):
+    draw = np.random.default_rng(0)
+    pq.write_table(pa.table({"text": [draw.bytes(400).hex() for _ in range(40_000)]}), tmp_path / "in.parquet")
+    pool = pa.default_memory_pool()
+    size, before, most = (tmp_path / "in.parquet").stat().st_size, pool.bytes_allocated(), 0
+    for chunk in Source(str(tmp_path / "in.parquet")).chunks(512):
+        most = max(most, pool.bytes_allocated() - before)
+        assert len(chunk.rows) in (512, 40_000 % 512)
+    assert most < size / 4

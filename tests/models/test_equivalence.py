@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from transformers import Qwen3ForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BertConfig, Qwen3ForSequenceClassification
 
 from plaudit.errors import ModelError
 from plaudit.forest.trie import SHARED_TOKENS, common_tokens
-from plaudit.models.equivalence import branching_pair, layouts_differ, probe_size
+from plaudit.models.equivalence import layouts_differ, probe_size, settle_layout
 from plaudit.models.reward_head import bind_reward_forward
 
 REWARDS = torch.tensor([1.0, -2.0, 0.5])
@@ -174,14 +174,41 @@ def test_a_probe_takes_two_sequences_and_more_where_they_are_short(lengths, size
     assert probe_size(lengths) == size
 
 
+def settle(model, sequences, layout):
+    """Settle a layout with a run that gives every token's sum as reward; returns what was run as well."""
+    probes = []
+
+    def run(sequences, layout):
+        probes.append((layout, sequences))
+        return torch.tensor([float(ids.sum()) for ids in sequences])
+
+    return settle_layout(model, [np.array(ids) for ids in sequences], run, layout), probes
+
+
 @pytest.mark.parametrize("ids", [[7], list(range(5)), list(range(500))])
-def test_a_branching_pair_shares_a_prefix_that_a_forest_shares_and_then_differs(ids):
-    first, second = branching_pair(np.array(ids), None)
+def test_a_single_sequence_is_compared_with_two_that_share_a_prefix(model, ids):
+    bind_reward_forward(model)
+    settled, ((reference, probe), (candidate, same)) = settle(model, [ids], "forest")
+    assert settled == ("forest", True)
+    assert (reference, candidate) == ("padded", "forest")
+    (given, first, second), _ = probe, same
+    assert given.tolist() == ids
     assert common_tokens(first, second) >= SHARED_TOKENS
     assert set(first) | set(second) <= set(ids)
-    assert max(map(len, (first, second))) <= 2 * SHARED_TOKENS
 
 
-def test_a_model_of_few_positions_gets_no_branching_pair():
-    assert branching_pair(np.arange(9), SHARED_TOKENS + 16) == []
-    assert all(len(each) <= SHARED_TOKENS + 17 for each in branching_pair(np.arange(9), SHARED_TOKENS + 17))
+@pytest.mark.parametrize(("positions", "sequences"), [(SHARED_TOKENS + 16, 1), (SHARED_TOKENS + 17, 3)])
+def test_a_model_of_few_positions_gets_no_longer_sequence(make_model, positions, sequences):
+    model = make_model(max_position_embeddings=positions)
+    bind_reward_forward(model)
+    _, ((_, probe), _) = settle(model, [[3, 4, 5]], "forest")
+    assert len(probe) == sequences
+    assert max(map(len, probe)) <= positions
+
+
+@pytest.mark.parametrize(("sequences", "is_final"), [([[3, 4, 5]], True), ([[3], [4]], False)])
+def test_an_encoder_is_compared_with_each_sequence_alone_until_lengths_differ(sequences, is_final):
+    config = BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, num_labels=1)
+    settled, probes = settle(AutoModelForSequenceClassification.from_config(config), sequences, "padded")
+    assert settled == ("padded", is_final)
+    assert [layout for layout, _ in probes] == ["alone", "padded"]

@@ -171,7 +171,7 @@ def sees_everything_before(position_ids, subtree_end):
 @pytest.fixture
 def broken(monkeypatch):
     """A forest's attention in which responses see each other."""
-    monkeypatch.setattr("plaudit.models.reward_head.ForestAttention", sees_everything_before)
+    monkeypatch.setattr("plaudit.forest.attention.ForestAttention", sees_everything_before)
 
 
 def test_wrong_attention_falls_back_to_padded_and_shows_the_figures(make_trainer, broken, caplog):

@@ -315,7 +315,7 @@ def test_a_stream_of_which_nothing_is_left_is_refused(make_trainer, text_rows):
     nothing = stream([row | {"rejected": row["chosen"]} for row in text_rows])
     with pytest.raises(DataError, match=r"train: no pair is left of 10 \(10 with the same ids"):
         make_trainer(train_dataset=nothing, max_steps=1).train()
-    with pytest.raises(DataError, match="no row is left to evaluate"):
+    with pytest.raises(DataError, match="eval: no pair is left of 10"):
         make_trainer(eval_dataset=nothing).evaluate()
 
 

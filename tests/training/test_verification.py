@@ -27,7 +27,9 @@ from plaudit.errors import CheckpointError
 @pytest.fixture
 def in_process(monkeypatch):
     """The reload in this process: a fresh one takes seconds, and is tested in `tests/checkpoint`."""
-    monkeypatch.setattr(verification, "_ask", lambda request: reload.score(**json.loads(json.dumps(request))))
+    monkeypatch.setattr(
+        verification, "reload_and_score", lambda request: reload.score(**json.loads(json.dumps(request)))
+    )
 
 
 def saved(trainer):
@@ -157,7 +159,7 @@ def test_a_resumed_run_goes_on_with_the_scale_of_its_evaluation(make_trainer, te
 
 
 def test_checkpoints_are_not_reloaded_and_carry_a_fingerprint(make_trainer, monkeypatch):
-    monkeypatch.setattr(verification, "_ask", None)
+    monkeypatch.setattr(verification, "reload_and_score", None)
     trainer = make_trainer(max_steps=2, save_strategy="steps", save_steps=1, verify_on_save=True)
     trainer.train()
     for step in (1, 2):
@@ -167,7 +169,7 @@ def test_checkpoints_are_not_reloaded_and_carry_a_fingerprint(make_trainer, monk
 
 
 def test_it_can_be_turned_off(make_trainer, monkeypatch):
-    monkeypatch.setattr(verification, "_ask", None)
+    monkeypatch.setattr(verification, "reload_and_score", None)
     trainer = make_trainer(max_steps=1, verify_on_save=False)
     saved(trainer)
     assert trainer.verification is None
@@ -179,7 +181,7 @@ def test_a_save_that_scores_otherwise_fails_loudly_keeps_its_files_and_is_not_pu
         return answer | {"alone": [reward + 1 for reward in answer["alone"]]}
 
     pushed = []
-    monkeypatch.setattr(verification, "_ask", ask)
+    monkeypatch.setattr(verification, "reload_and_score", ask)
     trainer = make_trainer(max_steps=1, verify_on_save=True)
     monkeypatch.setattr(trainer, "push_to_hub", lambda **options: pushed.append(options))
     trainer.args.push_to_hub = True

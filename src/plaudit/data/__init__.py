@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from plaudit.data.dataset_conversion import convert
-    from plaudit.data.files import load_source
+    from plaudit.data.loading import load_source
     from plaudit.data.published_layouts import CONVERTERS, arena, helpsteer, hh, ranked, ultrafeedback
     from plaudit.data.rankings import comparisons_of_ranking, ties_of_ranking
     from plaudit.data.splits import split_by_prompt
@@ -21,7 +21,7 @@ _HOMES = {
     "CONVERTERS": "plaudit.data.published_layouts",
     "helpsteer": "plaudit.data.published_layouts",
     "hh": "plaudit.data.published_layouts",
-    "load_source": "plaudit.data.files",
+    "load_source": "plaudit.data.loading",
     "PreferenceWorld": "plaudit.data.synthetic",
     "ranked": "plaudit.data.published_layouts",
     "split_by_prompt": "plaudit.data.splits",

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from plaudit.data.dataset_conversion import convert
-from plaudit.data.files import load_source
+from plaudit.data.loading import load_source
 from plaudit.errors import ConfigError, DataError
 
 if TYPE_CHECKING:

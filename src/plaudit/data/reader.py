@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from plaudit.data.files import load_source, take_split
+from plaudit.data.loading import load_source, take_split
 from plaudit.errors import ConfigError, DataError
 
 __all__ = ["Chunk", "Row", "Source", "Unreadable"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from plaudit.data.dataset_conversion import convert
-from plaudit.data.files import load_source, take_split
+from plaudit.data.loading import load_source, take_split
 from plaudit.data.mixture import load_mixture
 from plaudit.data.splits import split_by_prompt
 from plaudit.errors import ConfigError

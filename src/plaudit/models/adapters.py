@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
-from transformers import PreTrainedModel
 
 from plaudit.errors import ConfigError, ModelError
 from plaudit.models.reward_head import KNOWN_HEADS, head_names, outside_backbone
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
+    from transformers import PreTrainedModel
 
     from plaudit.models.model_config import ModelConfig
 
@@ -56,7 +56,7 @@ def get_peft_config(model_args: "ModelConfig") -> "PeftConfig | None":
 
 
 def add_adapter(
-    model: PreTrainedModel, peft_config: "PeftConfig", *, revision: str | None = None, dropout: bool = True
+    model: "PreTrainedModel", peft_config: "PeftConfig", *, revision: str | None = None, dropout: bool = True
 ) -> "PeftModel":
     """Wrap the model so that the adapter and the whole head train, and both are saved.
 
@@ -104,12 +104,12 @@ def add_adapter(
     return wrapped
 
 
-def _new_in_backbone(model: PreTrainedModel) -> list[str]:
+def _new_in_backbone(model: "PreTrainedModel") -> list[str]:
     new = getattr(model, "new_modules", ())  # as `load_model` has seen
     return [name for name in new if name.startswith(f"{model.base_model_prefix}.")]
 
 
-def _choose_targets(model: PreTrainedModel, peft_config: "PeftConfig") -> None:
+def _choose_targets(model: "PreTrainedModel", peft_config: "PeftConfig") -> None:
     """PEFT's own choice where a LoRA names no target, or what it chooses for their like where it knows no better.
 
     PEFT 0.21 itself comes to its choice too late for a mixture of experts, and has none for many of them.
@@ -164,7 +164,7 @@ def detach_adapter(model: "PeftModel") -> Adapter:
     return taken
 
 
-def attach_adapter(model: PreTrainedModel, adapter: Adapter) -> "PeftModel":
+def attach_adapter(model: "PreTrainedModel", adapter: Adapter) -> "PeftModel":
     """Put an adapter that was taken off onto a sequence classifier."""
     from peft import TaskType, get_peft_model, set_peft_model_state_dict
 
@@ -215,6 +215,6 @@ def is_peft_model(model: Any) -> "TypeGuard[PeftModel]":
     return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
 
 
-def base_model(model: Any) -> PreTrainedModel:
+def base_model(model: Any) -> "PreTrainedModel":
     """Return the model itself, without the adapter around it."""
     return model.get_base_model() if is_peft_model(model) else model

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForSequenceClassification
 from transformers.utils import find_adapter_config_file
 
 from plaudit.errors import ModelError
@@ -14,11 +14,12 @@ from plaudit.models.saved_adapter import SavedAdapter
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
 __all__ = ["is_language_model", "to_sequence_classifier"]
 
 
-def is_language_model(model: PreTrainedModel) -> bool:
+def is_language_model(model: "PreTrainedModel") -> bool:
     """Whether the model ends in a language model's head."""
     return model.get_output_embeddings() is not None
 
@@ -75,7 +76,7 @@ def _is_same(adapter: Adapter, saved: SavedAdapter) -> bool:
     )
 
 
-def _with_backbone_of(model: PreTrainedModel, head: dict[str, torch.Tensor]) -> PreTrainedModel:
+def _with_backbone_of(model: "PreTrainedModel", head: dict[str, torch.Tensor]) -> "PreTrainedModel":
     """A sequence classifier with one label around the model's own backbone, and a head of these weights."""
     model.config.num_labels = 1
     with torch.device("meta"):

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,20 +10,20 @@ import torch
 from numpy.typing import NDArray
 
 from plaudit.errors import ModelError
-from plaudit.forest import attention
 from plaudit.forest.trie import SHARED_TOKENS
 from plaudit.models.adapters import base_model, is_peft_model
-from plaudit.models.precision import in_float32, rounding_tolerance, rounds_inputs
-from plaudit.models.reward_head import reads_last_position
+from plaudit.models.precision import compute_dtype, in_float32, rounding_tolerance, rounds_inputs
+from plaudit.models.reward_head import class_forward, has_reward_forward, reads_last_position, unbind_reward_forward
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-__all__ = ["branching_pair", "has_virtual_tokens", "layouts_differ", "probe_size", "reason_for_padding"]
+__all__ = ["has_virtual_tokens", "layouts_differ", "probe_size", "reason_for_padding", "settle_layout"]
 
 logger = logging.getLogger(__name__)
 
+_PROBED_SEQUENCES = 4
 _MAX_PROBE_POSITIONS = 1 << 13
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
@@ -34,7 +35,9 @@ def reason_for_padding(model: "PreTrainedModel | PeftModel") -> str | None:
         return f"{type(base).__name__} is an encoder: every token sees every other"
     if has_virtual_tokens(model):
         return "prefix and prompt tuning put virtual tokens before every sequence"
-    return attention.unsupported_reason(base)
+    from plaudit.forest.attention import unsupported_reason
+
+    return unsupported_reason(base)
 
 
 def has_virtual_tokens(model: "PreTrainedModel | PeftModel") -> bool:
@@ -54,20 +57,6 @@ def probe_size(lengths: Sequence[int]) -> int:
     longest = np.maximum.accumulate(np.asarray(lengths))
     fitting = longest * np.arange(1, len(longest) + 1) <= _MAX_PROBE_POSITIONS
     return max(int(fitting.sum()), min(2, len(longest)))
-
-
-def branching_pair(ids: NDArray[np.int64], max_positions: int | None) -> list[NDArray[np.int64]]:
-    """Make two sequences that share a prefix from the tokens of one, since a wrong mask shows only where tokens branch.
-
-    Args:
-        ids: One or more token ids, repeated as often as needed.
-        max_positions: The most tokens the model takes. Without room for a shared prefix, the list is empty.
-    """
-    size = min(2 * SHARED_TOKENS, max_positions or 2 * SHARED_TOKENS)
-    if size <= SHARED_TOKENS + 16:
-        return []
-    trunk = np.resize(ids, size)
-    return [trunk, np.concatenate([trunk[: SHARED_TOKENS + 8], trunk[:8][::-1]])]
 
 
 # The comparison
@@ -193,3 +182,89 @@ def _routes_experts(model: "PreTrainedModel") -> bool:
     """Return whether tokens are routed to experts: rounding may flip a choice, which moves a reward by much more."""
     config: Any = model.config.get_text_config()
     return any((getattr(config, name, None) or 0) > 1 for name in _EXPERT_COUNTS)
+
+
+# The layout to score in
+
+
+def settle_layout(
+    model: "PreTrainedModel | PeftModel",
+    sequences: Sequence[NDArray[np.int64]],
+    run: Callable[[list[NDArray[np.int64]], str], torch.Tensor],
+    layout: str,
+) -> tuple[str, bool]:
+    """Choose the layout to score in by comparing layouts on the first sequences.
+
+    A forest is compared with a padded batch. Where a model keeps the forward of its class, which may read padding, a
+    padded batch is compared with each sequence alone. A class from outside transformers may read its reward elsewhere,
+    or change it: where its forward gives other rewards than Plaudit's, it gets its own forward back.
+
+    Args:
+        model: In evaluation mode. Changed in place where it gets its own forward back.
+        sequences: One or more arrays of token ids.
+        run: `run(sequences, layout)` returns the rewards [N] of N sequences in one batch.
+        layout: The layout to begin with, "forest" or "padded".
+
+    Returns:
+        "forest", "padded" or "alone", and whether the choice is final: where padding was to be tested and all sequences
+        were of one length, it is not.
+
+    Raises:
+        torch.OutOfMemoryError: The first sequences do not fit into memory.
+        ModelError: The model gives no reward for the sequences.
+    """
+    base = base_model(model)
+    probe = list(sequences[: probe_size([len(ids) for ids in sequences[:_PROBED_SEQUENCES]])])
+
+    def differ(probe: list[NDArray[np.int64]], reference: str, candidate: str) -> str | None:
+        def score(name: str, _: bool) -> torch.Tensor:
+            return run(probe, name)
+
+        return layouts_differ(model, score, dtype=compute_dtype(base), reference=reference, candidate=candidate)
+
+    if has_reward_forward(base) and _own_forward_differs(model, lambda: run(probe, "alone")):
+        unbind_reward_forward(base)
+        layout = "padded"
+    if layout == "forest":
+        positions = getattr(base.config.get_text_config(), "max_position_embeddings", None)
+        if reason := differ(probe + _branching_pair(probe[0], positions), "padded", "forest"):
+            layout = "padded"
+            logger.warning("scoring padded batches, since %s", reason)
+    if layout == "forest" or has_reward_forward(base):  # which reads no padding, whatever the pad token is
+        return layout, True
+    probe.append(np.append(probe[0][: len(probe[0]) // 2], probe[0][-1]))
+    if reason := differ(probe, "alone", "padded"):
+        layout = "alone"
+        logger.warning("scoring each sequence alone, which is slow, since padding changes rewards: %s", reason)
+    return layout, len(set(map(len, probe))) > 1
+
+
+def _own_forward_differs(model: "PreTrainedModel | PeftModel", run: Callable[[], torch.Tensor]) -> bool:
+    """Return whether the forward of a class from outside transformers gives other rewards than Plaudit's forward."""
+    base = base_model(model)
+    if type(base).forward.__module__.startswith("transformers."):
+        return False
+
+    def score(forward: str, _: bool) -> torch.Tensor:
+        with class_forward(base) if forward == "its own" else nullcontext():
+            return run()
+
+    dtype = compute_dtype(base)
+    reason = layouts_differ(model, score, dtype=dtype, reference="its own", candidate="Plaudit's")
+    if reason is not None:
+        logger.warning("scoring with the forward that %s ships, since %s", type(base).__name__, reason)
+    return reason is not None
+
+
+def _branching_pair(ids: NDArray[np.int64], max_positions: int | None) -> list[NDArray[np.int64]]:
+    """Make two sequences that share a prefix from the tokens of one, since a wrong mask shows only where tokens branch.
+
+    Args:
+        ids: One or more token ids, repeated as often as needed.
+        max_positions: The most tokens the model takes. Without room for a shared prefix, the list is empty.
+    """
+    size = min(2 * SHARED_TOKENS, max_positions or 2 * SHARED_TOKENS)
+    if size <= SHARED_TOKENS + 16:
+        return []
+    trunk = np.resize(ids, size)
+    return [trunk, np.concatenate([trunk[: SHARED_TOKENS + 8], trunk[:8][::-1]])]

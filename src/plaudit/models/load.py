@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import find_adapter_config_file
@@ -28,6 +28,7 @@ from plaudit.models.saved_adapter import SavedAdapter
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
 __all__ = ["embedding_rows", "grow_embedding", "load_model", "load_tokenizer", "max_positions"]
 
@@ -202,7 +203,7 @@ def _is_quantized(name: str, options: dict[str, Any]) -> bool:
 
 
 def _check_architecture(config: PretrainedConfig, name: str) -> None:
-    known = type(config) in AutoModelForSequenceClassification._model_mapping
+    known = type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
     if known or "AutoModelForSequenceClassification" in (getattr(config, "auto_map", None) or {}):
         return
     raise ModelError(
@@ -239,7 +240,7 @@ def _quiet_load_report() -> Iterator[None]:
         loading.removeFilter(is_error)
 
 
-def _report_keys(model: PreTrainedModel, name: str, info: dict[str, Any], new_head: bool) -> None:
+def _report_keys(model: "PreTrainedModel", name: str, info: dict[str, Any], new_head: bool) -> None:
     """A base model lacks the reward head and has a language-model head too many; anything else is worth a warning."""
     backbone = f"{model.base_model_prefix}."
     missing = [key for key in info["missing_keys"] if key.startswith(backbone)]
@@ -270,13 +271,13 @@ def _report_keys(model: PreTrainedModel, name: str, info: dict[str, Any], new_he
         )
 
 
-def embedding_rows(model: PreTrainedModel) -> int:
+def embedding_rows(model: "PreTrainedModel") -> int:
     """Rows of the input embedding: ids below this have a vector."""
     weight = model.get_input_embeddings().weight
     return getattr(weight, "ds_shape", weight.shape)[0]  # under ZeRO-3 a process has a part, and its shape is (0,)
 
 
-def max_positions(model: PreTrainedModel) -> int | None:
+def max_positions(model: "PreTrainedModel") -> int | None:
     """How many tokens the model has positions for; `None` if it does not say.
 
     RoBERTa and its kin start to count behind the pad token's id: of 514 positions, 512 are for tokens.
@@ -288,7 +289,7 @@ def max_positions(model: PreTrainedModel) -> int | None:
     return most
 
 
-def grow_embedding(model: PreTrainedModel, rows: int, *, frozen_base: bool, reason: str) -> None:
+def grow_embedding(model: "PreTrainedModel", rows: int, *, frozen_base: bool, reason: str) -> None:
     """Grow the input embedding to `rows`, where that can be done honestly.
 
     Args:

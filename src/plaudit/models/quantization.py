@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig, PretrainedConfig
-from transformers.quantizers.auto import AutoQuantizationConfig
-from transformers.quantizers.base import get_keys_to_not_convert
 
 from plaudit.errors import ConfigError, ModelError
 from plaudit.models.adapters import attach_adapter, base_model, detach_adapter
@@ -64,6 +62,8 @@ def exclude_head(quantization_config: Any, config: PretrainedConfig, others: Seq
     """
     if isinstance(quantization_config, BitsAndBytesConfig) and find_spec("bitsandbytes") is None:
         raise ConfigError("quantisation needs bitsandbytes: pip install 'plaudit[quantization]'")
+    from transformers.quantizers.base import get_keys_to_not_convert
+
     name = next((name for name in _SKIPPING if hasattr(quantization_config, name)), None)
     if name is None:
         return quantization_config
@@ -107,6 +107,8 @@ def quantization_config_from(description: dict[str, Any]) -> Any:
     Raises:
         ModelError: It describes none that transformers knows.
     """
+    from transformers.quantizers.auto import AutoQuantizationConfig
+
     try:
         return AutoQuantizationConfig.from_dict(dict(description))
     except (TypeError, ValueError) as error:

@@ -8,17 +8,17 @@ position, which the attention mask tells: never by searching for a pad or EOS id
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from plaudit.errors import ModelError
-from plaudit.forest.attention import ForestAttention, check_every_layer, enabled_backend
-from plaudit.forest.flex import fill_blocks
 from plaudit.models.precision import use_training_kernels_on_cpu
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = [
     "KNOWN_HEADS",
@@ -30,6 +30,7 @@ __all__ = [
     "outside_backbone",
     "reads_last_position",
     "reset_head",
+    "unbind_reward_forward",
     "class_forward",
 ]
 
@@ -63,7 +64,7 @@ def _in_float32(parameter: Any) -> nn.Parameter:
     return nn.Parameter(parameter.data.float(), requires_grad=parameter.requires_grad)
 
 
-def check_one_label(model: PreTrainedModel) -> None:
+def check_one_label(model: "PreTrainedModel") -> None:
     """Raise unless the model is a sequence classifier with exactly one label.
 
     Raises:
@@ -79,7 +80,7 @@ def check_one_label(model: PreTrainedModel) -> None:
         )
 
 
-def head_names(model: PreTrainedModel) -> list[str]:
+def head_names(model: "PreTrainedModel") -> list[str]:
     """Qualified names of the linear layers with one output outside the backbone.
 
     There is one, except under PEFT, which keeps the original beside the trained copy.
@@ -92,7 +93,7 @@ def head_names(model: PreTrainedModel) -> list[str]:
     ]
 
 
-def outside_backbone(model: PreTrainedModel) -> list[str]:
+def outside_backbone(model: "PreTrainedModel") -> list[str]:
     """Names of the model's direct children that hold weights, other than the backbone: the head, and what feeds it.
 
     On an encoder that may be a pooler or a dense layer before the last one, which a base model does not have either.
@@ -101,7 +102,7 @@ def outside_backbone(model: PreTrainedModel) -> list[str]:
     return [name for name, child in children if next(child.parameters(), None) is not None]
 
 
-def reset_head(model: PreTrainedModel, seed: int) -> None:
+def reset_head(model: "PreTrainedModel", seed: int) -> None:
     """Draw the head anew, as for a model that never had one, whatever the random state.
 
     Args:
@@ -118,14 +119,14 @@ def reset_head(model: PreTrainedModel, seed: int) -> None:
                 head.bias.zero_()
 
 
-def reads_last_position(model: PreTrainedModel) -> bool:
+def reads_last_position(model: "PreTrainedModel") -> bool:
     """Whether the reward is the head's value at the last position: decoders, whose head is called `score`."""
     if getattr(model.config, "is_encoder_decoder", False):  # T5Gemma says `score` too
         return False
     return all(name.split(".")[0] == "score" for name in head_names(model))
 
 
-def bind_reward_forward(model: PreTrainedModel) -> None:
+def bind_reward_forward(model: "PreTrainedModel") -> None:
     """Give this model instance the float32 head and, if it is a decoder, the one reward forward.
 
     Encoders keep their own forward (pooling is theirs), with the float32 head at its end. The names of the parameters
@@ -148,17 +149,25 @@ def bind_reward_forward(model: PreTrainedModel) -> None:
         model.takes_position_ids = "position_ids" in backbone  # Bloom tells positions from the mask itself
         model.forest_is_proven = False  # until every layer has been seen to call the forest's attention
         model.forward = _BoundForward(model)
+        model.reward_forward_is_bound = True
 
 
-def has_reward_forward(model: PreTrainedModel) -> bool:
-    """Whether the model has the one reward forward, which accelerate may have wrapped; else its class's own."""
-    return isinstance(vars(model).get("_original_forward", vars(model).get("forward")), _BoundForward)
+def has_reward_forward(model: "PreTrainedModel") -> bool:
+    """Return whether a model runs the one reward forward, and not that of its class."""
+    return getattr(model, "reward_forward_is_bound", False)
+
+
+def unbind_reward_forward(model: "PreTrainedModel") -> None:
+    """Give a model the forward of its class back."""
+    del model.forward
+    model.reward_forward_is_bound = False
 
 
 @contextmanager
-def class_forward(model: PreTrainedModel) -> Iterator[None]:
-    """The model with its class's own forward for a while."""
-    bound = vars(model).pop("forward")
+def class_forward(model: "PreTrainedModel") -> Iterator[None]:
+    """Run the forward of a model's class within this context."""
+    bound = model.forward
+    del model.forward
     try:
         yield
     finally:
@@ -166,7 +175,7 @@ def class_forward(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _reward_forward(
-    self: PreTrainedModel,
+    self: "PreTrainedModel",
     input_ids: torch.Tensor | None = None,  # [N, L]
     attention_mask: torch.Tensor | None = None,  # [N, L], or [N, P + L] behind P positions of a prefix
     inputs_embeds: torch.Tensor | None = None,  # [N, L, H]
@@ -203,7 +212,7 @@ def _reward_forward(
 
 
 def _forest_forward(
-    self: PreTrainedModel,
+    self: "PreTrainedModel",
     input_ids: torch.Tensor,  # [1, T]
     leaf: torch.Tensor,  # [N]
     position_ids: torch.Tensor,  # [1, T]
@@ -211,6 +220,9 @@ def _forest_forward(
     **kwargs: Any,
 ) -> SequenceClassifierOutputWithPast:
     """Rewards of the N sequences of a forest (see `plaudit.forest.trie`); the model must be enabled for it."""
+    from plaudit.forest.attention import ForestAttention, check_every_layer, enabled_backend
+    from plaudit.forest.flex import fill_blocks
+
     if enabled_backend(self) is None:
         raise ModelError("a batch is a token forest, but `plaudit.forest.attention.enable` was not called.")
     if input_ids.device.type == "cuda":
@@ -230,7 +242,7 @@ class _BoundForward:
 
     __func__ = staticmethod(_reward_forward)  # accelerate wraps what it finds here in autocast, as of any method
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: "PreTrainedModel") -> None:
         self.__self__ = model
 
     @property

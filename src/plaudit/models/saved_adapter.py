@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
 from plaudit.errors import ModelError
@@ -17,6 +16,7 @@ from plaudit.models.reward_head import KNOWN_HEADS
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
+    from transformers import PreTrainedModel
 
 __all__ = ["SavedAdapter"]
 
@@ -77,7 +77,7 @@ class SavedAdapter:
         }
         return found if any(value.ndim == 2 and len(value) == 1 for value in found.values()) else {}
 
-    def attach_to(self, model: PreTrainedModel, *, is_trainable: bool) -> "PeftModel":
+    def attach_to(self, model: "PreTrainedModel", *, is_trainable: bool) -> "PeftModel":
         """The adapter on its base model.
 
         Args:
@@ -106,7 +106,7 @@ class SavedAdapter:
 
 def _quantization(path: str, hub: dict[str, Any]) -> dict[str, Any] | None:
     try:
-        found = cached_file(path, "reward.json", **hub, _raise_exceptions_for_missing_entries=False)
-    except OSError:  # the hub cannot be asked
+        found = cached_file(path, "reward.json", **hub)
+    except OSError:  # there is none, or the hub does not answer
         return None
     return json.loads(Path(found).read_text(encoding="utf-8")).get("quantization") if found else None

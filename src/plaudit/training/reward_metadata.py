@@ -239,5 +239,5 @@ def _check_finite(trainer: "RewardTrainer") -> None:
 def _local(parameter: Any) -> torch.Tensor:
     """Return the part of a parameter that lies on this process, under FSDP2 and ZeRO-3 too."""
     if hasattr(parameter, "to_local"):
-        return parameter.detach().to_local()
+        return parameter.to_local().detach()
     return getattr(parameter, "ds_tensor", parameter).detach()

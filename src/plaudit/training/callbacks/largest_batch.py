@@ -53,9 +53,8 @@ class TryLargestBatch(TrainerCallback):
         with keep_random_state(), trainer.objective.local_backward():
             trainer.model_wrapped.train()
             expected = self._expected_optimizer_state()
-            fits = fitting_budget(
-                self._run, largest_batch, budget, int(token_costs(trainer.train_dataset, trainer.layout).max())
-            )
+            largest_row = int(token_costs(trainer.train_dataset, trainer.layout).max())
+            fits = fitting_budget(self._run, largest_batch, budget, largest_row)
         del expected
         least = min(0 if each is None else each for each in gather_object([fits]))
         if least < budget:
