@@ -2,9 +2,13 @@
 
 import importlib
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from transformers import TrainingArguments
+
+from plaudit import RewardConfig
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs" / "reference").glob("*.md")))
@@ -15,6 +19,13 @@ DOCUMENTED = set(re.findall(r"^::: (\S+)", REFERENCE, flags=re.MULTILINE))
 def test_the_reference_holds_every_public_name(package):
     names = {f"{package}.{name}" for name in importlib.import_module(package).__all__}
     assert names <= DOCUMENTED, f"add to docs/reference: {sorted(names - DOCUMENTED)}"
+
+
+def test_the_page_on_training_describes_every_option_of_its_own():
+    own = {each.name for each in fields(RewardConfig)} - {each.name for each in fields(TrainingArguments)}
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    described = set(re.findall(r"`(\w+)`", page[page.index("## Options beyond") : page.index("## Out of memory")]))
+    assert own <= described, f"add to docs/training.md: {sorted(own - described)}"
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
