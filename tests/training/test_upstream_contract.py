@@ -1,0 +1,100 @@
+"""The methods of transformers' `Trainer` that `RewardTrainer` overrides exist there, with the parameters it assumes.
+
+An upgrade that renames one would silently take a guard away: the override would never be called again.
+"""
+
+import inspect
+
+import pytest
+from transformers import Trainer
+
+from plaudit import RewardTrainer
+
+PUBLIC = {
+    "compute_loss": ["model", "inputs", "return_outputs", "num_items_in_batch"],
+    "create_model_card": [
+        "language",
+        "license",
+        "tags",
+        "model_name",
+        "finetuned_from",
+        "tasks",
+        "dataset_tags",
+        "dataset",
+        "dataset_args",
+    ],
+    "create_optimizer": ["model"],
+    "end": [],
+    "evaluate": ["eval_dataset", "ignore_keys", "metric_key_prefix"],
+    "evaluation_loop": ["dataloader", "description", "prediction_loss_only", "ignore_keys", "metric_key_prefix"],
+    "get_batch_samples": ["epoch_iterator", "num_batches", "device"],
+    "log": ["logs", "start_time"],
+    "predict": ["test_dataset", "ignore_keys", "metric_key_prefix"],
+    "prediction_step": ["model", "inputs", "prediction_loss_only", "ignore_keys"],
+    "save_model": ["output_dir", "_internal_call"],
+    "train": ["resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
+    "training_step": ["model", "inputs", "num_items_in_batch"],
+}
+PRIVATE = {
+    "_finalize_training": ["trial", "num_train_samples", "start_time"],
+    "_get_dataloader": ["dataset", "description", "batch_size", "sampler_fn", "is_training", "dataloader_key"],
+    "_get_grad_norm": ["model", "grad_norm"],
+    "_get_num_items_in_batch": ["batch_samples", "device"],
+    "_get_train_sampler": ["train_dataset"],
+    "_init_training_state": [
+        "max_steps",
+        "num_update_steps_per_epoch",
+        "num_train_epochs",
+        "resume_from_checkpoint",
+        "trial",
+    ],
+    "_inner_training_loop": ["batch_size", "args", "resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
+    "_load_best_model": [],
+    "_load_from_checkpoint": ["resume_from_checkpoint", "model"],
+    "_maybe_log_save_evaluate": [
+        "tr_loss",
+        "grad_norm",
+        "model",
+        "trial",
+        "epoch",
+        "ignore_keys_for_eval",
+        "start_time",
+        "learning_rate",
+    ],
+    "_prepare_for_training": ["max_steps", "train_dataloader", "resume_from_checkpoint"],
+    "_prepare_inputs": ["inputs"],
+    "_push_from_checkpoint": ["checkpoint_folder"],
+    "_run_epoch": [
+        "model",
+        "epoch",
+        "train_dataloader",
+        "steps_in_epoch",
+        "num_update_steps_per_epoch",
+        "trial",
+        "ignore_keys_for_eval",
+        "start_time",
+        "resume_from_checkpoint",
+        "epochs_trained",
+        "steps_trained_in_current_epoch",
+    ],
+    "_save": ["output_dir", "state_dict"],
+    "_save_checkpoint": ["model", "trial"],
+    "_set_signature_columns_if_needed": [],
+}
+
+
+def overridden():
+    """Names of the methods of `Trainer` that `RewardTrainer` or a class between them defines anew."""
+    own = RewardTrainer.__mro__[: RewardTrainer.__mro__.index(Trainer)]
+    names = {name for each in own for name, value in vars(each).items() if inspect.isfunction(value)}
+    return {name for name in names if name in vars(Trainer) and not name.startswith("__")}
+
+
+def test_every_override_is_listed_here():
+    assert overridden() == PUBLIC.keys() | PRIVATE.keys()
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC | PRIVATE))
+def test_the_method_takes_the_parameters_that_the_override_assumes(name):
+    parameters = list(inspect.signature(getattr(Trainer, name)).parameters)
+    assert parameters[1:] == (PUBLIC | PRIVATE)[name]
