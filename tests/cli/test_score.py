@@ -247,7 +247,12 @@ def test_from_each_format_to_each_format_no_value_changes(score, tmp_path, name,
     code, said = score(write_as(tmp_path / name, TYPED), "--batch_rows", 2, output=output)
     assert code == 0, said
     rows = read_as(tmp_path / output)
-    assert [{name: row[name] for name in TYPED[0]} for row in rows] == TYPED
+    # CSV does not tell an empty text from no value: an empty cell is read as no value.
+    empty = None if ".csv" in name and not output.endswith(".csv") else ""
+    assert [{name: row[name] for name in TYPED[0]} for row in rows] == [
+        *TYPED[:2],
+        TYPED[2] | {"id": empty, "day": empty},
+    ]
     assert len({row["reward"] for row in rows}) == 3
     assert not list(tmp_path.glob("_*"))
 
@@ -257,7 +262,7 @@ def test_csv_of_a_spreadsheet_is_read(score, tmp_path):
     (tmp_path / "IN.CSV").write_bytes(b'\xef\xbb\xbftext,note\r\n"Is it? ""Yes"",\r\nsaid the fox.",a\r\n\r\nNo.,\r\n')
     assert score(tmp_path / "IN.CSV")[0] == 0
     rows = read(tmp_path / "out.jsonl")
-    assert [(row["text"], row["note"]) for row in rows] == [('Is it? "Yes",\r\nsaid the fox.', "a"), ("No.", "")]
+    assert [(row["text"], row["note"]) for row in rows] == [('Is it? "Yes",\r\nsaid the fox.', "a"), ("No.", None)]
 
 
 def test_parquet_keeps_its_types(score, tmp_path):
@@ -299,7 +304,7 @@ def test_a_folder_is_read_by_split(score, tmp_path):
     assert code == 0, said
     assert [row["of"] for row in read(tmp_path / "out.jsonl")] == ["test"] * 3
     write(tmp_path / "data" / "test.jsonl", texts(3, other="test"))
-    assert "cannot read on" in score(tmp_path / "data", "--split", "test", output="a.jsonl")[1]
+    assert "cannot read" in score(tmp_path / "data", "--split", "test", output="a.jsonl")[1]
     assert "expected a split 'dev'" in score(tmp_path / "data", "--split", "dev", output="b.jsonl")[1]
 
 
@@ -317,7 +322,7 @@ def test_a_file_that_was_cut_short_is_an_error_and_no_short_output(score, tmp_pa
     path.write_bytes(path.read_bytes()[:-cut])
     code, said = score(path, "--on_error", "skip")
     assert code == 1
-    assert "cannot read on" in said
+    assert "cannot read" in said
     assert not (tmp_path / "out.jsonl").exists()
 
 
@@ -350,7 +355,7 @@ def test_what_is_broken_is_said_of_the_file(score, tmp_path, name):
     (tmp_path / name).write_bytes(b"" if name == "in.parquet" else data)
     code, said = score(tmp_path / name)
     assert code == 1
-    assert f"cannot read on in {tmp_path / name}" in said
+    assert f"cannot read {tmp_path / name}" in said
 
 
 def test_parquet_is_read_without_holding_a_row_group(tmp_path):

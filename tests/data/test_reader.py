@@ -5,14 +5,15 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import Features, IterableDataset, Value
+from datasets import Dataset, DatasetDict, Features, Value
 
+from plaudit.data.loading import load_source
 from plaudit.data.reader import Source
 from plaudit.errors import ConfigError, DataError
 
 
 def rows_of(path):
-    return [row for block in Source(str(path)).chunks(2) for row in block.rows]
+    return [row for chunk in Source(str(path)).chunks(2) for row in chunk.rows]
 
 
 def written(path, rows):
@@ -26,8 +27,40 @@ def written(path, rows):
     return path
 
 
+# training and scoring
+
+
+TEXTS = [
+    {"prompt": "2+2?", "chosen": "4", "rejected": "05"},
+    {"prompt": None, "chosen": "NA", "rejected": "null"},
+    {"prompt": "Say it.\nTwice.", "chosen": 'so, "so"', "rejected": " None "},
+]
+
+
+@pytest.mark.parametrize(
+    "name", ["in.csv", "in.csv.gz", "in.json", "in.json.gz", "in.jsonl", "in.jsonl.gz", "in.parquet"]
+)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_training_and_scoring_read_the_same_rows(write, name, streaming):
+    path = write(name, TEXTS)
+    assert rows_of(path) == list(load_source(path, streaming=streaming)["train"]) == TEXTS
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_an_empty_cell_of_csv_is_no_value_and_training_reads_numbers(tmp_path, streaming):
+    (tmp_path / "in.csv").write_text('chosen,rejected,margin,tie,id\na,b,0.50,True,01\na,"",,,\n')
+    path = str(tmp_path / "in.csv")
+    one, two = list(load_source(path, streaming=streaming)["train"])
+    assert one == {"chosen": "a", "rejected": "b", "margin": 0.5, "tie": True, "id": "01"}
+    assert two == {"chosen": "a", "rejected": None, "margin": None, "tie": None, "id": None}
+    assert rows_of(path) == [{"chosen": "a", "rejected": "b", "margin": "0.50", "tie": "True", "id": "01"}, two]
+
+
+# chunks
+
+
 @pytest.mark.parametrize("name", ["in.jsonl", "in.jsonl.gz", "in.csv", "in.parquet"])
-def test_blocks_tell_how_far_the_source_has_been_read(tmp_path, name):
+def test_chunks_tell_how_far_the_source_has_been_read(tmp_path, name):
     path = written(tmp_path / name, [{"text": f"{n} " + "yes " * 2000} for n in range(40)])
     for done in ((), (0, 1, 3)):  # what is passed over has been read too
         blocks = list(Source(str(path)).chunks(4, done))
@@ -95,23 +128,24 @@ def test_a_file_that_is_not_there_is_said_so(tmp_path, name):
 )
 def test_what_is_broken_is_said_of_the_file(tmp_path, name, data):
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(DataError, match=f"cannot read on in {tmp_path / name}: .+; check that it is whole"):
+    with pytest.raises(DataError, match=f"cannot read {tmp_path / name}: .+; check that it is whole"):
         rows_of(tmp_path / name)
 
 
-def test_a_dataset_of_the_hub_is_streamed_with_its_types(monkeypatch):
-    asked, features = [], Features({"text": Value("large_string")})
-
-    def load(path, **options):
-        asked.append((path, options))
-        rows = [{"text": f"{n}"} for n in range(5)]
-        return {"test": IterableDataset.from_generator(lambda: iter(rows), features=features)}
-
-    monkeypatch.setattr("plaudit.data.reader.load_source", load)
-    source = Source("someone/texts", "main", "test")
+def test_a_folder_is_streamed_with_its_types(tmp_path):
+    features = Features({"text": Value("large_string")})
+    DatasetDict(test=Dataset.from_list([{"text": f"{n}"} for n in range(5)], features=features)).save_to_disk(tmp_path)
+    source = Source(str(tmp_path), split="test")
     assert source.schema() == pa.schema([("text", pa.large_string())])
-    blocks = list(source.chunks(3, {0}))
-    assert [(block.number, block.first, block.rows, block.share) for block in blocks] == [
+    chunks = list(source.chunks(3, {0}))
+    assert [(chunk.number, chunk.first, chunk.rows, chunk.share) for chunk in chunks] == [
         (1, 3, [{"text": "3"}, {"text": "4"}], None)
     ]
-    assert asked[-1] == ("someone/texts", {"config": "main", "streaming": True})
+
+
+def test_a_dataset_with_several_configurations_is_read_in_the_one_that_is_named(tmp_path, write):
+    configs = "".join(f"- config_name: {name}\n  data_files: {name}.jsonl\n" for name in ("main", "other"))
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    for name in ("main", "other"):
+        write(f"{name}.jsonl", [{"text": name}])
+    assert [chunk.rows for chunk in Source(str(tmp_path), "other").chunks(2)] == [[{"text": "other"}]]
