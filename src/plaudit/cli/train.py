@@ -33,7 +33,7 @@ def command(options: tuple[str, ...]) -> None:
     from transformers import PrinterCallback
 
     from plaudit.cli.display import LiveProgress, console, show_log_messages
-    from plaudit.data.script_arguments import load_splits
+    from plaudit.data.splits import load_splits
     from plaudit.models.adapters import get_peft_config
     from plaudit.models.quantization import get_quantization_config
     from plaudit.training.preparation import quiet_all_but_the_first
