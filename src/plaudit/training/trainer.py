@@ -15,6 +15,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput, denumpify_detensorize
 
 from plaudit.checkpoint.card import TAGS
+from plaudit.checkpoint.verify import Verification
 from plaudit.data.tokenize import TokenizationReport, tokenize_dataset
 from plaudit.errors import ConfigError
 from plaudit.forest.sampler import TokenBudgetBatchSampler
@@ -29,8 +30,9 @@ from plaudit.training.collator import make_collator
 from plaudit.training.config import RewardConfig
 from plaudit.training.dataloaders import make_eval_loader, make_train_loader, prepare_loader, read_stream
 from plaudit.training.distributed import (
+    check_can_evaluate,
+    check_can_train,
     check_devices,
-    check_not_evaluated_by_zero3,
     is_sharded,
     leave_process_group,
 )
@@ -174,6 +176,11 @@ class RewardTrainer(Trainer):
         """The layout of batches: "forest" or "padded"."""
         return getattr(self.data_collator, "layout", "padded")
 
+    @property
+    def verification(self) -> Verification | None:
+        """The result of the last verification of a save; `None` before."""
+        return self.metadata.verification
+
     # Data
 
     def _prepare_dataset(
@@ -235,7 +242,7 @@ class RewardTrainer(Trainer):
             TrainingError: A reward, a loss or the gradient is not finite; the optimiser has not taken that step.
             SystemExit: A signal has ended the run, after a checkpoint.
         """
-        check_not_evaluated_by_zero3(self)
+        check_can_train(self)
         checkpoint = prepare_resumption(self, resume_from_checkpoint)
         report = self.reports["train"]
         with self.signals.listening(self.stop_on), report.one_pass(), without_incomplete_checkpoints(self):
@@ -386,6 +393,7 @@ class RewardTrainer(Trainer):
         Raises:
             TrainingError: A reward or a loss is not finite; it names the rows.
         """
+        check_can_evaluate(self)
         if not (is_sharded(self) or self.args.fp16_full_eval or self.args.bf16_full_eval):
             confirm_layout(self, self.model)
         self._evaluated: list[EvaluatedComparisons] = []
