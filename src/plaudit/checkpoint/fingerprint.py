@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from plaudit.data.render import render
 from plaudit.errors import DataError
 from plaudit.models.adapters import base_model
-from plaudit.models.precision import precision_of, share_of_rounding
+from plaudit.models.precision import compute_dtype, rounding_tolerance
 from plaudit.models.reward_head import RewardHead
 
 __all__ = ["Fingerprint", "probe_sequences", "rewards_as_saved", "take_fingerprint"]
@@ -71,7 +71,7 @@ class Fingerprint:
     def tolerance(self, dtype: str) -> float:
         """Return the root mean square of the differences that rounding explains from rewards computed in `dtype`."""
         size = math.sqrt(sum(reward**2 for reward in self.rewards) / len(self.rewards))
-        return size * max(share_of_rounding(getattr(torch, each)) for each in (dtype, self.dtype))
+        return size * max(rounding_tolerance(getattr(torch, each)) for each in (dtype, self.dtype))
 
 
 def take_fingerprint(
@@ -156,7 +156,7 @@ def _rounded_head(model: nn.Module) -> Iterator[None]:
     """Round the head's float32 parameters to the backbone's precision, and restore them at the end."""
     heads = [module for module in model.modules() if isinstance(module, RewardHead)]
     exact = {parameter: parameter.data.clone() for head in heads for parameter in head.parameters()}
-    dtype = precision_of(base_model(getattr(model, "module", model)))
+    dtype = compute_dtype(base_model(getattr(model, "module", model)))
     try:
         for parameter, data in exact.items():
             parameter.data.copy_(data.to(dtype))

@@ -22,8 +22,8 @@ from plaudit.checkpoint.verify import Reload, Verification, verify_and_record
 from plaudit.errors import ConfigError, ModelError
 from plaudit.models.adapters import base_model
 from plaudit.models.load import load_model, load_tokenizer
-from plaudit.models.precision import precision_of
-from plaudit.models.quantization import dequantized
+from plaudit.models.precision import compute_dtype
+from plaudit.models.quantization import dequantize
 from plaudit.models.reward_head import bind_reward_forward, head_names
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def merge_adapter(
     conversational = recorded.get("rendering", {}).get("sequences", "conversations") == "conversations"
     _fingerprint(model, tokenizer, conversational)  # the first forward of a process can, rarely, be off: not kept
     fingerprint = _fingerprint(model, tokenizer, conversational)
-    merged = dequantized(model).merge_and_unload()
+    merged = dequantize(model).merge_and_unload()
     if dtype is not None:
         merged = merged.to(getattr(torch, dtype))
     rendering = rendering_metadata(tokenizer, fingerprint.ids[0], conversational=conversational, max_length=None)
@@ -107,7 +107,7 @@ def _fingerprint(model: "PeftModel", tokenizer: PreTrainedTokenizerBase, convers
         lambda ids: rewards_as_saved(model, ids),
         tokenizer,
         conversational=conversational,
-        dtype=precision_of(base),
+        dtype=compute_dtype(base),
         longest=getattr(base.config.get_text_config(), "max_position_embeddings", None),
     )
 
