@@ -70,18 +70,19 @@ def scorer(make_model, tokenizer):
     return RewardModel(make_model(), tokenizer)
 
 
-def test_the_accuracy_is_the_one_of_the_trainers_evaluation(make_trainer, text_rows):
-    trainer = make_trainer(max_steps=2, eval_dataset=text_rows)
+def test_the_figures_are_those_of_the_trainers_evaluation(make_trainer, text_rows):
+    rows = [row | {"label": 0.25 if n < 3 else 1.0} for n, row in enumerate(text_rows)]
+    trainer = make_trainer(max_steps=2, eval_dataset=rows)
     trainer.train()
     expected = trainer.evaluate()
-    figures = plaudit.evaluate(RewardModel(trainer.model, trainer.processing_class), text_rows).overall
+    figures = plaudit.evaluate(RewardModel(trainer.model, trainer.processing_class), rows).overall
     assert figures["accuracy"] == expected["eval_accuracy"]
     assert figures["log_loss"] == pytest.approx(expected["eval_loss"], abs=1e-5)
     assert figures["margin"] == pytest.approx(expected["eval_margin"], abs=1e-5)
     assert figures["mean_reward"] == pytest.approx(expected["eval_mean_reward"], abs=1e-5)
 
 
-def test_a_path_a_list_and_a_dataset_say_the_same(make_trainer, text_rows, tmp_path):
+def test_a_path_a_list_and_a_dataset_have_the_same_figures(make_trainer, text_rows, tmp_path):
     trainer = make_trainer(max_steps=1)
     trainer.save_model()
     path = tmp_path / "pairs.jsonl"
@@ -138,14 +139,14 @@ def test_a_published_layout_is_converted_and_its_ties_are_counted(scorer):
     assert (figures["rows"], figures["comparisons"], figures["ties"]) == (2, 1, 1)
 
 
-def test_options_of_what_is_loaded_already_are_refused(scorer, text_rows):
+def test_options_of_a_loaded_model_or_loaded_rows_are_refused(scorer, text_rows):
     with pytest.raises(ConfigError, match="max_length: the reward model is loaded already"):
         plaudit.evaluate(scorer, text_rows, max_length=5)
     with pytest.raises(ConfigError, match="for a dataset that is loaded by its name"):
         plaudit.evaluate(scorer, text_rows, split="test")
 
 
-# What goes wrong is said of the row
+# Errors name the row
 
 
 def test_a_sequence_that_is_too_long_is_cut_and_counted_or_named(make_model, tokenizer, text_rows):
