@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plaudit.data.conversion import convert
-from plaudit.data.files import load_source, take_split
+from plaudit.data.dataset_conversion import convert
+from plaudit.data.loading import load_source, take_split
 from plaudit.errors import ConfigError, DataError, ModelError
 from plaudit.evaluation.figures import calibration_table, compute_figures
 from plaudit.evaluation.preference_data import PreferenceData, count_characters, read_preferences

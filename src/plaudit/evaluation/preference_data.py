@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plaudit.data.comparisons import comparisons_of_ranking, ties_of_ranking
-from plaudit.data.formats import Preference, Ranking, Sequence, parse_row
+from plaudit.data.formats import ParsedRow, TextOrChat, parse_row
 from plaudit.data.prompts import prompt_key, prompt_of
+from plaudit.data.rankings import comparisons_of_ranking, ties_of_ranking
 from plaudit.errors import DataError
 
 __all__ = ["PreferenceData", "count_characters", "read_preferences"]
@@ -35,7 +35,7 @@ class PreferenceData:
         identical: Number of pairs of equal responses in each row, which make no comparison either, shape [R].
     """
 
-    sequences: list[Sequence]
+    sequences: list[TextOrChat]
     template_options: list[dict[str, Any]]
     names: list[str]
     better: NDArray[np.int64]
@@ -62,16 +62,16 @@ def read_preferences(rows: Iterable[Any]) -> PreferenceData:
     Raises:
         DataError: A row is malformed (the message names it), or no row makes a comparison.
     """
-    responses: list[tuple[Sequence, dict[str, Any], str]] = []
+    responses: list[tuple[TextOrChat, dict[str, Any], str]] = []
     comparisons: list[tuple[int, int, float, float, int, int]] = []  # winner, loser, label, weight, prompt, row
     of_rows: list[tuple[str | None, int, int]] = []  # subset, ties, identical
     for index, row in enumerate(rows):
         if not isinstance(row, Mapping):
             raise DataError(f"row {index}: expected a dict with 'chosen' and 'rejected', got {row!r:.80}")
         parsed = parse_row(dict(row), index)
-        sequences, columns, compared, ties = _compare_responses(parsed)
+        sequences, (compared, ties) = parsed.sequences, _compare_responses(parsed)
         start, key = len(responses), prompt_key(prompt_of(row))
-        for sequence, column in zip(sequences, columns, strict=True):
+        for sequence, column in zip(sequences, parsed.columns, strict=True):
             responses.append((sequence, parsed.template_options, f"row {index}, column '{column}'"))
         for winner, loser, label in compared if parsed.weight > 0 else ():
             weight = parsed.weight / len(compared)
@@ -90,26 +90,19 @@ def read_preferences(rows: Iterable[Any]) -> PreferenceData:
     )  # fmt: skip
 
 
-def count_characters(sequence: Sequence) -> int:
+def count_characters(sequence: TextOrChat) -> int:
     """Return the length in characters of a text, or of the contents of all messages of a conversation."""
     if isinstance(sequence, str):
         return len(sequence)
     return sum(_characters_of_content(message["content"]) for message in sequence)
 
 
-def _compare_responses(
-    row: Preference | Ranking,
-) -> tuple[list[Sequence], list[str], list[tuple[int, int, float]], int]:
-    """Return a row's responses, their columns, the comparisons (better, worse, label), and the number of ties."""
-    if isinstance(row, Ranking):
-        columns = [f"completions[{place}]" for place in range(len(row.sequences))]
-        compared = [(better, worse, 1.0) for better, worse in comparisons_of_ranking(row.sequences, row.ranks)]
-        return row.sequences, columns, compared, len(ties_of_ranking(row.sequences, row.ranks))
-    sequences, columns = [row.chosen, row.rejected], ["chosen", "rejected"]
-    if row.chosen == row.rejected or row.tie:
-        return sequences, columns, [], int(row.chosen != row.rejected)
+def _compare_responses(row: ParsedRow) -> tuple[list[tuple[int, int, float]], int]:
+    """Return a row's comparisons (better, worse, label), and the number of ties."""
     label = 1.0 if row.label is None else row.label
-    return sequences, columns, [(0, 1, label) if label >= 0.5 else (1, 0, 1 - label)], 0
+    pairs = comparisons_of_ranking(row.sequences, row.ranks)
+    compared = [(one, two, label) if label >= 0.5 else (two, one, 1 - label) for one, two in pairs]
+    return compared, len(ties_of_ranking(row.sequences, row.ranks))
 
 
 def _characters_of_content(content: Any) -> int:
