@@ -70,16 +70,33 @@ def scorer(make_model, tokenizer):
     return RewardModel(make_model(), tokenizer)
 
 
-def test_the_figures_are_those_of_the_trainers_evaluation(make_trainer, text_rows):
-    rows = [row | {"label": 0.25 if n < 3 else 1.0} for n, row in enumerate(text_rows)]
-    trainer = make_trainer(max_steps=2, eval_dataset=rows)
-    trainer.train()
+def weighted_pairs(rows):
+    return [row | {"label": 0.25 if n < 3 else 1.0, "weight": n % 3 + 1.0} for n, row in enumerate(rows)]
+
+
+def weighted_groups(rows):
+    completions = [" Yes, the sky", " No, it is", " It is blue.", " Two"]
+    ranks = [[0, 1, 2, 3], [1, 0, 0, 2], [0, 1, 1, 1]]
+    return [
+        {"prompt": row["prompt"], "completions": completions, "ranks": ranks[n % 3], "weight": n % 3 + 1.0}
+        for n, row in enumerate(rows)
+    ]
+
+
+@pytest.mark.parametrize("make_rows", [weighted_pairs, weighted_groups])
+def test_the_figures_are_those_of_the_trainers_evaluation(make_trainer, text_rows, make_rows):
+    rows = make_rows(text_rows)
+    trainer = make_trainer(train_dataset=rows, eval_dataset=rows, max_steps=1)
     expected = trainer.evaluate()
     figures = plaudit.evaluate(RewardModel(trainer.model, trainer.processing_class), rows).overall
-    assert figures["accuracy"] == expected["eval_accuracy"]
-    assert figures["log_loss"] == pytest.approx(expected["eval_loss"], abs=1e-5)
-    assert figures["margin"] == pytest.approx(expected["eval_margin"], abs=1e-5)
-    assert figures["mean_reward"] == pytest.approx(expected["eval_mean_reward"], abs=1e-5)
+    names = {name for name in figures if f"eval_{name}" in expected}
+    assert names == {
+        "accuracy", "accuracy_low", "accuracy_high", "reward_ties", "margin", "mean_reward", "min_reward", "max_reward",
+    }  # fmt: skip
+    for name in names:
+        assert figures[name] == pytest.approx(expected[f"eval_{name}"], abs=1e-5), name
+    mean_weight = sum(row["weight"] for row in rows) / len(rows)  # a training loss is divided by the number of rows
+    assert figures["log_loss"] * mean_weight == pytest.approx(expected["eval_loss"], abs=1e-5)
 
 
 def test_a_path_a_list_and_a_dataset_have_the_same_figures(make_trainer, text_rows, tmp_path):
