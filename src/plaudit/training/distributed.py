@@ -56,7 +56,8 @@ def check_can_train(trainer: "Trainer") -> None:
     Raises:
         ConfigError: It says how to evaluate instead.
     """
-    if zero_stage(trainer.accelerator) == 3 and trainer.deepspeed and not trainer.accelerator.deepspeed_engine_wrapped:
+    was_evaluated = trainer.deepspeed is not None and trainer.accelerator.deepspeed_engine_wrapped is None
+    if zero_stage(trainer.accelerator) == 3 and was_evaluated:
         raise ConfigError(
             "under DeepSpeed ZeRO-3 a model that was evaluated cannot be trained any more by this trainer. Let the "
             "training evaluate it, with `eval_on_start=True`, or make a new trainer."
@@ -69,7 +70,7 @@ def check_can_evaluate(trainer: "Trainer") -> None:
     Raises:
         ConfigError: It says how to evaluate instead.
     """
-    if zero_stage(trainer.accelerator) in (1, 2) and not trainer.deepspeed:
+    if zero_stage(trainer.accelerator) in (1, 2) and trainer.deepspeed is None:
         raise ConfigError(
             "under DeepSpeed ZeRO-1 and ZeRO-2 a model cannot be evaluated before it is trained. Let the training "
             "evaluate it, with `eval_on_start=True`, or evaluate without DeepSpeed."

@@ -53,6 +53,7 @@ from plaudit.training.resumption import (
     final_folder,
     position_in_stream,
     prepare_resumption,
+    remove_earlier_checkpoint,
     without_incomplete_checkpoints,
 )
 from plaudit.training.reward_log import RewardLog
@@ -423,6 +424,7 @@ class RewardTrainer(Trainer):
         takes_part = self.args.should_save or is_sharded(self)
         metadata = self.metadata.prepare() if takes_part else {}
         if _internal_call and output_dir:
+            remove_earlier_checkpoint(self, Path(output_dir))
             self._write_model(Path(output_dir), metadata)
             self.metadata.copy_for_push(Path(output_dir))
             return
@@ -432,7 +434,7 @@ class RewardTrainer(Trainer):
             if self.args.should_save:
                 self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
         if self.args.verify_on_save and self.args.should_save:
-            self.metadata.verify(final)
+            self.metadata.verify(final, again=not _internal_call)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
