@@ -8,7 +8,7 @@ __all__ = ["ScriptArguments"]
 
 @dataclass
 class ScriptArguments:
-    """What to train and evaluate on; the names and defaults that TRL also has mean the same as there."""
+    """The data to train and evaluate on. Options that TRL has too have the same names, defaults and meanings."""
 
     dataset_name: str | None = field(
         default=None,
