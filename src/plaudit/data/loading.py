@@ -157,50 +157,61 @@ def _load_hub(path: str, config: str | None, streaming: bool) -> Any:
 
 
 def _load_files(files: Mapping[str, Sequence[Path]], streaming: bool) -> Any:
-    from datasets import Features, Value, load_dataset
+    from datasets import load_dataset
 
     every = [file for split in files.values() for file in split]
-    for file in every:
-        _check_has_rows(file)
+    if unknown := [file for file in every if format_of(file) is None]:
+        raise DataError(f"cannot tell what {unknown[0]} is: expected a {FILE_SUFFIXES} file")
     formats = sorted({str(format_of(file)) for file in every})
     if len(formats) > 1:
         raise DataError(
             f"expected files of one kind in {every[0].parent}, got {', '.join(formats)}; load them one by one"
         )
-    options: dict[str, Any] = {}
-    columns = open_rows(every[0]).columns if formats == ["csv"] else []
-    if formats == ["csv"]:  # texts such as "7", "None" and "NA" are responses like any other
-        options = {"features": Features(dict.fromkeys(columns, Value("string"))), "keep_default_na": False}
-        options["na_values"] = [""]
-    elif formats == ["json"] and not streaming:
+    options = _csv_options(every[0]) if formats == ["csv"] else {}
+    if formats == ["json"] and not streaming:
         options = {"chunksize": _JSON_BLOCK}
     names = {split: [str(file) for file in group] for split, group in files.items()}
     try:
         splits = load_dataset(formats[0], data_files=names, streaming=streaming, **options)
-        for column, kind in annotation_features(set(columns) & set(PAIR_ANNOTATIONS)).items():
+        for column, kind in annotation_features(set(options.get("features", ())) & set(PAIR_ANNOTATIONS)).items():
             splits = splits.cast_column(column, kind)
     except Exception as error:
-        raise DataError(_diagnosis(every, error)) from error
+        _raise_for_broken_row(every)
+        listed = ", ".join(map(str, every[:3])) + (f" and {len(every) - 3} more" if len(every) > 3 else "")
+        raise DataError(
+            f"cannot read {listed}: {_root_cause(error)}; expected the same columns of the same types in every file"
+        ) from error
+    for split, part in splits.items():
+        if streaming or not part.num_rows:
+            _raise_for_missing_rows(files[str(split)])
     return splits
 
 
-def _check_has_rows(file: Path) -> None:
-    if format_of(file) is None:
-        raise DataError(f"cannot tell what {file} is: expected a {FILE_SUFFIXES} file")
+def _csv_options(file: Path) -> dict[str, Any]:
+    """Return the options by which `datasets` reads every cell as text, and an empty cell as no value."""
+    from datasets import Features, Value
+
     with explain_errors(file):
-        if next(open_rows(file).records, None) is None:
-            raise DataError(f"expected rows in {file}, but there are none")
+        columns = open_rows(file).columns
+    return {"features": Features(dict.fromkeys(columns, Value("string"))), "keep_default_na": False, "na_values": [""]}
 
 
-def _diagnosis(files: Sequence[Path], error: Exception) -> str:
-    """Describe what is wrong with files that `datasets` cannot load: the first broken row, or else its own error."""
+def _raise_for_missing_rows(files: Sequence[Path]) -> None:
     for file in files:
-        opened = open_rows(file)
-        for record in opened.records if format_of(file) != "parquet" else ():
-            if isinstance(row := opened.parse([record])[0], Unreadable):
-                return f"{file}: {row.reason}; mend or remove it"
-    names = ", ".join(str(file) for file in files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
-    return f"cannot read {names}: {_root_cause(error)}; expected the same columns of the same types in every file"
+        with explain_errors(file):
+            if next(open_rows(file).records, None) is None:
+                raise DataError(f"expected rows in {file}, but there are none")
+
+
+def _raise_for_broken_row(files: Sequence[Path]) -> None:
+    """Raise for the first row that cannot be parsed, since the errors of `datasets` do not name it."""
+    _raise_for_missing_rows(files)
+    for file in files:
+        with explain_errors(file):
+            opened = open_rows(file)
+            for record in opened.records if format_of(file) != "parquet" else ():
+                if isinstance(row := opened.parse([record])[0], Unreadable):
+                    raise DataError(f"{file}: {row.reason}; mend or remove it")
 
 
 def _root_cause(error: BaseException) -> str:
