@@ -38,9 +38,6 @@ def hh(row: Row) -> dict[str, Any]:
     Turns are stripped; an empty turn is kept, and so are two turns in a row by one speaker. Text before the first turn
     becomes a system message.
 
-    Args:
-        row: A row with the strings `chosen` and `rejected`.
-
     Returns:
         `chosen` and `rejected`, each a list of messages that ends with the assistant's.
 
@@ -57,9 +54,6 @@ def arena(row: Row) -> dict[str, Any]:
     `winner_model_a`, `winner_model_b`, `winner_tie`; and `conversation_a`, `conversation_b` with `winner`. A null turn,
     where a model answered nothing, becomes an empty message. Half a surrogate pair, which Arrow cannot store, becomes
     U+FFFD.
-
-    Args:
-        row: One battle.
 
     Returns:
         `chosen`, `rejected` and `tie` (of a tie, the chat of model a is `chosen`).
@@ -82,9 +76,6 @@ def ultrafeedback(row: Row) -> dict[str, Any]:
     equal `score_chosen` and `score_rejected` are a tie. Raw: of `completions`, the best by `overall_score` against the
     worst. The scores make no margin: UltraFeedback is usually trained without one, and the raw scores are unreliable at
     the top (some critiques that give 1 were recorded as 10).
-
-    Args:
-        row: One row in either layout.
 
     Returns:
         `chosen`, `rejected` and `tie`.
@@ -115,9 +106,6 @@ def helpsteer(row: Row) -> dict[str, Any]:
     prefers the first, positive the second), or else by two scores, the higher better (`score`, `helpfulness`,
     `overall_score` or `rating`, with the suffixes of the responses).
 
-    Args:
-        row: One scored pair.
-
     Returns:
         `chosen`, `rejected`, `margin` (the strength of the preference, at least 0) and `tie` (the margin is 0).
 
@@ -141,9 +129,6 @@ def ranked(row: Row) -> dict[str, Any]:
     There are three layouts: Plaudit's (`prompt`, `completions` with `ranks`, left as text where they are text); Nectar
     (`prompt` as an HH transcript, `answers` of `answer` and `rank`); and `prompt` with `responses` and one of `ranks`,
     `rank` (lower is better) or `scores` (higher is better), in this order. The latter two become conversational.
-
-    Args:
-        row: One prompt with its ranked responses.
 
     Returns:
         `prompt`, `completions`, `ranks` and `tie` (all responses are tied, so there is no comparison).
