@@ -171,15 +171,15 @@ def _load_files(files: Mapping[str, Sequence[Path]], streaming: bool) -> Any:
     if formats == ["json"] and not streaming:
         options = {"chunksize": _JSON_BLOCK}
     names = {split: [str(file) for file in group] for split, group in files.items()}
+    listed = ", ".join(map(str, every[:3])) + (f" and {len(every) - 3} more" if len(every) > 3 else "")
     try:
         splits = load_dataset(formats[0], data_files=names, streaming=streaming, **options)
         for column, kind in annotation_features(set(options.get("features", ())) & set(PAIR_ANNOTATIONS)).items():
-            splits = _cast_cells(splits, column, kind, every[0])
+            splits = _cast_cells(splits, column, kind, listed)
     except DataError:
         raise
     except Exception as error:
         _raise_for_broken_row(every)
-        listed = ", ".join(map(str, every[:3])) + (f" and {len(every) - 3} more" if len(every) > 3 else "")
         raise DataError(
             f"cannot read {listed}: {_root_cause(error)}; expected the same columns of the same types in every file"
         ) from error
@@ -198,12 +198,12 @@ def _csv_options(file: Path) -> dict[str, Any]:
     return {"features": Features(dict.fromkeys(columns, Value("string"))), "keep_default_na": False, "na_values": [""]}
 
 
-def _cast_cells(splits: Any, column: str, kind: Any, file: Path) -> Any:
+def _cast_cells(splits: Any, column: str, kind: Any, files: str) -> Any:
     try:
         return splits.cast_column(column, kind)
     except ValueError as error:  # Arrow's, with the cell
         expected = "true or false" if column == "tie" else "a number"
-        raise DataError(f"{file}, column '{column}': expected {expected} or an empty cell: {error}") from error
+        raise DataError(f"{files}, column '{column}': expected {expected} or an empty cell: {error}") from error
 
 
 def _raise_for_missing_rows(files: Sequence[Path]) -> None:
