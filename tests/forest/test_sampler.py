@@ -222,6 +222,12 @@ def test_a_prompt_with_more_rows_than_fit_is_split_and_paid_for_in_each_part():
     assert sampler.fill == pytest.approx((14 + 14 + 10) / 3 / 14)
 
 
+def test_rows_of_one_prompt_that_fill_several_batches_meet_others_in_every_epoch():
+    batches = [batches_of([1] * 40, 8, keys=[0] * 40, epoch=epoch) for epoch in range(2)]
+    together = [{(a, b) for batch in epoch for a in batch for b in batch if a < b} for epoch in batches]
+    assert len(together[0] & together[1]) < 0.5 * len(together[0])
+
+
 # Rows instead of tokens, and the last batch
 
 
