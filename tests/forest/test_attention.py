@@ -140,7 +140,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_a_model_that_cannot_is_refused_with_the_reason(kind):
+def test_an_unsupported_model_is_refused_with_the_reason(kind):
     options, reason = REFUSED[kind]
     model = model_of(kind, **options)
     assert type(model).__name__ in unsupported_reason(model)
@@ -220,7 +220,7 @@ def test_doge_which_makes_its_own_mask_is_refused():
     assert "DogeAttention makes its own attention mask" in refusal_of(model_of("doge", **TINY))
 
 
-def test_one_layer_that_does_not_call_is_refused(make_model):
+def test_a_layer_that_does_not_call_the_attention_is_refused(make_model):
     model = make_model()
     attend = model.base_model.layers[1].self_attn
     attend.forward = lambda hidden_states, **_: (hidden_states, None)
@@ -267,7 +267,7 @@ def call(module=None, size=3, mask=None, **options):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_what_a_forest_cannot_express_is_refused(backend, make_model):
+def test_calls_that_a_forest_cannot_serve_are_refused(backend, make_model):
     enable(make_model(), backend)
     with pytest.raises(ModelError, match="adds a bias for each pair of positions to its scores"):
         call(position_bias=torch.zeros(1, 2, 3, 3), backend=backend)

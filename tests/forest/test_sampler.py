@@ -1,4 +1,4 @@
-"""Batches by a budget of tokens: what they hold, how they are dealt to processes, and what is refused."""
+"""Batches by a budget of tokens: their rows and cost, their order on several processes, and refused arguments."""
 
 import numpy as np
 import pytest
@@ -87,7 +87,7 @@ def test_figures_count_a_prompt_once_in_a_batch(run):
 def test_the_batches_follow_from_seed_and_epoch_alone(run, epoch):
     costs, options = run
     again = TokenBudgetBatchSampler(costs, **options)
-    for other in (2, 0, epoch):  # whatever came before
+    for other in (2, 0, epoch):  # in whatever order epochs are asked for
         again.set_epoch(other)
         batches = list(again)
     assert batches == batches_of(costs, epoch=epoch, **options)

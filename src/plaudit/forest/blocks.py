@@ -34,7 +34,7 @@ class ScoreRules:
 
     @property
     def plain(self) -> bool:
-        """Whether the weights are a softmax of scaled and masked scores, without soft-capping and dropout."""
+        """True where weights are a softmax of scaled and masked scores, without soft-capping and dropout."""
         return self.softcap is None and not self.dropout
 
 

@@ -221,10 +221,10 @@ class TokenBudgetBatchSampler(Sampler[list[int]]):
             batches.append([repeated])
             costs.append(int(self._costs[repeated]))
             return
-        cuts = np.arange(1, len(rows))
+        ends = np.arange(1, len(rows))
         inside_key = np.diff(self._keys[rows]) == 0
-        cut = cuts[np.argmin(np.abs(2 * cuts - len(rows)) + len(rows) * inside_key)]
-        batches[place : place + 1] = halves = [rows[:cut], rows[cut:]]
+        half = ends[np.argmin(np.abs(2 * ends - len(rows)) + len(rows) * inside_key)]
+        batches[place : place + 1] = halves = [rows[:half], rows[half:]]
         costs[place : place + 1] = [self._cost(half) for half in halves]
 
     def _cost(self, rows: list[int]) -> int:
