@@ -1,8 +1,8 @@
 """Measure how full `max_tokens_per_batch` fills batches: the mean share of the budget that a batch uses.
 
-For each file, tokenised by a BPE tokenizer trained on its text: the least fill of three epochs, with batches by rows and
-by prompts (`group_by_prompt`), and in brackets the fill of the least whole number of batches that could hold the tokens.
-Usage: python benchmarks/batch_fill.py --data FOLDER [--budgets 2048 4096 8192]
+For each file, tokenised by a BPE tokenizer trained on its text: the least fill of three epochs, with batches by rows
+and by prompts (`group_by_prompt`), and in brackets the fill that as few batches as possible would have. Usage:
+python benchmarks/batch_fill.py --data FOLDER [--budgets 2048 4096 8192]
 """
 
 import argparse
