@@ -19,7 +19,7 @@ from conftest import reward_model
 from plaudit.forest.attention import enable
 from plaudit.losses import bradley_terry
 from plaudit.models.reward_head import bind_reward_forward
-from plaudit.training.collator import PreferenceCollator, model_inputs
+from plaudit.training.collator import PreferenceCollator
 
 ROWS = [
     {"chosen_ids": [5, 6, 7, 8, 9, 10], "rejected_ids": [5, 6, 7, 3]},
@@ -39,7 +39,7 @@ def ready(policy=None, mesh=None):
 
 
 def rewards_of(model, rows, *, layout="forest"):
-    return model(**model_inputs(PreferenceCollator(0, layout=layout)(rows))).logits.squeeze(-1)
+    return model(**PreferenceCollator(0, layout=layout)(rows).model_inputs).logits.squeeze(-1)
 
 
 def backward(model, rows, *, layout="forest"):

@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor
 from plaudit.forest.attention import enable
 from plaudit.losses import bradley_terry
 from plaudit.models.reward_head import bind_reward_forward
-from plaudit.training.collator import PreferenceCollator, model_inputs
+from plaudit.training.collator import PreferenceCollator
 
 ROWS = [
     {"chosen_ids": [5, 6, 7, 8, 9, 10], "rejected_ids": [5, 6, 7, 3]},
@@ -27,8 +27,8 @@ def mesh():
 def backward(model):
     """Rewards, after a backward pass through the wrapped model."""
     batch = PreferenceCollator(0, layout="forest")(ROWS)
-    rewards = model(**model_inputs(batch)).logits.squeeze(-1)
-    winner, loser = rewards[batch["comparisons"]].unbind(-1)
+    rewards = model(**batch.model_inputs).logits.squeeze(-1)
+    winner, loser = rewards[batch.comparisons].unbind(-1)
     bradley_terry(winner, loser).mean().backward()
     return rewards.detach()
 
