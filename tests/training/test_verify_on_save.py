@@ -23,7 +23,6 @@ from plaudit.checkpoint import reload
 from plaudit.checkpoint import verify as verification
 from plaudit.checkpoint.metadata import read_metadata
 from plaudit.errors import CheckpointError
-from plaudit.training import reward_metadata
 
 
 @pytest.fixture

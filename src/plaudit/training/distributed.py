@@ -51,15 +51,14 @@ def check_devices(trainer: "Trainer") -> None:
 
 
 def check_can_train(trainer: "Trainer") -> None:
-    """Refuse to train a model that ZeRO-3 has set up for evaluation.
+    """Refuse to train a model that ZeRO-3 has set up already, for an evaluation or another training.
 
     Raises:
         ConfigError: It says how to evaluate instead.
     """
-    was_evaluated = trainer.deepspeed is not None and trainer.accelerator.deepspeed_engine_wrapped is None
-    if zero_stage(trainer.accelerator) == 3 and was_evaluated:
+    if zero_stage(trainer.accelerator) == 3 and trainer.deepspeed is not None:
         raise ConfigError(
-            "under DeepSpeed ZeRO-3 a model that was evaluated cannot be trained any more by this trainer. Let the "
+            "under DeepSpeed ZeRO-3 a model that was evaluated or trained cannot be trained by this trainer again. Let the "
             "training evaluate it, with `eval_on_start=True`, or make a new trainer."
         )
 
