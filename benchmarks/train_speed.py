@@ -83,7 +83,7 @@ def prepare(path, folder, asked, *, group_by_prompt=False):
     rows = read_rows(path)
     rows = [rows[number] for number in np.random.default_rng(0).permutation(len(rows))]
     parameters, shapes = write_model(folder / "model", rows, asked)
-    rules = TokenizationRules(MAX_LENGTH, prompt_keys=group_by_prompt)
+    rules = TokenizationRules(MAX_LENGTH)
     dataset, _ = tokenize_dataset(Dataset.from_list(rows), make_tokenizer(rows), rules, split="train")
     size, common = asked.rows, {"per_device_train_batch_size": asked.rows, "use_cpu": asked.device == "cpu"}
     options, trl_options = {}, {}

@@ -1,13 +1,13 @@
 import pytest
 
 import plaudit.data
-from plaudit.data import comparisons, conversion, converters, files, splits
+from plaudit.data import dataset_conversion, loading, published_layouts, rankings, splits
 
 
 def test_what_a_user_types_from_plaudit_data():
-    homes = {converters: ["CONVERTERS", "arena", "hh", "helpsteer", "ranked", "ultrafeedback"]}
-    homes |= {conversion: ["convert"], files: ["load_source"], splits: ["split_by_prompt"]}
-    homes |= {comparisons: ["comparisons_of_ranking", "ties_of_ranking"]}
+    homes = {published_layouts: ["CONVERTERS", "arena", "hh", "helpsteer", "ranked", "ultrafeedback"]}
+    homes |= {dataset_conversion: ["convert"], loading: ["load_source"], splits: ["split_by_prompt"]}
+    homes |= {rankings: ["comparisons_of_ranking", "ties_of_ranking"]}
     for module, names in homes.items():
         for name in names:
             assert getattr(plaudit.data, name) is getattr(module, name)

@@ -20,14 +20,16 @@ from transformers import (
 
 from plaudit.checkpoint import reload
 from plaudit.checkpoint import verify as verification
-from plaudit.checkpoint.metadata import read_description
+from plaudit.checkpoint.metadata import read_metadata
 from plaudit.errors import CheckpointError
 
 
 @pytest.fixture
 def in_process(monkeypatch):
     """The reload in this process: a fresh one takes seconds, and is tested in `tests/checkpoint`."""
-    monkeypatch.setattr(verification, "_ask", lambda request: reload.score(**json.loads(json.dumps(request))))
+    monkeypatch.setattr(
+        verification, "reload_and_score", lambda request: reload.score(**json.loads(json.dumps(request)))
+    )
 
 
 def saved(trainer):
@@ -77,7 +79,7 @@ def test_every_way_of_training_is_verified_after_an_evaluation(make_trainer, bas
     assert result.difference <= result.tolerance
     if "weights" not in kind:
         assert result.difference < 1e-5
-    described = read_description(folder)
+    described = read_metadata(folder)
     assert described["verification"]["status"] == "verified"
     assert described["verification"]["largest_difference"] == result.difference
     assert described["training"]["weights"] == ("bfloat16" if "weights" in kind else "float32")
@@ -114,7 +116,7 @@ def test_a_float32_head_stays_exact_in_the_file(make_trainer, base_folder, in_pr
 
 def test_the_description_tells_how_the_rewards_came_about(make_trainer, base_folder, chat_rows, tokenizer):
     trainer = make_trainer(model=str(base_folder), train_dataset=chat_rows, max_steps=1, max_length=100)
-    described = read_description(saved(trainer))
+    described = read_metadata(saved(trainer))
     assert described["versions"].keys() == {"plaudit", "transformers", "peft", "tokenizers", "torch"}
     assert described["loss_type"] == "bradley_terry"
     assert described["head"] == {"name": "score", "trained_in": "float32"}
@@ -143,7 +145,7 @@ def test_without_an_evaluation_the_scale_is_that_of_a_sample_of_the_training_dat
     rewards = trainer.predict(rows).predictions.astype(float)
     config = AutoConfig.from_pretrained(folder)
     assert (config.mean, config.std) == pytest.approx((rewards.mean(), rewards.std()), rel=1e-5)
-    assert read_description(folder)["rewards"]["of"] == "20 training sequences"
+    assert read_metadata(folder)["rewards"]["of"] == "20 training sequences"
 
 
 def test_a_resumed_run_goes_on_with_the_scale_of_its_evaluation(make_trainer, text_rows):
@@ -157,17 +159,17 @@ def test_a_resumed_run_goes_on_with_the_scale_of_its_evaluation(make_trainer, te
 
 
 def test_checkpoints_are_not_reloaded_and_carry_a_fingerprint(make_trainer, monkeypatch):
-    monkeypatch.setattr(verification, "_ask", None)
+    monkeypatch.setattr(verification, "reload_and_score", None)
     trainer = make_trainer(max_steps=2, save_strategy="steps", save_steps=1, verify_on_save=True)
     trainer.train()
     for step in (1, 2):
-        described = read_description(Path(trainer.args.output_dir, f"checkpoint-{step}"))
+        described = read_metadata(Path(trainer.args.output_dir, f"checkpoint-{step}"))
         assert len(described["fingerprint"]["probes"]) == 12
         assert "verification" not in described
 
 
 def test_it_can_be_turned_off(make_trainer, monkeypatch):
-    monkeypatch.setattr(verification, "_ask", None)
+    monkeypatch.setattr(verification, "reload_and_score", None)
     trainer = make_trainer(max_steps=1, verify_on_save=False)
     saved(trainer)
     assert trainer.verification is None
@@ -179,7 +181,7 @@ def test_a_save_that_scores_otherwise_fails_loudly_keeps_its_files_and_is_not_pu
         return answer | {"alone": [reward + 1 for reward in answer["alone"]]}
 
     pushed = []
-    monkeypatch.setattr(verification, "_ask", ask)
+    monkeypatch.setattr(verification, "reload_and_score", ask)
     trainer = make_trainer(max_steps=1, verify_on_save=True)
     monkeypatch.setattr(trainer, "push_to_hub", lambda **options: pushed.append(options))
     trainer.args.push_to_hub = True
@@ -190,7 +192,7 @@ def test_a_save_that_scores_otherwise_fails_loudly_keeps_its_files_and_is_not_pu
     assert not pushed
     folder = Path(trainer.args.output_dir)
     assert load_file(folder / "model.safetensors")
-    assert read_description(folder)["verification"]["status"] == "failed"
+    assert read_metadata(folder)["verification"]["status"] == "failed"
 
 
 @pytest.mark.parametrize(
@@ -207,7 +209,7 @@ def test_probes_that_cannot_be_scored_here_do_not_cost_the_save(make_trainer, mo
         trainer.save_model()
     assert trainer.verification.status == "NOT VERIFIED"
     assert "NOT VERIFIED" in caplog.text
-    described = read_description(Path(trainer.args.output_dir))
+    described = read_metadata(Path(trainer.args.output_dir))
     assert described["fingerprint"] is None
     assert described["verification"]["status"] == "NOT VERIFIED"
     assert described["rewards"] == {"mean": 0.0, "std": 1.0, "of": "nothing"}
@@ -236,7 +238,7 @@ def hub(monkeypatch):
 
         def upload_folder(self, folder_path, **_):
             uploads.append({"files": sorted(path.name for path in Path(folder_path).iterdir())})
-            uploads[-1] |= read_description(Path(folder_path))
+            uploads[-1] |= read_metadata(Path(folder_path))
             return type("Job", (), {"done": lambda self: True, "result": lambda self: None})()
 
     monkeypatch.setattr("transformers.trainer.hf_api", lambda: Api())

@@ -231,7 +231,7 @@ def _forest_forward(
         input_ids, position_ids, subtree_end = fill_blocks(input_ids, position_ids, subtree_end)
     forest = ForestAttention(position_ids[0], subtree_end[0])
     options = {name: value for name, value in kwargs.items() if value is not None}
-    options |= {"attention_mask": forest.no_mask, "use_cache": False}
+    options |= {"attention_mask": forest.placeholder_mask, "use_cache": False}
     outputs = self.base_model(input_ids=input_ids, position_ids=position_ids, forest=forest, **options)
     if not self.forest_is_proven:
         check_every_layer(self, forest)

@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from plaudit.checkpoint.metadata import hash_of_template, read_description, trained_in
-from plaudit.data.formats import Sequence, read_sequence
+from plaudit.checkpoint.metadata import read_metadata, template_hash, training_dtype
+from plaudit.data.formats import TextOrChat, read_sequence
 from plaudit.data.render import render
 from plaudit.engine import ScoringEngine
 from plaudit.errors import ConfigError, DataError
 from plaudit.models.adapters import base_model, is_peft_model
 from plaudit.models.load import load_model, load_tokenizer, max_positions
 from plaudit.models.placement import resolve_device, without_sharding
-from plaudit.scoring.pairing import joined
+from plaudit.scoring.completions import join_completions
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -141,9 +141,9 @@ class RewardModel:
         device = resolve_device(device)
         name = str(Path(path_or_id).expanduser()) if str(path_or_id).startswith("~") else str(path_or_id)
         hub = {option: value for option, value in (model_init_kwargs or {}).items() if option in _HUB_OPTIONS}
-        description = read_description(name, **hub)
+        description = read_metadata(name, **hub)
         if dtype is None or dtype == "auto":
-            dtype = trained_in(name, **hub)
+            dtype = training_dtype(name, **hub)
         loading = {"dtype": dtype} | (model_init_kwargs or {})
         with without_sharding():
             model = load_model(
@@ -238,7 +238,7 @@ class RewardModel:
     ) -> Iterator[NDArray[np.float32]]:
         mean, std = self.normalization() if normalize else (0.0, 1.0)
         total = len(sequences) if isinstance(sequences, Sized) else None
-        texts = joined(sequences, completions)
+        texts = join_completions(sequences, completions)
         options = None if options is None else iter(options)
         names = (f"row {number}" for number in count()) if names is None else iter(names)
         cut_before, done = self.cut, 0
@@ -256,7 +256,10 @@ class RewardModel:
             )  # fmt: skip
 
     def token_ids(
-        self, sequences: list[Sequence], options: list[dict[str, Any]] | None = None, names: list[str] | None = None
+        self,
+        sequences: list[TextOrChat],
+        options: list[dict[str, Any]] | None = None,
+        names: list[str] | None = None,
     ) -> list[list[int]]:
         """Render N whole texts or conversations as the token ids that `engine.score` takes, truncated where too long.
 
@@ -276,7 +279,7 @@ class RewardModel:
         return [self._truncate(each, name) for each, name in zip(ids, names, strict=True)]
 
     def _warn_of_other_form(
-        self, sequences: list[Sequence], ids: list[list[int]], names: list[str], trained_on: str
+        self, sequences: list[TextOrChat], ids: list[list[int]], names: list[str], trained_on: str
     ) -> None:
         """Warn once where a text is scored by a model of conversations, or the other way round."""
         special = set(self.tokenizer.all_special_ids)
@@ -327,7 +330,7 @@ def _check_options(options: dict[str, Any], known: list[str]) -> None:
 
 
 def _check_template(tokenizer: PreTrainedTokenizerBase, rendering: dict[str, Any], name: str) -> None:
-    if rendering["chat_template"] != hash_of_template(tokenizer):
+    if rendering["chat_template"] != template_hash(tokenizer):
         logger.warning(
             "%s: the chat template is not the one that the model was trained with, so its scores differ. Put that "
             "template back; `plaudit verify` shows the difference.", name,

@@ -1,0 +1,207 @@
+"""From a hub id, a file or a folder to its splits, with the rows as they are."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from plaudit.data.annotations import PAIR_ANNOTATIONS, annotation_features
+from plaudit.data.file_formats import FILE_SUFFIXES, Unreadable, explain_errors, format_of, open_rows
+from plaudit.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict, IterableDatasetDict
+
+__all__ = ["load_source", "take_split"]
+
+logger = logging.getLogger(__name__)
+
+_SPLIT_WORDS = {
+    "test": {"test", "testing"},
+    "validation": {"validation", "valid", "val", "dev", "eval"},
+    "train": {"train", "training"},
+}
+# `datasets` fixes a JSON file's columns and types by its first block, of 10 MB unless told, and fails at the first
+# optional field, or first fraction among whole numbers, that comes later. A read in one go sees them all.
+_JSON_BLOCK = 1 << 27
+
+
+def load_source(
+    path: str, *, config: str | None = None, split: str | None = None, streaming: bool = False
+) -> DatasetDict | IterableDatasetDict:
+    """Loads a dataset by hub id, or from a file or folder, with its rows as they are.
+
+    A file is one `train` split. In a folder, file and subfolder names tell the splits (`train`, `validation`, `test`);
+    without any, all is `train`. A folder written by `save_to_disk` works too.
+
+    Args:
+        path: A hub id; a .jsonl, .json or .csv file, gzipped or not; a .parquet file; or a folder.
+        config: The configuration, for a hub dataset (or a copy of one in a folder) which has several.
+        split: The only split wanted; a slice such as `train[:10%]` is possible if not streaming.
+        streaming: Read rows as they are asked for. A broken row is then met, and raised, only on the way.
+
+    Returns:
+        The splits by name; the one asked for, if `split` is given.
+
+    Raises:
+        ConfigError: If a file is given together with a configuration, or a slice of a stream is asked for.
+        DataError: If there is nothing there, or it cannot be read, is empty, or lacks the split.
+    """
+    local = Path(path).expanduser()
+    if local.is_dir():
+        splits = _load_folder(local, config, streaming)
+    elif local.is_file():
+        if config is not None:
+            raise ConfigError(f"{path} is a file, and a file has no configuration {config!r}; leave dataset_config out")
+        splits = _load_files({"train": [local]}, streaming)
+    elif format_of(local) or path.startswith(("/", ".", "~")) or path.count("/") > 1:
+        raise DataError(f"expected a file or folder at {path!r}, but there is none; looked in {os.getcwd()}")
+    else:
+        splits = _load_hub(path, config, streaming)
+    return splits if split is None else type(splits)({split: take_split(splits, split, path)})
+
+
+def take_split(splits: Any, name: str, path: str) -> Any:
+    """Takes one split, or a slice of one.
+
+    Args:
+        splits: The splits by name.
+        name: One of these names, or a slice such as `train[:10%]`, or a sum of slices.
+        path: What the splits were loaded from, for messages.
+
+    Raises:
+        ConfigError: If a slice of a stream is asked for.
+        DataError: If there is no such split, or the slice cannot be read.
+    """
+    if name in splits:
+        return splits[name]
+    there = f"{path} has the splits {', '.join(map(str, splits))}"
+    if re.split(r"[\[+]", name)[0] not in splits:
+        raise DataError(f"expected a split {name!r}, but {there}; name one of them, or name your files by split")
+    from datasets import ReadInstruction, concatenate_datasets
+
+    if not all(hasattr(part, "num_rows") for part in splits.values()):
+        raise ConfigError(f"a stream cannot be sliced as {name!r}; take the whole split or turn dataset_streaming off")
+    try:
+        slices = ReadInstruction.from_spec(name).to_absolute({s: part.num_rows for s, part in splits.items()})
+    except (AssertionError, ValueError) as error:
+        raise DataError(
+            f"cannot read {name!r} as a split or a slice such as 'train[:10%]' ({error}); {there}"
+        ) from None
+    parts = [(splits[piece.splitname], slice(piece.from_, piece.to)) for piece in slices]
+    return concatenate_datasets([part.select(range(part.num_rows)[rows]) for part, rows in parts])
+
+
+def _load_folder(folder: Path, config: str | None, streaming: bool) -> Any:
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        return _load_saved(folder, streaming)
+    if config is not None:
+        return _load_hub(str(folder), config, streaming)
+    found: dict[str | None, list[Path]] = defaultdict(list)
+    for file in sorted(folder.rglob("*")):
+        inner = file.relative_to(folder)
+        if file.is_file() and format_of(file) and not any(part.startswith(".") for part in inner.parts):
+            found[_split_of(inner)].append(file)
+    unnamed = found.pop(None, [])
+    if unnamed and found:
+        logger.warning("%s: left out, since their names tell no split: %s", folder, ", ".join(f.name for f in unnamed))
+    files: dict[str, list[Path]] = {s: found[s] for s in ("train", "validation", "test") if s in found}
+    if not files and not unnamed:
+        raise DataError(
+            f"expected {FILE_SUFFIXES} files in the folder {folder}, or what save_to_disk writes; found neither"
+        )
+    return _load_files(files or {"train": unnamed}, streaming)
+
+
+def _split_of(path: Path) -> str | None:
+    """The split that a file's name tells, or else its folder's."""
+    for part in reversed(path.parts):
+        words = set(re.split(r"[^a-z]+", part.lower()))
+        for split, names in _SPLIT_WORDS.items():
+            if words & names:
+                return split
+    return None
+
+
+def _load_saved(folder: Path, streaming: bool) -> Any:
+    from datasets import DatasetDict, IterableDatasetDict, load_from_disk
+
+    try:
+        saved = load_from_disk(str(folder))
+    except Exception as error:
+        raise DataError(
+            f"cannot read {folder} as save_to_disk writes it: {_root_cause(error)}; save it again"
+        ) from error
+    splits = saved if isinstance(saved, DatasetDict) else DatasetDict({"train": saved})
+    return IterableDatasetDict({s: p.to_iterable_dataset() for s, p in splits.items()}) if streaming else splits
+
+
+def _load_hub(path: str, config: str | None, streaming: bool) -> Any:
+    from datasets import load_dataset
+
+    try:
+        return load_dataset(path, name=config, streaming=streaming)
+    except Exception as error:  # a dozen kinds, from the hub's client, the network and the dataset's own files
+        raise DataError(
+            f"cannot load the dataset {path!r}{f' ({config})' if config else ''}: {_root_cause(error)}; expected a "
+            "file, a folder or a hub id. Check the spelling and the configuration, that the hub can be reached "
+            "(HF_HUB_OFFLINE), and `hf auth login` for a private or gated dataset"
+        ) from error
+
+
+def _load_files(files: Mapping[str, Sequence[Path]], streaming: bool) -> Any:
+    from datasets import Features, Value, load_dataset
+
+    every = [file for split in files.values() for file in split]
+    for file in every:
+        _check_has_rows(file)
+    formats = sorted({str(format_of(file)) for file in every})
+    if len(formats) > 1:
+        raise DataError(
+            f"expected files of one kind in {every[0].parent}, got {', '.join(formats)}; load them one by one"
+        )
+    options: dict[str, Any] = {}
+    columns = open_rows(every[0]).columns if formats == ["csv"] else []
+    if formats == ["csv"]:  # texts such as "7", "None" and "NA" are responses like any other
+        options = {"features": Features(dict.fromkeys(columns, Value("string"))), "keep_default_na": False}
+        options["na_values"] = [""]
+    elif formats == ["json"] and not streaming:
+        options = {"chunksize": _JSON_BLOCK}
+    names = {split: [str(file) for file in group] for split, group in files.items()}
+    try:
+        splits = load_dataset(formats[0], data_files=names, streaming=streaming, **options)
+        for column, kind in annotation_features(set(columns) & set(PAIR_ANNOTATIONS)).items():
+            splits = splits.cast_column(column, kind)
+    except Exception as error:
+        raise DataError(_diagnosis(every, error)) from error
+    return splits
+
+
+def _check_has_rows(file: Path) -> None:
+    if format_of(file) is None:
+        raise DataError(f"cannot tell what {file} is: expected a {FILE_SUFFIXES} file")
+    with explain_errors(file):
+        if next(open_rows(file).records, None) is None:
+            raise DataError(f"expected rows in {file}, but there are none")
+
+
+def _diagnosis(files: Sequence[Path], error: Exception) -> str:
+    """Describe what is wrong with files that `datasets` cannot load: the first broken row, or else its own error."""
+    for file in files:
+        opened = open_rows(file)
+        for record in opened.records if format_of(file) != "parquet" else ():
+            if isinstance(row := opened.parse([record])[0], Unreadable):
+                return f"{file}: {row.reason}; mend or remove it"
+    names = ", ".join(str(file) for file in files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
+    return f"cannot read {names}: {_root_cause(error)}; expected the same columns of the same types in every file"
+
+
+def _root_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
