@@ -1,16 +1,14 @@
 """`plaudit score`: a column of rewards for the rows of a file or a hub dataset."""
 
 import re
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from plaudit.cli.interrupts import exit_code, sigterm_as_interrupt
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -101,11 +99,11 @@ def command(source: str, output: str, restart: bool, **options: Any) -> None:
     executor = _executor(options["engine"], options["workers"])
     rows = Source(source, options["dataset_config"], options["split"])
     try:
-        with _sigterm_as_ctrl_c(), display:
+        with sigterm_as_interrupt(), display:
             score_file(rows, path, _config(options), executor=executor, restart=restart, report=display.update)
-    except KeyboardInterrupt as stop:
+    except KeyboardInterrupt as interrupt:
         display.show_stop(restart)
-        sys.exit(128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT))
+        sys.exit(exit_code(interrupt))
     display.show_result(path, options["max_length"])
 
 
@@ -132,27 +130,6 @@ def _config(options: dict[str, Any]) -> "ScoringConfig":
         chunk_rows=options["batch_rows"],
         model_options={name: options[name] for name in model_options},
     )
-
-
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, as batch systems send it."""
-
-
-@contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM stop the run as Ctrl-C does, so that the terminal is restored and a message printed."""
-
-    def stop(*_: Any) -> None:
-        raise _Terminated
-
-    if threading.current_thread() is not threading.main_thread():  # Python sets signal handlers in no other thread
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 class _Display:
