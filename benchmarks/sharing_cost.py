@@ -23,7 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 from workload import write_base_model
 
 from plaudit.forest.attention import enable
-from plaudit.forest.cutting import cut_blocks
+from plaudit.forest.partition import partition_forest
 from plaudit.forest.trie import SHARED_TOKENS, TokenForest, chains_of
 from plaudit.models.load import load_model
 from plaudit.models.reward_head import bind_reward_forward
@@ -60,7 +60,7 @@ def chains(forest):
 
 
 def blocks(forest):
-    return len(cut_blocks(forest.position_ids, forest.subtree_end, HEADS))
+    return len(partition_forest(forest.position_ids, forest.subtree_end, HEADS))
 
 
 def inputs_of(forest):

@@ -1,4 +1,5 @@
 import doctest
+import math
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from plaudit import metrics
 from plaudit.metrics import (
     accuracy,
     accuracy_interval_by_prompt,
+    difference_correlation,
     preference_metrics,
     rank_correlation,
     wilson_interval,
@@ -164,6 +166,59 @@ def test_an_interval_needs_a_comparison():
         wilson_interval(0.5, 0)
 
 
+def test_one_comparison_for_each_prompt_has_wilsons_interval():
+    chosen, rejected = [1.0] * 81 + [0.0] * 182, [0.5] * 263
+    by_prompt = accuracy_interval_by_prompt(chosen, rejected, range(263))
+    assert by_prompt == wilson_interval(81 / 263, 263)
+    assert by_prompt == accuracy_interval_by_prompt(chosen, rejected, range(263), [0.25] * 263)
+
+
+def test_what_is_the_same_for_all_prompts_has_wilsons_interval_of_prompts():
+    prompts = [0, 0, 1, 1, 2, 2]
+    assert accuracy_interval_by_prompt([1] * 6, [0] * 6, prompts) == wilson_interval(1.0, 3)
+    assert accuracy_interval_by_prompt([1, 0] * 3, [0, 1] * 3, prompts) == wilson_interval(0.5, 3)
+
+
+def test_the_bootstrap_has_the_quantiles_of_two_prompts():
+    # Two prompts, one right in 3 of 3 and one wrong in 1: draws of two give 1 (1/4), 3/4 (1/2) and 0 (1/4).
+    assert accuracy_interval_by_prompt([1, 1, 1, 0], [0, 0, 0, 1], [7, 7, 7, 3]) == (0.0, 1.0)
+
+
+def test_the_bootstrap_has_the_width_of_its_prompts():
+    """Ten copies of each comparison say nothing new: the standard error stays that of the prompts."""
+    draw = np.random.default_rng(3)
+    right = draw.random(400) < 0.7
+    prompts = np.repeat(np.arange(400), 10)
+    low, high = accuracy_interval_by_prompt(np.repeat(right, 10), np.full(4000, 0.5), prompts[::-1])
+    error = math.sqrt(right.mean() * (1 - right.mean()) / 400)
+    assert right.mean() - low == pytest.approx(1.96 * error, rel=0.1)  # 2000 draws: a quantile is right to some percent
+    assert high - right.mean() == pytest.approx(1.96 * error, rel=0.1)
+
+
+def test_the_bootstrap_resamples_weights_with_their_comparisons():
+    """Where each prompt has one weighted comparison, the variance is that of a ratio: sum w^2 (x - mean)^2 / W^2."""
+    draw = np.random.default_rng(5)
+    right, weights = (draw.random(500) < 0.6).astype(float), draw.uniform(0, 4, 500)
+    mean = accuracy(right, [0.5] * 500, weights)
+    low, high = accuracy_interval_by_prompt(right, [0.5] * 500, range(500), weights)
+    error = math.sqrt((weights**2 * (right - mean) ** 2).sum()) / weights.sum()
+    assert high - low == pytest.approx(2 * 1.96 * error, rel=0.1)
+
+
+def test_the_interval_is_the_same_again_in_another_order_and_in_smaller_pieces():
+    draw = np.random.default_rng(0)
+    chosen, prompts, weights = draw.normal(size=300), draw.integers(0, 60, 300), draw.uniform(0.5, 2, 300)
+    first = accuracy_interval_by_prompt(chosen, np.zeros(300), prompts, weights)
+    order = draw.permutation(300)
+    again = accuracy_interval_by_prompt(chosen[order], np.zeros(300), prompts[order], weights[order])
+    assert again == pytest.approx(first)
+    pieces = accuracy_interval_by_prompt(chosen, np.zeros(300), prompts, weights, draws_in_memory=60 * 7)
+    assert pieces == first
+
+
+# Correlation
+
+
 def test_rank_correlation_shares_the_ranks_of_equals():
     # ranks 1, 2.5, 2.5, 4 against 1, 3, 2, 4: covariance 4.5, variances 4.5 and 5 (each times 4) -> 4.5 / sqrt(22.5)
     assert rank_correlation([1, 5, 5, 9], [10, 30, 20, 40]) == pytest.approx(4.5 / 22.5**0.5)
@@ -179,3 +234,20 @@ def test_rank_correlation_sees_the_order_only(values):
 def test_a_constant_has_no_rank_correlation():
     with pytest.raises(ValueError, match="a constant"):
         rank_correlation([1, 1, 1], [1, 2, 3])
+
+
+def test_the_correlation_of_differences_is_that_worked_by_hand():
+    # 1, 2, -1, -2 against 2, 1, -2, -1: ranks 3 4 2 1 and 4 3 1 2, squared distances 4, so 1 - 6 * 4 / (4 * 15)
+    assert difference_correlation([1, 2], [2, 1]) == pytest.approx(0.6)
+    assert difference_correlation([-1, -2], [2, 1]) == pytest.approx(-0.6)
+    assert math.isnan(difference_correlation([0, 0], [1, 2]))
+    assert math.isnan(difference_correlation([1, 2], [0, 0]))
+
+
+def test_the_order_of_responses_and_of_comparisons_does_not_change_the_correlation_of_differences():
+    draw = np.random.default_rng(0)
+    one, other, swapped, order = draw.normal(size=90), draw.normal(size=90), draw.random(90) < 0.5, draw.permutation(90)
+    correlation = difference_correlation(one, other)
+    assert difference_correlation(one[order], other[order]) == pytest.approx(correlation)
+    turned = [np.where(swapped, -values, values) for values in (one, other)]
+    assert difference_correlation(*turned) == pytest.approx(correlation)

@@ -1,6 +1,6 @@
-"""Plaudit trains reward models from human preferences, proves what they learnt, and scores with them.
+"""Reward models for language models: training on human preferences, evaluation and scoring.
 
-The names below load when they are first used, so `import plaudit` alone pulls in no torch.
+The public names load when they are first used, so `import plaudit` alone imports no torch.
 """
 
 from importlib import import_module

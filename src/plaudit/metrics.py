@@ -1,4 +1,4 @@
-"""Figures from the rewards of compared responses: accuracy and its interval, log loss, calibration, rank correlation.
+"""Figures from the rewards of compared responses: accuracy and its interval, margin, rank correlation.
 
 The functions need NumPy alone and know nothing of models, tokens or rows. Accuracy counts two equal rewards as one
 half, so that a model which gives the same reward to every response has the accuracy of a coin.
@@ -12,17 +12,13 @@ from numpy.typing import ArrayLike, NDArray
 __all__ = [
     "accuracy",
     "accuracy_interval_by_prompt",
-    "best_temperature",
-    "calibration_bins",
-    "calibration_error",
+    "comparison_columns",
     "difference_correlation",
-    "log_loss",
     "preference_metrics",
     "rank_correlation",
     "wilson_interval",
 ]
 
-_MIN_PER_BIN = 20
 _MAX_DRAWS_IN_MEMORY = 1 << 22  # 32 MiB of indices
 
 
@@ -67,7 +63,7 @@ def preference_metrics(
         >>> metrics["accuracy"], metrics["reward_ties"], metrics["margin"]
         (0.875, 1.0, 1.25)
     """
-    one, two, label, weight = _columns(first=first, second=second, labels=labels, weights=weights)
+    one, two, label, weight = comparison_columns(first=first, second=second, labels=labels, weights=weights)
     counted, swapped = (label != 0.5) & (weight > 0), label < 0.5
     if not counted.any():
         return {}
@@ -105,7 +101,7 @@ def accuracy(first: ArrayLike, second: ArrayLike, weights: ArrayLike | None = No
         >>> accuracy([2.0, 0.5, 0.0, 1.0], [1.0, 0.5, 3.0, -1.0])
         0.625
     """
-    one, two, _, weight = _columns(first=first, second=second, weights=weights)
+    one, two, _, weight = comparison_columns(first=first, second=second, weights=weights)
     return float(np.average(_wins(one, two), weights=weight))
 
 
@@ -168,7 +164,7 @@ def accuracy_interval_by_prompt(
         >>> accuracy_interval_by_prompt([1, 1, 1, 0], [0, 0, 0, 1], prompts=[7, 7, 7, 3])
         (0.0, 1.0)
     """
-    one, two, _, weight = _columns(first=first, second=second, weights=weights)
+    one, two, _, weight = comparison_columns(first=first, second=second, weights=weights)
     prompt = _prompt_indices(prompts, len(one))
     won, total = np.bincount(prompt, weight * _wins(one, two)), np.bincount(prompt, weight)  # [prompts]
     count, accuracies = len(total), won / total
@@ -182,147 +178,6 @@ def accuracy_interval_by_prompt(
         samples.append(won[drawn].sum(1) / total[drawn].sum(1))
     low, high = np.quantile(np.concatenate(samples), [0.025, 0.975])
     return float(low), float(high)
-
-
-def log_loss(
-    differences: ArrayLike,
-    labels: ArrayLike | None = None,
-    weights: ArrayLike | None = None,
-    *,
-    temperature: float = 1.0,
-) -> float:
-    """Return the mean of `-q log p - (1 - q) log(1 - p)` with `p = sigmoid(difference / temperature)`, in nats.
-
-    This is the negative log-likelihood of the model of R. Bradley and M. Terry (Biometrika 39, 1952). Equal rewards
-    have a loss of log 2, or 0.6931.
-
-    Args:
-        differences: Rewards of the first minus those of the second responses, shape [C].
-        labels: Probability q that the first response is the better one, shape [C]; 1 where `None`.
-        weights: Weight of each comparison, not all zero, shape [C]; 1 where `None`.
-        temperature: Divisor of the differences, from 0 (the limit) to infinity.
-
-    Raises:
-        ValueError: The arrays are empty or of different shapes, a label is no probability, or a weight is negative.
-
-    Example:
-        >>> round(log_loss([2.0, -1.0]), 4)
-        0.7201
-    """
-    d, q, w = _columns(differences=differences, labels=labels, weights=weights)
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        z = np.nan_to_num(d / np.float64(temperature), nan=0.0)  # 0 / 0; infinities become the largest numbers
-    return float(np.average(q * np.logaddexp(0, -z) + (1 - q) * np.logaddexp(0, z), weights=w))
-
-
-def calibration_bins(
-    differences: ArrayLike, labels: ArrayLike | None = None, weights: ArrayLike | None = None, *, bins: int = 10
-) -> NDArray[np.float64]:
-    """Return, for comparisons of similar confidence, how often the response with the greater reward is the better one.
-
-    The confidence of a comparison is `sigmoid(|difference|)`: the probability, from 1/2 to 1, which the rewards give to
-    the response with the greater one. It does not depend on which response is called the first. Bins hold equal weight,
-    with equal confidences in one bin, and there are fewer than `bins` where one would hold fewer than 20 comparisons.
-
-    Args:
-        differences: Rewards of the first minus those of the second responses, shape [C].
-        labels: Probability that the first response is the better one, shape [C]; 1 where `None`.
-        weights: Weight of each comparison, not all zero, shape [C]; 1 where `None`.
-        bins: The greatest number of bins.
-
-    Returns:
-        Mean confidence, accuracy, and share of the weight of each bin, shape [bins, 3].
-
-    Raises:
-        ValueError: The arrays are empty or of different shapes, a label is no probability, or a weight is negative.
-
-    Example:
-        >>> calibration_bins([0.0] * 20 + [3.0] * 15 + [-3.0] * 5).round(3)
-        array([[0.5  , 0.5  , 0.5  ],
-               [0.953, 0.75 , 0.5  ]])
-    """
-    d, q, w = _columns(differences=differences, labels=labels, weights=weights)
-    right = np.where(d > 0, q, np.where(d < 0, 1 - q, 0.5))
-    values, place = np.unique(_sigmoid(np.abs(d)), return_inverse=True)
-    mass = np.bincount(place, w)
-    middle = (np.cumsum(mass) - mass / 2) / mass.sum()
-    bins = max(1, min(bins, len(d) // _MIN_PER_BIN))
-    # A middle on an edge belongs to the upper bin, whichever way its last bits were rounded.
-    bin_of = np.minimum(np.floor(bins * middle + 1e-9).astype(int), bins - 1)[place]
-    weight, confidence, share = (
-        np.bincount(bin_of, w * each, bins) for each in (np.ones(len(d)), values[place], right)
-    )
-    full = weight > 0
-    return np.stack([confidence[full] / weight[full], share[full] / weight[full], weight[full] / weight.sum()], axis=1)
-
-
-def calibration_error(
-    differences: ArrayLike, labels: ArrayLike | None = None, weights: ArrayLike | None = None, *, bins: int = 10
-) -> float:
-    """Return the expected calibration error: the mean over `calibration_bins`, by weight, of `|confidence - accuracy|`.
-
-    C. Guo, G. Pleiss, Y. Sun and K. Weinberger, "On calibration of modern neural networks" (ICML 2017), with the bins
-    of equal mass of K. Nguyen and B. O'Connor (EMNLP 2015). Chance alone makes the error up to `0.4 sqrt(bins / C)`, so
-    a small sample looks worse calibrated than it is.
-
-    Args:
-        differences: Rewards of the first minus those of the second responses, shape [C].
-        labels: Probability that the first response is the better one, shape [C]; 1 where `None`.
-        weights: Weight of each comparison, not all zero, shape [C]; 1 where `None`.
-        bins: The greatest number of bins.
-
-    Raises:
-        ValueError: The arrays are empty or of different shapes, a label is no probability, or a weight is negative.
-
-    Example:
-        >>> round(calibration_error([0.0] * 20 + [3.0] * 15 + [-3.0] * 5), 3)
-        0.101
-    """
-    confidence, right, share = calibration_bins(differences, labels, weights, bins=bins).T
-    return float((share * np.abs(confidence - right)).sum())
-
-
-def best_temperature(
-    differences: ArrayLike, labels: ArrayLike | None = None, weights: ArrayLike | None = None
-) -> float:
-    """Return the temperature T with the least `log_loss` (Guo et al., ICML 2017): rewards divided by T are calibrated.
-
-    A temperature above 1 means that the rewards are too far apart for their probabilities, below 1 too close. The loss
-    is convex in 1/T, so its slope has one zero, which is bracketed by doubling and found by bisection to twelve digits.
-
-    Args:
-        differences: Rewards of the first minus those of the second responses, shape [C].
-        labels: Probability that the first response is the better one, shape [C]; 1 where `None`.
-        weights: Weight of each comparison, shape [C]; 1 where `None`.
-
-    Returns:
-        T. Zero where the greater reward is always right, so that larger rewards are always better. Infinity where equal
-        rewards would be at least as good.
-
-    Raises:
-        ValueError: The arrays are empty or of different shapes, a label is no probability, or a weight is negative.
-
-    Example:
-        >>> round(best_temperature([2.0, 2.0, 2.0, -2.0]), 4)
-        1.8205
-    """
-    d, q, w = _columns(differences=differences, labels=labels, weights=weights)
-    d, q, w = d[d != 0], q[d != 0], w[d != 0]
-
-    def slope(inverse: float) -> float:  # of the summed loss, in 1/T
-        return float((w * d * ((1 - q) * _sigmoid(inverse * d) - q * _sigmoid(-inverse * d))).sum())
-
-    if slope(0.0) >= 0:
-        return math.inf
-    if not (w * np.where(d > 0, 1 - q, q)).any():
-        return 0.0
-    low, high = 0.0, 1 / float(np.abs(d).max())
-    while slope(high) < 0:
-        low, high = high, 2 * high
-    while high - low > 1e-12 * high:
-        middle = (low + high) / 2
-        low, high = (middle, high) if slope(middle) < 0 else (low, middle)
-    return 1 / high
 
 
 def difference_correlation(first: ArrayLike, second: ArrayLike) -> float:
@@ -344,7 +199,7 @@ def difference_correlation(first: ArrayLike, second: ArrayLike) -> float:
         >>> round(difference_correlation([1.0, 2.0], [2.0, 1.0]), 6)
         0.6
     """
-    a, b, *_ = _columns(first=first, second=second)
+    a, b, *_ = comparison_columns(first=first, second=second)
     if not a.any() or not b.any():
         return math.nan
     return rank_correlation(np.concatenate([a, -a]), np.concatenate([b, -b]))
@@ -364,7 +219,7 @@ def rank_correlation(first: ArrayLike, second: ArrayLike) -> float:
         >>> round(rank_correlation([1, 5, 5, 9], [10, 30, 20, 40]), 4)
         0.9487
     """
-    a, b, *_ = _columns(first=first, second=second)
+    a, b, *_ = comparison_columns(first=first, second=second)
     ranks = [_mean_ranks(a), _mean_ranks(b)]
     if any(rank.std() == 0 for rank in ranks):
         raise ValueError("a constant has no rank correlation: all values of one array are equal")
@@ -385,14 +240,23 @@ def _wins(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np
     return np.where(first == second, 0.5, first > second)
 
 
-def _sigmoid(z: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.exp(-np.logaddexp(0, -z))  # does not overflow, and is exact where it is small
-
-
-def _columns(
+def comparison_columns(
     *, labels: ArrayLike | None = None, weights: ArrayLike | None = None, **values: ArrayLike
 ) -> list[NDArray[np.float64]]:
-    """Check the values, labels and weights of C comparisons, and return them in this order, each of shape [C]."""
+    """Check columns of C comparisons, and return the values, the labels and the weights as arrays of shape [C].
+
+    Args:
+        labels: Probabilities, shape [C]; 1 where `None`.
+        weights: Numbers of zero or more, shape [C]; 1 where `None`.
+        **values: One or more columns of numbers, shape [C].
+
+    Raises:
+        ValueError: The columns are empty or of different shapes, a label is no probability, or a weight is negative.
+
+    Example:
+        >>> comparison_columns(differences=[2.0, -1.0], weights=[1, 3])
+        [array([ 2., -1.]), array([1., 1.]), array([1., 3.])]
+    """
     arrays = {name: np.asarray(column, dtype=np.float64) for name, column in values.items()}
     shape = next(iter(arrays.values())).shape
     for name, column in (("labels", labels), ("weights", weights)):

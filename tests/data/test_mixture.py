@@ -1,6 +1,7 @@
 import pytest
 
-from plaudit.data.script_arguments import ScriptArguments, load_splits
+from plaudit.data.script_arguments import ScriptArguments
+from plaudit.data.splits import load_splits
 from plaudit.errors import ConfigError, DataError
 
 

@@ -2,18 +2,18 @@ import csv
 import gzip
 import json
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import Features, IterableDataset, Value
+from datasets import Dataset, DatasetDict, Features, Value
 
+from plaudit.data.loading import load_source
 from plaudit.data.reader import Source
 from plaudit.errors import ConfigError, DataError
 
 
 def rows_of(path):
-    return [row for block in Source(str(path)).chunks(2) for row in block.rows]
+    return [row for chunk in Source(str(path)).chunks(2) for row in chunk.rows]
 
 
 def written(path, rows):
@@ -27,8 +27,40 @@ def written(path, rows):
     return path
 
 
+# training and scoring
+
+
+TEXTS = [
+    {"prompt": "2+2?", "chosen": "4", "rejected": "05"},
+    {"prompt": None, "chosen": "NA", "rejected": "null"},
+    {"prompt": "Say it.\nTwice.", "chosen": 'so, "so"', "rejected": " None "},
+]
+
+
+@pytest.mark.parametrize(
+    "name", ["in.csv", "in.csv.gz", "in.json", "in.json.gz", "in.jsonl", "in.jsonl.gz", "in.parquet"]
+)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_training_and_scoring_read_the_same_rows(write, name, streaming):
+    path = write(name, TEXTS)
+    assert rows_of(path) == list(load_source(path, streaming=streaming)["train"]) == TEXTS
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_an_empty_cell_of_csv_is_no_value_and_training_reads_numbers(tmp_path, streaming):
+    (tmp_path / "in.csv").write_text('chosen,rejected,margin,tie,id\na,b,0.50,True,01\na,"",,,\n')
+    path = str(tmp_path / "in.csv")
+    one, two = list(load_source(path, streaming=streaming)["train"])
+    assert one == {"chosen": "a", "rejected": "b", "margin": 0.5, "tie": True, "id": "01"}
+    assert two == {"chosen": "a", "rejected": None, "margin": None, "tie": None, "id": None}
+    assert rows_of(path) == [{"chosen": "a", "rejected": "b", "margin": "0.50", "tie": "True", "id": "01"}, two]
+
+
+# chunks
+
+
 @pytest.mark.parametrize("name", ["in.jsonl", "in.jsonl.gz", "in.csv", "in.parquet"])
-def test_blocks_tell_how_far_the_source_has_been_read(tmp_path, name):
+def test_chunks_tell_how_far_the_source_has_been_read(tmp_path, name):
     path = written(tmp_path / name, [{"text": f"{n} " + "yes " * 2000} for n in range(40)])
     for done in ((), (0, 1, 3)):  # what is passed over has been read too
         blocks = list(Source(str(path)).chunks(4, done))
@@ -96,65 +128,24 @@ def test_a_file_that_is_not_there_is_said_so(tmp_path, name):
 )
 def test_what_is_broken_is_said_of_the_file(tmp_path, name, data):
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(DataError, match=f"cannot read on in {tmp_path / name}: .+; check that it is whole"):
+    with pytest.raises(DataError, match=f"cannot read {tmp_path / name}: .+; check that it is whole"):
         rows_of(tmp_path / name)
 
 
-def test_a_dataset_of_the_hub_is_streamed_with_its_types(monkeypatch):
-    asked, features = [], Features({"text": Value("large_string")})
-
-    def load(path, **options):
-        asked.append((path, options))
-        rows = [{"text": f"{n}"} for n in range(5)]
-        return {"test": IterableDataset.from_generator(lambda: iter(rows), features=features)}
-
-    monkeypatch.setattr("plaudit.data.reader.load_source", load)
-    source = Source("someone/texts", "main", "test")
+def test_a_folder_is_streamed_with_its_types(tmp_path):
+    features = Features({"text": Value("large_string")})
+    DatasetDict(test=Dataset.from_list([{"text": f"{n}"} for n in range(5)], features=features)).save_to_disk(tmp_path)
+    source = Source(str(tmp_path), split="test")
     assert source.schema() == pa.schema([("text", pa.large_string())])
-    blocks = list(source.chunks(3, {0}))
-    assert [(block.number, block.first, block.rows, block.share) for block in blocks] == [
+    chunks = list(source.chunks(3, {0}))
+    assert [(chunk.number, chunk.first, chunk.rows, chunk.share) for chunk in chunks] == [
         (1, 3, [{"text": "3"}, {"text": "4"}], None)
     ]
-    assert asked[-1] == ("someone/texts", {"config": "main", "streaming": True})
 
 
-@pytest.mark.parametrize("end", ["", "\n", "\n\n"])
-def test_a_quote_that_is_never_closed_swallows_no_rows_of_csv(tmp_path, end):
-    (tmp_path / "in.csv").write_text(f'\ntext,id\n"Is it?",1\n"Is it,2\nYes.,3{end}')
-    with pytest.raises(DataError, match="a quote is opened and never closed, before 'Is it,2"):
-        rows_of(tmp_path / "in.csv")
-    (tmp_path / "in.csv").write_text(f'\ntext,id\n"Is it?",1\n"Is it",2\nYes.,3{end}')
-    assert [row["id"] for row in rows_of(tmp_path / "in.csv")] == ["1", "2", "3"]
-
-
-def test_a_line_of_csv_with_too_many_fields_is_a_bad_row(tmp_path):
-    (tmp_path / "in.csv").write_text("id,text\n1,Is it?\n2,Is it, or not?\n3,Yes.\n")
-    one, bad, three = rows_of(tmp_path / "in.csv")
-    assert (one["id"], three["id"]) == ("1", "3")
-    assert bad.reason == "expected 2 fields, as the header has, got 3"
-
-
-def test_a_line_of_json_that_is_no_object_or_has_a_key_twice_is_a_bad_row(tmp_path):
-    (tmp_path / "in.jsonl").write_text('[1, 2]\n{"text": "Is it?", "text": "Yes."}\n')
-    array, twice = rows_of(tmp_path / "in.jsonl")
-    assert (array.reason, array.content) == ("line 1: expected a JSON object, got list [1, 2]", "[1, 2]")
-    assert twice.reason == "line 2 is not valid JSON (it has the key 'text' twice)"
-    assert twice.content == '{"text": "Is it?", "text": "Yes."}'
-
-
-def test_a_compressed_file_with_a_broken_byte_is_said(tmp_path):
-    whole = gzip.compress(b'{"text": "Yes."}')
-    (tmp_path / "in.jsonl.gz").write_bytes(whole[:10] + bytes([6]) + whole[11:])  # a kind of block that there is not
-    with pytest.raises(DataError, match="cannot read on in"):
-        rows_of(tmp_path / "in.jsonl.gz")
-
-
-def test_parquet_is_read_without_holding_a_row_group(tmp_path):
-    draw = np.random.default_rng(0)
-    pq.write_table(pa.table({"text": [draw.bytes(400).hex() for _ in range(40_000)]}), tmp_path / "in.parquet")
-    pool = pa.default_memory_pool()
-    size, before, most = (tmp_path / "in.parquet").stat().st_size, pool.bytes_allocated(), 0
-    for chunk in Source(str(tmp_path / "in.parquet")).chunks(512):
-        most = max(most, pool.bytes_allocated() - before)
-        assert len(chunk.rows) in (512, 40_000 % 512)
-    assert most < size / 4
+def test_a_dataset_with_several_configurations_is_read_in_the_one_that_is_named(tmp_path, write):
+    configs = "".join(f"- config_name: {name}\n  data_files: {name}.jsonl\n" for name in ("main", "other"))
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    for name in ("main", "other"):
+        write(f"{name}.jsonl", [{"text": name}])
+    assert [chunk.rows for chunk in Source(str(tmp_path), "other").chunks(2)] == [[{"text": "other"}]]

@@ -15,7 +15,14 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForSequenceCla
 
 from plaudit.errors import ConfigError, ModelError
 from plaudit.forest import attention, flex
-from plaudit.forest.attention import BACKENDS, ForestAttention, check_every_layer, enable, enabled_backend, why_not
+from plaudit.forest.attention import (
+    BACKENDS,
+    ForestAttention,
+    check_every_layer,
+    enable,
+    enabled_backend,
+    unsupported_reason,
+)
 from plaudit.forest.blocks import ScoreRules
 from plaudit.forest.trie import TokenForest, chains_of
 from plaudit.models.reward_head import bind_reward_forward
@@ -99,7 +106,7 @@ def seen_by_blocks(mask, size, step):
 def test_the_block_mask_lets_by_what_the_mask_does(sequences, window, step):
     forest = TokenForest.from_sequences(sequences)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flex, "_BLOCK", step)
+        patch.setattr(flex, "BLOCK_SIZE", step)
         mask = attention_of(forest).block_mask(window)
     assert torch.equal(seen_by_blocks(mask, len(forest), step), brute_force_mask(forest, window))
 
@@ -172,7 +179,7 @@ def test_the_backend_is_the_one_asked_for(backend, make_model):
     assert enabled_backend(model) is None
     enable(model, backend)
     assert enabled_backend(model) == (backend or "auto")
-    assert why_not(model) is None
+    assert unsupported_reason(model) is None
 
 
 def test_an_unknown_backend_is_refused(make_model):
@@ -219,7 +226,7 @@ REFUSED = {
 def test_a_model_that_cannot_is_refused_with_the_reason(kind):
     options, reason = REFUSED[kind]
     model = model_of(kind, **options)
-    assert type(model).__name__ in why_not(model)
+    assert type(model).__name__ in unsupported_reason(model)
     before = model.config._attn_implementation
     with pytest.raises(ModelError, match=f"no token forest: .*{reason}"):
         enable(model)
@@ -240,7 +247,7 @@ def test_a_configuration_that_speaks_against_it_is_refused(change, reason, make_
     model = make_model()
     for name, value in change.items():
         setattr(model.config, name, value)
-    assert reason in why_not(model)
+    assert reason in unsupported_reason(model)
     with pytest.raises(ModelError, match=reason):
         enable(model)
 
@@ -278,14 +285,14 @@ def test_a_model_that_accepts_the_setting_and_never_calls_it_is_found_out(claims
 
 
 def test_a_model_that_tells_positions_by_itself_is_refused(claims_support):
-    assert "does not take positions" in why_not(claims_support(model_of("bloom", **REFUSED["bloom"][0])))
+    assert "does not take positions" in unsupported_reason(claims_support(model_of("bloom", **REFUSED["bloom"][0])))
 
 
 def test_a_model_that_transformers_will_not_set_is_refused(monkeypatch):
     # `set_attn_implementation` only warns, and leaves the attention as it was.
     falcon = model_of("falcon", **UNGROUPED)
     monkeypatch.setattr(type(falcon), "_supports_attention_backend", True)
-    assert "does not take its attention from" in why_not(falcon)
+    assert "does not take its attention from" in unsupported_reason(falcon)
 
 
 def test_nemotron_which_picks_its_attention_by_class_is_found_out():

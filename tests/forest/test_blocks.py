@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from plaudit.forest import blocks, cutting
+from plaudit.forest import blocks, partition
 from plaudit.forest.blocks import ScoreRules, attend_blocks
-from plaudit.forest.cutting import cut_blocks
+from plaudit.forest.partition import partition_forest
 from plaudit.forest.trie import TokenForest
 
 LONG = list(range(140))
@@ -45,10 +45,10 @@ EXACT = {"atol": 1e-12, "rtol": 1e-10}
 def cut_small(patch, *, small=1, scores=24, queries=2, kept=0):
     """Blocks of so many tokens of small subtrees, or blocks of chains of so many scores or queries at least."""
     for module, name, value in (
-        (cutting, "_SMALL", small),
-        (cutting, "_SCORES", scores),
-        (cutting, "_LEAST_QUERIES", queries),
-        (blocks, "_KEPT_KEYS", kept),
+        (partition, "_SMALL", small),
+        (partition, "_SCORES", scores),
+        (partition, "_LEAST_QUERIES", queries),
+        (blocks, "_MAX_SAVED_KEYS", kept),
     ):
         patch.setattr(module, name, value)
 
@@ -82,7 +82,7 @@ def tensors(forest, heads, keys, *, size=4, sinks=False, dtype=torch.float64, se
 
 
 def blocks_of(forest, heads, window=None):
-    return cut_blocks(forest.position_ids, forest.subtree_end, heads, window)
+    return partition_forest(forest.position_ids, forest.subtree_end, heads, window)
 
 
 def by_blocks(forest, rules, query, key, value, sinks=None, dtype=None):
@@ -247,7 +247,7 @@ def test_what_inference_mode_has_computed_does_not_spoil_training(monkeypatch):
 
 def test_the_mask_of_a_block_is_made_where_attention_is_computed():
     forest = TokenForest.from_sequences(SEQUENCES["turns"])
-    for block in cut_blocks(forest.position_ids, forest.subtree_end, 2, device="meta"):
+    for block in partition_forest(forest.position_ids, forest.subtree_end, 2, device="meta"):
         assert block.bias(torch.bfloat16).device.type == "meta"
 
 
@@ -356,7 +356,7 @@ def test_blocks_cover_each_token_once_and_hold_a_bounded_number_of_scores(tokens
         queries, keys = block.stop - block.start, block.before + block.stop - block.start
         # A bound for each query: memory is linear in tokens.
         assert heads * queries * keys <= max(
-            cutting._SCORES, heads * max(cutting._LEAST_QUERIES, cutting._SMALL) * keys
+            partition._SCORES, heads * max(partition._LEAST_QUERIES, partition._SMALL) * keys
         )
         # Above is every key before the block that any of its queries sees, and nothing else.
         above = [index for start, stop in block.above for index in range(start, stop)]
@@ -410,5 +410,5 @@ def test_memory_grows_with_tokens_and_not_with_their_square(options):
     assert many.saved / len(large) <= 1.25 * few.saved / len(small)
     assert few.saved >= len(small) * 4 * 16 * (4 + 2 + 2)  # queries, keys and values are among it
     # The whole matrix of one head has 32 times as many.
-    room = 4 * max(cutting._LEAST_QUERIES, cutting._SMALL) * len(large) if options[1].get("window") is None else 0
-    assert max(few.largest, many.largest) <= 1.5 * max(cutting._SCORES, room)
+    room = 4 * max(partition._LEAST_QUERIES, partition._SMALL) * len(large) if options[1].get("window") is None else 0
+    assert max(few.largest, many.largest) <= 1.5 * max(partition._SCORES, room)

@@ -18,7 +18,7 @@ from plaudit import ModelConfig, RewardModel, get_peft_config
 from plaudit.errors import ConfigError, ModelError
 from plaudit.models.adapters import add_adapter, attach_adapter, check_head_is_trained, detach_adapter
 from plaudit.models.load import load_model
-from plaudit.training.setup import disable_dropout
+from plaudit.training.preparation import disable_dropout
 
 
 def trained_names(model):

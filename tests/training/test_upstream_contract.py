@@ -28,6 +28,9 @@ PUBLIC = {
     "evaluate": ["eval_dataset", "ignore_keys", "metric_key_prefix"],
     "evaluation_loop": ["dataloader", "description", "prediction_loss_only", "ignore_keys", "metric_key_prefix"],
     "get_batch_samples": ["epoch_iterator", "num_batches", "device"],
+    "get_eval_dataloader": ["eval_dataset"],
+    "get_test_dataloader": ["test_dataset"],
+    "get_train_dataloader": [],
     "log": ["logs", "start_time"],
     "predict": ["test_dataset", "ignore_keys", "metric_key_prefix"],
     "prediction_step": ["model", "inputs", "prediction_loss_only", "ignore_keys"],
@@ -36,11 +39,7 @@ PUBLIC = {
     "training_step": ["model", "inputs", "num_items_in_batch"],
 }
 PRIVATE = {
-    "_finalize_training": ["trial", "num_train_samples", "start_time"],
-    "_get_dataloader": ["dataset", "description", "batch_size", "sampler_fn", "is_training", "dataloader_key"],
     "_get_grad_norm": ["model", "grad_norm"],
-    "_get_num_items_in_batch": ["batch_samples", "device"],
-    "_get_train_sampler": ["train_dataset"],
     "_init_training_state": [
         "max_steps",
         "num_update_steps_per_epoch",
@@ -48,39 +47,9 @@ PRIVATE = {
         "resume_from_checkpoint",
         "trial",
     ],
-    "_inner_training_loop": ["batch_size", "args", "resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
-    "_load_best_model": [],
-    "_load_from_checkpoint": ["resume_from_checkpoint", "model"],
-    "_maybe_log_save_evaluate": [
-        "tr_loss",
-        "grad_norm",
-        "model",
-        "trial",
-        "epoch",
-        "ignore_keys_for_eval",
-        "start_time",
-        "learning_rate",
-    ],
-    "_prepare_for_training": ["max_steps", "train_dataloader", "resume_from_checkpoint"],
-    "_prepare_inputs": ["inputs"],
-    "_push_from_checkpoint": ["checkpoint_folder"],
-    "_run_epoch": [
-        "model",
-        "epoch",
-        "train_dataloader",
-        "steps_in_epoch",
-        "num_update_steps_per_epoch",
-        "trial",
-        "ignore_keys_for_eval",
-        "start_time",
-        "resume_from_checkpoint",
-        "epochs_trained",
-        "steps_trained_in_current_epoch",
-    ],
-    "_save": ["output_dir", "state_dict"],
-    "_save_checkpoint": ["model", "trial"],
-    "_set_signature_columns_if_needed": [],
 }
+# Private names of the Trainer that are read or called, without being overridden.
+USED = ["_save", "_train_batch_size"]
 
 
 def overridden():

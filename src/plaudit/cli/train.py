@@ -51,8 +51,8 @@ def command(options: tuple[str, ...]) -> None:
         return
     # Not at the top of the module: these imports take seconds, and `--help` must not wait for them.
     from plaudit.cli.display import LiveProgress, console, show_log_messages
+    from plaudit.training.preparation import quiet_all_but_the_first
     from plaudit.training.recipe import build_trainer, checkpoint_to_resume, final_evaluation
-    from plaudit.training.setup import quiet_all_but_the_first
 
     if "--help_all" in options:
         _parser().print_help()

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import logging
 import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
+from plaudit.data.annotations import PAIR_ANNOTATIONS, annotation_features
+from plaudit.data.file_formats import FILE_SUFFIXES, Unreadable, explain_errors, format_of, open_rows
 from plaudit.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ __all__ = ["load_source", "take_split"]
 
 logger = logging.getLogger(__name__)
 
-_BUILDERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet"}
-_FILE_KINDS = ".jsonl, .json, .csv (each also with .gz) or .parquet"
 _SPLIT_WORDS = {
     "test": {"test", "testing"},
     "validation": {"validation", "valid", "val", "dev", "eval"},
@@ -61,7 +59,7 @@ def load_source(
         if config is not None:
             raise ConfigError(f"{path} is a file, and a file has no configuration {config!r}; leave dataset_config out")
         splits = _load_files({"train": [local]}, streaming)
-    elif _builder(local) or path.startswith(("/", ".", "~")) or path.count("/") > 1:
+    elif format_of(local) or path.startswith(("/", ".", "~")) or path.count("/") > 1:
         raise DataError(f"expected a file or folder at {path!r}, but there is none; looked in {os.getcwd()}")
     else:
         splits = _load_hub(path, config, streaming)
@@ -99,12 +97,6 @@ def take_split(splits: Any, name: str, path: str) -> Any:
     return concatenate_datasets([part.select(range(part.num_rows)[rows]) for part, rows in parts])
 
 
-def _builder(path: Path) -> str | None:
-    name = path.name.lower()
-    kind = _BUILDERS.get(Path(name.removesuffix(".gz")).suffix)
-    return None if kind == "parquet" and name.endswith(".gz") else kind
-
-
 def _load_folder(folder: Path, config: str | None, streaming: bool) -> Any:
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return _load_saved(folder, streaming)
@@ -113,7 +105,7 @@ def _load_folder(folder: Path, config: str | None, streaming: bool) -> Any:
     found: dict[str | None, list[Path]] = defaultdict(list)
     for file in sorted(folder.rglob("*")):
         inner = file.relative_to(folder)
-        if file.is_file() and _builder(file) and not any(part.startswith(".") for part in inner.parts):
+        if file.is_file() and format_of(file) and not any(part.startswith(".") for part in inner.parts):
             found[_split_of(inner)].append(file)
     unnamed = found.pop(None, [])
     if unnamed and found:
@@ -121,7 +113,7 @@ def _load_folder(folder: Path, config: str | None, streaming: bool) -> Any:
     files: dict[str, list[Path]] = {s: found[s] for s in ("train", "validation", "test") if s in found}
     if not files and not unnamed:
         raise DataError(
-            f"expected {_FILE_KINDS} files in the folder {folder}, or what save_to_disk writes; found neither"
+            f"expected {FILE_SUFFIXES} files in the folder {folder}, or what save_to_disk writes; found neither"
         )
     return _load_files(files or {"train": unnamed}, streaming)
 
@@ -163,80 +155,50 @@ def _load_hub(path: str, config: str | None, streaming: bool) -> Any:
 
 
 def _load_files(files: Mapping[str, Sequence[Path]], streaming: bool) -> Any:
-    from datasets import load_dataset
+    from datasets import Features, Value, load_dataset
 
     every = [file for split in files.values() for file in split]
     for file in every:
-        _check_readable(file)
-    kinds = sorted({str(_builder(file)) for file in every})
-    if len(kinds) > 1:
+        _check_has_rows(file)
+    formats = sorted({str(format_of(file)) for file in every})
+    if len(formats) > 1:
         raise DataError(
-            f"expected files of one kind in {every[0].parent}, got {', '.join(kinds)}; load them one by one"
+            f"expected files of one kind in {every[0].parent}, got {', '.join(formats)}; load them one by one"
         )
     options: dict[str, Any] = {}
-    if kinds[0] == "csv":
-        options = {"keep_default_na": False, "na_values": [""]}  # "None" and "NA" are responses like any other
-    elif kinds[0] == "json" and not streaming:
+    columns = open_rows(every[0]).columns if formats == ["csv"] else []
+    if formats == ["csv"]:  # texts such as "7", "None" and "NA" are responses like any other
+        options = {"features": Features(dict.fromkeys(columns, Value("string"))), "keep_default_na": False}
+        options["na_values"] = [""]
+    elif formats == ["json"] and not streaming:
         options = {"chunksize": _JSON_BLOCK}
     names = {split: [str(file) for file in group] for split, group in files.items()}
     try:
-        splits = load_dataset(kinds[0], data_files=names, streaming=streaming, **options)
+        splits = load_dataset(formats[0], data_files=names, streaming=streaming, **options)
+        for column, kind in annotation_features(set(columns) & set(PAIR_ANNOTATIONS)).items():
+            splits = splits.cast_column(column, kind)
     except Exception as error:
         raise DataError(_diagnosis(every, error)) from error
-    for split, part in splits.items():
-        if not streaming and not part.num_rows:
-            raise DataError(f"expected rows in {', '.join(names[str(split)])}, but there are none")
     return splits
 
 
-def _check_readable(file: Path) -> None:
-    if _builder(file) is None:
-        raise DataError(f"cannot tell what {file} is: expected a {_FILE_KINDS} file")
-    if _builder(file) == "parquet":
-        empty = file.stat().st_size == 0
-    else:
-        try:
-            with _open(file) as lines:
-                empty = not any(line.strip() for line in lines)
-        except (OSError, EOFError) as error:
-            raise DataError(f"cannot read {file}: {error}; check that it is whole") from error
-    if empty:
-        raise DataError(f"expected rows in {file}, but the file is empty")
-
-
-def _open(file: Path) -> TextIO:
-    opener = gzip.open if file.name.lower().endswith(".gz") else open
-    return opener(file, "rt", encoding="utf-8", errors="replace")
+def _check_has_rows(file: Path) -> None:
+    if format_of(file) is None:
+        raise DataError(f"cannot tell what {file} is: expected a {FILE_SUFFIXES} file")
+    with explain_errors(file):
+        if next(open_rows(file).records, None) is None:
+            raise DataError(f"expected rows in {file}, but there are none")
 
 
 def _diagnosis(files: Sequence[Path], error: Exception) -> str:
-    """What is wrong with the files: the first broken JSON line, or else what the reader said."""
+    """Describe what is wrong with files that `datasets` cannot load: the first broken row, or else its own error."""
     for file in files:
-        if _builder(file) == "json" and (broken := _broken_json(file)):
-            return f"{file}, {broken}; expected one JSON object a line, or one list of them; mend or remove it"
+        opened = open_rows(file)
+        for record in opened.records if format_of(file) != "parquet" else ():
+            if isinstance(row := opened.parse([record])[0], Unreadable):
+                return f"{file}: {row.reason}; mend or remove it"
     names = ", ".join(str(file) for file in files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
-    return (
-        f"cannot read {names}: {_root_cause(error)}; expected at least one row, and the same columns of the same types "
-        "in every file"
-    )
-
-
-def _broken_json(file: Path) -> str | None:
-    with _open(file) as lines:
-        if (start := lines.read(64).lstrip()).startswith("["):
-            try:
-                json.loads(start + lines.read())
-            except json.JSONDecodeError as error:
-                return f"line {error.lineno}: not valid JSON ({error.msg})"
-            return None
-        lines.seek(0)
-        for number, line in enumerate(lines, 1):
-            try:
-                json.loads(line or "null")
-            except json.JSONDecodeError as error:
-                if line.strip():
-                    return f"line {number}: not valid JSON ({error.msg}): {line.strip()[:60]}"
-    return None
+    return f"cannot read {names}: {_root_cause(error)}; expected the same columns of the same types in every file"
 
 
 def _root_cause(error: BaseException) -> str:

@@ -1,20 +1,84 @@
-"""Rows held out for evaluation, so that no prompt is on both sides."""
+"""The splits to train and evaluate on: loaded as the options name them, or held out so that no prompt is in both."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from plaudit.data.dataset_conversion import convert
+from plaudit.data.loading import load_source, take_split
+from plaudit.data.mixture import load_mixture
 from plaudit.data.prompts import prompt_of
+from plaudit.data.script_arguments import ScriptArguments
 from plaudit.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
 
-__all__ = ["split_by_prompt"]
+__all__ = ["load_splits", "split_by_prompt"]
+
+logger = logging.getLogger(__name__)
+
+
+def load_splits(args: ScriptArguments, seed: int) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset | None]:
+    """Loads what the arguments name, in one of Plaudit's native formats.
+
+    The evaluation rows are `eval_fraction` of the training rows if that is set, and the test split otherwise. Where the
+    test split was not named and is not there, there are none.
+
+    Args:
+        args: What to load.
+        seed: Decides which rows a mixture draws and which are held out.
+
+    Returns:
+        The training dataset, and the evaluation dataset or None.
+
+    Raises:
+        ConfigError: If options contradict each other.
+        DataError: If a source, a split or a row is not as it should be.
+    """
+    named_test = args.dataset_test_split not in ("", ScriptArguments.dataset_test_split)
+    if args.eval_fraction is not None and named_test and not args.datasets:
+        raise ConfigError(
+            f"both eval_fraction={args.eval_fraction} and dataset_test_split={args.dataset_test_split!r} are set; "
+            "evaluate on rows held out of the training split or on a split of their own: give one of the two"
+        )
+    if args.datasets:
+        train, test = _load_mixture(args, seed), None
+    elif args.dataset_name:
+        train, test = _load_named(args, named_test)
+    else:
+        raise ConfigError("nothing to train on: give dataset_name (a hub id, a file or a folder) or a datasets mixture")
+    return (train, test) if args.eval_fraction is None else split_by_prompt(train, args.eval_fraction, seed)
+
+
+def _load_named(args: ScriptArguments, named_test: bool) -> tuple[Any, Any]:
+    assert args.dataset_name is not None
+    splits = load_source(args.dataset_name, config=args.dataset_config, streaming=args.dataset_streaming)
+    train = take_split(splits, args.dataset_train_split, args.dataset_name)
+    test = None
+    if args.eval_fraction is None and (named_test or args.dataset_test_split in splits):
+        test = take_split(splits, args.dataset_test_split, args.dataset_name)
+    elif args.eval_fraction is None:
+        logger.info(
+            "There is no %r split, so nothing will be evaluated; `eval_fraction` (say 0.1) holds some rows out.",
+            args.dataset_test_split,
+        )
+    if args.dataset_format is None:
+        return train, test
+    return tuple(part if part is None else convert(part, args.dataset_format) for part in (train, test))  # type: ignore[return-value]
+
+
+def _load_mixture(args: ScriptArguments, seed: int) -> Dataset:
+    if args.dataset_name:
+        logger.warning("both datasets and dataset_name are set: dataset_name (%s) is ignored", args.dataset_name)
+    if args.dataset_streaming:
+        raise ConfigError("a mixture cannot be streamed; turn dataset_streaming off, or name one dataset to stream")
+    return load_mixture(args.datasets or [], args.dataset_format, seed)
 
 
 def split_by_prompt(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:

@@ -5,15 +5,9 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from plaudit.calibration import best_temperature, calibration_bins, calibration_error, log_loss
 from plaudit.evaluation.preference_data import PreferenceData
-from plaudit.metrics import (
-    best_temperature,
-    calibration_bins,
-    calibration_error,
-    difference_correlation,
-    log_loss,
-    preference_metrics,
-)
+from plaudit.metrics import difference_correlation, preference_metrics
 
 __all__ = ["COUNTS", "METRICS", "SHARES", "calibration_table", "compute_figures"]
 

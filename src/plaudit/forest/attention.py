@@ -23,10 +23,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from plaudit.errors import ConfigError, ModelError
 from plaudit.forest.blocks import ScoreRules, attend_blocks
-from plaudit.forest.cutting import Block, cut_blocks
-from plaudit.forest.flex import LEAST_HEAD, attend_flex, block_mask
+from plaudit.forest.flex import MIN_HEAD_DIM, attend_flex, block_mask
+from plaudit.forest.partition import Block, partition_forest
 
-__all__ = ["BACKENDS", "ForestAttention", "check_every_layer", "enable", "enabled_backend", "why_not"]
+__all__ = ["BACKENDS", "ForestAttention", "check_every_layer", "enable", "enabled_backend", "unsupported_reason"]
 
 BACKENDS = ("blocks", "dense", "flex")
 _PREFIX = "plaudit"
@@ -41,37 +41,37 @@ class ForestAttention:
         position_ids: Depth of each token, shape [T].
         subtree_end: One past the last token of its subtree, shape [T].
         windows: The window of every layer that has called, by layer; it proves that all layers did.
-        no_mask: To give a model as its attention mask.
+        placeholder_mask: To give a model as its attention mask.
     """
 
     def __init__(self, position_ids: torch.Tensor, subtree_end: torch.Tensor) -> None:
         self.position_ids, self.subtree_end = position_ids, subtree_end
         self.windows: dict[Any, int | None] = {}
         # Given as the mask: a mask of four dimensions reaches the layers as it is, and ours know theirs anyway.
-        self.no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=position_ids.device)
-        self._made: dict[Any, Any] = {}  # what layers have asked for; a cached method would hold the forest itself
+        self.placeholder_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=position_ids.device)
+        self._cache: dict[Any, Any] = {}  # what layers have asked for; a cached method would hold the forest itself
 
     def blocks(self, heads: int, window: int | None) -> list[Block]:
         """The blocks that attention runs in."""
-        return self._once(self._blocks, heads, window)
+        return self._cached(self._blocks, heads, window)
 
     def mask(self, window: int | None) -> torch.Tensor:
         """The whole mask [1, 1, T, T]."""
-        return self._once(self._mask, window)
+        return self._cached(self._mask, window)
 
     def block_mask(self, window: int | None) -> BlockMask:
         """The mask as FlexAttention takes it."""
-        return self._once(self._block_mask, window)
+        return self._cached(self._block_mask, window)
 
-    def _once(self, make: Callable[..., Any], *key: Any) -> Any:
+    def _cached(self, make: Callable[..., Any], *key: Any) -> Any:
         place = make.__name__, *key
-        if place not in self._made:
-            self._made[place] = make(*key)
-        return self._made[place]
+        if place not in self._cache:
+            self._cache[place] = make(*key)
+        return self._cache[place]
 
     def _blocks(self, heads: int, window: int | None) -> list[Block]:
         position_ids, subtree_end = self.position_ids.cpu().numpy(), self.subtree_end.cpu().numpy()
-        return cut_blocks(position_ids, subtree_end, heads, window, self.position_ids.device)
+        return partition_forest(position_ids, subtree_end, heads, window, self.position_ids.device)
 
     def sees(self, query: torch.Tensor, key: torch.Tensor, window: int | None) -> torch.Tensor:
         """Whether token `query` attends to token `key` (indices that broadcast): the whole mask of a forest."""
@@ -91,7 +91,7 @@ class ForestAttention:
         )  # fmt: skip
 
 
-def why_not(model: PreTrainedModel) -> str | None:
+def unsupported_reason(model: PreTrainedModel) -> str | None:
     """Why this model cannot run a forest, as far as its configuration tells; `None` if nothing speaks against it."""
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
@@ -122,19 +122,19 @@ def enable(model: PreTrainedModel, backend: str | None = None) -> None:
 
     Raises:
         ConfigError: There is no such backend.
-        ModelError: `why_not` knows a reason.
+        ModelError: `unsupported_reason` knows a reason.
     """
     if backend is not None and backend not in BACKENDS:
         raise ConfigError(f"attention backend: expected one of {', '.join(BACKENDS)}, got {backend!r}.")
-    reason = why_not(model)
+    reason = unsupported_reason(model)
     if reason is not None:
         raise ModelError(f"no token forest: {reason}.")
     current = model.config.get_text_config()._attn_implementation
-    before = current.split(":", 2)[2] if current.startswith(f"{_PREFIX}:") else current
-    name = f"{_PREFIX}:{backend or 'auto'}:{before}"
-    AttentionInterface.register(name, partial(_attention, backend=backend, before=before))
-    if before in ALL_MASK_ATTENTION_FUNCTIONS:
-        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[before])
+    original = current.split(":", 2)[2] if current.startswith(f"{_PREFIX}:") else current
+    name = f"{_PREFIX}:{backend or 'auto'}:{original}"
+    AttentionInterface.register(name, partial(_attention, backend=backend, original=original))
+    if original in ALL_MASK_ATTENTION_FUNCTIONS:
+        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[original])
     model.set_attn_implementation(name)
 
 
@@ -177,13 +177,13 @@ def _attention(
     attention_mask: torch.Tensor | None,
     *args: Any,
     backend: str | None,
-    before: str,
+    original: str,
     forest: ForestAttention | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, Any]:
     """Attention as transformers calls it; returns [1, T, H, D] and no weights."""
     if forest is None:
-        return _attention_before(module, before)(module, query, key, value, attention_mask, *args, **options)
+        return _original_attention(module, original)(module, query, key, value, attention_mask, *args, **options)
     _check_call(module, query, attention_mask, forest, options)
     window = options.get("sliding_window")
     forest.windows[module] = window
@@ -196,13 +196,13 @@ def _attention(
         rules = _rules(module, query, options)
         return attend_flex(query, key, value, forest.block_mask(window), rules, options.get("s_aux")), None
     mask = forest.mask(window)
-    if before == "eager":  # which adds the mask to the scores
+    if original == "eager":  # which adds the mask to the scores
         mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, torch.finfo(query.dtype).min)
-    return _attention_before(module, before)(module, query, key, value, mask, *args, **options)
+    return _original_attention(module, original)(module, query, key, value, mask, *args, **options)
 
 
 def _backend_for(query: torch.Tensor, value: torch.Tensor, dropout: float) -> str:
-    wide = min(query.shape[-1], value.shape[-1]) >= LEAST_HEAD
+    wide = min(query.shape[-1], value.shape[-1]) >= MIN_HEAD_DIM
     return "flex" if query.device.type == "cuda" and wide and not dropout else "blocks"
 
 
@@ -249,7 +249,7 @@ def _check_call(
     options: dict[str, Any],
 ) -> None:
     name = type(module).__name__
-    if attention_mask is not None and attention_mask.shape != forest.no_mask.shape:
+    if attention_mask is not None and attention_mask.shape != forest.placeholder_mask.shape:
         raise ModelError(f"no token forest: {name} makes an attention mask of its own.")
     if options.get("position_bias") is not None:
         raise ModelError(f"no token forest: {name} adds a bias for each two positions to its scores.")
@@ -261,6 +261,6 @@ def _check_call(
         )
 
 
-def _attention_before(module: torch.nn.Module, before: str) -> Callable[..., Any]:
+def _original_attention(module: torch.nn.Module, original: str) -> Callable[..., Any]:
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    return ALL_ATTENTION_FUNCTIONS.get_interface(before, eager)
+    return ALL_ATTENTION_FUNCTIONS.get_interface(original, eager)

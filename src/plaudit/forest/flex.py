@@ -16,11 +16,11 @@ from transformers.integrations.flex_attention import get_flex_attention_lse_kwar
 
 from plaudit.forest.blocks import ScoreRules
 
-__all__ = ["LEAST_HEAD", "attend_flex", "block_mask", "fill_blocks"]
+__all__ = ["MIN_HEAD_DIM", "attend_flex", "block_mask", "fill_blocks"]
 
-LEAST_HEAD = 16  # FlexAttention has no kernel for narrower heads
-_BLOCK = 128  # FlexAttention's own choice
-_KERNELS = 64  # of all models of a process: each with and without window, with and without gradient, static and not
+MIN_HEAD_DIM = 16  # FlexAttention has no kernel for narrower heads
+BLOCK_SIZE = 128  # FlexAttention's own choice
+_MAX_KERNELS = 64  # of all models of a process: each with and without window, with and without gradient, static and not
 
 
 def fill_blocks(
@@ -28,7 +28,7 @@ def fill_blocks(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Fill a forest (shapes [1, T]) up to whole blocks, and at least two, with roots that nothing else sees."""
     size = input_ids.shape[1]
-    rest = max(-size % _BLOCK, 2 * _BLOCK - size)
+    rest = max(-size % BLOCK_SIZE, 2 * BLOCK_SIZE - size)
     ends = torch.arange(size + 1, size + rest + 1, device=subtree_end.device)
     return pad(input_ids, (0, rest)), pad(position_ids, (0, rest)), torch.cat([subtree_end, ends[None]], 1)
 
@@ -45,32 +45,34 @@ def block_mask(
         mask_mod: The whole mask: which key a query sees, as FlexAttention asks for it.
     """
     # Which blocks there are is told from the ends of each; `create_block_mask` would make the whole T x T mask.
-    some, full = _seen_blocks(position_ids, subtree_end, window)
-    (partial_counts, partial), (full_counts, full) = (_in_front(blocks) for blocks in (some & ~full, full))
+    some, full = _visible_blocks(position_ids, subtree_end, window)
+    (partial_counts, partial), (full_counts, full) = (_block_indices(blocks) for blocks in (some & ~full, full))
     size = len(position_ids)
     return BlockMask.from_kv_blocks(
-        partial_counts, partial, full_counts, full, _BLOCK, mask_mod=mask_mod, seq_lengths=(size, size)
+        partial_counts, partial, full_counts, full, BLOCK_SIZE, mask_mod=mask_mod, seq_lengths=(size, size)
     )
 
 
-def _seen_blocks(
+def _visible_blocks(
     position_ids: torch.Tensor, subtree_end: torch.Tensor, window: int | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Whether any query of a block may see any key of another, and whether all see all; each [blocks, blocks]."""
     size = len(position_ids)
-    rest = -size % _BLOCK  # the last block counts as filled up with its last token
-    end, position = (torch.cat([each, each[-1:].expand(rest)]).view(-1, _BLOCK) for each in (subtree_end, position_ids))
-    first = torch.arange(0, size, _BLOCK, device=end.device)  # of each block
+    rest = -size % BLOCK_SIZE  # the last block counts as filled up with its last token
+    end, position = (
+        torch.cat([each, each[-1:].expand(rest)]).view(-1, BLOCK_SIZE) for each in (subtree_end, position_ids)
+    )
+    first = torch.arange(0, size, BLOCK_SIZE, device=end.device)  # of each block
     query, key = first[:, None], first[None, :]
     some = (key <= query) & (query < end.amax(1))
-    full = (key + _BLOCK <= query) & (query + _BLOCK <= end.amin(1))
+    full = (key + BLOCK_SIZE <= query) & (query + BLOCK_SIZE <= end.amin(1))
     if window is not None:
         some = some & (position.amin(1)[:, None] - position.amax(1) < window)
         full = full & (position.amax(1)[:, None] - position.amin(1) < window)
     return some, full
 
 
-def _in_front(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _block_indices(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """How many blocks each row has [1, 1, Q], and a row's numbers with those first [1, 1, Q, K]."""
     order = blocks.int().argsort(dim=-1, descending=True, stable=True)
     return blocks.sum(-1, dtype=torch.int32)[None, None], order.int()[None, None]
@@ -105,7 +107,7 @@ def attend_flex(
     attend: Any = flex_attention if torch.compiler.is_compiling() else _compiled()
     options: dict[str, Any] = {"block_mask": mask, "scale": rules.scaling, "enable_gqa": query.shape[1] != key.shape[1]}
     if rules.softcap is not None:
-        options["score_mod"] = _capped_at(rules.softcap)
+        options["score_mod"] = _soft_cap(rules.softcap)
     if sinks is None:
         out = attend(query, key, value, **options)
     else:
@@ -116,11 +118,11 @@ def attend_flex(
     return out.transpose(1, 2).contiguous()
 
 
-def _capped_at(softcap: float) -> Callable[..., torch.Tensor]:
+def _soft_cap(softcap: float) -> Callable[..., torch.Tensor]:
     return lambda score, *_: softcap * torch.tanh(score / softcap)
 
 
 @cache
 def _compiled() -> Callable[..., Any]:
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _KERNELS)
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MAX_KERNELS)
     return torch.compile(flex_attention, fullgraph=True)

@@ -55,13 +55,13 @@ class TokenForest:
         arrays = [np.asarray(sequence, dtype=">i8") for sequence in sequences]
         if not arrays or any(array.ndim != 1 or not len(array) for array in arrays):
             raise ValueError("expected one or more sequences of one or more token ids each")
-        groups = _sharing_groups(arrays, [0] * len(arrays) if rows is None else rows, shared_tokens)
+        groups = _trees(arrays, [0] * len(arrays) if rows is None else rows, shared_tokens)
         total = sum(map(len, arrays))  # at most; cut to what is used below
         columns = np.empty((3, total), dtype=np.int64)
         leaf = np.empty(len(arrays), dtype=np.int64)
         size = 0
         for group in groups:
-            size = _lay_out(arrays, group, columns, leaf, size)
+            size = _write_trie(arrays, group, columns, leaf, size)
         input_ids, position_ids, subtree_end = columns[:, :size]
         return cls(input_ids, position_ids, subtree_end, leaf)
 
@@ -76,9 +76,10 @@ class TokenForest:
         for chain in chains:
             above = paths[chain.parent][: chain.depth] if chain.depth else self.input_ids[:0]
             paths[chain.start] = np.concatenate([above, self.input_ids[chain.start : chain.stop]])
-        owners = np.searchsorted(first, self.leaf, side="right") - 1
+        chain_numbers = np.searchsorted(first, self.leaf, side="right") - 1
         return [
-            paths[first[owner]][: self.position_ids[leaf] + 1] for owner, leaf in zip(owners, self.leaf, strict=True)
+            paths[first[number]][: self.position_ids[leaf] + 1]
+            for number, leaf in zip(chain_numbers, self.leaf, strict=True)
         ]
 
 
@@ -115,7 +116,7 @@ def chains_of(position_ids: NDArray[np.int64], subtree_end: NDArray[np.int64]) -
     return chains
 
 
-def _sharing_groups(arrays: list[NDArray[np.int64]], rows: Sequence[int], shared_tokens: int) -> Iterator[list[int]]:
+def _trees(arrays: list[NDArray[np.int64]], rows: Sequence[int], shared_tokens: int) -> Iterator[list[int]]:
     """Sequences by the tree (or trees) they share, each group in lexicographic order, in the order of the rows."""
     keys = [array.tobytes() for array in arrays]
     members: dict[int, list[int]] = {}
@@ -141,7 +142,7 @@ def common_tokens(first: NDArray[np.int64], second: NDArray[np.int64]) -> int:
     return int(different.argmax()) if different.any() else length
 
 
-def _lay_out(
+def _write_trie(
     arrays: list[NDArray[np.int64]],
     group: list[int],
     columns: NDArray[np.int64],  # [3, at least T]

@@ -3,7 +3,7 @@
 import torch
 from torch.nn.functional import logsigmoid, relu
 
-from plaudit.losses.verdict import certainty, check_shapes
+from plaudit.losses.arguments import check_shapes, smooth_label
 
 __all__ = ["bradley_terry", "centering", "hinge"]
 
@@ -39,7 +39,7 @@ def bradley_terry(
             not a probability.
     """
     z = _lead(winner, loser, margin, label)
-    q = certainty(label, label_smoothing)
+    q = smooth_label(label, label_smoothing)
     if label is None and not label_smoothing:
         return -logsigmoid(z)
     return -q * logsigmoid(z) - (1 - q) * logsigmoid(-z)
@@ -75,7 +75,7 @@ def hinge(
         ValueError: The shapes differ, or `label_smoothing` is not a probability.
     """
     z = _lead(winner, loser, margin, label)
-    q = certainty(label, label_smoothing)
+    q = smooth_label(label, label_smoothing)
     if label is None and not label_smoothing:
         return relu(1 - z)
     return q * relu(1 - z) + (1 - q) * relu(1 + z)

@@ -3,7 +3,7 @@
 import torch
 from torch.nn.functional import logsigmoid
 
-from plaudit.losses.verdict import certainty, check_shapes
+from plaudit.losses.arguments import check_shapes, smooth_label
 
 __all__ = ["plackett_luce"]
 
@@ -61,7 +61,7 @@ def plackett_luce(
     if margin is not None:
         lead = lead - margin[stage_row]
     losses = -logsigmoid(lead)
-    q = certainty(None if label is None else label[stage_row], label_smoothing)
+    q = smooth_label(None if label is None else label[stage_row], label_smoothing)
     if label is not None or label_smoothing:
         count = rivals.sum(dim=1)
         mean_gap = gap.masked_fill(~rivals, 0.0).sum(dim=1) / count

@@ -3,7 +3,7 @@
 import torch
 from torch.nn.functional import logsigmoid
 
-from plaudit.losses.verdict import certainty, check_shapes
+from plaudit.losses.arguments import check_shapes, smooth_label
 
 __all__ = ["rao_kupper"]
 
@@ -60,7 +60,7 @@ def rao_kupper(
     difference = winner - loser
     lead = difference if margin is None else difference - margin
     decided = -logsigmoid(lead - threshold)
-    q = certainty(label, label_smoothing)
+    q = smooth_label(label, label_smoothing)
     if label is not None or label_smoothing:
         decided = q * decided - (1 - q) * logsigmoid(-lead - threshold)
     # Each term is positive and none overflows: written with exp(2 eta), large thresholds cancel, or become inf - inf.

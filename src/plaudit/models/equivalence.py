@@ -35,9 +35,9 @@ def reason_for_padding(model: "PreTrainedModel | PeftModel") -> str | None:
         return f"{type(base).__name__} is an encoder: every token sees every other"
     if has_virtual_tokens(model):
         return "prefix and prompt tuning put virtual tokens before every sequence"
-    from plaudit.forest.attention import why_not
+    from plaudit.forest.attention import unsupported_reason
 
-    return why_not(base)
+    return unsupported_reason(base)
 
 
 def has_virtual_tokens(model: "PreTrainedModel | PeftModel") -> bool:

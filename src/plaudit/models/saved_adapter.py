@@ -1,4 +1,4 @@
-"""What an adapter's folder holds: its configuration, its weights, and what `reward.json` says of the base."""
+"""A saved adapter: its configuration, its weights, and how `reward.json` says that its base was quantised."""
 
 import copy
 import json
@@ -26,11 +26,11 @@ class SavedAdapter:
     """An adapter in a folder or on the hub, as Plaudit, TRL or plain PEFT save it.
 
     Attributes:
-        path: Where it is.
-        config: Its configuration.
-        weights: By PEFT's names.
-        quantization: How its base was quantised, where `reward.json` says so.
-        hub: Which version on the hub.
+        path: The folder or hub id.
+        config: The configuration of the adapter.
+        weights: The weights under PEFT's names.
+        quantization: How the base was quantised, if there is a `reward.json` that describes it.
+        hub: The options that it was read with: `revision`, `subfolder`, `token`, `cache_dir`.
     """
 
     path: str
@@ -41,14 +41,14 @@ class SavedAdapter:
 
     @classmethod
     def read(cls, path: str, **hub: Any) -> "SavedAdapter":
-        """Read an adapter's files.
+        """Read the files of an adapter.
 
         Args:
-            path: Its folder or hub id.
+            path: A folder or hub id.
             **hub: `revision`, `subfolder`, `token`, `cache_dir`.
 
         Raises:
-            ModelError: It has no weights, or does not name its base model.
+            ModelError: The adapter has no weights, or does not name its base model.
         """
         from peft import PeftConfig
         from peft.utils import load_peft_weights
@@ -60,14 +60,14 @@ class SavedAdapter:
             )
         try:
             weights = load_peft_weights(path, device="cpu", **hub)
-        except (OSError, ValueError, SafetensorError) as error:  # the last of a file that is cut off
+        except (OSError, ValueError, SafetensorError) as error:  # the last for a truncated file
             raise ModelError(f"{path}: its adapter's weights could not be loaded ({error}).") from error
         return cls(path, config, weights, _quantization(path, hub), hub)
 
     @property
     def head(self) -> dict[str, torch.Tensor]:
-        """Weights of the head and of what feeds it, by their names in the model; empty without a head of one output."""
-        # What PEFT writes before the name that a weight has in the model.
+        """Weights of the layers outside the backbone, under their names in the model; empty without a reward head."""
+        # PEFT writes this prefix before the name that a weight has in the model.
         prefix = "base_model." if self.config.is_prompt_learning else "base_model.model."
         known = {*KNOWN_HEADS, *(self.config.modules_to_save or ())}
         found = {
@@ -78,14 +78,14 @@ class SavedAdapter:
         return found if any(value.ndim == 2 and len(value) == 1 for value in found.values()) else {}
 
     def attach_to(self, model: "PreTrainedModel", *, is_trainable: bool) -> "PeftModel":
-        """The adapter on its base model.
+        """Attach the adapter to its base model.
 
         Args:
             model: A sequence classifier with one label.
-            is_trainable: Whether its weights train on.
+            is_trainable: Whether the weights of the adapter train on.
 
         Raises:
-            ModelError: It is prefix or prompt tuning, which PEFT loads for scoring only.
+            ModelError: The adapter is to train, and is prefix or prompt tuning, which PEFT loads for scoring only.
         """
         from peft import PeftModel, TaskType
 
@@ -94,7 +94,7 @@ class SavedAdapter:
             raise ModelError(
                 f"{self.path}: prefix and prompt tuning cannot train on: PEFT loads their adapters for scoring only."
             )
-        # Whatever task it was saved for: with its head it is a sequence classifier's, and without it is none's.
+        # Whatever task it was saved for, an adapter with a reward head is one of a sequence classifier.
         config.task_type = TaskType.SEQ_CLS if self.head else None
         if hasattr(config, "modules_to_save"):
             named = config.modules_to_save or ()

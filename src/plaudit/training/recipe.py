@@ -10,7 +10,8 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 
 from plaudit.checkpoint.integrity import last_complete_checkpoint
-from plaudit.data.script_arguments import ScriptArguments, load_splits
+from plaudit.data.script_arguments import ScriptArguments
+from plaudit.data.splits import load_splits
 from plaudit.errors import ConfigError
 from plaudit.models.adapters import get_peft_config
 from plaudit.models.model_config import ModelConfig
