@@ -179,7 +179,7 @@ def test_a_folder_is_read_by_split(score, refused, tmp_path):
     score(tmp_path / "data", "--split", "test")
     assert [row["of"] for row in read(tmp_path / "out.jsonl")] == ["test"] * 3
     write(tmp_path / "data" / "test.jsonl", texts(3, other="test"))
-    assert "cannot read on" in refused(tmp_path / "data", "--split", "test", output="a.jsonl")
+    assert "cannot read" in refused(tmp_path / "data", "--split", "test", output="a.jsonl")
     assert "expected a split 'dev'" in refused(tmp_path / "data", "--split", "dev", output="b.jsonl")
 
 
