@@ -24,7 +24,7 @@ _SECONDS_BETWEEN_LINES = 10
 
 
 class WorkerRange(click.ParamType):
-    """A number of workers such as 4, or a range such as 1:8 or 1: (no limit)."""
+    """A number of workers such as 4, or a range such as 1:8, or 1: without a limit."""
 
     name = "MIN[:MAX]"
 
@@ -76,18 +76,12 @@ class WorkerRange(click.ParamType):
     "--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
     help="Score in this process, or on Ray: the cluster of RAY_ADDRESS, or this machine with several models.",
 )  # fmt: skip
-@click.option(
-    "--workers",
-    type=WorkerRange(),
-    default="1:",
-    show_default=True,
-    help="Models on Ray; no MAX, no limit.",
-)
+@click.option("--workers", type=WorkerRange(), default="1:", show_default=True, help="Models on Ray.")
 @click.option("--restart", is_flag=True, help="Score all rows anew, and replace OUTPUT.")
 def command(source: str, output: str, restart: bool, **options: Any) -> None:
     """Score the rows of INPUT (JSON lines, CSV, Parquet, a folder or a hub dataset) and write them with their rewards.
 
-    A run that was stopped, by whatever, goes on where it was when the same command is given again.
+    A run that was stopped or killed goes on where it was when the same command is given again.
     """
     # Not at the top of the module: these imports take seconds, and `--help` must not wait for them.
     from plaudit.cli.display import show_log_messages
