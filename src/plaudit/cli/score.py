@@ -76,7 +76,7 @@ class WorkerRange(click.ParamType):
     "--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
     help="Score in this process, or on Ray: the cluster of RAY_ADDRESS, or this machine with several models.",
 )  # fmt: skip
-@click.option("--workers", type=WorkerRange(), default="1:", show_default=True, help="Models on Ray.")
+@click.option("--workers", type=WorkerRange(), default="1:", show_default=True, help="Models on Ray; no MAX: no limit.")
 @click.option("--restart", is_flag=True, help="Score all rows anew, and replace OUTPUT.")
 def command(source: str, output: str, restart: bool, **options: Any) -> None:
     """Score the rows of INPUT (JSON lines, CSV, Parquet, a folder or a hub dataset) and write them with their rewards.
