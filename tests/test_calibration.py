@@ -172,7 +172,7 @@ def test_the_order_does_not_matter(comparisons, random):
 
 
 @pytest.mark.parametrize("wrong", [([], None, None), ([1.0], [1.0, 0.5], None), ([[1.0]], None, None)])
-def test_what_are_no_differences_is_refused(wrong):
+def test_columns_that_are_empty_or_do_not_fit_are_refused(wrong):
     for function in (log_loss, calibration_bins, best_temperature):
         with pytest.raises(ValueError, match="expected one-dimensional arrays of one length"):
             function(*wrong)

@@ -128,7 +128,7 @@ def test_all_metrics_are_plain_floats():
 
 
 @pytest.mark.parametrize(("chosen", "rejected"), [([], []), ([1.0], [1.0, 2.0]), ([[1.0]], [[2.0]])])
-def test_what_are_no_comparisons_is_refused(chosen, rejected):
+def test_columns_that_are_empty_or_of_different_shapes_are_refused(chosen, rejected):
     for function in (preference_metrics, accuracy, rank_correlation):
         with pytest.raises(ValueError, match="expected one-dimensional arrays of one length"):
             function(chosen, rejected)
@@ -173,7 +173,7 @@ def test_one_comparison_for_each_prompt_has_wilsons_interval():
     assert by_prompt == accuracy_interval_by_prompt(chosen, rejected, range(263), [0.25] * 263)
 
 
-def test_what_is_the_same_for_all_prompts_has_wilsons_interval_of_prompts():
+def test_equal_accuracies_of_all_prompts_have_wilsons_interval_of_the_prompts():
     prompts = [0, 0, 1, 1, 2, 2]
     assert accuracy_interval_by_prompt([1] * 6, [0] * 6, prompts) == wilson_interval(1.0, 3)
     assert accuracy_interval_by_prompt([1, 0] * 3, [0, 1] * 3, prompts) == wilson_interval(0.5, 3)

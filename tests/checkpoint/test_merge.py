@@ -134,7 +134,7 @@ def test_nothing_is_overwritten(make_trainer, base_folder, tmp_path):
 
 
 def test_an_empty_folder_is_filled_and_stays_the_one_it_was(make_trainer, base_folder, tmp_path, monkeypatch):
-    """It may be a mount point, or the current folder."""
+    """The folder may be a mount point, or the current folder."""
     adapter = train(make_trainer, base_folder, tmp_path)
     output = tmp_path / "merged"
     output.mkdir()
@@ -164,7 +164,7 @@ def test_a_merge_that_was_killed_while_it_wrote_is_done_again(make_trainer, base
 
 
 def test_the_first_rewards_of_the_process_do_not_decide(make_trainer, base_folder, tmp_path, monkeypatch):
-    """They can, rarely, be off by more than rounding explains."""
+    """The first forward of a process can, rarely, be off by more than rounding explains."""
     adapter = train(make_trainer, base_folder, tmp_path)
     scored = []
 

@@ -137,3 +137,12 @@ def test_folders_which_cannot_be_read(tmp_path, write):
         load_source(str(tmp_path / "uneven"))
     with pytest.raises(ConfigError, match="no configuration 'x'"):
         load_source(str(tmp_path / "mixed" / "a.jsonl"), config="x")
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"), [("margin", "a number"), ("label", "a number"), ("tie", "true or false")]
+)
+def test_a_cell_of_csv_that_is_no_annotation_is_named(tmp_path, column, expected):
+    (tmp_path / "a.csv").write_text(f"chosen,rejected,{column}\na,b,\na,b,maybe\n")
+    with pytest.raises(DataError, match=f"a.csv, column '{column}': expected {expected} or an empty cell: .*maybe"):
+        load_source(str(tmp_path / "a.csv"))

@@ -3,9 +3,14 @@ from itertools import combinations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plaudit.data import comparisons_of_ranking, ties_of_ranking
+from plaudit.data.rankings import comparisons_of_ranking, dense_ranks, ties_of_ranking
 
 A, B, C, D = [1, 2], [1, 3], [1, 4, 5], [1]
+
+
+def test_dense_ranks_have_no_gaps_and_equal_values_share_one():
+    assert dense_ranks([7.5, -1, 7.5, 2]) == [2, 0, 2, 1]
+    assert dense_ranks([]) == []
 
 
 def test_comparisons_come_best_first_and_leave_ties_out():

@@ -70,18 +70,36 @@ def scorer(make_model, tokenizer):
     return RewardModel(make_model(), tokenizer)
 
 
-def test_the_accuracy_is_the_one_of_the_trainers_evaluation(make_trainer, text_rows):
-    trainer = make_trainer(max_steps=2, eval_dataset=text_rows)
-    trainer.train()
+def weighted_pairs(rows):
+    return [row | {"label": 0.25 if n < 3 else 1.0, "weight": n % 3 + 1.0} for n, row in enumerate(rows)]
+
+
+def weighted_groups(rows):
+    completions = [" Yes, the sky", " No, it is", " It is blue.", " Two"]
+    ranks = [[0, 1, 2, 3], [1, 0, 0, 2], [0, 1, 1, 1]]
+    return [
+        {"prompt": row["prompt"], "completions": completions, "ranks": ranks[n % 3], "weight": n % 3 + 1.0}
+        for n, row in enumerate(rows)
+    ]
+
+
+@pytest.mark.parametrize("make_rows", [weighted_pairs, weighted_groups])
+def test_the_figures_are_those_of_the_trainers_evaluation(make_trainer, text_rows, make_rows):
+    rows = make_rows(text_rows)
+    trainer = make_trainer(train_dataset=rows, eval_dataset=rows, max_steps=1)
     expected = trainer.evaluate()
-    figures = plaudit.evaluate(RewardModel(trainer.model, trainer.processing_class), text_rows).overall
-    assert figures["accuracy"] == expected["eval_accuracy"]
-    assert figures["log_loss"] == pytest.approx(expected["eval_loss"], abs=1e-5)
-    assert figures["margin"] == pytest.approx(expected["eval_margin"], abs=1e-5)
-    assert figures["mean_reward"] == pytest.approx(expected["eval_mean_reward"], abs=1e-5)
+    figures = plaudit.evaluate(RewardModel(trainer.model, trainer.processing_class), rows).overall
+    names = {name for name in figures if f"eval_{name}" in expected}
+    assert names == {
+        "accuracy", "accuracy_low", "accuracy_high", "reward_ties", "margin", "mean_reward", "min_reward", "max_reward",
+    }  # fmt: skip
+    for name in names:
+        assert figures[name] == pytest.approx(expected[f"eval_{name}"], abs=1e-5), name
+    mean_weight = sum(row["weight"] for row in rows) / len(rows)  # a training loss is divided by the number of rows
+    assert figures["log_loss"] * mean_weight == pytest.approx(expected["eval_loss"], abs=1e-5)
 
 
-def test_a_path_a_list_and_a_dataset_say_the_same(make_trainer, text_rows, tmp_path):
+def test_a_path_a_list_and_a_dataset_have_the_same_figures(make_trainer, text_rows, tmp_path):
     trainer = make_trainer(max_steps=1)
     trainer.save_model()
     path = tmp_path / "pairs.jsonl"
@@ -138,14 +156,14 @@ def test_a_published_layout_is_converted_and_its_ties_are_counted(scorer):
     assert (figures["rows"], figures["comparisons"], figures["ties"]) == (2, 1, 1)
 
 
-def test_options_of_what_is_loaded_already_are_refused(scorer, text_rows):
+def test_options_of_a_loaded_model_or_loaded_rows_are_refused(scorer, text_rows):
     with pytest.raises(ConfigError, match="max_length: the reward model is loaded already"):
         plaudit.evaluate(scorer, text_rows, max_length=5)
     with pytest.raises(ConfigError, match="for a dataset that is loaded by its name"):
         plaudit.evaluate(scorer, text_rows, split="test")
 
 
-# What goes wrong is said of the row
+# Errors name the row
 
 
 def test_a_sequence_that_is_too_long_is_cut_and_counted_or_named(make_model, tokenizer, text_rows):

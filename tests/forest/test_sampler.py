@@ -1,4 +1,4 @@
-"""Batches by a budget of tokens: what they hold, how they are dealt to processes, and what is refused."""
+"""Batches by a budget of tokens: their rows and cost, their order on several processes, and refused arguments."""
 
 import numpy as np
 import pytest
@@ -87,7 +87,7 @@ def test_figures_count_a_prompt_once_in_a_batch(run):
 def test_the_batches_follow_from_seed_and_epoch_alone(run, epoch):
     costs, options = run
     again = TokenBudgetBatchSampler(costs, **options)
-    for other in (2, 0, epoch):  # whatever came before
+    for other in (2, 0, epoch):  # in whatever order epochs are asked for
         again.set_epoch(other)
         batches = list(again)
     assert batches == batches_of(costs, epoch=epoch, **options)
@@ -220,6 +220,12 @@ def test_a_prompt_with_more_rows_than_fit_is_split_and_paid_for_in_each_part():
     sampler = TokenBudgetBatchSampler([10] * 7, 14, keys=[0] * 7, shared=[8] * 7, shuffle=False)
     assert list(sampler) == [[0, 1, 2], [3, 4, 5], [6]]
     assert sampler.fill == pytest.approx((14 + 14 + 10) / 3 / 14)
+
+
+def test_rows_of_one_prompt_that_fill_several_batches_meet_others_in_every_epoch():
+    batches = [batches_of([1] * 40, 8, keys=[0] * 40, epoch=epoch) for epoch in range(2)]
+    together = [{(a, b) for batch in epoch for a in batch for b in batch if a < b} for epoch in batches]
+    assert len(together[0] & together[1]) < 0.5 * len(together[0])
 
 
 # Rows instead of tokens, and the last batch

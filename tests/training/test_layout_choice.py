@@ -147,7 +147,7 @@ def test_a_model_that_accepts_the_setting_and_never_calls_it_is_found_out(make_t
     monkeypatch.setattr(AttentionInterface, "get_interface", lambda self, name, default: default)
     trainer.train()
     assert trainer.layout == "padded"
-    assert "0 of the 2 attention layers of Qwen3ForSequenceClassification called it" in caplog.text
+    assert "0 of the 2 attention layers of Qwen3ForSequenceClassification called the forest's attention" in caplog.text
 
 
 def test_a_model_that_fails_on_a_forest_trains_padded(make_one, caplog, monkeypatch):

@@ -76,12 +76,13 @@ right padding, `logits[:, 0]`."""
 
 _PLAIN_ADAPTER = """This folder holds an adapter and the head. `plaudit merge` makes one plain model of the adapter and
 its base, with the same scores. Plain PEFT gives the same scores if the base is loaded as in training:
-`AutoPeftModelForSequenceClassification.from_pretrained("{location}", num_labels=1, dtype="{dtype}"{quantized})`,
+`AutoPeftModelForSequenceClassification.from_pretrained("{location}", num_labels=1, dtype="{dtype}"{quantization})`,
 {rendered}, right padding, `logits[:, 0]`."""
 _QUANTIZED = """
 The base was quantised: pass the `quantization_config` that `reward.json` has under `quantization`, or the scores are
 those of other weights."""
 
+_VERSIONS = ("plaudit", "transformers", "torch", "datasets", "tokenizers")
 _LEFT_OUT = ("runtime", "per_second", "epoch", "step", "grad_norm", "learning_rate")  # of the metrics
 
 
@@ -120,8 +121,32 @@ def write_model_card(
         quantized: Whether an adapter's base was quantised.
         tags: Further tags.
     """
+    data = _card_data(model_name, base_model, dataset_name, adapter, tags)
+    text = _TEMPLATE.format(
+        card_data=data.to_yaml(),
+        model_name=model_name,
+        origin=_origin(base_model, dataset_name, rows),
+        location=location,
+        examples=_EXAMPLES[conversational],
+        plain_use=_plain_use(adapter, quantized).format(
+            location=location,
+            rendered=_RENDERED[conversational],
+            dtype=dtype,
+            quantization=", quantization_config=..." if quantized else "",
+        ),
+        options=_table("Option", {name: f"`{json.dumps(value)}`" for name, value in options.items()}),
+        evaluation=_metrics(evaluation_metrics),
+        last_interval=_metrics(training_metrics),
+        versions="\n".join(f"- {name} {version(name)}" for name in _VERSIONS),
+    )
+    ModelCard(text, ignore_metadata_errors=True).save(folder / "README.md")
+
+
+def _card_data(
+    model_name: str, base_model: str | None, dataset_name: str | None, adapter: bool, tags: tuple[str, ...]
+) -> ModelCardData:
     on_hub = base_model is not None and not Path(base_model).is_dir() and _HUB_ID.fullmatch(base_model)
-    data = ModelCardData(
+    return ModelCardData(
         base_model=base_model if on_hub else None,
         datasets=[dataset_name] if dataset_name and _HUB_ID.fullmatch(dataset_name) else None,
         library_name="peft" if adapter else "transformers",
@@ -129,26 +154,12 @@ def write_model_card(
         tags=sorted({*TAGS, *tags}),
         model_name=model_name,
     )
-    text = _TEMPLATE.format(
-        card_data=data.to_yaml(),
-        model_name=model_name,
-        origin=_origin(base_model, dataset_name, rows),
-        location=location,
-        examples=_EXAMPLES[conversational],
-        plain_use=(_PLAIN_ADAPTER + _QUANTIZED * quantized if adapter else _PLAIN_FULL).format(
-            location=location,
-            rendered=_RENDERED[conversational],
-            dtype=dtype,
-            quantized=", quantization_config=..." * quantized,
-        ),
-        options=_table("Option", {name: f"`{json.dumps(value)}`" for name, value in options.items()}),
-        evaluation=_metrics(evaluation_metrics),
-        last_interval=_metrics(training_metrics),
-        versions="\n".join(
-            f"- {name} {version(name)}" for name in ("plaudit", "transformers", "torch", "datasets", "tokenizers")
-        ),
-    )
-    ModelCard(text, ignore_metadata_errors=True).save(folder / "README.md")
+
+
+def _plain_use(adapter: bool, quantized: bool) -> str:
+    if not adapter:
+        return _PLAIN_FULL
+    return _PLAIN_ADAPTER + _QUANTIZED if quantized else _PLAIN_ADAPTER
 
 
 def _origin(base_model: str | None, dataset_name: str | None, rows: int | None) -> str:
@@ -159,11 +170,11 @@ def _origin(base_model: str | None, dataset_name: str | None, rows: int | None) 
 
 
 def _metrics(metrics: dict[str, float]) -> str:
-    shown = {name: _in_words(value) for name, value in metrics.items() if not name.endswith(_LEFT_OUT)}
+    shown = {name: _format_number(value) for name, value in metrics.items() if not name.endswith(_LEFT_OUT)}
     return _table("Metric", shown) if shown else "None was measured."
 
 
-def _in_words(value: float) -> str:
+def _format_number(value: float) -> str:
     return f"{int(value):,}" if float(value).is_integer() and abs(value) >= 10 else f"{value:.4g}"
 
 

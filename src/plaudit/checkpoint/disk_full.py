@@ -60,8 +60,8 @@ def _explain(target: Path, error: Exception, advice: str | None) -> str:
     written = [target, *incomplete_checkpoints(run_dir)][-1]  # in a run's folder, the checkpoint being written
     free = shutil.disk_usage(next(path for path in (target, *target.parents) if path.exists())).free
     return (
-        f"'{written}' could not be written: {error}. {_in_words(free)} are free on that disk; a quota, or a limit on "
-        f"the size of files, may leave less. {advice or _advice(last_complete_checkpoint(run_dir))}"
+        f"'{written}' could not be written: {error}. {_format_size(free)} are free on that disk; a quota, or a limit "
+        f"on the size of files, may leave less. {advice or _advice(last_complete_checkpoint(run_dir))}"
     )
 
 
@@ -70,12 +70,12 @@ def _advice(last: str | None) -> str:
         return "Make room and start again."
     size = sum(path.stat().st_size for path in Path(last).rglob("*") if path.is_file())
     return (
-        f"'{last}' still stands, and takes {_in_words(size)}: make room for as much and resume from it. "
+        f"'{last}' still stands, and takes {_format_size(size)}: make room for as much and resume from it. "
         "(`save_total_limit` keeps fewer checkpoints, `save_only_model` smaller ones.)"
     )
 
 
-def _in_words(size: float) -> str:
+def _format_size(size: float) -> str:
     for unit in ("bytes", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.3g} {unit}"

@@ -78,7 +78,7 @@ class SavedModel:
 
     @property
     def has_tokenizer(self) -> bool:
-        """Whether the folder holds a tokenizer."""
+        """True if the folder holds a tokenizer."""
         return (self.folder / "tokenizer_config.json").is_file()
 
     @cached_property

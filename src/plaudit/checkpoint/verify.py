@@ -18,7 +18,7 @@ from plaudit.checkpoint.inspection import BASE_TOKENIZER, Finding, SavedModel, i
 from plaudit.checkpoint.metadata import training_dtype, write_metadata
 from plaudit.errors import CheckpointError
 
-__all__ = ["Verification", "verify", "verify_and_record"]
+__all__ = ["Reload", "Verification", "verify", "verify_and_record"]
 
 Reload = Callable[[dict[str, Any]], dict[str, Any] | Finding]
 

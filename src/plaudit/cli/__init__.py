@@ -67,15 +67,11 @@ def main() -> None:
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("PLAUDIT_TRACEBACK"):
             raise
-        if isinstance(error, OSError) and _is_disk_full(error):
+        from plaudit.checkpoint.disk_full import is_disk_full
+
+        if is_disk_full(error):
             _show_error(f"{error}. The disk is full; HF_DATASETS_CACHE moves the cache of tokenised data.")
         _show_error(f"{error} ({type(error).__name__}; PLAUDIT_TRACEBACK=1 shows where it comes from)")
-
-
-def _is_disk_full(error: OSError) -> bool:
-    from plaudit.checkpoint.disk_full import is_disk_full  # it imports transformers
-
-    return is_disk_full(error)
 
 
 def _show_error(message: str) -> NoReturn:

@@ -78,6 +78,7 @@ def command(
     Each dataset has a table, and several have a summary. Beside the accuracy stands that of preferring the longer and
     the shorter response, which a reward model has to exceed.
     """
+    from plaudit.checkpoint.atomic import write_atomically
     from plaudit.cli.display import show_log_messages
     from plaudit.evaluation import evaluate as evaluation
     from plaudit.evaluation.limits import failures
@@ -100,7 +101,8 @@ def command(
     if output is not None:
         datasets = [each.to_dict() for each in evaluations]
         mean = evaluation.finite_or_none(means)
-        _write(Path(output), {"model": model, "datasets": datasets, "mean": mean, "failed": failed})
+        content = {"model": model, "datasets": datasets, "mean": mean, "failed": failed}
+        write_atomically(Path(output), json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     _show_failures(failed)
     sys.exit(1 if failed else 0)
 
@@ -230,16 +232,3 @@ def _show_failures(lines: Sequence[str]) -> None:
 
     for line in lines:
         console.print("[red]FAILED[/red]", escape(line), soft_wrap=True)
-
-
-# The file of --output
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file beside its place and rename it, so that a failure leaves the file of before."""
-    staged = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        staged.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(staged, path)
-    finally:
-        staged.unlink(missing_ok=True)

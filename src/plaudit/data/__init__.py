@@ -1,6 +1,6 @@
-"""Data: from rows in any accepted format to token ids.
+"""Preference data: rows of the accepted formats, loaded, converted and tokenised to columns of token ids.
 
-The names below load when they are first used, so `import plaudit.data` alone pulls in no torch.
+The names below are imported when they are first used, so that `import plaudit.data` is fast.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""A named converter applied to whole datasets: columns dropped, ties dropped and counted, bad rows named."""
+"""Conversion of whole datasets from a published layout: ties are dropped and counted, and a malformed row is named."""
 
 from __future__ import annotations
 
@@ -22,26 +22,25 @@ __all__ = ["convert"]
 logger = logging.getLogger(__name__)
 
 _KEPT_COLUMNS = ("subset",)
-_MEET_TIES = frozenset(CONVERTERS) - {"hh"}
+_LAYOUTS_WITH_TIES = frozenset(CONVERTERS) - {"hh"}
 
 
 def convert(dataset: AnyDataset, name: str, *, keep_ties: bool = False) -> AnyDataset:
-    """Applies a converter to every row of a dataset, or of each of its splits.
+    """Convert every row of a dataset, or of each of its splits.
 
-    The published columns are dropped, except `subset`. Ties are dropped too, and counted in the log (a stream drops
-    them as they come, uncounted).
+    The published columns are dropped, except `subset`. Ties are dropped, and their number is logged (not of a stream).
 
     Args:
-        dataset: A dataset or a dictionary of them, in memory, on disk or streaming.
+        dataset: A dataset or a dictionary of datasets, map-style or streaming.
         name: A key of `CONVERTERS`.
-        keep_ties: Keep tied rows and the `tie` column which marks them; in ranked groups, equal ranks do.
+        keep_ties: Keep tied rows and the column `tie` that marks them; in ranked groups, equal ranks do.
 
     Returns:
-        The converted dataset, of the type that came.
+        The converted dataset, of the same type.
 
     Raises:
-        ConfigError: If no converter has this name.
-        DataError: If a row is not of the layout (it is named by its index), or no row is left.
+        ConfigError: No converter has this name.
+        DataError: A row is not of the layout, and is named by its index; or no row is left.
     """
     if name not in CONVERTERS:
         near = difflib.get_close_matches(str(name).lower(), CONVERTERS, n=1)
@@ -61,8 +60,8 @@ def _convert_split(dataset: Any, name: str, keep_ties: bool, split: str) -> Any:
     dropped = [column for column in columns if column not in _KEPT_COLUMNS]
     converted = dataset.map(_RowConverter(name, source_hash()), with_indices=True, remove_columns=dropped)
     if keep_ties and name == "ranked":
-        return converted.remove_columns("tie")  # equal ranks say it, and more
-    if keep_ties or name not in _MEET_TIES:
+        return converted.remove_columns("tie")  # equal ranks mark ties
+    if keep_ties or name not in _LAYOUTS_WITH_TIES:
         return converted
     kept = converted.filter(operator.not_, input_columns="tie").remove_columns("tie")
     if streaming:
@@ -78,10 +77,7 @@ def _convert_split(dataset: Any, name: str, keep_ties: bool, split: str) -> Any:
 
 @dataclass(frozen=True)
 class _RowConverter:
-    """A converter which names the row it could not read.
-
-    `source` stands for the code: see `source_hash`.
-    """
+    """A converter that names a row of another layout. `source` stands for its code: see `source_hash`."""
 
     name: str
     source: str

@@ -1,4 +1,4 @@
-"""From a hub id, a file or a folder to its splits, with the rows as they are."""
+"""Datasets loaded by hub id, file or folder, with their splits; the rows keep their format."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ _SPLIT_WORDS = {
     "validation": {"validation", "valid", "val", "dev", "eval"},
     "train": {"train", "training"},
 }
-# `datasets` fixes a JSON file's columns and types by its first block, of 10 MB unless told, and fails at the first
-# optional field, or first fraction among whole numbers, that comes later. A read in one go sees them all.
+# `datasets` takes the columns and types of a JSON file from its first block, of 10 MB by default, and fails at an
+# optional field, or a fraction among whole numbers, that first comes later.
 _JSON_BLOCK = 1 << 27
 
 
 def load_source(
     path: str, *, config: str | None = None, split: str | None = None, streaming: bool = False
 ) -> DatasetDict | IterableDatasetDict:
-    """Loads a dataset by hub id, or from a file or folder, with its rows as they are.
+    """Load a dataset by hub id, or from a file or folder.
 
-    A file is one `train` split. In a folder, file and subfolder names tell the splits (`train`, `validation`, `test`);
-    without any, all is `train`. A folder written by `save_to_disk` works too.
+    A file is one `train` split. In a folder, the names of files and subfolders decide the splits (`train`,
+    `validation`, `test`); without such names, all is `train`. A folder written by `save_to_disk` is loaded too.
 
     Args:
         path: A hub id; a .jsonl, .json or .csv file, gzipped or not; a .parquet file; or a folder.
-        config: The configuration, for a hub dataset (or a copy of one in a folder) which has several.
-        split: The only split wanted; a slice such as `train[:10%]` is possible if not streaming.
-        streaming: Read rows as they are asked for. A broken row is then met, and raised, only on the way.
+        config: The configuration of a hub dataset (or a copy of one in a folder) that has several.
+        split: Load only this split, or a slice of one such as `train[:10%]` (not of a stream).
+        streaming: Read rows when they are needed. A broken row is then an error only when it is reached.
 
     Returns:
-        The splits by name; the one asked for, if `split` is given.
+        The splits by name; with `split`, only that one.
 
     Raises:
-        ConfigError: If a file is given together with a configuration, or a slice of a stream is asked for.
-        DataError: If there is nothing there, or it cannot be read, is empty, or lacks the split.
+        ConfigError: A file is given together with a configuration, or a slice of a stream is asked for.
+        DataError: There is no such dataset or split, or it cannot be read, or it is empty.
     """
     local = Path(path).expanduser()
     if local.is_dir():
@@ -67,16 +67,16 @@ def load_source(
 
 
 def take_split(splits: Any, name: str, path: str) -> Any:
-    """Takes one split, or a slice of one.
+    """Return one split, or a slice of one.
 
     Args:
         splits: The splits by name.
         name: One of these names, or a slice such as `train[:10%]`, or a sum of slices.
-        path: What the splits were loaded from, for messages.
+        path: The source of the splits, for error messages.
 
     Raises:
-        ConfigError: If a slice of a stream is asked for.
-        DataError: If there is no such split, or the slice cannot be read.
+        ConfigError: A slice of a stream is asked for.
+        DataError: There is no such split, or the slice is malformed.
     """
     if name in splits:
         return splits[name]
@@ -109,7 +109,9 @@ def _load_folder(folder: Path, config: str | None, streaming: bool) -> Any:
             found[_split_of(inner)].append(file)
     unnamed = found.pop(None, [])
     if unnamed and found:
-        logger.warning("%s: left out, since their names tell no split: %s", folder, ", ".join(f.name for f in unnamed))
+        logger.warning(
+            "%s: files whose names contain no split are left out: %s", folder, ", ".join(f.name for f in unnamed)
+        )
     files: dict[str, list[Path]] = {s: found[s] for s in ("train", "validation", "test") if s in found}
     if not files and not unnamed:
         raise DataError(
@@ -119,7 +121,7 @@ def _load_folder(folder: Path, config: str | None, streaming: bool) -> Any:
 
 
 def _split_of(path: Path) -> str | None:
-    """The split that a file's name tells, or else its folder's."""
+    """Return the split that the name of a file contains, or else that of its folder."""
     for part in reversed(path.parts):
         words = set(re.split(r"[^a-z]+", part.lower()))
         for split, names in _SPLIT_WORDS.items():
@@ -146,7 +148,7 @@ def _load_hub(path: str, config: str | None, streaming: bool) -> Any:
 
     try:
         return load_dataset(path, name=config, streaming=streaming)
-    except Exception as error:  # a dozen kinds, from the hub's client, the network and the dataset's own files
+    except Exception as error:  # of many types, from the hub's client, the network and the dataset's own files
         raise DataError(
             f"cannot load the dataset {path!r}{f' ({config})' if config else ''}: {_root_cause(error)}; expected a "
             "file, a folder or a hub id. Check the spelling and the configuration, that the hub can be reached "
@@ -155,50 +157,71 @@ def _load_hub(path: str, config: str | None, streaming: bool) -> Any:
 
 
 def _load_files(files: Mapping[str, Sequence[Path]], streaming: bool) -> Any:
-    from datasets import Features, Value, load_dataset
+    from datasets import load_dataset
 
     every = [file for split in files.values() for file in split]
-    for file in every:
-        _check_has_rows(file)
+    if unknown := [file for file in every if format_of(file) is None]:
+        raise DataError(f"cannot tell what {unknown[0]} is: expected a {FILE_SUFFIXES} file")
     formats = sorted({str(format_of(file)) for file in every})
     if len(formats) > 1:
         raise DataError(
             f"expected files of one kind in {every[0].parent}, got {', '.join(formats)}; load them one by one"
         )
-    options: dict[str, Any] = {}
-    columns = open_rows(every[0]).columns if formats == ["csv"] else []
-    if formats == ["csv"]:  # texts such as "7", "None" and "NA" are responses like any other
-        options = {"features": Features(dict.fromkeys(columns, Value("string"))), "keep_default_na": False}
-        options["na_values"] = [""]
-    elif formats == ["json"] and not streaming:
+    options = _csv_options(every[0]) if formats == ["csv"] else {}
+    if formats == ["json"] and not streaming:
         options = {"chunksize": _JSON_BLOCK}
     names = {split: [str(file) for file in group] for split, group in files.items()}
+    listed = ", ".join(map(str, every[:3])) + (f" and {len(every) - 3} more" if len(every) > 3 else "")
     try:
         splits = load_dataset(formats[0], data_files=names, streaming=streaming, **options)
-        for column, kind in annotation_features(set(columns) & set(PAIR_ANNOTATIONS)).items():
-            splits = splits.cast_column(column, kind)
+        for column, kind in annotation_features(set(options.get("features", ())) & set(PAIR_ANNOTATIONS)).items():
+            splits = _cast_cells(splits, column, kind, listed)
+    except DataError:
+        raise
     except Exception as error:
-        raise DataError(_diagnosis(every, error)) from error
+        _raise_for_broken_row(every)
+        raise DataError(
+            f"cannot read {listed}: {_root_cause(error)}; expected the same columns of the same types in every file"
+        ) from error
+    for split, part in splits.items():
+        if streaming or not part.num_rows:
+            _raise_for_missing_rows(files[str(split)])
     return splits
 
 
-def _check_has_rows(file: Path) -> None:
-    if format_of(file) is None:
-        raise DataError(f"cannot tell what {file} is: expected a {FILE_SUFFIXES} file")
+def _csv_options(file: Path) -> dict[str, Any]:
+    """Return the options by which `datasets` reads every cell as text, and an empty cell as no value."""
+    from datasets import Features, Value
+
     with explain_errors(file):
-        if next(open_rows(file).records, None) is None:
-            raise DataError(f"expected rows in {file}, but there are none")
+        columns = open_rows(file).columns
+    return {"features": Features(dict.fromkeys(columns, Value("string"))), "keep_default_na": False, "na_values": [""]}
 
 
-def _diagnosis(files: Sequence[Path], error: Exception) -> str:
-    """Describe what is wrong with files that `datasets` cannot load: the first broken row, or else its own error."""
+def _cast_cells(splits: Any, column: str, kind: Any, files: str) -> Any:
+    try:
+        return splits.cast_column(column, kind)
+    except ValueError as error:  # Arrow's, with the cell
+        expected = "true or false" if column == "tie" else "a number"
+        raise DataError(f"{files}, column '{column}': expected {expected} or an empty cell: {error}") from error
+
+
+def _raise_for_missing_rows(files: Sequence[Path]) -> None:
     for file in files:
-        opened = open_rows(file)
-        for record in opened.records if format_of(file) != "parquet" else ():
-            if isinstance(row := opened.parse([record])[0], Unreadable):
-                return f"{file}: {row.reason}; mend or remove it"
-    names = ", ".join(str(file) for file in files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
-    return f"cannot read {names}: {_root_cause(error)}; expected the same columns of the same types in every file"
+        with explain_errors(file):
+            if next(open_rows(file).records, None) is None:
+                raise DataError(f"expected rows in {file}, but there are none")
+
+
+def _raise_for_broken_row(files: Sequence[Path]) -> None:
+    """Raise for the first row that cannot be parsed, since the errors of `datasets` do not name it."""
+    _raise_for_missing_rows(files)
+    for file in files:
+        with explain_errors(file):
+            opened = open_rows(file)
+            for record in opened.records if format_of(file) != "parquet" else ():
+                if isinstance(row := opened.parse([record])[0], Unreadable):
+                    raise DataError(f"{file}: {row.reason}; mend or remove it")
 
 
 def _root_cause(error: BaseException) -> str:

@@ -1,9 +1,9 @@
-"""Named converters from the layouts in which preference data is published to Plaudit's own rows.
+"""Converters from the layouts in which preference data is published to Plaudit's own row formats.
 
-Each converter is a pure function from one row to one row, and works as it is in `datasets.map`. All but already-native
-ranked rows come out conversational, so that a chat template applies. A pair comes out with an *implicit prompt*:
-`chosen` and `rejected` are the two whole chats. That is the one schema that fits every row (real pairs also diverge
-before their last turn), and it lets differently published sources be mixed; a shared prefix costs nothing in a forest.
+Each converter is a pure function from one row to one row, and can be passed to `datasets.map`. The result is
+conversational, so that a chat template applies, except for ranked rows that have Plaudit's format in text already. A
+pair has an implicit prompt: `chosen` and `rejected` are the two whole chats. That one schema fits every row (published
+pairs may diverge before their last turn), so datasets of different layouts can be mixed.
 
 A converter whose layout has ties returns a boolean `tie` in every row; a tied pair keeps its published order.
 """
@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from plaudit.data.annotations import shorten
+from plaudit.data.rankings import dense_ranks
 from plaudit.errors import DataError
 
 __all__ = ["CONVERTERS", "arena", "helpsteer", "hh", "ranked", "ultrafeedback"]
@@ -32,39 +33,33 @@ _BINARIZED_SCORES = (("score_chosen", "score_rejected"), ("chosen-rating", "reje
 
 
 def hh(row: Row) -> dict[str, Any]:
-    r"""Converts a pair of Anthropic HH transcripts, `"\n\nHuman: … \n\nAssistant: …"`, to a pair of chats.
+    r"""Convert a pair of Anthropic HH transcripts, `"\n\nHuman: … \n\nAssistant: …"`, to a pair of chats.
 
-    Turns are stripped and otherwise kept as they were written: an empty turn stays, and so do two turns in a row by one
-    speaker. Text before the first turn becomes a system message.
-
-    Args:
-        row: Has the strings `chosen` and `rejected`.
+    Turns are stripped; an empty turn is kept, and so are two turns in a row by one speaker. Text before the first turn
+    becomes a system message.
 
     Returns:
-        `chosen` and `rejected`, each a list of messages which ends with the assistant's.
+        `chosen` and `rejected`, each a list of messages that ends with the assistant's.
 
     Raises:
-        DataError: If a column is missing, holds no turn, or its last turn is not the assistant's.
+        DataError: A column is missing, has no turn, or does not end with a turn of the assistant.
     """
     return {side: _hh_chat(_need(row, "hh", side, str), side) for side in ("chosen", "rejected")}
 
 
 def arena(row: Row) -> dict[str, Any]:
-    """Converts a Chatbot Arena battle to a pair of chats.
+    """Convert a Chatbot Arena battle to a pair of chats.
 
-    Reads both published layouts: `prompt`, `response_a`, `response_b` (lists of turns, or JSON strings of them) with
-    `winner_model_a`, `winner_model_b`, `winner_tie`; and `conversation_a`, `conversation_b` with `winner`. A turn which
-    is null, where a model answered nothing, becomes an empty message; half a surrogate pair, which real battles hold
-    and Arrow cannot store, becomes U+FFFD.
-
-    Args:
-        row: One battle.
+    There are two published layouts: `prompt`, `response_a`, `response_b` (lists of turns, or JSON strings of them) with
+    `winner_model_a`, `winner_model_b`, `winner_tie`; and `conversation_a`, `conversation_b` with `winner`. A null turn,
+    where a model answered nothing, becomes an empty message. Half a surrogate pair, which Arrow cannot store, becomes
+    U+FFFD.
 
     Returns:
-        `chosen`, `rejected` and `tie` (a tie has model a's chat as chosen).
+        `chosen`, `rejected` and `tie` (of a tie, the chat of model a is `chosen`).
 
     Raises:
-        DataError: If a column is missing or unreadable, or the row names no winner or several.
+        DataError: A column is missing or malformed, or the row names no winner or several.
     """
     if row.get("conversation_a") is not None:
         first, second = (_messages(_need(row, "arena", f"conversation_{x}"), f"conversation_{x}") for x in "ab")
@@ -75,21 +70,18 @@ def arena(row: Row) -> dict[str, Any]:
 
 
 def ultrafeedback(row: Row) -> dict[str, Any]:
-    """Converts UltraFeedback rows, binarized or raw, to a pair of chats without a margin.
+    """Convert a row of UltraFeedback, binarized or raw, to a pair of chats without a margin.
 
     Binarized: `chosen` and `rejected` are whole chats already, `prompt` repeats their first message and is dropped, and
-    equal `score_chosen` and `score_rejected` make a tie. Raw: of `completions`, the best `overall_score` against the
-    worst. No margin is made of the scores: UltraFeedback is usually trained without, and the raw scores are known to be
-    unreliable at the top (some critiques which ask for 1 were recorded as 10).
-
-    Args:
-        row: One row in either layout.
+    equal `score_chosen` and `score_rejected` are a tie. Raw: of `completions`, the best by `overall_score` against the
+    worst. The scores make no margin: UltraFeedback is usually trained without one, and the raw scores are unreliable at
+    the top (some critiques that give 1 were recorded as 10).
 
     Returns:
         `chosen`, `rejected` and `tie`.
 
     Raises:
-        DataError: If a column is missing or not of the layout, or fewer than two completions have a score.
+        DataError: A column is missing or malformed, or fewer than two completions have a score.
     """
     if row.get("completions") is None and row.get("instruction") is None:
         chosen, rejected = (_messages(_need(row, "ultrafeedback", x), x) for x in ("chosen", "rejected"))
@@ -106,22 +98,19 @@ def ultrafeedback(row: Row) -> dict[str, Any]:
 
 
 def helpsteer(row: Row) -> dict[str, Any]:
-    """Converts a scored pair (HelpSteer2-Preference, HelpSteer3, and the like) to a pair of chats with a margin.
+    """Convert a scored pair (HelpSteer2-Preference, HelpSteer3, and the like) to a pair of chats with a margin.
 
-    The prompt is `prompt` (text or messages) or `context` (messages); HelpSteer's `<extra_id_1>` marks inside a text
-    are turned into turns. The responses are `response_1` and `response_2`, `response1` and `response2`, or `response_a`
-    and `response_b`. They are compared by a signed preference (`preference_strength` or `overall_preference`: negative
+    The prompt is `prompt` (text or messages) or `context` (messages); HelpSteer's `<extra_id_1>` marks in a text
+    separate turns. The responses are `response_1` and `response_2`, `response1` and `response2`, or `response_a` and
+    `response_b`. They are compared by a signed preference (`preference_strength` or `overall_preference`: negative
     prefers the first, positive the second), or else by two scores, the higher better (`score`, `helpfulness`,
-    `overall_score` or `rating`, suffixed like responses).
-
-    Args:
-        row: One scored pair.
+    `overall_score` or `rating`, with the suffixes of the responses).
 
     Returns:
-        `chosen`, `rejected`, `margin` (how strong the preference is, at least 0) and `tie` (its margin is 0).
+        `chosen`, `rejected`, `margin` (the strength of the preference, at least 0) and `tie` (the margin is 0).
 
     Raises:
-        DataError: If the prompt, a response or what compares them is missing or not of the layout.
+        DataError: The prompt, a response or the preference is missing or malformed.
     """
     prompt = row.get("context") if row.get("prompt") is None else row["prompt"]
     if prompt is None:
@@ -135,20 +124,17 @@ def helpsteer(row: Row) -> dict[str, Any]:
 
 
 def ranked(row: Row) -> dict[str, Any]:
-    """Converts a published ranked list to a native group, ranks counted from 0 without gaps, equal ranks tied.
+    """Convert a published ranked list to a group of Plaudit's format, with dense ranks from 0, equal ranks tied.
 
-    Reads native groups (`prompt`, `completions` with `ranks`, left as text where they are text); Nectar (`prompt` as an
-    HH transcript, `answers` of `answer` and `rank`); and `prompt` with `responses` and one of `ranks`, `rank` (lower is
-    better) or `scores` (higher is better), looked for in this order. The latter two come out conversational.
-
-    Args:
-        row: One prompt with its ranked responses.
+    There are three layouts: Plaudit's (`prompt`, `completions` with `ranks`, left as text where they are text); Nectar
+    (`prompt` as an HH transcript, `answers` of `answer` and `rank`); and `prompt` with `responses` and one of `ranks`,
+    `rank` (lower is better) or `scores` (higher is better), in this order. The latter two become conversational.
 
     Returns:
-        `prompt`, `completions`, `ranks` and `tie` (all responses are tied: nothing to learn from).
+        `prompt`, `completions`, `ranks` and `tie` (all responses are tied, so there is no comparison).
 
     Raises:
-        DataError: If a column is missing or not of the layout, or there are fewer than two responses.
+        DataError: A column is missing or malformed, or there are fewer than two responses.
     """
     prompt = _need(row, "ranked", "prompt")
     if row.get("answers") is not None:
@@ -182,7 +168,7 @@ def _missing(row: Row, layout: str, what: str) -> DataError:
 
 
 def _need(row: Row, layout: str, column: str, kind: type | None = None) -> Any:
-    """The value of a column that must be there, not null, and of a kind if one is given."""
+    """Return the value of a column that must not be missing or null, and must be of a type if one is given."""
     value = row.get(column)
     if value is None and column in row:
         raise DataError(f'the {layout!r} format needs the column "{column}", but it is null here; drop or mend the row')
@@ -205,7 +191,7 @@ def _message(role: str, content: str) -> Message:
 
 
 def _messages(value: Any, column: str) -> list[Message]:
-    """Messages cut down to role and content, so that all rows and all sources share one schema."""
+    """Reduce messages to role and content, so that the rows of all layouts share one schema."""
     if not isinstance(value, list | tuple) or not value:
         raise DataError(f'expected a list of messages in the column "{column}", got {shorten(value)}')
     for message in value:
@@ -216,7 +202,7 @@ def _messages(value: Any, column: str) -> list[Message]:
 
 
 def _records(value: Any, column: str) -> list[Row]:
-    """A list of records; `datasets` hands some out as one record of lists."""
+    """Return a list of records, also where `datasets` returns it as one record of lists."""
     if isinstance(value, Mapping):
         value = [dict(zip(value, fields, strict=True)) for fields in zip(*value.values(), strict=True)]
     if not isinstance(value, list) or not all(isinstance(record, Mapping) for record in value):
@@ -235,7 +221,7 @@ def _number(value: Any, column: str) -> float:
 
 
 def _pair(first: list[Message], second: list[Message], preference: float) -> dict[str, Any]:
-    """The pair with its preferred side chosen: the first if `preference` is positive, the second if negative."""
+    """Build a pair whose chosen side is the first if `preference` is not negative, else the second."""
     chosen, rejected = (second, first) if preference < 0 else (first, second)
     return {"chosen": chosen, "rejected": rejected, "tie": preference == 0}
 
@@ -257,7 +243,7 @@ def _hh_chat(text: str, column: str) -> list[Message]:
 
 def _open_chat(text: str) -> list[Message]:
     chat = _hh_turns(text, "prompt")
-    return chat[:-1] if chat[-1] == _message("assistant", "") else chat  # the turn which the answers fill
+    return chat[:-1] if chat[-1] == _message("assistant", "") else chat  # the empty turn is that of the answers
 
 
 def _marked_chat(text: str) -> list[Message]:
@@ -267,7 +253,7 @@ def _marked_chat(text: str) -> list[Message]:
 
 
 def _turns(row: Row, column: str) -> list[str]:
-    """Turns of a battle from a list or a JSON string of one; a null turn is an empty one."""
+    """Return the turns of a battle from a list or a JSON string of one; a null turn is an empty one."""
     value = _need(row, "arena", column)
     if isinstance(value, str):
         try:
@@ -310,7 +296,7 @@ def _same_score(row: Row) -> bool:
 
 
 def _helpsteer_preference(row: Row) -> float:
-    """How much better the first response is; below 0 where the second is."""
+    """Return by how much the first response is better; below 0 where the second is better."""
     for column in _SIGNED:
         if row.get(column) is not None:
             return 0.0 - _number(row[column], column)  # not -x, which makes -0.0 of a tie
@@ -335,6 +321,5 @@ def _dense(completions: list[Any], order: list[Any]) -> dict[str, Any]:
         raise DataError(
             f"expected at least two responses and a rank for each, got {len(completions)} responses, {len(order)} ranks"
         )
-    values = [_number(value, "ranks") for value in order]
-    places = {value: place for place, value in enumerate(sorted(set(values)))}
-    return {"ranks": [places[value] for value in values], "tie": len(places) == 1}
+    ranks = dense_ranks([_number(value, "ranks") for value in order])
+    return {"ranks": ranks, "tie": not any(ranks)}

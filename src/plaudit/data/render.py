@@ -1,18 +1,20 @@
-"""The only place where text meets a tokenizer: chat template, BOS, EOS and pad.
+"""Rendering of texts and conversations to token ids: chat template, BOS and EOS.
 
-Training, evaluation and scoring all turn text into ids through `render`, so a sequence has one form everywhere.
+Training, evaluation and scoring all call `render`, so a sequence has the same ids everywhere.
 """
+
+from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
-
-from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from typing import TYPE_CHECKING, Any
 
 from plaudit.data.formats import TextOrChat
 from plaudit.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["render"]
 
@@ -29,21 +31,21 @@ def render(
 ) -> list[list[int]]:
     """Turn whole texts and whole conversations into token ids, in one tokenizer call for each kind.
 
-    A text is tokenised with the tokenizer's own special tokens and gets one EOS at its end unless it is there. A
+    A text is tokenised with the tokenizer's own special tokens, and one EOS is added at its end unless it is there. A
     conversation is written by the chat template, which writes its own special tokens. Neither starts with two BOS.
 
     Args:
         tokenizer: The model's tokenizer.
-        sequences: N texts or conversations (lists of messages), mixed at will.
+        sequences: N texts or conversations (lists of messages), in any mixture.
         options: N dicts of keyword arguments for the chat template; `None` for none.
-        names: What error messages call the sequences; their number here if `None`.
+        names: N names for error messages; by default the kind and index of each sequence.
 
     Returns:
         N lists of token ids.
 
     Raises:
-        DataError: There is a conversation and the tokenizer has no chat template, its template refuses it, or a text is
-            broken Unicode.
+        DataError: There is a conversation and the tokenizer has no chat template, the template refuses a conversation,
+            or a text is broken Unicode.
     """
     ids: list[list[int]] = [[] for _ in sequences]
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -53,24 +55,32 @@ def render(
     if texts:
         encoded = _encode(tokenizer, [sequences[n] for n in texts], [called[n] for n in texts], add_special_tokens=True)
         for n, sequence_ids in zip(texts, encoded, strict=True):
-            ids[n] = _one_eos(_one_bos(sequence_ids, bos), eos)
+            ids[n] = _with_one_eos(_with_one_bos(sequence_ids, bos), eos)
     if chats:
-        conversations = _as_taken(tokenizer, [sequences[n] for n in chats])
+        conversations = _with_supported_content(tokenizer, [sequences[n] for n in chats])
         written = [
-            _write_chat(tokenizer, conversation, options[n] if options else {}, called[n])
+            _apply_chat_template(tokenizer, conversation, options[n] if options else {}, called[n])
             for n, conversation in zip(chats, conversations, strict=True)
         ]
         encoded = _encode(tokenizer, written, [called[n] for n in chats], add_special_tokens=False)
         for n, sequence_ids in zip(chats, encoded, strict=True):
-            ids[n] = _one_bos(sequence_ids, bos)
+            ids[n] = _with_one_bos(sequence_ids, bos)
     return ids
 
 
 def _encode(
     tokenizer: PreTrainedTokenizerBase, texts: list[Any], names: list[str], *, add_special_tokens: bool
 ) -> list[list[int]]:
+    # verbose=False: the warning about the maximum length would come before the overlong policy is applied.
+    options: dict[str, Any] = {"add_special_tokens": add_special_tokens, "return_attention_mask": False}
     try:
-        return _ids_of(tokenizer, texts, add_special_tokens=add_special_tokens)
+        if not _is_plain_fast_tokenizer(tokenizer):
+            return tokenizer(texts, **options, verbose=False)["input_ids"]
+        # The first text goes through transformers, which resets the truncation and padding that an earlier call left in
+        # the backend. The backend gives the other texts the same ids, without offsets and a fifth faster.
+        first = tokenizer(texts[:1], **options, verbose=False)["input_ids"]
+        rest = tokenizer.backend_tokenizer.encode_batch_fast(texts[1:], add_special_tokens=add_special_tokens)
+        return first + [encoding.ids for encoding in rest]
     except (TypeError, UnicodeError):
         for text, name in zip(texts, names, strict=True):
             if half := _SURROGATE.search(text):
@@ -81,27 +91,17 @@ def _encode(
         raise
 
 
-def _ids_of(tokenizer: PreTrainedTokenizerBase, texts: list[Any], *, add_special_tokens: bool) -> list[list[int]]:
-    # verbose=False: the "longer than the maximum length" remark would come before our own overlong policy acts.
-    options: dict[str, Any] = {"add_special_tokens": add_special_tokens, "return_attention_mask": False}
-    if not _is_plainly_fast(tokenizer):
-        return tokenizer(texts, **options, verbose=False)["input_ids"]
-    # The first text goes through transformers, which clears the truncation, padding and the like that an earlier call
-    # left in the backend. The others go straight there: the same ids without their offsets, at four fifths of the cost.
-    first = tokenizer(texts[:1], **options, verbose=False)["input_ids"]
-    rest = tokenizer.backend_tokenizer.encode_batch_fast(texts[1:], add_special_tokens=add_special_tokens)
-    return first + [encoding.ids for encoding in rest]
+def _is_plain_fast_tokenizer(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether the ids come from the Rust backend alone, with no encoding code in a class of its own."""
+    from transformers import PreTrainedTokenizerFast as Fast
 
-
-def _is_plainly_fast(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether its ids are those of its Rust backend, with nothing that a class of its own does before or after."""
     kind = type(tokenizer)
-    return isinstance(tokenizer, PreTrainedTokenizerFast) and (
-        (kind.__call__, kind._encode_plus) == (PreTrainedTokenizerFast.__call__, PreTrainedTokenizerFast._encode_plus)
-    )
+    return isinstance(tokenizer, Fast) and ((kind.__call__, kind._encode_plus) == (Fast.__call__, Fast._encode_plus))
 
 
-def _write_chat(tokenizer: PreTrainedTokenizerBase, messages: Any, options: dict[str, Any], name: str) -> str:
+def _apply_chat_template(tokenizer: PreTrainedTokenizerBase, messages: Any, options: dict[str, Any], name: str) -> str:
+    from jinja2 import TemplateError
+
     if not tokenizer.chat_template:
         raise DataError(
             f"{name}: it is a conversation, but the tokenizer has no chat template. Pass `chat_template_path` in "
@@ -110,7 +110,7 @@ def _write_chat(tokenizer: PreTrainedTokenizerBase, messages: Any, options: dict
         )
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, **options)
-    except (TemplateError, TypeError) as error:  # what a template says of roles it does not take, or fails at
+    except (TemplateError, TypeError) as error:  # of a role that the template does not take, for example
         roles = ", ".join(message["role"] for message in messages)
         raise DataError(
             f"{name}: the tokenizer's chat template refuses it: {error} Its messages are from {roles}. Change the "
@@ -118,15 +118,15 @@ def _write_chat(tokenizer: PreTrainedTokenizerBase, messages: Any, options: dict
         ) from error
 
 
-def _as_taken(tokenizer: PreTrainedTokenizerBase, conversations: list[Any]) -> list[Any]:
-    """Conversations with their text parts joined, unless the template writes parts itself.
+def _with_supported_content(tokenizer: PreTrainedTokenizerBase, conversations: list[Any]) -> list[Any]:
+    """Join the text parts of each message, unless the template writes text parts itself.
 
     Most templates of language models know strings only: they leave a list of parts out, or print it as Python would.
     """
     if not any(isinstance(message["content"], list) for messages in conversations for message in messages):
         return conversations
     sample = [{"role": "user", "content": [{"type": "text", "text": _SAMPLE}]}]
-    with suppress(Exception):  # whatever it trips over, it does not take parts
+    with suppress(Exception):  # a template that fails does not take parts
         written = tokenizer.apply_chat_template(sample, tokenize=False)
         if _SAMPLE in written and "'type'" not in written and '"type"' not in written:
             return conversations
@@ -137,15 +137,15 @@ def _joined(content: Any) -> Any:
     return "".join(part.get("text") or "" for part in content) if isinstance(content, list) else content
 
 
-def _one_bos(ids: list[int], bos: int | None) -> list[int]:
-    # A text that a template rendered before it came here already starts with BOS, and the tokenizer adds its own.
+def _with_one_bos(ids: list[int], bos: int | None) -> list[int]:
+    # A text that was written by a template before may start with BOS, and the tokenizer adds its own.
     while bos is not None and ids[:2] == [bos, bos]:
         ids = ids[1:]
     return ids
 
 
-def _one_eos(ids: list[int], eos: int | None) -> list[int]:
-    if eos is None:  # encoders: the tokenizer closes a text by itself
+def _with_one_eos(ids: list[int], eos: int | None) -> list[int]:
+    if eos is None:  # the tokenizer of an encoder closes a text by itself
         return ids
     while ids[-2:] == [eos, eos]:
         ids = ids[:-1]

@@ -19,7 +19,7 @@ from plaudit.data.annotations import (
 from plaudit.data.formats import GROUP_COLUMNS, PAIR_COLUMNS, TEMPLATE_COLUMNS, ParsedRow, parse_row
 from plaudit.errors import DataError
 
-__all__ = ["PAIR_IDS", "ColumnSchema"]
+__all__ = ["ColumnSchema", "PAIR_IDS"]
 
 PAIR_IDS = ["chosen_ids", "rejected_ids"]
 _CONSUMED = {*PAIR_COLUMNS, *GROUP_COLUMNS, *TEMPLATE_COLUMNS, *PAIR_ANNOTATIONS, *PAIR_IDS, "sequence_ids"}

@@ -8,7 +8,7 @@ __all__ = ["ScriptArguments"]
 
 @dataclass
 class ScriptArguments:
-    """What to train and evaluate on; the names and defaults that TRL also has mean the same as there."""
+    """The data to train and evaluate on. Options that TRL has too have the same names, defaults and meanings."""
 
     dataset_name: str | None = field(
         default=None,
@@ -16,7 +16,7 @@ class ScriptArguments:
     )
     dataset_config: str | None = field(
         default=None,
-        metadata={"help": "Name of the dataset's configuration on the hub, for a dataset which has several."},
+        metadata={"help": "Name of the dataset's configuration on the hub, for a dataset that has several."},
     )
     dataset_train_split: str = field(
         default="train",
@@ -34,7 +34,7 @@ class ScriptArguments:
     )
     ignore_bias_buffers: bool = field(
         default=False,
-        metadata={"help": "Leave boolean buffers out of distributed synchronisation, for models which fail there."},
+        metadata={"help": "Leave boolean buffers out of distributed synchronisation, for models that fail there."},
     )
     dataset_format: str | None = field(
         default=None,
@@ -47,7 +47,7 @@ class ScriptArguments:
         default=None,
         metadata={
             "help": "Fraction of the training rows to hold out for evaluation instead of a test split. "
-            "Rows with the same prompt stay on the same side."
+            "Rows with the same prompt stay in the same split."
         },
     )
     datasets: list[dict[str, Any]] | None = field(

@@ -8,11 +8,11 @@ __all__ = ["source_hash"]
 
 
 @cache
-def source_hash() -> str:
-    """Return a hash of the source of `plaudit.data`.
+def source_hash(folder: Path = Path(__file__).parent) -> str:
+    """Return a hash of the source of the modules in a folder; by default, of `plaudit.data`.
 
     `datasets` caches the result of `map` under a hash of the function, and hashes an importable function by its name
     only. A callable object that holds this hash as a field is hashed with its code.
     """
-    files = sorted(Path(__file__).parent.glob("*.py"))
+    files = sorted(folder.glob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

@@ -1,27 +1,31 @@
-"""The special tokens and the chat template of a tokenizer, settled before a run: EOS, pad and template."""
+"""The special tokens of a tokenizer that a run settles before rendering: EOS, pad, and the chat template's."""
+
+from __future__ import annotations
 
 import logging
 from pathlib import Path
-
-from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from plaudit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["choose_pad_token", "set_chat_template", "set_eos_token"]
 
 logger = logging.getLogger(__name__)
 
-# How publishers name the ids that they keep for later: Llama's "<|finetune_right_pad_id|>" and
+# Parts of the names that publishers give to reserved ids: Llama's "<|finetune_right_pad_id|>" and
 # "<|reserved_special_token_0|>", Gemma's "<unused0>", T5's "<extra_id_0>", Mistral's "[control_8]".
 _SPARE_NAMES = ("pad", "reserved", "unused", "extra", "control", "placeholder", "dummy")
 _NEW_PAD = "<|pad|>"
 
 
 def set_eos_token(tokenizer: PreTrainedTokenizerBase, eos_token: str) -> None:
-    """Make `eos_token` the token that closes a text.
+    """Set the EOS token, which closes a text.
 
     Raises:
-        ConfigError: It is not in the vocabulary.
+        ConfigError: `eos_token` is not in the vocabulary.
     """
     _require_in_vocabulary(tokenizer, eos_token, "eos_token")
     tokenizer.eos_token = eos_token
@@ -30,15 +34,15 @@ def set_eos_token(tokenizer: PreTrainedTokenizerBase, eos_token: str) -> None:
 def choose_pad_token(tokenizer: PreTrainedTokenizerBase, embedding_rows: int, pad_token: str | None = None) -> None:
     """Give the tokenizer a pad token that is not its EOS.
 
-    Plain transformers finds a sequence's reward at its last token that is not the pad, so a pad that equals EOS reads
-    the wrong token. In this order: the `pad_token` asked for; the tokenizer's own; an unused special token; a new token
-    in a spare row of the embedding; a new token that needs a new row (then `tokenizer.pad_token_id >= embedding_rows`,
-    and the caller grows the embedding or refuses).
+    Plain transformers reads a sequence's reward at its last token that is not the pad, so a pad that equals EOS reads
+    the wrong token. The choice is, in this order: the given `pad_token`; the tokenizer's own; an unused special token;
+    a new token in a spare row of the embedding; a new token that needs a new row (then `tokenizer.pad_token_id >=
+    embedding_rows`, and the caller grows the embedding or refuses).
 
     Args:
         tokenizer: Changed in place.
         embedding_rows: Rows of the model's input embedding.
-        pad_token: What the user asked for, if anything.
+        pad_token: The token that the user asked for, if any.
 
     Raises:
         ConfigError: `pad_token` is not in the vocabulary.
@@ -54,12 +58,14 @@ def choose_pad_token(tokenizer: PreTrainedTokenizerBase, embedding_rows: int, pa
             )
         return
     own = tokenizer.pad_token_id
-    # One that the template writes could end a conversation, and plain transformers would take it for padding.
+    # A pad that the template writes could end a conversation, and plain transformers would skip it as padding.
     written = own is not None and tokenizer.pad_token in str(tokenizer.chat_template or "")
     if own is not None and own < embedding_rows and own != tokenizer.eos_token_id and not written:
         return
     spare = _unused_special_token(tokenizer, embedding_rows)
     if spare is None:
+        from transformers import AddedToken
+
         spare = _NEW_PAD
         tokenizer.add_special_tokens({"pad_token": AddedToken(spare, special=True, normalized=False)})
     tokenizer.pad_token = spare
@@ -67,7 +73,7 @@ def choose_pad_token(tokenizer: PreTrainedTokenizerBase, embedding_rows: int, pa
 
 
 def _unused_special_token(tokenizer: PreTrainedTokenizerBase, embedding_rows: int) -> str | None:
-    """The first special token that its publisher set aside, that has no role and that no template writes."""
+    """Return the first special token with a reserved name that has no role and that the template does not write."""
     roles = {token for name, token in tokenizer.special_tokens_map.items() if name != "pad_token"}
     template = str(tokenizer.chat_template or "")
     spare = [
@@ -80,16 +86,18 @@ def _unused_special_token(tokenizer: PreTrainedTokenizerBase, embedding_rows: in
 
 
 def set_chat_template(tokenizer: PreTrainedTokenizerBase, path: str, *, trust_remote_code: bool = False) -> None:
-    """Use the chat template of a Jinja file, or that of another tokenizer together with its special tokens and EOS.
+    """Set the chat template to that of a Jinja file, or of another tokenizer together with its special tokens and EOS.
 
     Args:
-        tokenizer: Changed in place; it may grow by the tokens that the other tokenizer's template writes.
+        tokenizer: Changed in place; the special tokens of the other tokenizer are added to it.
         path: A Jinja file, a tokenizer folder, or a hub id.
         trust_remote_code: Allow a tokenizer that ships its own code.
 
     Raises:
-        ConfigError: Nothing of that name can be loaded, or the other tokenizer has no chat template.
+        ConfigError: No file or tokenizer of that name can be loaded, or the tokenizer has no chat template.
     """
+    from transformers import AutoTokenizer
+
     if Path(path).is_file():
         tokenizer.chat_template = Path(path).read_text(encoding="utf-8")
         return

@@ -25,21 +25,21 @@ logger = logging.getLogger(__name__)
 
 
 def load_splits(args: ScriptArguments, seed: int) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset | None]:
-    """Loads what the arguments name, in one of Plaudit's native formats.
+    """Load the training and evaluation splits in one of Plaudit's own formats.
 
-    The evaluation rows are `eval_fraction` of the training rows if that is set, and the test split otherwise. Where the
-    test split was not named and is not there, there are none.
+    The evaluation split is `eval_fraction` of the training rows if that is set, else the test split. There is none if
+    no test split was named and the dataset has no split `test`.
 
     Args:
-        args: What to load.
+        args: The options that name the data.
         seed: Decides which rows a mixture draws and which are held out.
 
     Returns:
-        The training dataset, and the evaluation dataset or None.
+        The training split, and the evaluation split or `None`.
 
     Raises:
-        ConfigError: If options contradict each other.
-        DataError: If a source, a split or a row is not as it should be.
+        ConfigError: Options contradict each other.
+        DataError: A dataset or split cannot be loaded, or a row is malformed.
     """
     named_test = args.dataset_test_split not in ("", ScriptArguments.dataset_test_split)
     if args.eval_fraction is not None and named_test and not args.datasets:
@@ -82,38 +82,37 @@ def _load_mixture(args: ScriptArguments, seed: int) -> Dataset:
 
 
 def split_by_prompt(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Holds rows out so that no prompt is on both sides.
+    """Hold out a fraction of the rows so that no prompt is in both splits.
 
-    A row's prompt is its `prompt`. Where that is implicit, it is the common leading messages of the row's responses up
-    to the last which is not the assistant's; of two texts, their common start cut back to where a reply begins, or
-    to the last line, sentence or word. Without a mark of the reply that is a guess: give a `prompt` column where it
-    matters. Prompts are drawn by a hash with the seed, so one more or less row moves few others across.
+    The prompt of a row is that of `prompt_of`. The implicit prompt of plain texts without a mark of the reply is a
+    guess: give such rows a column `prompt`. Prompts are drawn by a hash with the seed, so that a change of few rows
+    moves few others between the splits.
 
     Args:
-        dataset: Rows in one of the native formats.
+        dataset: Rows in one of Plaudit's formats.
         fraction: The fraction of the rows to hold out, above 0 and below 1.
         seed: Decides which prompts are held out.
 
     Returns:
-        The rows to train on and those held out, each in their order.
+        The training rows and the rows held out, both in their order.
 
     Raises:
-        ConfigError: If the fraction is out of range or the dataset is streaming.
-        DataError: If either side would be empty.
+        ConfigError: The fraction is out of range or the dataset is a stream.
+        DataError: One of the splits would be empty.
     """
     if not 0 < fraction < 1:
         raise ConfigError(f"expected eval_fraction above 0 and below 1, got {fraction}")
     if not hasattr(dataset, "num_rows"):
         raise ConfigError(
-            "eval_fraction needs to see all rows, and a stream does not let it; turn dataset_streaming off, "
+            "eval_fraction needs all rows at once, which a stream does not have; turn dataset_streaming off, "
             "or evaluate on a split of its own with dataset_test_split"
         )
     columns = [name for name in ("prompt", "chosen", "rejected", "completions") if name in dataset.column_names]
     if not ({"prompt", "completions"} & set(columns) or {"chosen", "rejected"} <= set(columns)):
         raise DataError(
             "eval_fraction keeps rows with the same prompt together, and expects a column 'prompt', both 'chosen' and "
-            "'rejected', or 'completions', "
-            f"but they have {', '.join(dataset.column_names)}; name their layout with dataset_format"
+            f"'rejected', or 'completions', but they have {', '.join(dataset.column_names)}; name their layout with "
+            "dataset_format"
         )
     groups: dict[str, list[int]] = defaultdict(list)
     for index, row in enumerate(dataset.select_columns(columns)):
@@ -125,16 +124,14 @@ def split_by_prompt(dataset: Dataset, fraction: float, seed: int) -> tuple[Datas
             "rows with the same prompt stay together; give rows of two prompts or more, or a test split of its own"
         )
     held = set(_draw_groups(groups, max(1, round(fraction * dataset.num_rows))))
-    sides: tuple[list[int], list[int]] = ([], [])
-    for index in range(dataset.num_rows):
-        sides[index in held].append(index)
-    return dataset.select(sides[0]), dataset.select(sides[1])
+    train = [index for index in range(dataset.num_rows) if index not in held]
+    return dataset.select(train), dataset.select(sorted(held))
 
 
 def _draw_groups(groups: Mapping[str, list[int]], wanted: int) -> Iterator[int]:
-    """Row indices of whole groups, drawn in hash order while they fit; of the smallest group where none fits."""
+    """Yield the row indices of whole groups in hash order, as long as they fit; of the smallest group if none fits."""
     left = wanted
-    for key in sorted(groups)[1:]:  # one group always stays
+    for key in sorted(groups)[1:]:  # one group is never held out
         if len(groups[key]) <= left:
             left -= len(groups[key])
             yield from groups[key]

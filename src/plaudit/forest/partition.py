@@ -1,8 +1,8 @@
-"""A forest cut into blocks of bounded size: small subtrees whole, long chains in pieces.
+"""Partition of a forest into blocks of bounded size, for attention block by block.
 
-A block is a run of tokens in depth-first order that hang below the same token. Its queries attend to their path above,
-which all of them share and see in full, and to the block itself, under the one-line mask. So scores that no mask would
-keep are few, and so are the calls.
+A block is a run of tokens in depth-first order that hang below one token. Its queries attend to the path above them,
+which they have in common and see in full, and to the block itself, under the mask of the forest. So few scores are
+computed that the mask would hide, in few products of matrices.
 """
 
 import math
@@ -16,74 +16,95 @@ from numpy.typing import NDArray
 
 from plaudit.forest.trie import Chain, chains_of
 
-__all__ = ["Block", "partition_forest"]
+__all__ = ["Block", "BlockLimits", "partition_forest"]
 
-# Tokens of small subtrees that make a block together. A block more costs as much as some 30,000 scores that are masked:
-# two subtrees of 128 tokens.
-_SMALL = 256
-# Scores of a piece of a long chain, over all heads: 2 MB in float32, about what a core's caches hold.
-_SCORES = 1 << 19
-_LEAST_QUERIES = 32  # fewer rows make matrix products slow
+IndexRanges = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class BlockLimits:
+    """Bounds on the size of blocks. The defaults were measured on CPUs.
+
+    Attributes:
+        subtree_tokens: Most tokens of the subtrees that make a block together. A further block costs as much as some
+            30,000 masked scores, which are those of two subtrees of 128 tokens.
+        scores: Most scores of a part of a long chain, over all heads. The default is 2 MB in float32, about the size of
+            the caches of a core.
+        queries: Least queries of a part of a long chain, however many scores: products of fewer rows are slow.
+    """
+
+    subtree_tokens: int = 256
+    scores: int = 1 << 19
+    queries: int = 32
+
+
+_LIMITS = BlockLimits()
 
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive queries below one token, and the keys they may see.
+    """Consecutive queries below one token, and the keys that they may see.
 
     Attributes:
         start: Index of the first query.
-        stop: One past the last.
-        above: Index ranges of the keys of the path above, in the order of their positions.
-        first: Position of the first of these: 0, or later where a window leaves out the beginning.
+        stop: One past the last query.
+        path: Index ranges of the keys above the block, in the order of their positions.
+        first_position: Position of the first key of the path: 0, or more where a window hides the beginning.
         positions: Positions of the queries, shape [L].
-        ends: Their `subtree_end`, shape [L].
-        window: As in `ScoreRules`.
-        device: Where attention is computed.
+        ends: `subtree_end` of the queries, shape [L].
+        window: Sliding window of the layer, as in `ScoreRules`.
+        device: Device of the masks.
     """
 
     start: int
     stop: int
-    above: tuple[tuple[int, int], ...]
-    first: int
+    path: IndexRanges
+    first_position: int
     positions: NDArray[np.int64]
     ends: NDArray[np.int64]
     window: int | None = None
     device: torch.device | str = "cpu"
-    hidden: dict[torch.dtype, torch.Tensor] = field(default_factory=dict, compare=False)
+    _biases: dict[torch.dtype, torch.Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
-    def before(self) -> int:
-        """Keys of the path above."""
-        return sum(stop - start for start, stop in self.above)
+    def path_length(self) -> int:
+        """Number of keys above the block."""
+        return sum(stop - start for start, stop in self.path)
 
     @cached_property
     def rows(self) -> int:
-        """Queries, rounded up."""
+        """Number of queries, rounded up."""
         return _round_up(self.stop - self.start)
 
     @cached_property
     def keys(self) -> int:
-        """Keys, rounded up."""
-        return _round_up(self.before + self.stop - self.start)
+        """Number of keys, rounded up."""
+        return _round_up(self.path_length + self.stop - self.start)
 
     def bias(self, dtype: torch.dtype) -> torch.Tensor:
-        """What is added to the last columns of the scores [rows, keys]: 0 where a query sees a key, else -inf.
+        """Return the bias to add to the last n columns of the scores [rows, keys], shape [rows, n].
 
-        Shape [rows, n], for the n columns from which on something is hidden. Rows and keys that only fill up see
-        everything, and are seen by nobody who counts.
+        It is 0 where a query sees a key and -inf elsewhere; the columns before them are seen by all queries. Rows and
+        keys that only round a block up see everything and are not seen.
         """
-        if dtype not in self.hidden:  # the layers of a batch ask for the same
-            queries = np.arange(self.start, self.stop)[:, None]
-            hidden = (queries < queries.T) | (queries >= self.ends[None, :])  # [L, L]
-            if self.window is not None:
-                above = np.arange(self.first, self.first + self.before)
-                late = self.positions[:, None] - np.concatenate([above, self.positions])[None, :] >= self.window
-                hidden = late | np.pad(hidden, ((0, 0), (self.before, 0)))
-            bias = np.zeros((self.rows, self.keys - self.before + hidden.shape[1] - len(hidden)), dtype=np.float32)
-            bias[: len(hidden), : hidden.shape[1]][hidden] = -math.inf
-            bias[: len(hidden), hidden.shape[1] :] = -math.inf
-            self.hidden[dtype] = torch.from_numpy(bias).to(self.device, dtype)
-        return self.hidden[dtype]
+        if dtype not in self._biases:  # all layers of a batch need the same
+            hidden = self._hidden()
+            queries, keys = hidden.shape
+            bias = np.zeros((self.rows, self.keys - self.path_length + keys - queries), dtype=np.float32)
+            bias[:queries, :keys][hidden] = -math.inf
+            bias[:queries, keys:] = -math.inf
+            self._biases[dtype] = torch.from_numpy(bias).to(self.device, dtype)
+        return self._biases[dtype]
+
+    def _hidden(self) -> NDArray[np.bool_]:
+        """Return which of its keys a query does not see [L, L], or with a window [L, path + L]."""
+        queries = np.arange(self.start, self.stop)[:, None]
+        hidden = (queries < queries.T) | (queries >= self.ends[None, :])
+        if self.window is None:
+            return hidden
+        path = np.arange(self.first_position, self.first_position + self.path_length)
+        distance = self.positions[:, None] - np.concatenate([path, self.positions])[None, :]
+        return (distance >= self.window) | np.pad(hidden, ((0, 0), (self.path_length, 0)))
 
 
 def partition_forest(
@@ -92,23 +113,28 @@ def partition_forest(
     heads: int,
     window: int | None = None,
     device: torch.device | str = "cpu",
+    limits: BlockLimits = _LIMITS,
 ) -> list[Block]:
-    """Cut a forest into blocks of bounded size.
+    """Partition a forest into blocks of bounded size, in depth-first order.
+
+    Small subtrees of one parent make a block together; a long chain makes blocks of as many queries as the limit of
+    scores allows.
 
     Args:
-        position_ids: Shape [T].
-        subtree_end: Shape [T].
-        heads: Attention heads, which share the room for scores.
-        window: As in `ScoreRules`.
-        device: Where attention is computed.
+        position_ids: Depth of each token, shape [T].
+        subtree_end: One past the last descendant of each token, shape [T].
+        heads: Number of attention heads, which share the limit of scores.
+        window: Sliding window of the layer, as in `ScoreRules`.
+        device: Device on which attention is computed.
+        limits: Bounds on the size of blocks.
     """
     chains = {chain.start: chain for chain in chains_of(position_ids, subtree_end)}
-    paths: dict[int, tuple[tuple[int, int], ...]] = {-1: ()}
+    paths: dict[int, IndexRanges] = {-1: ()}
     blocks: list[Block] = []
 
-    def add(start: int, stop: int, above: tuple[tuple[int, int], ...]) -> None:
+    def add(start: int, stop: int, path: IndexRanges) -> None:
         first = 0 if window is None else max(0, int(position_ids[start]) - window + 1)
-        seen = tuple(_from_position(above, first))
+        seen = tuple(_from_position(path, first))
         columns = position_ids[start:stop], subtree_end[start:stop]
         blocks.append(Block(start, stop, seen, first, *columns, window, device))
 
@@ -116,7 +142,7 @@ def partition_forest(
     while start < len(position_ids):
         chain = chains[start]
         above = paths[chain.parent]
-        stop = _small_subtrees(chain, chains, subtree_end)
+        stop = _end_of_small_subtrees(chain, chains, subtree_end, limits.subtree_tokens)
         if stop is not None:
             add(start, stop, above)
             start = stop
@@ -124,28 +150,37 @@ def partition_forest(
         paths[chain.start] = (*above, (chain.start, chain.stop))
         while start < chain.stop:
             keys = int(position_ids[start]) if window is None else min(int(position_ids[start]), window)
-            # The number of queries for which queries * (keys + queries) scores fit.
-            fitting = int((math.sqrt(keys * keys + 4 * _SCORES / heads) - keys) / 2)
-            stop = min(chain.stop, start + max(_LEAST_QUERIES, fitting))
+            stop = min(chain.stop, start + max(limits.queries, _fitting_queries(keys, limits.scores / heads)))
             add(start, stop, above if start == chain.start else (*above, (chain.start, start)))
             start = stop
     return blocks
 
 
-def _small_subtrees(chain: Chain, chains: dict[int, Chain], subtree_end: NDArray[np.int64]) -> int | None:
-    """Where the run of small subtrees ends that begins with this chain's and its siblings'; `None` if it is large."""
+def _fitting_queries(keys: int, scores: float) -> int:
+    """Return the greatest number of queries for which `queries * (keys + queries)` is at most `scores`."""
+    return int((math.sqrt(keys * keys + 4 * scores) - keys) / 2)
+
+
+def _end_of_small_subtrees(
+    chain: Chain, chains: dict[int, Chain], subtree_end: NDArray[np.int64], most: int
+) -> int | None:
+    """Return the end of the run of at most `most` tokens that this chain's subtree and its next siblings make.
+
+    `None` if this chain's subtree alone has more.
+    """
     stop = None
     sibling: Chain | None = chain
     while sibling is not None and sibling.parent == chain.parent:
         end = int(subtree_end[sibling.start])
-        if end - chain.start > _SMALL:
+        if end - chain.start > most:
             break
         stop = end
         sibling = chains.get(end)
     return stop
 
 
-def _from_position(path: tuple[tuple[int, int], ...], first: int) -> Iterator[tuple[int, int]]:
+def _from_position(path: IndexRanges, first: int) -> Iterator[tuple[int, int]]:
+    """Yield the index ranges of a path from position `first` on."""
     for start, stop in path:
         if stop - start > first:
             yield start + first, stop
@@ -153,6 +188,6 @@ def _from_position(path: tuple[tuple[int, int], ...], first: int) -> Iterator[tu
 
 
 def _round_up(length: int) -> int:
-    """A product of a shape not seen before costs ten times one that was (a kernel is generated): few shapes, then."""
+    # Few shapes: the first product of matrices of a shape generates a kernel, and takes ten times as long as the next.
     step = 16 if length <= 128 else 64
     return -(-length // step) * step

@@ -169,8 +169,17 @@ class TokenBudgetBatchSampler(Sampler[list[int]]):
         """Return batches of whole units, as lists of rows."""
         placed = self._placed_units(generator)
         placed_rows = np.repeat(placed, np.diff(self._starts, append=len(self._rows)))
-        rows = self._rows[np.argsort(placed_rows, kind="stable")]
+        rows = self._shuffled_rows(generator) if self._shuffle else self._rows
+        rows = rows[np.argsort(placed_rows, kind="stable")]
         return [batch.tolist() for batch in np.split(rows, np.cumsum(np.bincount(placed_rows))[:-1])]
+
+    def _shuffled_rows(self, generator: np.random.Generator) -> Ints:
+        """Return the rows [R], of which those with one key and one cost have changed places."""
+        shuffled = generator.permutation(len(self._rows))
+        here, there = (np.lexsort((self._costs[rows], self._keys[rows])) for rows in (self._rows, shuffled))
+        rows = np.empty_like(shuffled)
+        rows[here] = shuffled[there]
+        return rows
 
     def _placed_units(self, generator: np.random.Generator) -> Ints:
         """Return the batch of each unit [U]."""
@@ -212,10 +221,10 @@ class TokenBudgetBatchSampler(Sampler[list[int]]):
             batches.append([repeated])
             costs.append(int(self._costs[repeated]))
             return
-        cuts = np.arange(1, len(rows))
+        ends = np.arange(1, len(rows))
         inside_key = np.diff(self._keys[rows]) == 0
-        cut = cuts[np.argmin(np.abs(2 * cuts - len(rows)) + len(rows) * inside_key)]
-        batches[place : place + 1] = halves = [rows[:cut], rows[cut:]]
+        half = ends[np.argmin(np.abs(2 * ends - len(rows)) + len(rows) * inside_key)]
+        batches[place : place + 1] = halves = [rows[:half], rows[half:]]
         costs[place : place + 1] = [self._cost(half) for half in halves]
 
     def _cost(self, rows: list[int]) -> int:

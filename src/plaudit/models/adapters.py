@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 __all__ = [
     "Adapter",
     "add_adapter",
+    "attach_adapter",
     "base_model",
     "check_head_is_trained",
+    "detach_adapter",
+    "exclude_known_heads",
     "get_peft_config",
     "is_peft_model",
     "suppress_peft_warning",
-    "attach_adapter",
-    "detach_adapter",
-    "exclude_known_heads",
 ]
 
 

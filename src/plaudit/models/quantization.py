@@ -24,9 +24,9 @@ __all__ = [
     "check_head_not_quantized",
     "dequantize",
     "describe_quantization",
+    "exclude_head",
     "get_quantization_config",
     "quantization_config_from",
-    "exclude_head",
 ]
 
 # The options in which a quantisation config lists the modules to leave as they are.

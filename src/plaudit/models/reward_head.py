@@ -25,13 +25,13 @@ __all__ = [
     "RewardHead",
     "bind_reward_forward",
     "check_one_label",
-    "head_names",
+    "class_forward",
     "has_reward_forward",
+    "head_names",
     "outside_backbone",
     "reads_last_position",
     "reset_head",
     "unbind_reward_forward",
-    "class_forward",
 ]
 
 

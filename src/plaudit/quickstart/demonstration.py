@@ -18,8 +18,7 @@ from transformers import (
 )
 
 from plaudit.data.synthetic import PreferenceWorld, SyntheticPair, ceiling
-from plaudit.evaluation.baselines import BagOfWords
-from plaudit.evaluation.evaluate import evaluate
+from plaudit.evaluation.baselines import BagOfWords, longer_wins
 from plaudit.metrics import rank_correlation
 from plaudit.scoring.reward_model import RewardModel
 from plaudit.training.config import RewardConfig
@@ -34,7 +33,7 @@ _PROMPT, _RESPONSES = "What is the capital of Japan?", ("It is Tokyo.", "It is L
 
 @dataclass(frozen=True)
 class QuickstartResult:
-    """The figures of the saved model on held-out pairs.
+    """The figures of the trained model on held-out pairs, and rewards of the saved one.
 
     Attributes:
         pairs: Number of held-out pairs.
@@ -75,7 +74,7 @@ def run_quickstart(
     responses: int = 1_000,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> QuickstartResult:
-    """Draw preferences, train a reward model from scratch, save it, load it again, and evaluate it.
+    """Draw preferences, train a reward model on them from scratch, evaluate it, save it and load it again.
 
     Args:
         seed: Seed of the data, of the initial weights and of the order of training.
@@ -88,19 +87,18 @@ def run_quickstart(
     started = time.perf_counter()
     world = PreferenceWorld(seed)
     train, test = world.pairs(train_pairs), world.pairs(test_pairs, "test")
-    _train(seed, output_dir, train, test, callbacks)
+    metrics = _train(seed, output_dir, train, test, callbacks)
     reward_model = RewardModel.from_pretrained(output_dir)
-    figures = evaluate(reward_model, [pair.row() for pair in test]).overall
     scored = world.responses(responses)
     learnt = reward_model.score([_chat(each.prompt, each.response) for each in scored])
     rewards = reward_model.score([_chat(_PROMPT, response) for response in _RESPONSES]).tolist()
     return QuickstartResult(
         pairs=len(test),
-        accuracy=figures["accuracy"],
-        interval=(figures["accuracy_low"], figures["accuracy_high"]),
+        accuracy=metrics["eval_accuracy"],
+        interval=(metrics["eval_accuracy_low"], metrics["eval_accuracy_high"]),
         ceiling=ceiling(test),
         bag_of_words=_bag_of_words(train, test),
-        longer_wins=figures["longer_wins"],
+        longer_wins=longer_wins([pair.chosen for pair in test], [pair.rejected for pair in test]),
         correlation=rank_correlation(learnt, [each.reward for each in scored]),
         prompt=_PROMPT,
         rewards=dict(zip(_RESPONSES, rewards, strict=True)),
@@ -114,7 +112,8 @@ def _train(
     train: list[SyntheticPair],
     test: list[SyntheticPair],
     callbacks: Sequence[TrainerCallback],
-) -> None:
+) -> dict[str, float]:
+    """Train, evaluate and save a model, and return the metrics of the evaluation."""
     tokenizer = _make_tokenizer(train)
     trainer = RewardTrainer(
         model=_make_model(tokenizer, seed),
@@ -126,9 +125,10 @@ def _train(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    trainer.evaluate()  # for the model card, and for the scale of the rewards in reward.json
+    metrics = trainer.evaluate()
     trainer.dataset_name = "the built-in preference world"
     trainer.save_model()
+    return metrics
 
 
 def _make_tokenizer(pairs: list[SyntheticPair]) -> PreTrainedTokenizerBase:

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
 __all__ = [
+    "check_can_evaluate",
+    "check_can_train",
     "check_devices",
-    "check_not_evaluated_by_zero3",
     "greatest_over_processes",
     "is_sharded",
     "leave_process_group",
@@ -49,16 +50,29 @@ def check_devices(trainer: "Trainer") -> None:
             fsdp.mixed_precision_policy = replace(fsdp.mixed_precision_policy, output_dtype=None)
 
 
-def check_not_evaluated_by_zero3(trainer: "Trainer") -> None:
-    """Refuse to train a model that ZeRO-3 has set up for evaluation.
+def check_can_train(trainer: "Trainer") -> None:
+    """Refuse to train a model that ZeRO-3 has set up already, for an evaluation or another training.
 
     Raises:
         ConfigError: It says how to evaluate instead.
     """
-    if zero_stage(trainer.accelerator) == 3 and trainer.deepspeed and not trainer.accelerator.deepspeed_engine_wrapped:
+    if zero_stage(trainer.accelerator) == 3 and trainer.deepspeed is not None:
         raise ConfigError(
-            "under DeepSpeed ZeRO-3 a model that was evaluated cannot be trained any more by this trainer. Let the "
+            "under DeepSpeed ZeRO-3 a model that was evaluated or trained cannot be trained by this trainer again. Let the "
             "training evaluate it, with `eval_on_start=True`, or make a new trainer."
+        )
+
+
+def check_can_evaluate(trainer: "Trainer") -> None:
+    """Refuse to evaluate before training under ZeRO-1 and ZeRO-2, which set a model up for training alone.
+
+    Raises:
+        ConfigError: It says how to evaluate instead.
+    """
+    if zero_stage(trainer.accelerator) in (1, 2) and trainer.deepspeed is None:
+        raise ConfigError(
+            "under DeepSpeed ZeRO-1 and ZeRO-2 a model cannot be evaluated before it is trained. Let the training "
+            "evaluate it, with `eval_on_start=True`, or evaluate without DeepSpeed."
         )
 
 

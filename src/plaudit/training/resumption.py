@@ -11,13 +11,27 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from plaudit.checkpoint.atomic import recover, staged_folder
 from plaudit.checkpoint.disk_full import explain_disk_full
-from plaudit.checkpoint.integrity import check_checkpoint, last_complete_checkpoint, remove_incomplete_checkpoints
+from plaudit.checkpoint.integrity import (
+    check_checkpoint,
+    last_complete_checkpoint,
+    remove_checkpoint,
+    remove_incomplete_checkpoints,
+)
+from plaudit.checkpoint.metadata import read_metadata
+from plaudit.errors import CheckpointError
 from plaudit.training.distributed import is_sharded
 
 if TYPE_CHECKING:
+    from plaudit.training.config import RewardConfig
     from plaudit.training.trainer import RewardTrainer
 
-__all__ = ["final_folder", "position_in_stream", "prepare_resumption", "without_incomplete_checkpoints"]
+__all__ = [
+    "final_folder",
+    "position_in_stream",
+    "prepare_resumption",
+    "remove_earlier_checkpoint",
+    "without_incomplete_checkpoints",
+]
 
 
 def prepare_resumption(trainer: "RewardTrainer", resume_from: "str | Path | bool | None") -> "str | Path | bool | None":
@@ -48,8 +62,35 @@ def prepare_resumption(trainer: "RewardTrainer", resume_from: "str | Path | bool
             check_checkpoint(Path(named))
     if named is None:
         return resume_from  # nothing, or nothing that is there, which the Trainer refuses
+    _check_random_state(Path(named), trainer.args)
     trainer.metadata.restore(Path(named))
     return str(named)
+
+
+def _check_random_state(checkpoint: Path, args: "RewardConfig") -> None:
+    """Refuse a checkpoint in which the random state of this process is missing.
+
+    The first process may write the commit marker before the others have written their random states.
+
+    Raises:
+        CheckpointError: As many processes wrote the checkpoint as resume from it, and this one's state is not there.
+    """
+    wrote = read_metadata(checkpoint).get("training", {}).get("processes")
+    own = checkpoint / f"rng_state_{args.process_index}.pth"
+    if args.world_size > 1 and wrote == args.world_size and any(checkpoint.glob("rng_state_*")) and not own.is_file():
+        raise CheckpointError(
+            f"the checkpoint '{checkpoint}' is not whole: {own.name} is missing. Resume from another."
+        )
+
+
+def remove_earlier_checkpoint(trainer: "RewardTrainer", checkpoint: Path) -> None:
+    """Remove a checkpoint of the same step by an earlier run, whose marker would cover a mixture of both.
+
+    All processes must call this.
+    """
+    if trainer.args.should_save:
+        remove_checkpoint(checkpoint)
+    trainer.accelerator.wait_for_everyone()
 
 
 def position_in_stream(checkpoint: Path, accumulation: int) -> tuple[int, int]:

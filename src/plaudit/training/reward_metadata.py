@@ -93,6 +93,7 @@ class RewardMetadata:
                 "precision": "bf16 mixed" if args.bf16 else "fp16 mixed" if args.fp16 else str(base.dtype)[6:],
                 "attention": base.config._attn_implementation,
                 "layout": trainer.layout,
+                "processes": args.world_size,
             },
             "quantization": describe_quantization(base),
             "rewards": {"mean": mean, "std": std, "of": origin},
@@ -118,13 +119,17 @@ class RewardMetadata:
             for name in (METADATA_FILE, "README.md"):
                 shutil.copy(checkpoint / name, Path(args.output_dir, name))
 
-    def verify(self, folder: Path) -> None:
-        """Reload a saved folder in a fresh process and compare its rewards, unless this very model was verified.
+    def verify(self, folder: Path, *, again: bool) -> None:
+        """Reload a saved folder in a fresh process and compare its rewards.
+
+        Args:
+            folder: The folder, complete.
+            again: Also if this very model was saved and verified before; a push to the hub need not.
 
         Raises:
             CheckpointError: The reloaded model gives other rewards.
         """
-        if "verification" in read_metadata(folder):
+        if not again and "verification" in read_metadata(folder):
             return
         logger.info("reloading the saved model in a fresh process, to compare its rewards with this one's ...")
         self.verification = verify_and_record(folder, trust_remote_code=self.trainer.args.trust_remote_code)

@@ -15,6 +15,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput, denumpify_detensorize
 
 from plaudit.checkpoint.card import TAGS
+from plaudit.checkpoint.verify import Verification
 from plaudit.data.tokenize import TokenizationReport, tokenize_dataset
 from plaudit.errors import ConfigError
 from plaudit.forest.sampler import TokenBudgetBatchSampler
@@ -29,8 +30,9 @@ from plaudit.training.collator import make_collator
 from plaudit.training.config import RewardConfig
 from plaudit.training.dataloaders import make_eval_loader, make_train_loader, prepare_loader, read_stream
 from plaudit.training.distributed import (
+    check_can_evaluate,
+    check_can_train,
     check_devices,
-    check_not_evaluated_by_zero3,
     is_sharded,
     leave_process_group,
 )
@@ -51,6 +53,7 @@ from plaudit.training.resumption import (
     final_folder,
     position_in_stream,
     prepare_resumption,
+    remove_earlier_checkpoint,
     without_incomplete_checkpoints,
 )
 from plaudit.training.reward_log import RewardLog
@@ -174,6 +177,11 @@ class RewardTrainer(Trainer):
         """The layout of batches: "forest" or "padded"."""
         return getattr(self.data_collator, "layout", "padded")
 
+    @property
+    def verification(self) -> Verification | None:
+        """The result of the last verification of a save; `None` before."""
+        return self.metadata.verification
+
     # Data
 
     def _prepare_dataset(
@@ -235,7 +243,7 @@ class RewardTrainer(Trainer):
             TrainingError: A reward, a loss or the gradient is not finite; the optimiser has not taken that step.
             SystemExit: A signal has ended the run, after a checkpoint.
         """
-        check_not_evaluated_by_zero3(self)
+        check_can_train(self)
         checkpoint = prepare_resumption(self, resume_from_checkpoint)
         report = self.reports["train"]
         with self.signals.listening(self.stop_on), report.one_pass(), without_incomplete_checkpoints(self):
@@ -386,6 +394,7 @@ class RewardTrainer(Trainer):
         Raises:
             TrainingError: A reward or a loss is not finite; it names the rows.
         """
+        check_can_evaluate(self)
         if not (is_sharded(self) or self.args.fp16_full_eval or self.args.bf16_full_eval):
             confirm_layout(self, self.model)
         self._evaluated: list[EvaluatedComparisons] = []
@@ -415,6 +424,7 @@ class RewardTrainer(Trainer):
         takes_part = self.args.should_save or is_sharded(self)
         metadata = self.metadata.prepare() if takes_part else {}
         if _internal_call and output_dir:
+            remove_earlier_checkpoint(self, Path(output_dir))
             self._write_model(Path(output_dir), metadata)
             self.metadata.copy_for_push(Path(output_dir))
             return
@@ -424,7 +434,7 @@ class RewardTrainer(Trainer):
             if self.args.should_save:
                 self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
         if self.args.verify_on_save and self.args.should_save:
-            self.metadata.verify(final)
+            self.metadata.verify(final, again=not _internal_call)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 

@@ -18,6 +18,7 @@ from transformers import (
     set_seed,
 )
 
+from plaudit import RewardTrainer
 from plaudit.checkpoint import reload
 from plaudit.checkpoint import verify as verification
 from plaudit.checkpoint.metadata import read_metadata
@@ -122,7 +123,7 @@ def test_the_description_tells_how_the_rewards_came_about(make_trainer, base_fol
     assert described["head"] == {"name": "score", "trained_in": "float32"}
     assert described["training"] == {
         "weights": "float32", "precision": "float32", "attention": trainer.model.config._attn_implementation,
-        "layout": "forest",
+        "layout": "forest", "processes": 1,
     }  # fmt: skip
     rendering = described["rendering"]
     assert (rendering["sequences"], rendering["max_length"]) == ("conversations", 100)
@@ -155,7 +156,7 @@ def test_a_resumed_run_goes_on_with_the_scale_of_its_evaluation(make_trainer, te
     first.train()
     again = make_trainer(max_steps=3)
     again.train(resume_from_checkpoint=f"{first.args.output_dir}/checkpoint-2")
-    assert again.reward_scale == first.reward_scale is not None
+    assert again.metadata.reward_scale == first.metadata.reward_scale is not None
 
 
 def test_checkpoints_are_not_reloaded_and_carry_a_fingerprint(make_trainer, monkeypatch):
@@ -204,7 +205,7 @@ def test_probes_that_cannot_be_scored_here_do_not_cost_the_save(make_trainer, mo
 
     trainer = make_trainer(max_steps=1, verify_on_save=True)
     trainer.train()
-    monkeypatch.setattr("plaudit.training.description.rewards_as_saved", fail)
+    monkeypatch.setattr("plaudit.training.reward_metadata.rewards_as_saved", fail)
     with caplog.at_level(logging.WARNING, logger="plaudit"):
         trainer.save_model()
     assert trainer.verification.status == "NOT VERIFIED"
@@ -261,7 +262,9 @@ def test_a_push_proves_what_no_save_has_proven(make_trainer, monkeypatch, hub, i
     trainer.push_to_hub()
     assert hub[-1]["verification"]["status"] == "verified"
     proofs, pushed = [], len(hub)
-    monkeypatch.setattr("plaudit.training.description.verify_and_record", lambda *_, **__: proofs.append(1) or 1 / 0)
+    monkeypatch.setattr(
+        "plaudit.training.reward_metadata.verify_and_record", lambda *_, **__: proofs.append(1) or 1 / 0
+    )
     trainer.push_to_hub()  # the same model again
     assert not proofs
     assert len(hub) == pushed + 1
@@ -274,20 +277,26 @@ def test_a_push_proves_what_no_save_has_proven(make_trainer, monkeypatch, hub, i
     assert len(hub) == pushed + 1
 
 
+class CountsSaves(RewardTrainer):
+    saves = 0
+
+    def save_model(self, *args, **kwargs):
+        self.saves += 1
+        super().save_model(*args, **kwargs)
+
+
 @pytest.mark.parametrize("verify", [True, False])
 def test_all_processes_save_alike_before_a_push(make_trainer, monkeypatch, hub, in_process, verify):
     """They save together where a model is spread over them: one that saved once more would wait for ever."""
     calls = []
     for writes in (True, False):
-        trainer = make_trainer(max_steps=1, verify_on_save=verify, push_to_hub=True)
+        trainer = make_trainer(trainer_class=CountsSaves, max_steps=1, verify_on_save=verify, push_to_hub=True)
         trainer.train()
         if not writes:
             monkeypatch.setattr(type(trainer.args), "should_save", False)
-        save, saves = trainer._write_model, []
-        trainer._write_model = lambda folder, save=save, saves=saves: saves.append(folder) or save(folder)
         trainer.save_model()
         trainer.push_to_hub()
-        calls.append(len(saves))
+        calls.append(trainer.saves)
     assert calls == [3, 3]  # ours, and one by each of the Trainer's two pushes
 
 
