@@ -21,7 +21,6 @@ from plaudit.training.reward_options import RewardOptions
 @pytest.fixture(autouse=True)
 def in_process(monkeypatch):
     monkeypatch.setattr("plaudit.cli.display.show_log_messages", lambda: None)  # it takes over the root logger
-    monkeypatch.setenv("COLUMNS", "160")
 
 
 @pytest.fixture

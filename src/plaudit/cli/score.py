@@ -195,17 +195,18 @@ class _Display:
         self._console.print(f"Stopped after {rows:,} rows. {again} goes on.")
 
     def show_result(self, output: Path, max_length: int | None) -> None:
-        """Print what the output holds, and the rows and sequences that were not scored as they are."""
+        """Print what the output holds, and how many rows and sequences were not scored as they are."""
         from plaudit.scoring.chunk_store import rejected_path
 
         assert self._last is not None
         counts, workers = self._last.counts, self._last.workers
         by = f" by {workers} workers" if workers > 1 else ""
-        self._console.print(f"Scored {counts.rows:,} rows of {counts.tokens:,} tokens{by} into [bold]{output}[/bold]")
+        lines = [f"Scored {counts.rows:,} rows of {counts.tokens:,} tokens{by} into [bold]{output}[/bold]"]
         if counts.rejected:
             reasons = f"the reasons are in {rejected_path(output)}"
-            self._console.print(f"[yellow]{counts.rejected:,} rows could not be scored[/yellow]: {reasons}")
+            lines.append(f"[yellow]{counts.rejected:,} rows could not be scored[/yellow]: {reasons}")
         if counts.truncated:
             limit = f"{max_length:,} tokens" if max_length else "the model has positions"
             what = f"{counts.truncated:,} sequences had more than {limit}"
-            self._console.print(f"[yellow]{what}[/yellow] and were truncated from the left")
+            lines.append(f"[yellow]{what}[/yellow] and were truncated from the left")
+        self._console.print("\n".join(lines), soft_wrap=True)  # a path in pieces could not be copied

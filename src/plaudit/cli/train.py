@@ -75,13 +75,14 @@ def command(options: tuple[str, ...]) -> None:
             metrics = final_evaluation(trainer)
     except KeyboardInterrupt as interrupt:
         trainer.save_model()
-        console.print(f"The evaluation was stopped. The trained model is in [bold]{config.output_dir}[/bold]")
+        where = f"The trained model is in [bold]{config.output_dir}[/bold]"
+        console.print(f"The evaluation was stopped. {where}", soft_wrap=True)
         trainer.end()
         sys.exit(exit_code(interrupt))
     _show_result(trainer, metrics)
     trainer.save_model()  # a signal ends a save at once: it is complete or not there
     if trainer.is_world_process_zero():
-        console.print(f"The reward model is in [bold]{config.output_dir}[/bold]")
+        console.print(f"The reward model is in [bold]{config.output_dir}[/bold]", soft_wrap=True)
     trainer.end()
 
 
@@ -175,7 +176,8 @@ def _show_how_to_resume(trainer: "RewardTrainer", options: tuple[str, ...]) -> N
         del kept[place : place + 2]
     checkpoint = Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}"
     resume = shlex.join(["plaudit", "train", *kept, "--resume_from_checkpoint", str(checkpoint)])
-    console.print(f"Stopped after step {trainer.state.global_step}; saved [bold]{checkpoint}[/bold]. Go on with:")
+    stop = f"Stopped after step {trainer.state.global_step}; saved [bold]{checkpoint}[/bold]. Go on with:"
+    console.print(stop, soft_wrap=True)
     console.print(f"  {resume}", soft_wrap=True, markup=False)
 
 
