@@ -58,8 +58,8 @@ def check_can_train(trainer: "Trainer") -> None:
     """
     if zero_stage(trainer.accelerator) == 3 and trainer.deepspeed is not None:
         raise ConfigError(
-            "under DeepSpeed ZeRO-3 a model that was evaluated or trained cannot be trained by this trainer again. Let the "
-            "training evaluate it, with `eval_on_start=True`, or make a new trainer."
+            "under DeepSpeed ZeRO-3 a model that was evaluated or trained cannot be trained by this trainer again. Let "
+            "the training evaluate it, with `eval_on_start=True`, or make a new trainer."
         )
 
 
