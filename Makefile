@@ -1,39 +1,46 @@
-# What a person types. Everything runs in .venv, from the versions pinned in constraints.txt.
+# The commands of the project (CONTRIBUTING.md describes them). All of them run in .venv, with the versions that
+# constraints.txt pins.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TRL_VERSION := 1.16.0
-# The last one with a PPO trainer.
+# The last version with a PPO trainer.
 TRL_PPO_VERSION := 1.12.0
 TRL_PPO := .interop/trl-$(TRL_PPO_VERSION)
 DEEPSPEED_VERSION := 0.19.8
 RAY_VERSION := 2.60.0
 RAY := .interop/ray-$(RAY_VERSION)
 DEEPSPEED := .interop/deepspeed-$(DEEPSPEED_VERSION)
-# More for pip, such as the index of torch's CPU builds: make quickstart PIP_ARGS='--extra-index-url URL'
+# Further options for pip, such as the index of torch's CPU builds: make quickstart PIP_ARGS='--extra-index-url URL'
 PIP_ARGS ?=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
-# Held-out data for the benchmarks; `make proof DATA=folder` points elsewhere.
+# The folder of public preference data that the benchmarks read: make proof DATA=folder
 DATA ?= ../shared/data
 
-.PHONY: quickstart rl test check proof clean
+.PHONY: setup quickstart rl check docs test proof clean
+
+# Everything that development needs. `make test` adds DeepSpeed and Ray.
+setup: $(VENV)/.installed-test $(VENV)/.installed-docs .interop/trl-$(TRL_VERSION)
 
 quickstart: $(VENV)/.installed
 	$(BIN)/plaudit quickstart
 
-# A policy against a reward model, by TRL's GRPO, with a plot of learnt and true reward.
+# Train a policy on a reward model with TRL's GRPO, and plot the learnt and the true reward.
 rl: $(VENV)/.installed-test .interop/trl-$(TRL_VERSION)
 	OMP_NUM_THREADS=1 PYTHONPATH=.interop/trl-$(TRL_VERSION) $(BIN)/python examples/grpo_true_reward.py
 
-# Two workers of one thread each: more threads than cores make each other wait.
-# TRL lies beside the environment, never in it: only the interop tests, the benchmarks and `make rl` import it. The TRL
-# with PPO, DeepSpeed and Ray too: their tests find them by PLAUDIT_TRL_PPO, PLAUDIT_DEEPSPEED and PLAUDIT_RAY, and where
-# these are set they fail without.
+# Two workers of one thread each: with more threads than cores, the workers slow each other down.
+# TRL is installed beside the environment and not in it: only the interop tests, the benchmarks and `make rl` import it.
+# So are the TRL with PPO, DeepSpeed and Ray. Their tests find them by PLAUDIT_TRL_PPO, PLAUDIT_DEEPSPEED and PLAUDIT_RAY;
+# where such a variable is set and the package is missing, the tests fail rather than being skipped.
+# One file: make test TESTS=tests/losses. PYTEST_ARGS takes further options.
+TESTS ?=
+PYTEST_ARGS ?= -n 2 --dist loadfile --durations 15
 test: $(VENV)/.installed-test .interop/trl-$(TRL_VERSION) $(TRL_PPO) $(DEEPSPEED)/.installed $(RAY)/.installed
 	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/.interop/trl-$(TRL_VERSION) PLAUDIT_TRL_PPO=$(CURDIR)/$(TRL_PPO) \
 		PLAUDIT_DEEPSPEED=$(CURDIR)/$(DEEPSPEED) PLAUDIT_RAY=$(CURDIR)/$(RAY) \
-		$(BIN)/python -m pytest -n 2 --dist loadfile
+		$(BIN)/python -m pytest $(PYTEST_ARGS) $(TESTS)
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -41,7 +48,11 @@ check: $(VENV)/.installed-test
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 
-# Too long for CI: prints its figures. Timings want a machine that does nothing else.
+# The site in site/. A link, an anchor or a name that cannot be resolved is an error.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Proofs that take too long for CI: each prints its figures. Timings need an otherwise idle machine.
 proof: $(VENV)/.installed-test .interop/trl-$(TRL_VERSION)
 	$(BIN)/python benchmarks/quickstart_seeds.py
 	PYTHONPATH=.interop/trl-$(TRL_VERSION) $(BIN)/python benchmarks/parity_trl.py $(DATA)/hh_harmless_transcripts.jsonl.gz
@@ -61,7 +72,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Plaudit needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
 
-# torch first, at the version that was tested; left to the resolver, it takes the newest.
+# torch first, at the tested version: the resolver alone would take the newest.
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) --constraint constraints.txt torch
 	$(PIP) --constraint constraints.txt --editable .
@@ -71,10 +82,14 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) --constraint constraints.txt --editable '.[test,check]'
 	touch $@
 
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PIP) --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
 .interop/trl-%: | $(VENV)/.installed
 	$(PIP) --no-deps --target $@ trl==$*
 
-# Built from source, without its kernels, by what lies in the same folder.
+# Built from source, without its kernels, with the build tools that are installed into the same folder.
 $(DEEPSPEED)/.installed: constraints.txt | $(VENV)/.installed-test
 	rm -rf $(DEEPSPEED)
 	$(PIP) --constraint constraints.txt --no-deps --target $(DEEPSPEED) einops hjson msgpack ninja py-cpuinfo wheel
@@ -82,7 +97,7 @@ $(DEEPSPEED)/.installed: constraints.txt | $(VENV)/.installed-test
 		deepspeed==$(DEEPSPEED_VERSION)
 	touch $@
 
-# Ray, and what it needs beside the tested environment; the whole of `plaudit[ray]` is for a user's own.
+# Ray with those of its dependencies that the tested environment lacks. (Users install `plaudit[ray]`.)
 $(RAY)/.installed: constraints.txt | $(VENV)/.installed-test
 	rm -rf $(RAY)
 	$(PIP) --constraint constraints.txt --no-deps --target $(RAY) ray==$(RAY_VERSION) attrs certifi charset-normalizer \
@@ -90,4 +105,4 @@ $(RAY)/.installed: constraints.txt | $(VENV)/.installed-test
 	touch $@
 
 clean:
-	rm -rf $(VENV) .interop .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .interop build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis

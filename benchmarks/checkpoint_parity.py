@@ -1,8 +1,9 @@
-"""Does a saved reward model score the same wherever it is loaded?
+"""Compare the scores of a saved reward model across loaders.
 
 Trains one model each way (full, LoRA, DoRA, QLoRA, sharded by FSDP2 over two processes), saves it, merges the adapters,
 and scores the same rows four times: in the training process, with Plaudit's loader, with plain transformers (and PEFT),
-and as TRL loads a reward model. The last two run in fresh processes. Prints the largest differences of rewards.
+and as TRL loads a reward model. The last two run in fresh processes. Prints the largest differences of rewards from
+those in the training process.
 
 Usage: python benchmarks/checkpoint_parity.py hh_harmless.jsonl.gz [--rows 200] [--steps 20]
 """
@@ -25,7 +26,7 @@ from workload import read_rows, write_base_model
 from plaudit import RewardConfig, RewardModel, RewardTrainer
 from plaudit.checkpoint import reload
 from plaudit.checkpoint.merge import merge_adapter
-from plaudit.checkpoint.metadata import read_description
+from plaudit.checkpoint.metadata import read_metadata
 
 WAYS = {
     "full": {},
@@ -59,7 +60,7 @@ def train(base, rows, steps, output, bf16, **options):
 
 
 def save_sharded(base, rows, output):
-    """FSDP2 on two processes: the full model of `base`, sharded, scored and saved from its shards. Run by torchrun."""
+    """Shard the model in `base` by FSDP2 on two processes, score it and save it from its shards. Run by torchrun."""
     import torch.distributed as dist
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
     from torch.distributed.device_mesh import init_device_mesh
@@ -91,7 +92,7 @@ def save_sharded(base, rows, output):
 
 @torch.no_grad()
 def as_trl(path, sequences, batch_size=8):
-    """TRL's own way: its call, its defaults, right padding, `logits[:, 0]`."""
+    """Load and score as TRL does: its call, its defaults, right padding, `logits[:, 0]`."""
     model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1).eval()
     tokenizer = AutoTokenizer.from_pretrained(model.config._name_or_path)
     if tokenizer.pad_token_id is None:
@@ -110,11 +111,11 @@ def as_trl(path, sequences, batch_size=8):
 
 
 def in_fresh_process(how, folder, sequences):
-    """Rewards from `as_trl` or from the plain reload, in a process of its own."""
+    """Return the rewards from `as_trl` or from the plain reload, run in a process of its own."""
     request = {"how": how, "path": str(folder), "sequences": sequences}
     if how == "plain" and (folder / "adapter_config.json").is_file():
-        said = read_description(folder)
-        request |= {"dtype": said["training"]["weights"], "quantization": said["quantization"]}
+        metadata = read_metadata(folder)
+        request |= {"dtype": metadata["training"]["weights"], "quantization": metadata["quantization"]}
     with tempfile.TemporaryDirectory() as scratch:
         answer = Path(scratch, "answer.json")
         command = [sys.executable, __file__, "--answer", str(answer)]
@@ -130,7 +131,7 @@ def answer_request(path):
 
 
 def compare(name, folder, training, sequences):
-    """One line of the table: the largest differences from the rewards in the training process."""
+    """Print one line of the table: the largest differences from the rewards in the training process."""
     own = RewardModel.from_pretrained(folder).score(sequences)
     others = [in_fresh_process(how, folder, sequences) for how in ("plain", "trl")]
     worst = [np.abs(rewards - training).max() for rewards in (own, *others)]

@@ -34,11 +34,11 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from plaudit import RewardConfig, RewardTrainer
-from plaudit.checkpoint.integrity import check_intact, has_checkpoint
+from plaudit.checkpoint.integrity import check_checkpoint, incomplete_checkpoints, last_complete_checkpoint
 
 WORDS = [f"word{number}" for number in range(60)]
 STEPS = 60
-BETWEEN = ("_saving-", "_saved-", "_moving-", "_replaced-", "_removed-")
+STAGED = ("_saving-", "_saved-", "_moving-")  # names of the final model's files on their way
 
 
 def tokenizer():
@@ -74,7 +74,7 @@ def train(folder: Path) -> None:
         train_dataset=Dataset.from_list(rows),
         eval_dataset=Dataset.from_list(rows[:16]),
     )  # fmt: skip
-    trainer.train(resume_from_checkpoint=has_checkpoint(folder))
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder) is not None)
     trainer.save_model()
 
 
@@ -110,7 +110,7 @@ def kill_once(folder: Path, draw: random.Random, length: float, aim: str) -> Kil
     begun, child = time.monotonic(), start(folder)
     # What to wait for: nothing but the moment, a folder being written after it, or the last one.
     pause = 0 if aim == "last save" else draw.uniform(0, length)
-    watched = {"any": (), "a save": ("_saving-checkpoint",), "last save": ("_saving-model", *BETWEEN[1:3])}[aim]
+    watched = {"any": (), "a save": ("checkpoint-",), "last save": STAGED}[aim]
     ended = 0
     while not ended and (time.monotonic() - begun < pause or (watched and not unfinished(folder, watched))):
         ended, status = os.waitpid(child, os.WNOHANG)
@@ -120,19 +120,21 @@ def kill_once(folder: Path, draw: random.Random, length: float, aim: str) -> Kil
         _, status = os.waitpid(child, 0)
     if os.waitstatus_to_exitcode(status) != -signal.SIGKILL:
         return None
-    newest = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    newest = last_complete_checkpoint(folder)
     if newest is not None:
-        check_intact(Path(newest))  # whatever the moment, what stands under a checkpoint's name is whole
+        check_checkpoint(newest)  # whatever the moment, a checkpoint with its marker is whole
     step = json.loads(Path(newest, "trainer_state.json").read_text())["global_step"] if newest else 0
     return Kill(aim, time.monotonic() - begun, step, unfinished(folder))
 
 
-def unfinished(folder: Path, names: tuple[str, ...] = BETWEEN) -> list[str]:
-    """What stands in a folder under a name that a save uses on its way."""
+def unfinished(folder: Path, names: tuple[str, ...] = ("checkpoint-", *STAGED)) -> list[str]:
+    """Return the incomplete checkpoints and the staged folders of the final model, of those with such names."""
     try:
-        return sorted(name for name in os.listdir(folder) if name.startswith(names))
+        found = [name for name in os.listdir(folder) if name.startswith(STAGED)]
+        found += [path.name for path in incomplete_checkpoints(folder)]
     except FileNotFoundError:
         return []
+    return sorted(name for name in found if name.startswith(names))
 
 
 def left_alone(folder: Path) -> float:

@@ -1,14 +1,14 @@
-"""Kill `plaudit score` on its way, resume it, and compare the output with that of a run that was left alone.
+"""Kill `plaudit score` at chosen moments, resume it, and compare its output with that of an uninterrupted run.
 
     python benchmarks/score_kills.py [--rows 100000] [--kills 3] [--seed 0] [--folder DIR]
 
-One process imports everything and then forks a run of the command for each start, before it runs a thread of its own.
+One process imports everything and then forks a run of the command for each start, before it starts a thread of its own.
 The rows are texts, conversations, pairs and groups, and some that cannot be scored. The same run is killed by SIGKILL
-again and again: at any moment, while a block is being written, and while the blocks are being joined. What must hold:
+several times: at any moment, while a chunk is being written, and while the chunks are being joined. What must hold:
 
-- the output and the file of rejected rows are those of the uninterrupted run, byte for byte;
-- no start scores a block that was whole when it began;
-- memory does not grow with the rows: it is told for a tenth of them and for all.
+- the output and the file of rejected rows equal those of the uninterrupted run, byte for byte;
+- no start scores a chunk that was complete when it began;
+- memory does not grow with the rows: it is printed for a tenth of them and for all.
 """
 
 import argparse
@@ -27,12 +27,12 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForSequenceC
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from plaudit.cli import cli
-from plaudit.scoring.rows import Worker
+from plaudit.scoring.worker import Worker
 
 WORDS = [f"word{number}" for number in range(60)]
 TEMPLATE = "{% for message in messages %}{{ message['role'] }} {{ message['content'] }} {% endfor %}"
 GROWTH = 32  # MiB that memory may differ by
-AIMS = ("any", "a block", "the join")
+AIMS = ("any", "a chunk", "the join")
 
 
 def make_model(folder):
@@ -78,7 +78,7 @@ def make_rows(path, count):
 
 
 def start(folder, rows, output):
-    """Fork a run of the command; what it scores goes into `scored` in the folder, block by block."""
+    """Fork a run of the command; it appends the number of each chunk that it scores to `scored` in the folder."""
     child = os.fork()
     if child:
         return child
@@ -86,10 +86,10 @@ def start(folder, rows, output):
     os.dup2(1, 2)
     score = Worker.score
 
-    def noted(worker, block):
+    def noted(worker, chunk, on_batch):
         with open(folder / "scored", "a") as numbers:
-            numbers.write(f"{block.number}\n")
-        return score(worker, block)
+            numbers.write(f"{chunk.number}\n")
+        return score(worker, chunk, on_batch)
 
     Worker.score = noted
     code = 1
@@ -101,8 +101,8 @@ def start(folder, rows, output):
     os._exit(code)
 
 
-def left_alone(folder, rows, output):
-    """Let a run go to its end; its seconds and its greatest memory in MiB."""
+def run_uninterrupted(folder, rows, output):
+    """Let a run go to its end; return its seconds and its peak memory in MiB."""
     begun = time.monotonic()
     _, status, usage = os.wait4(start(folder, rows, output), 0)
     if os.waitstatus_to_exitcode(status) != 0:
@@ -110,20 +110,20 @@ def left_alone(folder, rows, output):
     return time.monotonic() - begun, usage.ru_maxrss // 1024
 
 
-def whole(working):
+def complete_chunks(working):
     return {int(path.stem) for path in working.glob("[0-9]*.json")}
 
 
-def kill_once(folder, rows, output, aim, draw, blocks):
-    """Start a run and kill it; the blocks that were whole, or `None` if it had ended before."""
+def kill_once(folder, rows, output, aim, draw, chunks):
+    """Start a run and kill it; return the chunks that are complete, or `None` if it had ended before."""
     working = output.with_name(f"_scoring-{output.name}")
-    goal = len(whole(working)) + draw.randint(1, max(1, blocks // 5))
+    goal = len(complete_chunks(working)) + draw.randint(1, max(1, chunks // 5))
     child = start(folder, rows, output)
-    staged = {"any": None, "a block": f"_0*-{child}", "the join": f"_rows-{child}"}[aim]
+    staged = {"any": None, "a chunk": f"_0*-{child}", "the join": f"_rows-{child}"}[aim]
     ended = 0
     while not ended:
         ended, status = os.waitpid(child, os.WNOHANG)
-        if aim != "the join" and len(whole(working)) < goal:
+        if aim != "the join" and len(complete_chunks(working)) < goal:
             time.sleep(0.005)
         elif staged is None or any(working.glob(staged)):
             break
@@ -131,21 +131,23 @@ def kill_once(folder, rows, output, aim, draw, blocks):
         time.sleep(draw.uniform(0, 0.05) if staged is None else 0)
         os.kill(child, signal.SIGKILL)
         status = os.waitpid(child, 0)[1]
-    return whole(working) if os.waitstatus_to_exitcode(status) == -signal.SIGKILL and working.exists() else None
+    return (
+        complete_chunks(working) if os.waitstatus_to_exitcode(status) == -signal.SIGKILL and working.exists() else None
+    )
 
 
 def run(count, kills, seed, folder):
-    """Print what happened; whether all was as it must be."""
+    """Print the figures; return whether everything held that must hold."""
     draw = random.Random(seed)
     make_model(folder / "model")
     make_rows(folder / "rows.jsonl", count)
     make_rows(folder / "tenth.jsonl", count // 10)
-    _, memory = left_alone(folder, folder / "tenth.jsonl", folder / "tenth.jsonl.gz")
+    _, memory = run_uninterrupted(folder, folder / "tenth.jsonl", folder / "tenth.jsonl.gz")
     (folder / "scored").write_text("")
-    seconds, most = left_alone(folder, folder / "rows.jsonl", folder / "whole.jsonl.gz")
-    blocks = len((folder / "scored").read_text().split())
-    print(f"{count:,} rows in {blocks:,} blocks, uninterrupted: {seconds:.1f} s, {count / seconds:,.0f} rows/s")
-    print(f"greatest memory: {memory:,} MiB for a tenth of the rows, {most:,} MiB for all")
+    seconds, most = run_uninterrupted(folder, folder / "rows.jsonl", folder / "whole.jsonl.gz")
+    chunks = len((folder / "scored").read_text().split())
+    print(f"{count:,} rows in {chunks:,} chunks, uninterrupted: {seconds:.1f} s, {count / seconds:,.0f} rows/s")
+    print(f"peak memory: {memory:,} MiB for a tenth of the rows, {most:,} MiB for all")
     good = most - memory <= GROWTH
 
     output, done = folder / "killed.jsonl.gz", set()
@@ -154,17 +156,17 @@ def run(count, kills, seed, folder):
         aim = AIMS[number % len(AIMS)] if number < kills else None
         now = None
         if aim is None:
-            left_alone(folder, folder / "rows.jsonl", output)
+            run_uninterrupted(folder, folder / "rows.jsonl", output)
         else:
-            now = kill_once(folder, folder / "rows.jsonl", output, aim, draw, blocks)
+            now = kill_once(folder, folder / "rows.jsonl", output, aim, draw, chunks)
         scored = [int(line) for line in (folder / "scored").read_text().split()]
         again = done.intersection(scored)
         good &= not again
         if aim is not None and now is None:
             print(f"the run ended before it could be killed in {aim}")
             return False
-        what = f"killed in {aim}" if aim else "left alone"
-        print(f"{what:20} began with {len(done):4} blocks, scored {len(scored):4}, of those again: {len(again)}")
+        what = f"killed in {aim}" if aim else "uninterrupted"
+        print(f"{what:20} began with {len(done):4} chunks, scored {len(scored):4}, of those again: {len(again)}")
         done = now or set()
     for suffix in ("", ".rejected.jsonl"):
         one, other = ((folder / f"{name}.jsonl.gz{suffix}").read_bytes() for name in ("whole", "killed"))
@@ -178,7 +180,7 @@ if __name__ == "__main__":
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--kills", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, help="where to work, and to leave what was made; else a temporary one")
+    parser.add_argument("--folder", type=Path, help="working folder, which is kept; a temporary one by default")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     disable_progress_bar()

@@ -1,14 +1,14 @@
-"""What does sharing a prefix across rows cost? The figure behind `SHARED_TOKENS` in `plaudit.forest.trie`.
+"""Measure the cost of a prefix that two rows share: the figure behind `SHARED_TOKENS` in `plaudit.forest.trie`.
 
-Two rows that share a prefix have it once, which saves its tokens, and make one tree of one chain more, which attention
-computes in more blocks. Rows are sized so that it is one block more for each couple (two rows that fit into one block
-together cost nothing). Measured forward and backward through the whole model, in bf16:
+Two rows that share a prefix compute it once, which saves its tokens, and make one tree of one chain more, for which
+attention computes more blocks. The rows are sized so that each couple needs one block more. (Two rows that fit into one
+block together cost nothing.) Measured forward and backward through the whole model, in bf16:
 
-- what a token costs: a forest against one of more tokens and as many chains;
-- what a chain costs: a forest against one of more chains and as many tokens, its rows sharing in couples;
-- as a check, couples of rows that begin with the same n tokens, sharing them or not.
+- the cost of a token: a forest against one with more tokens and as many chains;
+- the cost of a chain: a forest against one with more chains and as many tokens, whose rows share in couples;
+- as a check, couples of rows that begin with the same n tokens, with and without sharing.
 
-Forests are measured in turn, and the fastest of `--rounds` compared. Usage: python benchmarks/sharing_cost.py
+The forests take turns, and the fastest of `--rounds` rounds counts. Usage: python benchmarks/sharing_cost.py
 """
 
 import argparse
@@ -23,7 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 from workload import write_base_model
 
 from plaudit.forest.attention import enable
-from plaudit.forest.cutting import cut_blocks
+from plaudit.forest.partition import partition_forest
 from plaudit.forest.trie import SHARED_TOKENS, TokenForest, chains_of
 from plaudit.models.load import load_model
 from plaudit.models.reward_head import bind_reward_forward
@@ -31,19 +31,19 @@ from plaudit.models.reward_head import bind_reward_forward
 ROWS = 32
 RESPONSE = 48  # tokens of each of a row's two
 PROMPT = 64
-MORE = 16  # tokens by which prompts grow, or that couples share: a multiple of 16, to which chains are filled up
+MORE = 16  # tokens by which prompts grow, or that couples share: a multiple of 16, to which blocks are rounded up
 NEVER = 1 << 30
 HEADS = 8
 
 
 def pairs_of_rows(generator, prompts, *, common=0):
-    """Sequences of rows with these prompt lengths, two each, and their rows; couples begin with `common` equal ids."""
+    """Return two sequences for each prompt length, and their rows; couples of rows begin with `common` equal ids."""
     sequences, rows = [], []
     for number, length in enumerate(prompts):
         if number % 2 == 0:
             start = generator.integers(100, 200, common)
         prompt = np.concatenate([start, generator.integers(0, 100, length - common)])
-        prompt[common] = number % 100  # here, at the latest, the two of a couple part
+        prompt[common] = number % 100  # the two rows of a couple differ here
         for response in (200, 201):
             sequences.append(np.concatenate([prompt, [response], generator.integers(0, 100, RESPONSE - 1)]))
             rows.append(number)
@@ -60,7 +60,7 @@ def chains(forest):
 
 
 def blocks(forest):
-    return len(cut_blocks(forest.position_ids, forest.subtree_end, HEADS))
+    return len(partition_forest(forest.position_ids, forest.subtree_end, HEADS))
 
 
 def inputs_of(forest):
@@ -69,7 +69,7 @@ def inputs_of(forest):
 
 
 def seconds_of(model, forests, rounds):
-    """Least seconds of a forward and backward pass of each forest; the first round only warms up."""
+    """Return the least seconds of a forward and backward pass of each forest; the first round is a warm-up."""
     batches = [inputs_of(forest) for forest in forests]
     times = [[] for _ in forests]
     for _ in range(rounds + 1):

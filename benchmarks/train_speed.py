@@ -45,7 +45,7 @@ from workload import make_tokenizer, read_rows, write_base_model
 from plaudit import RewardConfig
 from plaudit.data import comparisons_of_ranking
 from plaudit.data.tokenize import TokenizationRules, tokenize_dataset
-from plaudit.training.batching import make_sampler
+from plaudit.training.dataloaders import make_batch_sampler
 
 MICRO_BATCHES = 4  # in which TRL takes the pairs of 8 groups
 MAX_LENGTH = 1024
@@ -83,7 +83,7 @@ def prepare(path, folder, asked, *, group_by_prompt=False):
     rows = read_rows(path)
     rows = [rows[number] for number in np.random.default_rng(0).permutation(len(rows))]
     parameters, shapes = write_model(folder / "model", rows, asked)
-    rules = TokenizationRules(MAX_LENGTH, prompt_keys=group_by_prompt)
+    rules = TokenizationRules(MAX_LENGTH)
     dataset, _ = tokenize_dataset(Dataset.from_list(rows), make_tokenizer(rows), rules, split="train")
     size, common = asked.rows, {"per_device_train_batch_size": asked.rows, "use_cpu": asked.device == "cpu"}
     options, trl_options = {}, {}
@@ -100,7 +100,7 @@ def prepare(path, folder, asked, *, group_by_prompt=False):
         options = {"group_by_prompt": True, "train_sampling_strategy": "random"}
         trl_options = {"per_device_train_batch_size": 1}
         steps = list(
-            make_sampler(dataset, RewardConfig(**settings(folder, **common, **options, max_steps=1)), "forest")
+            make_batch_sampler(dataset, RewardConfig(**settings(folder, **common, **options, max_steps=1)), "forest")
         )
         trl = Dataset.from_list([dataset.select(step).select_columns(SIDES)[:] for step in steps])
     else:

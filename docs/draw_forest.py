@@ -1,4 +1,4 @@
-"""Draws docs/forest.svg: two pairs as a padded batch, and as a token forest with its mask.
+"""Draw docs/forest.svg: two pairs as a padded batch, and as a token forest with its mask.
 
 Usage: python docs/draw_forest.py
 """
@@ -14,7 +14,7 @@ PAIRS = [
     {"prompt": "Is the sky blue ?", "chosen": "Yes , it is .", "rejected": "No ."},
     {"prompt": "2 + 2 ?", "chosen": "4", "rejected": "It is 5 ."},
 ]
-COLOURS = {  # of a pair's prompt, chosen and rejected tokens
+COLOURS = {  # of the prompt, chosen and rejected tokens of each pair
     (0, "prompt"): "#7aa7e0",
     (0, "chosen"): "#7cc6a4",
     (0, "rejected"): "#f2a97e",
@@ -30,18 +30,18 @@ Token = tuple[str, int, str]  # a word, its pair, its part
 
 
 class Drawing:
-    """SVG elements, one after the other."""
+    """A list of SVG elements."""
 
     def __init__(self) -> None:
         self.elements: list[str] = []
 
     def rect(self, x: float, y: float, width: float, height: float, fill: str, **more: object) -> None:
-        """A rectangle."""
+        """Add a rectangle."""
         rest = "".join(f' {name.replace("_", "-")}="{value}"' for name, value in more.items())
         self.elements.append(f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" fill="{fill}"{rest}/>')
 
     def line(self, *points: tuple[float, float], colour: str = FAINT, width: float = 1.5) -> None:
-        """A line through some points."""
+        """Add a line through points."""
         path = " ".join(f"{x:g},{y:g}" for x, y in points)
         self.elements.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{width:g}"/>')
 
@@ -57,21 +57,21 @@ class Drawing:
         mono: bool = False,
         bold: bool = False,
     ) -> None:
-        """Some words on one line."""
+        """Add one line of text."""
         self.elements.append(
             f'<text x="{x:g}" y="{y:g}" font-family="{MONO if mono else SANS}" font-size="{size:g}" fill="{colour}" '
             f'text-anchor="{anchor}" font-weight="{600 if bold else 400}">{escape(words)}</text>'
         )
 
     def cell(self, x: float, y: float, side: float, token: Token, *, repeated: bool = False) -> None:
-        """A token; one that is computed a second time is hatched."""
+        """Add a token, hatched if it is computed a second time."""
         self.rect(x, y, side - 2, side - 2, COLOURS[token[1:]], rx=4)
         if repeated:
             self.rect(x, y, side - 2, side - 2, "url(#hatch)", rx=4)
         self.text(x + side / 2 - 1, y + side / 2 + 3.5, token[0], size=min(12, side * 0.36), anchor="middle", mono=True)
 
     def svg(self, width: int, height: int, title: str) -> str:
-        """The whole file."""
+        """Return the content of the SVG file."""
         hatch = (
             '<defs><pattern id="hatch" width="6" height="6" patternUnits="userSpaceOnUse" '
             'patternTransform="rotate(45)"><rect width="2.5" height="6" fill="#ffffff" fill-opacity="0.45"/></pattern>'
@@ -83,12 +83,12 @@ class Drawing:
 
 
 def tokens_of(pair: int, side: str) -> list[Token]:
-    """One sequence: its prompt, then its response."""
+    """Return the tokens of one sequence: its prompt, then its response."""
     return [(word, pair, part) for part in ("prompt", side) for word in PAIRS[pair][part].split()]
 
 
 def draw_batch(drawing: Drawing, x: float, y: float, sequences: list[list[Token]]) -> None:
-    """The padded batch, one sequence a row."""
+    """Draw the padded batch, one sequence in each row."""
     longest = max(map(len, sequences))
     seen: set[tuple[Token, ...]] = set()
     repeats = 0
@@ -114,7 +114,7 @@ def draw_batch(drawing: Drawing, x: float, y: float, sequences: list[list[Token]
 
 
 def draw_trees(drawing: Drawing, x: float, y: float) -> None:
-    """The pairs as trees: each prompt once, a branch for each response."""
+    """Draw the pairs as trees: each prompt once, with a branch for each response."""
     drawing.text(x, y - 36, "Each prefix once: a forest", size=17, bold=True)
     drawing.text(x, y - 15, "A prompt, and a branch for each response", colour=FAINT)
     for pair in range(len(PAIRS)):
@@ -138,7 +138,7 @@ def draw_trees(drawing: Drawing, x: float, y: float) -> None:
 
 
 def draw_mask(drawing: Drawing, x: float, y: float, forest: TokenForest, names: list[Token], sides: list[str]) -> None:
-    """The forest's row, and below it who sees whom."""
+    """Draw the row of the forest, and below it the attention mask."""
     size = len(forest)
     drawing.text(x, y - 36, f"Token forest: 1 row, {size} positions", size=17, bold=True)
     drawing.text(x, y - 15, "Query q sees key k where k ≤ q < subtree_end[k]", colour=FAINT)
@@ -163,7 +163,7 @@ def draw_mask(drawing: Drawing, x: float, y: float, forest: TokenForest, names: 
     for leaf, side in zip(forest.leaf, sides, strict=True):
         height = grid + leaf * SMALL + 16
         drawing.text(x + size * SMALL + 6, height, f"→ reward, {side}", size=11.5)
-    # One token's reach, as an example: the last of the first prompt.
+    # The queries that see one key, as an example: the last token of the first prompt.
     key = max(k for k in range(size) if names[k][1:] == (0, "prompt"))
     reach = (forest.subtree_end[key] - key) * SMALL
     drawing.rect(
@@ -179,7 +179,7 @@ def draw_mask(drawing: Drawing, x: float, y: float, forest: TokenForest, names: 
 
 
 def draw_legend(drawing: Drawing, x: float, y: float, size: int) -> None:
-    """What the mask's rows, columns and colours mean."""
+    """Draw the meaning of the rows, columns and colours of the mask."""
     lines = [
         f"In the mask, right, rows and columns are the forest's {size} tokens:",
         "the token of a row attends to the coloured columns. Colours",
@@ -197,10 +197,10 @@ def draw_legend(drawing: Drawing, x: float, y: float, size: int) -> None:
 def main() -> None:
     """Lay the pairs out and draw them."""
     sides = ["chosen", "chosen", "rejected", "rejected"]  # as in a batch: first all chosen ones
-    owners = [0, 1, 0, 1]
-    sequences = [tokens_of(pair, side) for pair, side in zip(owners, sides, strict=True)]
+    pairs = [0, 1, 0, 1]
+    sequences = [tokens_of(pair, side) for pair, side in zip(pairs, sides, strict=True)]
     words = list(dict.fromkeys(token[0] for sequence in sequences for token in sequence))
-    forest = TokenForest.from_sequences([[words.index(token[0]) for token in line] for line in sequences], owners)
+    forest = TokenForest.from_sequences([[words.index(token[0]) for token in line] for line in sequences], pairs)
     names: list[Token] = [("", 0, "")] * len(forest)
     for sequence, leaf in zip(sequences, forest.leaf, strict=True):
         path = [k for k in range(len(forest)) if k <= leaf < forest.subtree_end[k]]

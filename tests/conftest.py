@@ -5,7 +5,9 @@ import inspect
 import logging
 import os
 import signal
+from collections import Counter
 from functools import cache, partial
+from itertools import chain
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -35,6 +37,18 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="there is no CUDA device"))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """With `--durations`, list the slowest files as well: `--dist loadfile` gives each file to one worker."""
+    seconds = Counter()
+    for report in chain.from_iterable(terminalreporter.stats.values()):
+        if hasattr(report, "duration"):
+            seconds[report.nodeid.split("::")[0]] += report.duration
+    if count := config.option.durations:
+        terminalreporter.section(f"slowest {count} files")
+        for name, total in seconds.most_common(count):
+            terminalreporter.write_line(f"{total:.1f}s {name}")
 
 
 @pytest.fixture(autouse=True)

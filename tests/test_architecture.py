@@ -1,29 +1,28 @@
-"""Who may import whom: the table of the design, read from the source."""
+"""The rules of docs/architecture.md, read from the source: imports between packages, file names, and the tree."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parents[1] / "src" / "plaudit"
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "plaudit"
+PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 
-# A package may import itself, `errors`, and these.
-ALLOWED = {
-    "errors": set(),
-    "data": set(),
-    "forest": set(),
-    "losses": set(),
-    "metrics": set(),
-    "models": {"forest"},
-    "checkpoint": {"data", "forest", "models"},
-    "engine": {"forest", "models"},
-    "training": {"data", "forest", "models", "checkpoint", "losses", "metrics"},
-    "scoring": {"data", "forest", "models", "checkpoint", "engine"},
-    "evaluation": {"data", "metrics", "scoring"},
-    "cli": {"data", "forest", "models", "checkpoint", "training", "losses", "metrics", "scoring", "evaluation"},
-}
+
+def allowed_imports():
+    """The table of the page: for each package, those that it may import beside itself and `errors`."""
+    table = PAGE[PAGE.index("| package | may import |") :].split("\n\n")[0]
+    rows = re.findall(r"^\| (`.*) \| (.*) \|$", table, flags=re.MULTILINE)
+    names = [(re.findall(r"`(\w+)`", packages), set(re.findall(r"`(\w+)`", allowed))) for packages, allowed in rows]
+    allowed = {package: imports for packages, imports in names for package in packages}
+    return allowed | {"cli": set(allowed)}
+
+
+ALLOWED = allowed_imports()
 
 
 def package_of(path):
@@ -32,7 +31,7 @@ def package_of(path):
 
 
 def imported_packages(path):
-    """Names under `plaudit.` that a file imports, at its head or inside its functions; not those for type checkers."""
+    """Packages under `plaudit.` that a file imports, at its head or inside its functions, except for type checkers."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
@@ -74,3 +73,28 @@ def test_metrics_need_numpy_alone():
 def test_importing_plaudit_pulls_in_no_torch():
     code = "import sys, plaudit, plaudit.data, plaudit.cli; print('torch' in sys.modules or 'datasets' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def paths_of_the_tree():
+    """The files that the tree of the page names, relative to `src/plaudit`; a folder's name ends in a slash there."""
+    (block,) = re.findall(r"```text\nsrc/plaudit/\n(.*?)```", PAGE, flags=re.DOTALL)
+    folders = []
+    for line in block.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        name, description = line.split(maxsplit=1)
+        assert description, line
+        folders[depth - 1 :] = [name.rstrip("/")]
+        if not name.endswith("/"):
+            yield "/".join(folders)
+
+
+def test_the_page_names_every_module_and_no_other():
+    modules = [path for path in SOURCE.rglob("*.py") if path.name != "__init__.py" or path.parent == SOURCE]
+    assert sorted(paths_of_the_tree()) == sorted(path.relative_to(SOURCE).as_posix() for path in modules)
+
+
+def test_files_that_the_page_mentions_exist():
+    mentioned = set(re.findall(r"`([\w/]+\.py|[\w/]+/)`", PAGE)) - {"serving/"}
+    missing = [name for name in mentioned if not ((SOURCE / name).exists() or (ROOT / name).exists())]
+    assert mentioned
+    assert not missing

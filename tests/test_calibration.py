@@ -1,5 +1,6 @@
-"""Intervals, log-loss, calibration and temperature, worked by hand and by what must not change them."""
+"""Log loss, calibration and temperature: worked by hand, and what must not change them."""
 
+import doctest
 import math
 
 import numpy as np
@@ -7,16 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plaudit.metrics import (
-    accuracy,
-    accuracy_interval,
-    accuracy_interval_by_prompt,
-    best_temperature,
-    calibration_bins,
-    calibration_error,
-    difference_correlation,
-    log_loss,
-)
+from plaudit import calibration
+from plaudit.calibration import best_temperature, calibration_bins, calibration_error, log_loss
 
 LOG3 = math.log(3)  # sigmoid(log 3) = 3/4
 COMPARISONS = st.lists(
@@ -32,7 +25,12 @@ def many(seed=0, size=400):
     return draw.normal(0.5, 2, size), draw.uniform(0, 1, size), draw.uniform(0.1, 3, size)
 
 
-# Log-loss
+def test_the_examples_of_the_docstrings_hold():
+    assert all(">>>" in getattr(calibration, name).__doc__ for name in calibration.__all__)
+    assert doctest.testmod(calibration).failed == 0
+
+
+# Log loss
 
 
 def test_log_loss_is_that_worked_by_hand():
@@ -154,9 +152,6 @@ def test_it_does_not_matter_which_response_is_called_the_first():
     swapped, label = np.where(turned, -d, d), np.where(turned, 1 - q, q)
     for function in (log_loss, calibration_error, best_temperature):
         assert function(swapped, label, w) == pytest.approx(function(d, q, w), rel=1e-9)
-    longer = many(2)[0]
-    other = difference_correlation(swapped, np.where(turned, -longer, longer))
-    assert other == pytest.approx(difference_correlation(d, longer))
 
 
 def test_a_comparison_of_weight_two_is_two():
@@ -174,75 +169,10 @@ def test_the_order_does_not_matter(comparisons, random):
     (d, q, w), (d2, q2, w2) = zip(*comparisons, strict=True), zip(*shuffled, strict=True)
     assert log_loss(d2, q2, w2) == pytest.approx(log_loss(d, q, w))
     np.testing.assert_allclose(calibration_bins(d2, q2, w2), calibration_bins(d, q, w))
-    assert difference_correlation(d2, q2) == pytest.approx(difference_correlation(d, q), nan_ok=True)
-
-
-# Intervals
-
-
-def test_one_comparison_for_each_prompt_has_wilsons_interval():
-    chosen, rejected = [1.0] * 81 + [0.0] * 182, [0.5] * 263
-    by_prompt = accuracy_interval_by_prompt(chosen, rejected, range(263))
-    assert by_prompt == accuracy_interval(81 / 263, 263)
-    assert by_prompt == accuracy_interval_by_prompt(chosen, rejected, range(263), [0.25] * 263)
-
-
-def test_what_is_the_same_for_all_prompts_has_wilsons_interval_of_prompts():
-    prompts = [0, 0, 1, 1, 2, 2]
-    assert accuracy_interval_by_prompt([1] * 6, [0] * 6, prompts) == accuracy_interval(1.0, 3)
-    assert accuracy_interval_by_prompt([1, 0] * 3, [0, 1] * 3, prompts) == accuracy_interval(0.5, 3)
-
-
-def test_the_bootstrap_has_the_quantiles_of_two_prompts():
-    # Two prompts, one right in 3 of 3 and one wrong in 1: draws of two give 1 (1/4), 3/4 (1/2) and 0 (1/4).
-    assert accuracy_interval_by_prompt([1, 1, 1, 0], [0, 0, 0, 1], [7, 7, 7, 3]) == (0.0, 1.0)
-
-
-def test_the_bootstrap_has_the_width_of_its_prompts():
-    """Ten copies of each comparison say nothing new: the standard error stays that of the prompts."""
-    draw = np.random.default_rng(3)
-    right = draw.random(400) < 0.7
-    prompts = np.repeat(np.arange(400), 10)
-    low, high = accuracy_interval_by_prompt(np.repeat(right, 10), np.full(4000, 0.5), prompts[::-1])
-    error = math.sqrt(right.mean() * (1 - right.mean()) / 400)
-    assert right.mean() - low == pytest.approx(1.96 * error, rel=0.1)  # 2000 draws: a quantile is right to some percent
-    assert high - right.mean() == pytest.approx(1.96 * error, rel=0.1)
-
-
-def test_the_bootstrap_resamples_weights_with_their_comparisons():
-    """Where each prompt has one weighted comparison, the variance is that of a ratio: sum w^2 (x - mean)^2 / W^2."""
-    draw = np.random.default_rng(5)
-    right, weights = (draw.random(500) < 0.6).astype(float), draw.uniform(0, 4, 500)
-    mean = accuracy(right, [0.5] * 500, weights)
-    low, high = accuracy_interval_by_prompt(right, [0.5] * 500, range(500), weights)
-    error = math.sqrt((weights**2 * (right - mean) ** 2).sum()) / weights.sum()
-    assert high - low == pytest.approx(2 * 1.96 * error, rel=0.1)
-
-
-def test_the_interval_is_the_same_again_in_another_order_and_in_smaller_pieces(monkeypatch):
-    draw = np.random.default_rng(0)
-    chosen, prompts, weights = draw.normal(size=300), draw.integers(0, 60, 300), draw.uniform(0.5, 2, 300)
-    first = accuracy_interval_by_prompt(chosen, np.zeros(300), prompts, weights)
-    order = draw.permutation(300)
-    again = accuracy_interval_by_prompt(chosen[order], np.zeros(300), prompts[order], weights[order])
-    assert again == pytest.approx(first)
-    monkeypatch.setattr("plaudit.metrics._DRAWN_AT_ONCE", 60 * 7)
-    assert accuracy_interval_by_prompt(chosen, np.zeros(300), prompts, weights) == first
-
-
-# Correlation
-
-
-def test_the_correlation_of_differences_is_that_worked_by_hand():
-    # 1, 2, -1, -2 against 2, 1, -2, -1: ranks 3 4 2 1 and 4 3 1 2, squared distances 4, so 1 - 6 * 4 / (4 * 15)
-    assert difference_correlation([1, 2], [2, 1]) == pytest.approx(0.6)
-    assert difference_correlation([-1, -2], [2, 1]) == pytest.approx(-0.6)
-    assert math.isnan(difference_correlation([0, 0], [1, 2]))
-    assert math.isnan(difference_correlation([1, 2], [0, 0]))
 
 
 @pytest.mark.parametrize("wrong", [([], None, None), ([1.0], [1.0, 0.5], None), ([[1.0]], None, None)])
-def test_what_are_no_differences_is_refused(wrong):
+def test_columns_that_are_empty_or_do_not_fit_are_refused(wrong):
     for function in (log_loss, calibration_bins, best_temperature):
         with pytest.raises(ValueError, match="expected one-dimensional arrays of one length"):
             function(*wrong)

@@ -1,20 +1,69 @@
-"""Which sequences run together, seen from the model: token ids alone, no text."""
+"""The scoring engine, seen from the model: token ids alone, no text."""
+
+import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    FNetConfig,
+    ModernBertDecoderConfig,
+    Qwen3ForSequenceClassification,
+    T5GemmaConfig,
+    set_seed,
+)
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from plaudit.engine import ScoringEngine
-from plaudit.models.equivalence import Unclear
+from plaudit.errors import ModelError
+from plaudit.models.inputs import padded_inputs
+
+
+def sequences_of(lengths, seed=0):
+    """Sequences that share nothing: each begins with a token of its own."""
+    draw = np.random.default_rng(seed)
+    return [[n + 3, *draw.integers(100, 300, length - 1).tolist()] for n, length in enumerate(lengths)]
+
+
+SEQUENCES = sequences_of([26, 5, 68, 12, 47, 19, 61, 33])
+SMALL = {
+    "vocab_size": 330, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_labels": 1, "initializer_range": 0.3,
+}  # fmt: skip
+GEMMA = SMALL | {"num_key_value_heads": 2, "head_dim": 8, "query_pre_attn_scalar": 8, "pad_token_id": 1}
+
+
+@pytest.fixture
+def engine(make_model):
+    return ScoringEngine(make_model(), 4096)
+
+
+def build(config):
+    set_seed(0)
+    return AutoModelForSequenceClassification.from_config(config).eval()
+
+
+def one_by_one(model, sequences=SEQUENCES):
+    """Rewards by the forward that the model has now, without padding."""
+    with torch.inference_mode():
+        return np.array([model(**padded_inputs([ids], 0)).logits.item() for ids in sequences], dtype=np.float32)
+
+
+# Batches
 
 
 @pytest.fixture
 def ran(make_model):
-    """An engine that has settled its layout, and the shape of what it runs."""
+    """An engine in a layout, and the shapes of the batches that it runs from now on."""
 
     def start(layout, budget):
         engine = ScoringEngine(make_model(), budget)
-        engine.layout, engine._is_compared = layout, True
+        engine.score(SEQUENCES[:1])  # settles the layout
+        engine.layout = layout
         shapes = []
         engine.model.model.register_forward_pre_hook(
             lambda _, __, options: shapes.append(tuple(options["input_ids"].shape)), with_kwargs=True
@@ -22,12 +71,6 @@ def ran(make_model):
         return engine, shapes
 
     return start
-
-
-def sequences_of(lengths, seed=0):
-    """Sequences that share nothing: each begins with a token of its own."""
-    draw = np.random.default_rng(seed)
-    return [[n, *draw.integers(100, 300, length - 1)] for n, length in enumerate(lengths)]
 
 
 @pytest.mark.parametrize("layout", ["forest", "padded"])
@@ -54,45 +97,199 @@ def test_what_sequences_share_counts_once_in_each_batch_wherever_they_stand(ran)
     assert shapes == [(1, 80)] * 6
 
 
-def test_rewards_too_close_for_their_precision_are_compared_in_float32(make_model, monkeypatch):
-    asked = []
-
-    def unclear_unless_wide(score, precision, *, sure, tried):
-        asked.append((precision, {each.dtype for each in engine.model.parameters()}, score(sure).shape, tried))
-        if precision != torch.float32:
-            raise Unclear
-
-    monkeypatch.setattr("plaudit.engine.compare_layouts", unclear_unless_wide)
-    engine = ScoringEngine(make_model().to(torch.bfloat16), 100)
-    narrow = {name: each.dtype for name, each in engine.model.named_parameters()}
-    engine.score(sequences_of([5, 6]))
-    assert [(precision, tried) for precision, _, _, tried in asked] == [
-        (torch.bfloat16, "forest"), (torch.float32, "forest"),
-    ]  # fmt: skip
-    assert asked[1][1] == {torch.float32}
-    assert {name: each.dtype for name, each in engine.model.named_parameters()} == narrow
-    assert engine.layout == "forest"
+def test_rewards_come_in_the_order_of_the_sequences_whatever_the_budget(make_model):
+    expected = one_by_one(make_model().eval())
+    for budget in (1, 20, 100, 10_000):
+        np.testing.assert_allclose(ScoringEngine(make_model(), budget).score(SEQUENCES), expected, atol=2e-6)
 
 
-def test_where_only_float32_could_tell_and_does_not_fit_batches_are_padded(make_model, monkeypatch, caplog):
-    def compare(_, precision, **__):
-        if precision == torch.float32:
-            raise torch.OutOfMemoryError
-        raise Unclear
+def test_no_sequences_have_no_rewards(engine):
+    assert engine.score([]).shape == (0,)
 
-    monkeypatch.setattr("plaudit.engine.compare_layouts", compare)
-    engine = ScoringEngine(make_model().to(torch.bfloat16), 100)
+
+def test_a_token_id_beyond_the_embedding_is_an_error_that_names_it(engine):
+    with pytest.raises(ModelError, match="a sequence has the token id 320, and the model's embedding ends at 319"):
+        engine.score([[1, 319], [1, 320]])
+    assert engine.score([[1, 319]]).shape == (1,)
+
+
+# Memory
+
+
+@pytest.fixture
+def limit_memory(engine):
+    """Give the device room for so many positions; returns the numbers of sequences of the batches that it ran."""
+
+    def limit(positions):
+        sizes = []
+
+        def check(model, args, options):
+            if options["input_ids"].numel() > positions:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            sizes.append(len(options["leaf"] if "leaf" in options else options["input_ids"]))
+
+        engine.model.register_forward_pre_hook(check, with_kwargs=True)
+        return sizes
+
+    return limit
+
+
+@pytest.mark.parametrize("layout", ["forest", "padded"])
+def test_batches_that_do_not_fit_into_memory_become_smaller_and_stay_so(engine, limit_memory, layout, caplog):
+    expected = engine.score(SEQUENCES)
+    engine.layout = layout
+    sizes, reported = limit_memory(130), []
     with caplog.at_level("WARNING", logger="plaudit"):
-        assert engine.score(sequences_of([5, 6])).shape == (2,)
+        np.testing.assert_allclose(engine.score(SEQUENCES, reported.append), expected, atol=2e-6)
+    assert reported == sizes
+    assert sum(sizes) == len(SEQUENCES)
+    assert 1 < max(sizes) < len(SEQUENCES)
+    budget = engine.max_tokens_per_batch
+    assert budget < 4096
+    assert f"does not fit into the memory of cpu: going on with max_tokens_per_batch={budget}" in caplog.text
+    caplog.clear()
+    engine.score(SEQUENCES)
+    assert not caplog.text
+    assert engine.max_tokens_per_batch == budget
+
+
+def test_layouts_are_compared_on_short_sequences_where_whole_ones_do_not_fit(make_model, engine, limit_memory):
+    long = sequences_of([150, 160, 170])
+    expected = one_by_one(make_model().eval(), long)
+    sizes = limit_memory(330)
+    np.testing.assert_allclose(engine.score(long), expected, atol=2e-6)
+    assert engine.layout == "forest"
+    assert max(sizes) == 5  # with two sequences that were made to share tokens
+
+
+def test_a_sequence_that_does_not_fit_into_memory_alone_is_an_error_with_ways_out(engine, limit_memory):
+    engine.score(SEQUENCES)
+    limit_memory(20)
+    with pytest.raises(ModelError, match=r"a sequence of \d+ tokens alone does not fit.*Lower `max_length`"):
+        engine.score(SEQUENCES)
+
+
+# Beside other code
+
+
+def test_threads_that_share_a_model_take_turns(make_model):
+    """In bf16 the first call widens the weights for a while: another one would meet them half way."""
+    expected = ScoringEngine(make_model().to(torch.bfloat16), 4096).score(SEQUENCES)
+    engine = ScoringEngine(make_model().to(torch.bfloat16), 4096)
+    running, most = [], []
+
+    def enter(*_):
+        running.append(1)
+        most.append(len(running))
+        time.sleep(0.01)
+
+    engine.model.register_forward_pre_hook(enter)
+    engine.model.register_forward_hook(lambda *_: running.clear())  # and returns None: the output stays
+    with ThreadPoolExecutor(4) as pool:
+        rewards = list(pool.map(engine.score, [SEQUENCES] * 4))
+    assert max(most) == 1
+    for each in rewards:
+        np.testing.assert_array_equal(each, expected)
+
+
+def test_autocast_around_a_call_changes_no_reward(engine):
+    expected = engine.score(SEQUENCES)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        np.testing.assert_array_equal(engine.score(SEQUENCES), expected)
+
+
+def test_a_model_that_is_being_trained_is_scored_without_dropout_and_trains_on(make_model):
+    engine = ScoringEngine(make_model(attention_dropout=0.5), 4096)
+    expected = engine.score(SEQUENCES)
+    engine.model.train()
+    engine.model.model.layers[0].eval()  # a layer that is frozen
+    np.testing.assert_array_equal(engine.score(SEQUENCES), expected)
+    assert engine.model.training
+    assert engine.model.model.layers[1].self_attn.training
+    assert not engine.model.model.layers[0].self_attn.training
+
+
+def test_an_engine_can_be_pickled(engine):
+    expected = engine.score(SEQUENCES)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(engine)).score(SEQUENCES), expected)
+
+
+# Which layout
+
+
+@pytest.mark.parametrize("first", [SEQUENCES[:1], SEQUENCES], ids=["one sequence first", "all at once"])
+def test_a_forest_that_scores_wrongly_is_found_out_and_batches_are_padded(make_model, monkeypatch, caplog, first):
+    def see_everything(_, args, options):  # each token sees all before it: right for one sequence, and for no two
+        if "subtree_end" in options:
+            ends = options["subtree_end"]
+            options["subtree_end"] = torch.full_like(ends, ends.shape[1])
+        return args, options
+
+    model = make_model()
+    model.register_forward_pre_hook(see_everything, with_kwargs=True)
+    engine = ScoringEngine(model, 4096)
+    assert engine.layout == "forest"
+    with caplog.at_level("WARNING", logger="plaudit"):
+        engine.score(first)
     assert engine.layout == "padded"
-    assert "only float32 could tell" in caplog.text
+    assert f"scoring padded batches, since on {min(len(first), 4) + 2} sequences the rewards of the two" in caplog.text
+    np.testing.assert_allclose(engine.score(SEQUENCES), one_by_one(make_model().eval()), atol=2e-6)
 
 
-def test_experts_are_compared_in_float32_at_once(make_model, monkeypatch):
-    """Rounding may send a token to another expert: in their own precision the layouts may differ and both be right."""
-    asked = []
-    monkeypatch.setattr("plaudit.engine.compare_layouts", lambda _, precision, **__: asked.append(precision))
-    model = make_model().to(torch.bfloat16)
-    model.config.num_experts = 4
-    ScoringEngine(model, 100).score(sequences_of([5, 6]))
-    assert asked == [torch.float32]
+@pytest.mark.parametrize(
+    ("config", "layout"),
+    [
+        (BertConfig(**SMALL), "padded"),
+        (ModernBertDecoderConfig(**SMALL, pad_token_id=1, local_attention=64), "padded"),  # it looks for the pad token
+        (T5GemmaConfig(encoder=GEMMA, decoder=GEMMA, num_labels=1, pad_token_id=1), "padded"),
+        (FNetConfig(**{name: SMALL[name] for name in SMALL if "heads" not in name}), "alone"),  # mixes the padding in
+    ],
+    ids=["an encoder", "a decoder with a head of its own", "an encoder and a decoder", "an encoder without a mask"],
+)
+@pytest.mark.parametrize("first", [1, len(SEQUENCES)], ids=["one sequence first", "all at once"])
+def test_where_padding_would_change_rewards_sequences_run_alone(config, layout, first):
+    model, sequences = build(config), [[*ids, 1] for ids in SEQUENCES]  # they end in EOS, which is the pad token
+    alone = one_by_one(model, sequences)
+    assert np.std(alone) > 0.01
+    engine = ScoringEngine(model, 200)
+    engine.score(sequences[:first])
+    np.testing.assert_allclose(engine.score(sequences), alone, atol=1e-5 * np.std(alone) + 1e-6)
+    assert engine.layout == layout
+
+
+class Minus(Qwen3ForSequenceClassification):
+    """As a checkpoint with code of its own may read its head elsewhere, and with another sign."""
+
+    def forward(self, input_ids, attention_mask=None):
+        hidden = self.model(input_ids, attention_mask=attention_mask)[0]
+        return SequenceClassifierOutput(logits=-self.score(hidden[:, 0]) - hidden[:, 1, :1])
+
+
+class Same(Qwen3ForSequenceClassification):
+    def forward(self, *arguments, **options):
+        return super().forward(*arguments, **options)
+
+
+class Five(Qwen3ForSequenceClassification):
+    def forward(self, input_ids, attention_mask=None):
+        return SequenceClassifierOutput(logits=torch.zeros(len(input_ids), 5))
+
+
+@pytest.mark.parametrize(("kind", "layout"), [(Minus, "padded"), (Same, "forest")])
+def test_a_model_that_ships_its_own_forward_scores_as_that_does(make_model, caplog, kind, layout):
+    model = make_model().eval()
+    model.__class__ = kind
+    alone = one_by_one(model)
+    engine = ScoringEngine(model, 4096)
+    with caplog.at_level("WARNING", logger="plaudit"):
+        np.testing.assert_allclose(engine.score(SEQUENCES), alone, atol=2e-6)
+    assert engine.layout == layout
+    assert ("scoring with the forward that Minus ships" in caplog.text) == (kind is Minus)
+    assert pickle.loads(pickle.dumps(engine)).score(SEQUENCES) == pytest.approx(alone, abs=2e-6)
+
+
+def test_a_model_whose_own_forward_gives_no_single_reward_is_refused(make_model):
+    model = make_model()
+    model.__class__ = Five
+    with pytest.raises(ModelError, match=r"Five: expected `logits` with one reward for each of 1 sequences, got .*5\]"):
+        ScoringEngine(model, 4096).score(SEQUENCES)

@@ -44,11 +44,10 @@ def test_zero_3_saves_its_weights_and_fsdp_is_the_second():
 def test_the_reinforced_policy_in_small(tmp_path, monkeypatch):
     """`make rl` is the whole one; here it runs from end to end, too short to learn anything."""
     pytest.importorskip("trl", reason="TRL is not beside this environment; `make test` puts it there")
-    from plaudit.cli import quickstart
+    from plaudit.quickstart.demonstration import run_quickstart
 
-    for name, count in (("TRAIN_PAIRS", 320), ("TEST_PAIRS", 50), ("FRESH_RESPONSES", 50)):
-        monkeypatch.setattr(quickstart, name, count)
     monkeypatch.chdir(tmp_path)
+    run_quickstart(0, "quickstart-reward-model", train_pairs=320, test_pairs=50, responses=50)
     script = runpy.run_path(str(FILES[0].parents[1] / "grpo_true_reward.py"))
     script["main"](["--steps", "2", "--imitated", "64", "--judged", "16"])
     curves = json.loads(Path("grpo-true-reward/curves.json").read_text())

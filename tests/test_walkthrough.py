@@ -1,4 +1,4 @@
-"""The page that leads from pairs to a policy, run as it stands: its commands in a shell, its program in Python."""
+"""The commands and the program of docs/walkthrough.md, run one after the other on a tiny model."""
 
 import json
 import os
@@ -21,7 +21,7 @@ def say(role, text):
 
 @pytest.fixture
 def place(tmp_path, tokenizer, tiny_config):
-    """A folder with the files of the page, and its model where transformers looks before it asks the hub."""
+    """A folder with the files of the page, and its model under the hub id, where transformers looks first."""
     set_seed(0)
     config = tiny_config(pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
     for part in (AutoModelForCausalLM.from_config(config), tokenizer):
@@ -46,7 +46,7 @@ def run(command, place):
 
 
 @pytest.mark.slow
-def test_a_stranger_gets_from_pairs_to_a_policy(place):
+def test_the_page_leads_from_pairs_to_a_policy(place):
     blocks = re.findall(r"```(bash|python)\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
     assert [kind for kind, _ in blocks] == ["bash"] * 4 + ["python"]
     trained, verified, judged, scored = (run(["bash", "-e", "-c", block], place) for _, block in blocks[:4])

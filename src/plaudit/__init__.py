@@ -1,6 +1,6 @@
-"""Plaudit trains reward models from human preferences, proves what they learnt, and scores with them.
+"""Reward models for language models: training on human preferences, evaluation and scoring.
 
-The names below load when they are first used, so `import plaudit` alone pulls in no torch.
+The public names load when they are first used, so `import plaudit` alone imports no torch.
 """
 
 from importlib import import_module
@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from plaudit.data.sources import ScriptArguments
+    from plaudit.data.script_arguments import ScriptArguments
     from plaudit.evaluation.evaluate import evaluate
     from plaudit.models.adapters import get_peft_config
     from plaudit.models.model_config import ModelConfig
@@ -32,7 +32,7 @@ _HOMES = {
     "RewardFunction": "plaudit.scoring.reward_function",
     "RewardModel": "plaudit.scoring.reward_model",
     "RewardTrainer": "plaudit.training.trainer",
-    "ScriptArguments": "plaudit.data.sources",
+    "ScriptArguments": "plaudit.data.script_arguments",
 }
 
 __all__ = [

@@ -1,126 +1,132 @@
-"""Token ids in, rewards out: which sequences make a batch, in which layout. It knows no text and no tokenizer."""
+"""The scoring engine: it groups sequences of token ids into batches, runs the model on them, and knows no text."""
 
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from peft import PeftModel
-from transformers import PreTrainedModel
 
 from plaudit.errors import ModelError
-from plaudit.forest import attention
 from plaudit.forest.trie import SHARED_TOKENS, common_tokens
 from plaudit.models.adapters import base_model
-from plaudit.models.equivalence import Unclear, compare_layouts, in_float32, routes_experts, why_padded
+from plaudit.models.equivalence import reason_for_padding, settle_layout
 from plaudit.models.inputs import forest_inputs, padded_inputs
 from plaudit.models.load import embedding_rows
-from plaudit.models.precision import precision_of
-from plaudit.models.reward_head import bind_reward_forward, is_bound, unbound
-from plaudit.models.steady import rounds_its_inputs
+from plaudit.models.reward_head import bind_reward_forward
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 __all__ = ["ScoringEngine"]
 
 logger = logging.getLogger(__name__)
 
-_PROBED = 4  # sequences on which the layouts are compared before the first forest counts
-_PROBED_POSITIONS = 1 << 13
-_SHORT = 64  # tokens of a sequence, where whole ones do not fit into memory together
+_SHORT = 64  # tokens to compare layouts on where whole sequences do not fit into memory together
 
-Ids = Sequence[int]
+Array = NDArray[np.int64]
 
 
 class ScoringEngine:
-    """Runs a reward model over batches of sequences, as forests where the model allows it; for one thread at a time.
+    """Scores sequences of token ids in batches, as forests where the model allows it, one call at a time.
 
     Args:
         model: A sequence classifier with one label, or a PEFT model of one. Changed in place.
-        max_tokens_per_batch: Distinct tokens of a batch; padded, all positions. A longer sequence runs alone.
+        max_tokens_per_batch: The most tokens of a forest, shared prefixes counted once, or positions of a padded batch.
+            A longer sequence runs alone.
 
     Attributes:
-        layout: "forest", "padded", or "alone": each sequence by itself. The first sequences are scored in two of them:
-            where they differ, it is the one that comes later here.
+        layout: "forest", "padded", or "alone" (each sequence by itself). The first sequences are scored in two layouts,
+            and a later one of the three is taken where their rewards differ.
     """
 
     def __init__(self, model: "PreTrainedModel | PeftModel", max_tokens_per_batch: int) -> None:
+        from plaudit.forest import attention
+
         base = base_model(model)
         bind_reward_forward(base)
         self.model, self.max_tokens_per_batch = model.eval(), max_tokens_per_batch
-        self._turn = threading.Lock()
-        self.layout, self._is_compared = "padded", False
-        self._pad = _pad_of(base)
-        self._known: int | None = None
-        with suppress(NotImplementedError, AttributeError):  # Canine hashes characters
-            self._known = embedding_rows(base)
-        if why_padded(model) is None:
+        self.layout, self._is_settled = "padded", False
+        self._lock = threading.Lock()
+        self._pad_id = _pad_id(base)
+        self._vocabulary_size: int | None = None
+        with suppress(NotImplementedError, AttributeError):  # Canine hashes characters and has no input embedding
+            self._vocabulary_size = embedding_rows(base)
+        if reason_for_padding(model) is None:
             attention.enable(base)
             self.layout = "forest"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_turn"}
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        from plaudit.forest import attention
+
         self.__dict__.update(state)
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         base = base_model(self.model)
         if attention.enabled_backend(base) is not None:
-            attention.enable(base)  # registered by name, which a process that unpickles does not know
+            attention.enable(base)  # its function must be registered by name in this process as well
 
     def score(
-        self, sequences: Sequence[Ids], progress: Callable[[int], object] = lambda _: None
+        self, sequences: Sequence[Sequence[int]], progress: Callable[[int], object] = lambda _: None
     ) -> NDArray[np.float32]:
-        """Rewards [N] of N lists of one or more ids, float32, in the order given.
+        """Return the rewards [N] of N sequences, float32, in the order given.
 
         Args:
-            sequences: The lists.
+            sequences: N lists of one or more token ids.
             progress: Called after each batch with the number of its sequences.
 
         Raises:
-            ModelError: A sequence alone does not fit into memory, it has a token that the model does not
-                know, or the model's own code gives no reward.
+            ModelError: A single sequence does not fit into memory, a token id lies outside the model's embedding, or
+                the forward of the model gives no reward.
         """
         arrays = [np.asarray(ids, dtype=np.int64) for ids in sequences]
-        self._check(arrays)
-        # The first call changes the layout, and the weights for a while; one that runs out of memory, the batches.
-        with self._turn, _as_loaded(self.model):
+        self._check_ids(arrays)
+        # The first call settles the layout, with the weights in float32 for a while; any call may shrink the batches.
+        with self._lock, _evaluation_mode(self.model):
+            if arrays and not self._is_settled:
+                self._settle_layout(arrays)
             return self._score(arrays, progress)
 
-    def _check(self, arrays: list[NDArray[np.int64]]) -> None:
+    def _check_ids(self, arrays: list[Array]) -> None:
         greatest = max((int(ids.max(initial=0)) for ids in arrays), default=0)
-        if self._known is not None and greatest >= self._known:  # a GPU would end the process, and name no reason
+        if self._vocabulary_size is not None and greatest >= self._vocabulary_size:  # a GPU would abort the process
             raise ModelError(
-                f"a sequence has the token id {greatest}, and the model's embedding ends at {self._known - 1}. The "
-                f"tokenizer is of another model, or got tokens that the model did not."
+                f"a sequence has the token id {greatest}, and the model's embedding ends at "
+                f"{self._vocabulary_size - 1}. The tokenizer is of another model, or got tokens that the model did not."
             )
 
-    def _score(self, arrays: list[NDArray[np.int64]], progress: Callable[[int], object]) -> NDArray[np.float32]:
+    def _settle_layout(self, arrays: list[Array]) -> None:
+        try:
+            self.layout, self._is_settled = settle_layout(self.model, arrays, self._run, self.layout)
+        except torch.OutOfMemoryError:
+            pass  # its traceback holds tensors until here
+        else:
+            return
+        short = [ids[:_SHORT] for ids in arrays]
+        self.layout, self._is_settled = settle_layout(self.model, short, self._run, self.layout)
+
+    def _score(self, arrays: list[Array], progress: Callable[[int], object]) -> NDArray[np.float32]:
         rewards = np.zeros(len(arrays), dtype=np.float32)
-        if not self._is_compared and arrays:
-            short = False
-            try:
-                self._is_compared = self._compare(arrays)
-            except torch.OutOfMemoryError:  # some fit one by one, and of one that does not the batches tell
-                short = True
-            if short:  # outside, since an exception holds the tensors that it came from
-                self._is_compared = self._compare([ids[:_SHORT] for ids in arrays[:_PROBED]])
         waiting = set(range(len(arrays)))
         while waiting:
             for batch in self._batches(arrays, sorted(waiting)):
-                held = [arrays[n] for n in batch]
+                sequences = [arrays[index] for index in batch]
                 try:
-                    rewards[batch] = self._run(held, self.layout).cpu().numpy()
+                    rewards[batch] = self._run(sequences, self.layout).cpu().numpy()
                 except torch.OutOfMemoryError:
-                    self._make_batches_smaller(held)
+                    self._halve_budget(sequences)
                     break
                 waiting.difference_update(batch)
                 progress(len(batch))
         return rewards
 
-    def _make_batches_smaller(self, failed: list[NDArray[np.int64]]) -> None:
+    def _halve_budget(self, failed: list[Array]) -> None:
         device = self.model.device
         if len(failed) == 1:
             raise ModelError(
@@ -135,12 +141,13 @@ class ScoringEngine:
             len(failed), device, self.max_tokens_per_batch,
         )  # fmt: skip
 
-    def _run(self, sequences: list[NDArray[np.int64]], layout: str) -> torch.Tensor:
+    def _run(self, sequences: list[Array], layout: str) -> torch.Tensor:
+        """Return the rewards [N] of one batch in a layout, in float32."""
         if layout == "alone":
-            return torch.cat([self._run([each], "padded") for each in sequences])
-        # Each is a row of its own: sequences share what pays to be shared, be it of one prompt or of two.
+            return torch.cat([self._run([ids], "padded") for ids in sequences])
+        # Each sequence is a row of its own: prefixes are shared where that pays, across prompts as well.
         rows = range(len(sequences))
-        inputs = forest_inputs(sequences, rows) if layout == "forest" else padded_inputs(sequences, self._pad)
+        inputs = forest_inputs(sequences, rows) if layout == "forest" else padded_inputs(sequences, self._pad_id)
         device = self.model.device
         outputs = self.model(**{name: tensor.to(device) for name, tensor in inputs.items()})
         rewards = getattr(outputs, "logits", None)
@@ -152,77 +159,54 @@ class ScoringEngine:
             )
         return rewards.float().reshape(-1)
 
-    # Batches
-
-    def _batches(self, arrays: list[NDArray[np.int64]], numbers: list[int]) -> Iterator[list[int]]:
-        """Those with these numbers, in batches."""
-        lengths = {number: len(arrays[number]) for number in numbers}
+    def _batches(self, arrays: list[Array], indices: list[int]) -> Iterator[list[int]]:
+        """Group the sequences with the given indices into batches of at most `max_tokens_per_batch` tokens."""
         if self.layout == "forest":
-            order, costs = _in_order_of_prefixes(arrays, numbers)
-            yield from _filled(order, costs, lengths, self.max_tokens_per_batch)
-        else:
-            yield from _of_like_length(lengths, self.max_tokens_per_batch if self.layout == "padded" else 1)
-
-    # Which layout
-
-    def _compare(self, arrays: list[NDArray[np.int64]]) -> bool:
-        """Score a few sequences in two ways; what they differ by decides for all that come. Whether they could tell."""
-        base, few = base_model(self.model), _few(arrays)
-        if is_bound(base) and not type(base).forward.__module__.startswith("transformers."):
-            self._compare_with_its_own_forward(base, few)
-        if self.layout == "forest":
-            probed = few + _branching(arrays[0], base.config.get_text_config())
-            if reason := self._difference(lambda layout: self._run(probed, layout), "padded", "forest"):
-                self.layout = "padded"
-                logger.warning("scoring padded batches, since %s", reason)
-        if self.layout != "padded" or is_bound(base):  # ours reads past no padding, whatever the token
-            return True
-        probed = [*few, np.append(few[0][: len(few[0]) // 2], few[0][-1])]
-        if reason := self._difference(lambda layout: self._run(probed, layout), "alone", "padded"):
-            self.layout = "alone"
-            logger.warning("scoring each sequence alone, which is slow, since padding changes rewards: %s", reason)
-        return len(set(map(len, probed))) > 1
-
-    def _compare_with_its_own_forward(self, base: PreTrainedModel, probed: list[NDArray[np.int64]]) -> None:
-        """A model that ships its own code may read its reward elsewhere, or change it: then its own forward counts."""
-
-        def score(whose: str) -> torch.Tensor:
-            if whose == "ours":
-                return self._run(probed, "alone")
-            with unbound(base):
-                return self._run(probed, "alone")
-
-        if reason := self._difference(score, "its own", "ours"):
-            vars(base).pop("forward")
-            self.layout = "padded"
-            logger.warning("scoring with the forward that %s ships, since %s", type(base).__name__, reason)
-
-    def _difference(self, score: Callable[[str], torch.Tensor], sure: str, tried: str) -> str | None:
-        base = base_model(self.model)
-        try:
-            if routes_experts(base) and not rounds_its_inputs(base):
-                raise Unclear
-            return compare_layouts(score, precision_of(base), sure=sure, tried=tried)
-        except Unclear:
-            if rounds_its_inputs(base):
-                return None
-        try:
-            with in_float32(self.model):
-                return compare_layouts(score, torch.float32, sure=sure, tried=tried)
-        except torch.OutOfMemoryError:
-            return "only float32 could tell whether both score the same, and that does not fit into memory"
+            return _forest_batches(arrays, indices, self.max_tokens_per_batch)
+        lengths = {index: len(arrays[index]) for index in indices}
+        return _padded_batches(lengths, self.max_tokens_per_batch if self.layout == "padded" else 1)
 
 
-def _pad_of(model: PreTrainedModel) -> int:
-    """What a forward that is not ours may look for to tell where a sequence ends."""
+def _forest_batches(arrays: list[Array], indices: list[int], max_tokens: int) -> Iterator[list[int]]:
+    """Yield batches of sequences in the order of their prefixes, so that those with a common prefix run together."""
+    order = sorted(indices, key=lambda index: arrays[index].tobytes())
+    batch: list[int] = []
+    tokens = 0
+    for index in order:
+        length = len(arrays[index])
+        shared = common_tokens(arrays[batch[-1]], arrays[index]) if batch else 0
+        new_tokens = length - shared if shared >= SHARED_TOKENS else length
+        if batch and tokens + new_tokens > max_tokens:
+            yield batch
+            batch, tokens, new_tokens = [], 0, length
+        batch.append(index)
+        tokens += new_tokens
+    if batch:
+        yield batch
+
+
+def _padded_batches(lengths: dict[int, int], max_positions: int) -> Iterator[list[int]]:
+    """Yield batches of sequences of similar length, longest first."""
+    batch: list[int] = []
+    for index in sorted(lengths, key=lengths.__getitem__, reverse=True):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > max_positions:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _pad_id(model: "PreTrainedModel") -> int:
+    """Return the pad token of the configuration, which the forward of an encoder may look for; 0 if it names none."""
     config = model.config.get_text_config()
     pad = getattr(config, "pad_token_id", None)
     return pad if isinstance(pad, int) and 0 <= pad < (getattr(config, "vocab_size", None) or pad + 1) else 0
 
 
 @contextmanager
-def _as_loaded(model: "PreTrainedModel | PeftModel") -> Iterator[None]:
-    """The model without dropout and in its own precision, whatever the code around it trains or computes in."""
+def _evaluation_mode(model: "PreTrainedModel | PeftModel") -> Iterator[None]:
+    """Turn dropout, autocast and autograd off within this context, whatever the code around it trains."""
     training = [module for module in model.modules() if module.training] if model.training else []
     model.eval()
     try:
@@ -231,55 +215,3 @@ def _as_loaded(model: "PreTrainedModel | PeftModel") -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def _few(arrays: list[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
-    """The first sequences, up to a number and a length."""
-    few = arrays[:2]
-    while len(few) < min(_PROBED, len(arrays)) and sum(map(len, arrays[: len(few) + 1])) <= _PROBED_POSITIONS:
-        few = arrays[: len(few) + 1]
-    return few
-
-
-def _branching(array: NDArray[np.int64], config: Any) -> list[NDArray[np.int64]]:
-    """Two sequences that share tokens, made of this one's: where nothing is shared, a wrong mask may not show."""
-    size = min(2 * SHARED_TOKENS, getattr(config, "max_position_embeddings", None) or 2 * SHARED_TOKENS)
-    trunk = np.resize(array, size)  # as often as it takes
-    return [trunk, np.concatenate([trunk[: SHARED_TOKENS + 8], trunk[:8][::-1]])] if size > SHARED_TOKENS + 16 else []
-
-
-def _in_order_of_prefixes(arrays: list[NDArray[np.int64]], numbers: list[int]) -> tuple[list[int], list[int]]:
-    """The numbers with like beginnings next to each other, and how many of each one's tokens the one before lacks."""
-    order = sorted(numbers, key=lambda number: arrays[number].tobytes())  # eight bytes an id, in whatever order
-    costs = [len(arrays[number]) for number in order]
-    for place in range(1, len(order)):
-        shared = common_tokens(arrays[order[place - 1]], arrays[order[place]])
-        if shared >= SHARED_TOKENS:
-            costs[place] -= shared
-    return order, costs
-
-
-def _filled(order: list[int], costs: list[int], lengths: dict[int, int], budget: int) -> Iterator[list[int]]:
-    """Consecutive sequences up to the budget; the first of a batch counts whole, since nothing before it is there."""
-    batch: list[int] = []
-    used = 0
-    for number, cost in zip(order, costs, strict=True):
-        if batch and used + cost > budget:
-            yield batch
-            batch, used = [], 0
-        used += cost if batch else lengths[number]
-        batch.append(number)
-    if batch:
-        yield batch
-
-
-def _of_like_length(lengths: dict[int, int], budget: int) -> Iterator[list[int]]:
-    """Sequences of like length, at most `budget` positions with their padding (or one sequence)."""
-    batch: list[int] = []
-    for number in sorted(lengths, key=lengths.__getitem__, reverse=True):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
-            yield batch
-            batch = []
-        batch.append(number)
-    if batch:
-        yield batch

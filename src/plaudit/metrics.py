@@ -1,6 +1,7 @@
-"""What a reward model's rewards say about comparisons. NumPy only: no torch, no tokens.
+"""Figures from the rewards of compared responses: accuracy and its interval, margin, rank correlation.
 
-Accuracies count two equal rewards as one half: a model that cannot tell is a coin, neither right nor wrong.
+The functions need NumPy alone and know nothing of models, tokens or rows. Accuracy counts two equal rewards as one
+half, so that a model which gives the same reward to every response has the accuracy of a coin.
 """
 
 import math
@@ -10,294 +11,269 @@ from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
     "accuracy",
-    "accuracy_interval",
     "accuracy_interval_by_prompt",
-    "best_temperature",
-    "calibration_bins",
-    "calibration_error",
+    "comparison_columns",
     "difference_correlation",
-    "log_loss",
     "preference_metrics",
     "rank_correlation",
+    "wilson_interval",
 ]
 
-_LEAST_IN_A_BIN = 20
-_DRAWN_AT_ONCE = 1 << 22
+_MAX_DRAWS_IN_MEMORY = 1 << 22  # 32 MiB of indices
 
 
-def preference_metrics(chosen: ArrayLike, rejected: ArrayLike) -> dict[str, float]:
-    """The figures that training and evaluation report.
+def preference_metrics(
+    first: ArrayLike,
+    second: ArrayLike,
+    labels: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    prompts: ArrayLike | None = None,
+) -> dict[str, float]:
+    """Return the figures that the training log, `trainer.evaluate()` and `plaudit eval` have in common.
+
+    The better response of a comparison, called chosen, is the first one where the label is above one half and the
+    second one where it is below. A comparison with a label of exactly one half (a tie) or a weight of zero enters no
+    figure.
 
     Args:
-        chosen: Rewards of the preferred responses, shape [C].
-        rejected: Rewards of the others, shape [C].
+        first: Rewards of the first responses, shape [C].
+        second: Rewards of the second responses, shape [C].
+        labels: Probability that the first response is the better one, shape [C]; 1 where `None`.
+        weights: Weight of each comparison, shape [C]; 1 where `None`. A ranked group gives each of its comparisons an
+            equal share of the weight of its row.
+        prompts: Whole numbers, equal for comparisons of one prompt, shape [C].
 
     Returns:
-        `accuracy` (equal rewards count one half), `reward_ties` (how many pairs have equal rewards), `margin` (mean of
-        chosen minus rejected), and the mean, least and greatest reward: of all, of the chosen, of the rejected.
+        - `accuracy`: share, by weight, of comparisons in which the chosen reward is the greater one; two equal rewards
+          count one half.
+        - `accuracy_low`, `accuracy_high`: its 95% interval (`accuracy_interval_by_prompt`), if there are `prompts`.
+        - `reward_ties`: number of comparisons with two equal rewards.
+        - `margin`: mean, by weight, of the chosen minus the rejected reward.
+        - `mean_reward`, `chosen_reward`, `rejected_reward`: means, by weight, of both rewards, of the chosen and of the
+          rejected one.
+        - `min_` and `max_` of `reward`, `chosen_reward` and `rejected_reward`: the least and the greatest.
+
+        Empty where no comparison enters.
 
     Raises:
-        ValueError: The shapes differ, or there are no comparisons.
+        ValueError: The arrays are empty or of different shapes, a label is no probability, or a weight is negative.
+
+    Example:
+        >>> metrics = preference_metrics([2.0, 0.5, 1.0], [1.0, 0.5, 3.0], labels=[1.0, 1.0, 0.2], weights=[1, 1, 2])
+        >>> metrics["accuracy"], metrics["reward_ties"], metrics["margin"]
+        (0.875, 1.0, 1.25)
     """
-    chosen_rewards, rejected_rewards = _pair(chosen, rejected)
-    metrics = {
-        "accuracy": accuracy(chosen_rewards, rejected_rewards),
-        "reward_ties": float((chosen_rewards == rejected_rewards).sum()),
-        "margin": float((chosen_rewards - rejected_rewards).mean()),
-    }
-    groups = {
-        "reward": np.concatenate([chosen_rewards, rejected_rewards]),
-        "chosen_reward": chosen_rewards,
-        "rejected_reward": rejected_rewards,
-    }
-    for name, rewards in groups.items():
-        metrics["mean_reward" if name == "reward" else name] = float(rewards.mean())
-        metrics[f"min_{name}"] = float(rewards.min())
-        metrics[f"max_{name}"] = float(rewards.max())
-    return metrics
+    one, two, label, weight = comparison_columns(first=first, second=second, labels=labels, weights=weights)
+    counted, swapped = (label != 0.5) & (weight > 0), label < 0.5
+    if not counted.any():
+        return {}
+    chosen, rejected = np.where(swapped, two, one)[counted], np.where(swapped, one, two)[counted]
+    weight = weight[counted]
+    metrics = {"accuracy": accuracy(chosen, rejected, weight)}
+    if prompts is not None:
+        of_prompt = _prompt_indices(prompts, len(one))[counted]
+        low, high = accuracy_interval_by_prompt(chosen, rejected, of_prompt, weight)
+        metrics |= {"accuracy_low": low, "accuracy_high": high}
+    metrics["reward_ties"] = float((chosen == rejected).sum())
+    metrics["margin"] = float(np.average(chosen - rejected, weights=weight))
+    means = [float(np.average(rewards, weights=weight)) for rewards in (chosen, rejected)]
+    both = np.concatenate([chosen, rejected])
+    return (
+        metrics
+        | {"mean_reward": sum(means) / 2, "min_reward": float(both.min()), "max_reward": float(both.max())}
+        | _side("chosen_reward", means[0], chosen)
+        | _side("rejected_reward", means[1], rejected)
+    )
 
 
-def accuracy(chosen: ArrayLike, rejected: ArrayLike, weights: ArrayLike | None = None) -> float:
-    """Share of comparisons in which the chosen reward is greater; equal rewards count one half.
+def accuracy(first: ArrayLike, second: ArrayLike, weights: ArrayLike | None = None) -> float:
+    """Return the share of comparisons in which the first reward is the greater one; equal rewards count one half.
 
     Args:
-        chosen: Rewards of the preferred responses, shape [C].
-        rejected: Rewards of the others, shape [C].
-        weights: What each comparison counts, shape [C]; all the same if `None`.
-    """
-    wins = _wins(*_pair(chosen, rejected))
-    return float(np.average(wins, weights=None if weights is None else np.asarray(weights, dtype=np.float64)))
-
-
-def accuracy_interval(accuracy: float, comparisons: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's score interval for a share (E. B. Wilson, JASA 22, 1927); 95% at the default `z`.
-
-    Args:
-        accuracy: The share observed, from 0 to 1.
-        comparisons: How many it was observed on. They count as independent.
-        z: The normal quantile.
+        first: Rewards of the better responses, shape [C].
+        second: Rewards of the other responses, shape [C].
+        weights: Weight of each comparison, not all zero, shape [C]; 1 where `None`.
 
     Raises:
-        ValueError: There are no comparisons.
+        ValueError: The arrays are empty or of different shapes, or a weight is negative.
+
+    Example:
+        >>> accuracy([2.0, 0.5, 0.0, 1.0], [1.0, 0.5, 3.0, -1.0])
+        0.625
     """
-    if comparisons < 1:
-        raise ValueError(f"expected at least one comparison, got {comparisons}")
-    spread = z * math.sqrt(accuracy * (1 - accuracy) / comparisons + (z / (2 * comparisons)) ** 2)
-    centre, scale = accuracy + z**2 / (2 * comparisons), 1 + z**2 / comparisons
+    one, two, _, weight = comparison_columns(first=first, second=second, weights=weights)
+    return float(np.average(_wins(one, two), weights=weight))
+
+
+def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """Return Wilson's score interval for a share of `count` independent cases.
+
+    E. B. Wilson, "Probable inference, the law of succession, and statistical inference" (JASA 22, 1927).
+
+    Args:
+        share: The observed share, from 0 to 1.
+        count: The number of cases, at least 1.
+        z: Quantile of the normal distribution; 1.96 gives a 95% interval.
+
+    Raises:
+        ValueError: `count` is less than 1.
+
+    Example:
+        >>> low, high = wilson_interval(0.7, 100)
+        >>> round(low, 3), round(high, 3)
+        (0.604, 0.781)
+    """
+    if count < 1:
+        raise ValueError(f"expected at least one comparison, got {count}")
+    spread = z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    centre, scale = share + z**2 / (2 * count), 1 + z**2 / count
     return (centre - spread) / scale, (centre + spread) / scale
 
 
 def accuracy_interval_by_prompt(
-    chosen: ArrayLike,
-    rejected: ArrayLike,
+    first: ArrayLike,
+    second: ArrayLike,
     prompts: ArrayLike,
     weights: ArrayLike | None = None,
     *,
     resamples: int = 2000,
     seed: int = 0,
+    draws_in_memory: int = _MAX_DRAWS_IN_MEMORY,
 ) -> tuple[float, float]:
-    """95% interval of `accuracy` where comparisons of one prompt may be right and wrong together.
+    """Return the 95% interval of `accuracy`, with the comparisons of one prompt treated as dependent.
 
-    The cluster bootstrap: all comparisons of a prompt are drawn together, as many prompts as there are, with
-    replacement, and the interval goes from the 2.5th to the 97.5th percentile of the accuracies that come out (B.
-    Efron, Annals of Statistics 7, 1979; C. Field and A. Welsh, JRSS B 69, 2007). Where each prompt has one comparison
-    and all weigh the same, or the share that is right is the same in each (then resampling would claim certainty), it
-    is Wilson's interval with the prompts as its sample.
+    The interval is that of the cluster bootstrap: each of `resamples` samples draws as many prompts as there are, with
+    replacement and with all comparisons of a prompt, and the 2.5th and 97.5th percentiles of their accuracies are the
+    ends (B. Efron, Annals of Statistics 7, 1979; C. Field and A. Welsh, JRSS B 69, 2007). Wilson's interval, with the
+    number of prompts as the number of cases, is returned where each prompt has one comparison and all weights are
+    equal, and where all prompts have the same accuracy, in which case the bootstrap interval would have no width.
 
     Args:
-        chosen: Rewards of the preferred responses, shape [C].
-        rejected: Rewards of the others, shape [C].
-        prompts: Whole numbers, the same for comparisons of one prompt, shape [C].
-        weights: What each comparison counts, above 0, shape [C]; all the same if `None`.
-        resamples: How many samples are drawn.
-        seed: Of the draws.
+        first: Rewards of the better responses, shape [C].
+        second: Rewards of the other responses, shape [C].
+        prompts: Whole numbers, equal for comparisons of one prompt, shape [C].
+        weights: Weight of each comparison, above 0, shape [C]; 1 where `None`.
+        resamples: Number of bootstrap samples.
+        seed: Seed of the draws.
+        draws_in_memory: Number of draws that are held in memory at once. The result does not depend on it.
 
     Raises:
-        ValueError: The shapes differ, or there are no comparisons.
+        ValueError: The arrays are empty or of different shapes, or a weight is negative.
+
+    Example:
+        >>> accuracy_interval_by_prompt([1, 1, 1, 0], [0, 0, 0, 1], prompts=[7, 7, 7, 3])
+        (0.0, 1.0)
     """
-    wins = _wins(*_pair(chosen, rejected))
-    each = np.ones(len(wins)) if weights is None else np.asarray(weights, dtype=np.float64)
-    _, prompt = np.unique(prompts, return_inverse=True)  # in the order of the numbers, so rows may come in any order
-    won, total = np.bincount(prompt, each * wins), np.bincount(prompt, each)  # [prompts]
-    shares, count = won / total, len(total)
-    if (count == len(wins) and np.ptp(each) <= 1e-9 * each[0]) or np.ptp(shares) <= 1e-9:
-        return accuracy_interval(float(won.sum() / total.sum()), count)
-    draw, batch = np.random.default_rng(seed), max(1, _DRAWN_AT_ONCE // count)
-    drawn = []
-    for start in range(0, resamples, batch):
-        sample = draw.integers(count, size=(min(batch, resamples - start), count))
-        drawn.append(won[sample].sum(1) / total[sample].sum(1))
-    low, high = np.quantile(np.concatenate(drawn), [0.025, 0.975])
+    one, two, _, weight = comparison_columns(first=first, second=second, weights=weights)
+    prompt = _prompt_indices(prompts, len(one))
+    won, total = np.bincount(prompt, weight * _wins(one, two)), np.bincount(prompt, weight)  # [prompts]
+    count, accuracies = len(total), won / total
+    independent = count == len(one) and np.ptp(weight) <= 1e-9 * weight[0]
+    if independent or np.ptp(accuracies) <= 1e-9:
+        return wilson_interval(float(won.sum() / total.sum()), count)
+    generator, chunk = np.random.default_rng(seed), max(1, draws_in_memory // count)
+    samples = []
+    for start in range(0, resamples, chunk):
+        drawn = generator.integers(count, size=(min(chunk, resamples - start), count))
+        samples.append(won[drawn].sum(1) / total[drawn].sum(1))
+    low, high = np.quantile(np.concatenate(samples), [0.025, 0.975])
     return float(low), float(high)
 
 
-def log_loss(
-    differences: ArrayLike,
-    labels: ArrayLike | None = None,
-    weights: ArrayLike | None = None,
-    *,
-    temperature: float = 1.0,
-) -> float:
-    """Mean of `-q log p - (1 - q) log(1 - p)` with `p = sigmoid(difference / temperature)`; log 2 is guessing.
-
-    The negative log-likelihood of Bradley and Terry's model (Biometrika 39, 1952), in nats.
-
-    Args:
-        differences: Rewards of the first responses minus those of the second, shape [C].
-        labels: Probability q that the first is better, shape [C]; one if `None`.
-        weights: What each comparison counts, shape [C]; all the same if `None`.
-        temperature: What differences are divided by, from 0 (the limit) to infinity.
-    """
-    d, q, w = _judged(differences, labels, weights)
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        z = np.nan_to_num(d / np.float64(temperature), nan=0.0)  # 0 / 0; infinities become the largest numbers
-    return float(np.average(q * np.logaddexp(0, -z) + (1 - q) * np.logaddexp(0, z), weights=w))
-
-
-def calibration_bins(
-    differences: ArrayLike, labels: ArrayLike | None = None, weights: ArrayLike | None = None, *, bins: int = 10
-) -> NDArray[np.float64]:
-    """How often the response with the greater reward is the better one, for comparisons of like confidence.
-
-    A comparison's confidence is `sigmoid(|difference|)`, the probability that the model gives to the response that it
-    prefers, from 1/2 to 1; it is right as often as people prefer that response. So it does not matter which of the two
-    is called the first. Bins hold equal weight (equal confidences stay together), and there are fewer where one would
-    hold fewer than 20 comparisons.
-
-    Args:
-        differences: Rewards of the first responses minus those of the second, shape [C].
-        labels: Probability that the first is better, shape [C]; one if `None`.
-        weights: What each comparison counts, shape [C]; all the same if `None`.
-        bins: How many bins at most.
-
-    Returns:
-        For each bin its mean confidence, the share that is right, and its share of the weight, shape [bins, 3].
-    """
-    d, q, w = _judged(differences, labels, weights)
-    right = np.where(d > 0, q, np.where(d < 0, 1 - q, 0.5))
-    values, place = np.unique(_sigmoid(np.abs(d)), return_inverse=True)
-    mass = np.bincount(place, w)
-    middle = (np.cumsum(mass) - mass / 2) / mass.sum()
-    bins = max(1, min(bins, len(d) // _LEAST_IN_A_BIN))
-    # A middle on an edge belongs to the upper bin, whichever way its last bits were rounded.
-    bin_of = np.minimum(np.floor(bins * middle + 1e-9).astype(int), bins - 1)[place]
-    weight, confidence, share = (
-        np.bincount(bin_of, w * each, bins) for each in (np.ones(len(d)), values[place], right)
-    )
-    full = weight > 0
-    return np.stack([confidence[full] / weight[full], share[full] / weight[full], weight[full] / weight.sum()], axis=1)
-
-
-def calibration_error(
-    differences: ArrayLike, labels: ArrayLike | None = None, weights: ArrayLike | None = None, *, bins: int = 10
-) -> float:
-    """Expected calibration error: the mean over `calibration_bins`, by weight, of `|confidence - share right|`.
-
-    C. Guo, G. Pleiss, Y. Sun and K. Weinberger, "On calibration of modern neural networks" (ICML 2017), with the bins
-    of equal mass of K. Nguyen and B. O'Connor (EMNLP 2015). Chance alone makes it up to `0.4 sqrt(bins / C)`, so small
-    samples look worse than they are.
-
-    Args:
-        differences: Rewards of the first responses minus those of the second, shape [C].
-        labels: Probability that the first is better, shape [C]; one if `None`.
-        weights: What each comparison counts, shape [C]; all the same if `None`.
-        bins: How many bins at most.
-    """
-    confidence, right, share = calibration_bins(differences, labels, weights, bins=bins).T
-    return float((share * np.abs(confidence - right)).sum())
-
-
-def best_temperature(
-    differences: ArrayLike, labels: ArrayLike | None = None, weights: ArrayLike | None = None
-) -> float:
-    """The temperature T for which `log_loss` is least (Guo et al., ICML 2017): divide rewards by it to calibrate them.
-
-    Above 1 the model is too sure, below 1 not sure enough. The loss is convex in 1/T, so its slope has one zero, which
-    is enclosed by doubling and found by bisection, to twelve digits.
-
-    Args:
-        differences: Rewards of the first responses minus those of the second, shape [C].
-        labels: Probability that the first is better, shape [C]; one if `None`.
-        weights: What each comparison counts, shape [C]; all the same if `None`.
-
-    Returns:
-        T. Zero where the greater reward is always right: the larger the rewards the better. Infinity where no reward
-        is better than these: the model knows nothing, or the opposite.
-    """
-    d, q, w = _judged(differences, labels, weights)
-    d, q, w = d[d != 0], q[d != 0], w[d != 0]
-
-    def slope(inverse: float) -> float:  # of the summed loss, in 1/T
-        return float((w * d * ((1 - q) * _sigmoid(inverse * d) - q * _sigmoid(-inverse * d))).sum())
-
-    if slope(0.0) >= 0:
-        return math.inf
-    if not (w * np.where(d > 0, 1 - q, q)).any():
-        return 0.0
-    low, high = 0.0, 1 / float(np.abs(d).max())
-    while slope(high) < 0:
-        low, high = high, 2 * high
-    while high - low > 1e-12 * high:
-        middle = (low + high) / 2
-        low, high = (middle, high) if slope(middle) < 0 else (low, middle)
-    return 1 / high
-
-
 def difference_correlation(first: ArrayLike, second: ArrayLike) -> float:
-    """Spearman's correlation of two differences, each taken in both directions; NaN where one is always zero.
+    """Return Spearman's correlation of two differences between the same responses, each taken in both directions.
 
-    What is the same for both responses, such as their prompt, cancels; which of them is the first does not matter.
+    What both responses have in common, such as the prompt, cancels, and the order of the two responses does not matter.
 
     Args:
         first: Differences of one quantity, shape [C].
-        second: Differences of the other, shape [C].
+        second: Differences of the other quantity, shape [C].
+
+    Returns:
+        The correlation, from -1 to 1; NaN where all differences of one quantity are zero.
 
     Raises:
-        ValueError: The shapes differ, or there are none.
+        ValueError: The arrays are empty or of different shapes.
+
+    Example:
+        >>> round(difference_correlation([1.0, 2.0], [2.0, 1.0]), 6)
+        0.6
     """
-    a, b = _pair(first, second)
+    a, b, *_ = comparison_columns(first=first, second=second)
     if not a.any() or not b.any():
         return math.nan
     return rank_correlation(np.concatenate([a, -a]), np.concatenate([b, -b]))
 
 
 def rank_correlation(first: ArrayLike, second: ArrayLike) -> float:
-    """Spearman's rank correlation: Pearson's on ranks, equal values sharing their mean rank.
+    """Return Spearman's rank correlation: Pearson's correlation of the ranks, where equal values share their mean rank.
+
+    Args:
+        first: Values of one quantity, shape [N].
+        second: Values of the other quantity, shape [N].
 
     Raises:
-        ValueError: The shapes differ, or one side is constant.
+        ValueError: The arrays are empty or of different shapes, or all values of one are equal.
+
+    Example:
+        >>> round(rank_correlation([1, 5, 5, 9], [10, 30, 20, 40]), 4)
+        0.9487
     """
-    ranks = [_mean_ranks(values) for values in _pair(first, second)]
+    a, b, *_ = comparison_columns(first=first, second=second)
+    ranks = [_mean_ranks(a), _mean_ranks(b)]
     if any(rank.std() == 0 for rank in ranks):
-        raise ValueError("a constant has no rank correlation with anything")
+        raise ValueError("a constant has no rank correlation: all values of one array are equal")
     return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
 def _mean_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
     _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)  # rank of the last member of each group of equals, counted from 1
+    last = np.cumsum(counts)  # rank of the last member of each group of equal values, counted from 1
     return (last - (counts - 1) / 2)[group]
 
 
-def _wins(chosen: NDArray[np.float64], rejected: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.where(chosen == rejected, 0.5, chosen > rejected)
+def _side(name: str, mean: float, rewards: NDArray[np.float64]) -> dict[str, float]:
+    return {name: mean, f"min_{name}": float(rewards.min()), f"max_{name}": float(rewards.max())}
 
 
-def _sigmoid(z: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.exp(-np.logaddexp(0, -z))  # never overflows, and is exact where it is small
+def _wins(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where(first == second, 0.5, first > second)
 
 
-def _judged(differences: ArrayLike, labels: ArrayLike | None, weights: ArrayLike | None) -> list[NDArray[np.float64]]:
-    """Differences, labels and weights, each [C]."""
-    d = np.asarray(differences, dtype=np.float64)
-    q, w = (np.ones_like(d) if each is None else np.asarray(each, dtype=np.float64) for each in (labels, weights))
-    if d.ndim != 1 or not len(d) or not d.shape == q.shape == w.shape:
-        raise ValueError(f"expected one-dimensional arrays of one length, got shapes {d.shape}, {q.shape}, {w.shape}")
-    return [d, q, w]
+def comparison_columns(
+    *, labels: ArrayLike | None = None, weights: ArrayLike | None = None, **values: ArrayLike
+) -> list[NDArray[np.float64]]:
+    """Check columns of C comparisons, and return the values, the labels and the weights as arrays of shape [C].
+
+    Args:
+        labels: Probabilities, shape [C]; 1 where `None`.
+        weights: Numbers of zero or more, shape [C]; 1 where `None`.
+        **values: One or more columns of numbers, shape [C].
+
+    Raises:
+        ValueError: The columns are empty or of different shapes, a label is no probability, or a weight is negative.
+
+    Example:
+        >>> comparison_columns(differences=[2.0, -1.0], weights=[1, 3])
+        [array([ 2., -1.]), array([1., 1.]), array([1., 3.])]
+    """
+    arrays = {name: np.asarray(column, dtype=np.float64) for name, column in values.items()}
+    shape = next(iter(arrays.values())).shape
+    for name, column in (("labels", labels), ("weights", weights)):
+        arrays[name] = np.ones(shape) if column is None else np.asarray(column, dtype=np.float64)
+    shapes = {name: array.shape for name, array in arrays.items()}
+    if len(shape) != 1 or shape == (0,) or len(set(shapes.values())) > 1:
+        raise ValueError(f"expected one-dimensional arrays of one length, at least 1, got the shapes {shapes}")
+    for name, least, most in (("labels", 0.0, 1.0), ("weights", 0.0, math.inf)):
+        wrong = np.flatnonzero(~((arrays[name] >= least) & (arrays[name] <= most)))
+        if len(wrong):
+            raise ValueError(f"expected {name} from {least:g} to {most:g}, got {arrays[name][wrong[0]]} at {wrong[0]}")
+    return list(arrays.values())
 
 
-def _pair(first: ArrayLike, second: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
-    if a.shape != b.shape or a.ndim != 1 or not len(a):
-        raise ValueError(f"expected two one-dimensional arrays of one length, got shapes {a.shape} and {b.shape}")
-    return a, b
+def _prompt_indices(prompts: ArrayLike, count: int) -> NDArray[np.int64]:
+    """Number the prompts from 0 in the order of their keys, so that the order of the comparisons does not matter."""
+    keys = np.asarray(prompts)  # not as floats, which would confuse large keys
+    if keys.shape != (count,):
+        raise ValueError(f"expected the prompts of {count} comparisons, got an array of shape {keys.shape}")
+    return np.unique(keys, return_inverse=True)[1]

@@ -5,7 +5,6 @@ import os
 import resource
 import signal
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from plaudit.checkpoint.atomic import staged_folder
-from plaudit.checkpoint.disk_full import room_error
+from plaudit.checkpoint.disk_full import explain_disk_full, is_disk_full
 from plaudit.errors import CheckpointError
 
 WRITERS = {
@@ -24,7 +23,7 @@ WRITERS = {
 
 
 def in_a_small_place(act):
-    """What `act` says in a forked process that may write no more than 50 kB into a file."""
+    """Run `act` in a forked process that may write at most 50 kB into a file; return what it raises, as text."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -45,9 +44,18 @@ def in_a_small_place(act):
     return answer
 
 
-def save(final, write, keep_others=False):
-    with staged_folder(final, keep_others=keep_others, writes=True, barrier=lambda: None) as folder:
+def save(final, write):
+    with staged_folder(final) as folder:
         write(folder)
+
+
+def checkpoint(path, write, *, marker=True):
+    """Write a checkpoint as transformers does: in place, `trainer_state.json` last."""
+    path.mkdir(parents=True)
+    with explain_disk_full(path):
+        write(path)
+        if marker:
+            (path / "trainer_state.json").write_text("{}")
 
 
 def files(folder):
@@ -55,30 +63,56 @@ def files(folder):
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-def test_a_checkpoint_that_does_not_fit_is_a_clear_error_and_the_one_before_stands(tmp_path, writer):
-    save(tmp_path / "checkpoint-1", WRITERS["safetensors"])
-    before = files(tmp_path)
-    answer = in_a_small_place(lambda: save(tmp_path / "checkpoint-2", WRITERS[writer]))
+def test_a_checkpoint_that_does_not_fit_is_a_clear_error_that_names_the_last_one(tmp_path, writer):
+    checkpoint(tmp_path / "checkpoint-1", WRITERS["safetensors"])
+    answer = in_a_small_place(lambda: checkpoint(tmp_path / "checkpoint-2", WRITERS[writer]))
     assert answer.startswith(f"CheckpointError: '{tmp_path}/checkpoint-2' could not be written: "), answer
-    assert f"about 400 kB, as {tmp_path}/checkpoint-1 takes" in answer
     assert "are free on that disk" in answer
-    assert f"'{tmp_path}/checkpoint-1' still stands: make room and resume from it." in answer
-    assert files(tmp_path) == before
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
+    assert f"'{tmp_path}/checkpoint-1' still stands, and takes 400 kB: make room for as much and resume" in answer
+
+
+def test_a_run_that_has_no_checkpoint_yet_starts_again(tmp_path):
+    answer = in_a_small_place(lambda: checkpoint(tmp_path / "checkpoint-2", WRITERS["text"]))
+    assert answer.endswith("Make room and start again.")
+
+
+def test_in_a_runs_folder_the_checkpoint_that_was_being_written_is_named(tmp_path):
+    checkpoint(tmp_path / "checkpoint-1", WRITERS["text"])
+    checkpoint(tmp_path / "checkpoint-2", WRITERS["text"], marker=False)
+    with pytest.raises(CheckpointError) as raised, explain_disk_full(tmp_path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert str(raised.value).startswith(f"'{tmp_path}/checkpoint-2' could not be written: [Errno {errno.ENOSPC}]")
+    assert "checkpoint-1' still stands" in str(raised.value)
 
 
 @pytest.mark.parametrize("writer", WRITERS)
 def test_a_final_save_that_does_not_fit_leaves_the_model_that_was_there(tmp_path, writer):
-    save(tmp_path / "run", WRITERS["text"], keep_others=True)
-    save(tmp_path / "run" / "checkpoint-3", WRITERS["text"])
+    save(tmp_path / "run", WRITERS["text"])
+    checkpoint(tmp_path / "run" / "checkpoint-3", WRITERS["text"])
     before = files(tmp_path)
-    answer = in_a_small_place(lambda: save(tmp_path / "run", WRITERS[writer], keep_others=True))
+    answer = in_a_small_place(lambda: save(tmp_path / "run", WRITERS[writer]))
     assert answer.startswith(f"CheckpointError: '{tmp_path}/run' could not be written")
     assert f"'{tmp_path}/run/checkpoint-3' still stands" in answer
     assert files(tmp_path) == before
 
 
-NO_ROOM = [
+def test_an_output_file_may_come_with_other_advice(tmp_path):
+    def write():
+        with explain_disk_full(tmp_path / "out.jsonl", advice="Make room and run the same command again."):
+            (tmp_path / "out.jsonl").write_text("a" * 100_000)
+
+    answer = in_a_small_place(write)
+    assert answer.startswith(f"CheckpointError: '{tmp_path}/out.jsonl' could not be written: [Errno {errno.EFBIG}]")
+    assert answer.endswith("Make room and run the same command again.")
+
+
+def test_an_error_that_was_explained_is_not_explained_again(tmp_path):
+    with pytest.raises(CheckpointError) as raised, explain_disk_full(tmp_path), explain_disk_full(tmp_path / "out"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert str(raised.value).startswith(f"'{tmp_path}/out' could not be written")
+
+
+NO_SPACE = [
     OSError(errno.ENOSPC, "No space left on device"),
     OSError(errno.EDQUOT, "Disk quota exceeded"),
     OSError(errno.EFBIG, "File too large"),
@@ -88,21 +122,19 @@ NO_ROOM = [
 ]
 
 
-@pytest.mark.parametrize("error", NO_ROOM, ids=str)
-def test_every_librarys_words_for_a_full_disk_are_known(tmp_path, error):
-    (tmp_path / "_saving-checkpoint-2").mkdir()
-    found = room_error(error, tmp_path / "_saving-checkpoint-2", tmp_path / "checkpoint-2")
-    assert isinstance(found, CheckpointError)
-    assert str(error) in str(found)
+@pytest.mark.parametrize("error", NO_SPACE, ids=str)
+def test_each_librarys_error_for_a_full_disk_is_known(tmp_path, error):
+    assert is_disk_full(error)
+    with pytest.raises(CheckpointError) as raised, explain_disk_full(tmp_path / "checkpoint-2"):
+        raise ValueError("the tokenizer could not be saved") from error
+    assert "the tokenizer could not be saved" in str(raised.value)
 
 
 @pytest.mark.parametrize(
     "error", [OSError(errno.EACCES, "Permission denied"), RuntimeError("CUDA error"), SafetensorError("(os error 13)")]
 )
 def test_other_errors_stay_what_they_are(tmp_path, error):
-    def fail(_: Path):
+    assert not is_disk_full(error)
+    with pytest.raises(type(error)) as raised, explain_disk_full(tmp_path / "checkpoint-2"):
         raise error
-
-    with pytest.raises(type(error)) as raised:
-        save(tmp_path / "checkpoint-2", fail)
     assert raised.value is error

@@ -9,17 +9,19 @@ from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 
 from plaudit import RewardModel
 from plaudit.checkpoint import reload
-from plaudit.checkpoint import verify as verification
+from plaudit.checkpoint.fingerprint import rewards_as_saved
 from plaudit.checkpoint.merge import merge_adapter
-from plaudit.checkpoint.metadata import read_description, trained_in
+from plaudit.checkpoint.metadata import read_metadata
 from plaudit.errors import CheckpointError, ConfigError, ModelError
 
 TEXTS = ["Is the sky blue? Yes, the sky", "Is the dog green? No, it is", "sorry"]
 
 
-@pytest.fixture(autouse=True)
-def in_process(monkeypatch):
-    monkeypatch.setattr(verification, "_ask", lambda request: reload.score(**json.loads(json.dumps(request))))
+def merge(adapter, output, **options):
+    """Merge, with the reload in this process: a fresh one takes seconds, and has tests of its own."""
+    return merge_adapter(
+        adapter, output, reload=lambda request: reload.score(**json.loads(json.dumps(request))), **options
+    )
 
 
 def train(make_trainer, base_folder, tmp_path, *, dtype="float32", **options):
@@ -43,7 +45,7 @@ ADAPTERS = {
 def test_a_merged_model_scores_as_the_adapter_on_its_base(make_trainer, base_folder, tmp_path, kind):
     adapter = train(make_trainer, base_folder, tmp_path, peft_config=ADAPTERS[kind])
     output = tmp_path / "merged"
-    result = merge_adapter(adapter, output)
+    result = merge(adapter, output)
     assert result.status == "verified", result.findings
     assert result.difference < 1e-5
     before, after = (RewardModel.from_pretrained(each).score(TEXTS) for each in (adapter, output))
@@ -58,8 +60,8 @@ def test_a_merged_model_scores_as_the_adapter_on_its_base(make_trainer, base_fol
 
 def test_a_merged_folder_meets_the_contract_and_keeps_the_scale(make_trainer, base_folder, tmp_path, text_rows):
     adapter = train(make_trainer, base_folder, tmp_path, eval_dataset=text_rows, eval_strategy="steps", eval_steps=4)
-    merge_adapter(adapter, tmp_path / "merged")
-    said, was = read_description(tmp_path / "merged"), read_description(adapter)
+    merge(adapter, tmp_path / "merged")
+    said, was = read_metadata(tmp_path / "merged"), read_metadata(adapter)
     assert said["rewards"] == was["rewards"]
     assert said["rewards"]["of"] == "evaluation"
     assert said["merged_from"] == str(adapter)
@@ -77,7 +79,7 @@ def test_the_merged_weights_have_the_precision_of_training_unless_another_is_ask
 ):
     adapter = train(make_trainer, base_folder, tmp_path, dtype="bfloat16")
     for name, dtype in (("own", None), ("wide", "float32")):
-        result = merge_adapter(adapter, tmp_path / name, dtype=dtype)
+        result = merge(adapter, tmp_path / name, dtype=dtype)
         assert result.status == "verified", result.findings
         kinds = {weight.dtype for weight in load_file(tmp_path / name / "model.safetensors").values()}
         assert kinds == {torch.float32 if dtype else torch.bfloat16} | ({torch.float32} if not dtype else set())
@@ -89,11 +91,11 @@ def test_a_quantised_base_is_dequantised_to_the_weights_that_the_adapter_was_tra
 ):
     quantization = BitsAndBytesConfig(**{f"load_in_{bits}bit": True})
     adapter = train(make_trainer, base_folder, tmp_path, quantization_config=quantization)
-    assert read_description(adapter)["quantization"][f"load_in_{bits}bit"] is True
-    result = merge_adapter(adapter, tmp_path / "merged")
+    assert read_metadata(adapter)["quantization"][f"load_in_{bits}bit"] is True
+    result = merge(adapter, tmp_path / "merged")
     assert result.status == "verified", result.findings
     assert result.difference < 1e-4
-    assert read_description(tmp_path / "merged")["quantization"] is None
+    assert read_metadata(tmp_path / "merged")["quantization"] is None
     assert "quantization_config" not in json.loads((tmp_path / "merged" / "config.json").read_text())
     before, after = (RewardModel.from_pretrained(each).score(TEXTS) for each in (adapter, tmp_path / "merged"))
     assert after == pytest.approx(before, abs=1e-4)
@@ -106,7 +108,7 @@ def test_a_merge_that_changes_scores_fails_loudly(make_trainer, base_folder, tmp
     adapter = train(make_trainer, base_folder, tmp_path)
     monkeypatch.setattr("peft.tuners.lora.layer.Linear.merge", lambda *args, **kwargs: None)
     with pytest.raises(CheckpointError, match="does not score there"):
-        merge_adapter(adapter, tmp_path / "merged")
+        merge(adapter, tmp_path / "merged")
     assert (tmp_path / "merged" / "model.safetensors").is_file()
 
 
@@ -114,48 +116,61 @@ def test_a_whole_model_and_a_prefix_cannot_be_merged(make_trainer, base_folder, 
     trainer = make_trainer(max_steps=1)
     trainer.save_model()
     with pytest.raises(ModelError, match="nothing to merge"):
-        merge_adapter(trainer.args.output_dir, tmp_path / "merged")
+        merge(trainer.args.output_dir, tmp_path / "merged")
     prefix = train(
         make_trainer, base_folder, tmp_path, peft_config=PrefixTuningConfig(num_virtual_tokens=2, task_type="SEQ_CLS")
     )
     with pytest.raises(ModelError, match="cannot be merged"):
-        merge_adapter(prefix, tmp_path / "merged")
+        merge(prefix, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 
 
 def test_nothing_is_overwritten(make_trainer, base_folder, tmp_path):
     (tmp_path / "merged").mkdir()
     (tmp_path / "merged" / "thesis.tex").write_text("years of work")
-    with pytest.raises(ConfigError, match="holds something already"):
-        merge_adapter(tmp_path / "adapter", tmp_path / "merged")
+    with pytest.raises(ConfigError, match="is not empty"):
+        merge(tmp_path / "adapter", tmp_path / "merged")
     assert (tmp_path / "merged" / "thesis.tex").read_text() == "years of work"
 
 
 def test_an_empty_folder_is_filled_and_stays_the_one_it_was(make_trainer, base_folder, tmp_path, monkeypatch):
-    """It may be a mount point, or the current folder."""
+    """The folder may be a mount point, or the current folder."""
     adapter = train(make_trainer, base_folder, tmp_path)
     output = tmp_path / "merged"
     output.mkdir()
     before = output.stat().st_ino
     monkeypatch.chdir(output)
-    assert merge_adapter(adapter, ".").status == "verified"
+    assert merge(adapter, ".").status == "verified"
     assert output.stat().st_ino == before
     assert (output / "model.safetensors").is_file()
 
 
-def test_what_reward_json_says_is_read_in_the_home_folder_and_from_the_hub_too(
+def test_an_adapter_in_the_home_folder_is_merged_in_the_precision_of_training(
     make_trainer, base_folder, tmp_path, monkeypatch
 ):
-    adapter = train(make_trainer, base_folder, tmp_path)
+    train(make_trainer, base_folder, tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert merge_adapter("~/adapter", tmp_path / "merged").difference < 1e-5  # in the precision of training
+    assert merge("~/adapter", tmp_path / "merged").difference < 1e-5
     assert RewardModel.from_pretrained("~/adapter").model.dtype == torch.float32
-    cache = tmp_path / "cache" / "models--somebody--adapter"
-    (cache / "snapshots").mkdir(parents=True)
-    (cache / "refs").mkdir()
-    (cache / "refs" / "main").write_text("abc")
-    adapter.rename(cache / "snapshots" / "abc")
-    monkeypatch.setattr("transformers.utils.hub.HF_HUB_CACHE", str(tmp_path / "cache"), raising=False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    assert trained_in("somebody/adapter") == "float32"
-    assert read_description("somebody/adapter")["training"]["weights"] == "float32"
+
+
+def test_a_merge_that_was_killed_while_it_wrote_is_done_again(make_trainer, base_folder, tmp_path):
+    adapter = train(make_trainer, base_folder, tmp_path)
+    half = tmp_path / "merged" / "_saving-model"
+    half.mkdir(parents=True)
+    (half / "model.safetensors").write_text("half")
+    assert merge(adapter, tmp_path / "merged").status == "verified"
+    assert not half.exists()
+
+
+def test_the_first_rewards_of_the_process_do_not_decide(make_trainer, base_folder, tmp_path, monkeypatch):
+    """The first forward of a process can, rarely, be off by more than rounding explains."""
+    adapter = train(make_trainer, base_folder, tmp_path)
+    scored = []
+
+    def rewards(model, ids):
+        scored.append(rewards_as_saved(model, ids))
+        return [reward + 1 for reward in scored[0]] if len(scored) == 1 else scored[-1]
+
+    monkeypatch.setattr("plaudit.checkpoint.merge.rewards_as_saved", rewards)
+    assert merge(adapter, tmp_path / "merged").status == "verified"

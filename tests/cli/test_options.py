@@ -1,7 +1,7 @@
 import pytest
 
 from plaudit.cli.options import OptionParser
-from plaudit.data.sources import ScriptArguments
+from plaudit.data.script_arguments import ScriptArguments
 from plaudit.errors import ConfigError
 from plaudit.models.model_config import ModelConfig
 from plaudit.training.config import RewardConfig

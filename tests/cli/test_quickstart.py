@@ -1,29 +1,40 @@
-"""The quickstart in small; `make proof` holds the whole one to its promise for five seeds."""
+"""`plaudit quickstart`: its options, and what it shows of a result."""
 
-import pytest
 from click.testing import CliRunner
 
-from plaudit import RewardModel
-from plaudit.cli import quickstart
+from plaudit import cli
+from plaudit.quickstart.demonstration import QuickstartResult
+
+RESULT = QuickstartResult(
+    pairs=5_000,
+    accuracy=0.86,
+    interval=(0.84, 0.88),
+    ceiling=0.9,
+    bag_of_words=0.53,
+    longer_wins=0.51,
+    correlation=0.7,
+    prompt="What is the capital of Japan?",
+    rewards={"It is Tokyo.": 2.5, "It is Lima.": -1.25},
+    seconds=74.4,
+)
 
 
-@pytest.fixture
-def small(monkeypatch):
-    for name, count in (("TRAIN_PAIRS", 1_600), ("TEST_PAIRS", 200), ("FRESH_RESPONSES", 100)):
-        monkeypatch.setattr(quickstart, name, count)
+def test_the_figures_are_shown_beside_those_of_the_baselines(monkeypatch):
+    calls = []
 
+    def run(seed, output_dir, *, callbacks):
+        calls.append((seed, output_dir, len(callbacks)))
+        return RESULT
 
-@pytest.mark.slow
-def test_the_quickstart_shows_what_it_learnt_beside_what_could_be_learnt(small, tmp_path):
-    output = tmp_path / "model"
-    result = CliRunner().invoke(quickstart.command, ["--output_dir", str(output)], catch_exceptions=False)
-    assert result.exit_code == 0
-    for shown in ("200 held-out pairs", "95% interval", "the ceiling", "a bag of words", "the longer one wins",
-                  "rank correlation", "It is Tokyo.", "It is Lima.", "plaudit train --model_name_or_path"):  # fmt: skip
-        assert shown in result.output
-    assert RewardModel.from_pretrained(output).score(["some text"]).shape == (1,)
-
-
-def test_the_way_is_measured_from_chance_to_the_ceiling():
-    result = quickstart.Quickstart(0.86, (0.84, 0.88), 0.9, 0.5, 0.5, 0.7, 90)
-    assert result.way == pytest.approx(0.9)
+    monkeypatch.setattr("plaudit.quickstart.demonstration.run_quickstart", run)
+    monkeypatch.setattr("plaudit.cli.display.show_log_messages", lambda: None)  # it takes over the root logger
+    arguments = ["quickstart", "--seed", "3", "--output_dir", "my-model"]
+    result = CliRunner().invoke(cli.cli, arguments, catch_exceptions=False)
+    assert (result.exit_code, calls) == (0, [(3, "my-model", 1)])
+    words = " ".join(result.output.replace("│", " ").split())
+    for shown in ("On 5,000 held-out pairs, after 74 seconds", "accuracy 86.0% (95% interval 84.0% to 88.0%)",
+                  "ceiling 90.0%", "of the ceiling 90%", "a bag of words 53.0%", "the longer one wins 51.0%",
+                  "rank correlation 0.70", "loaded again from my-model, and asked: What is the capital of Japan?",
+                  "It is Tokyo. +2.50", "It is Lima. -1.25", "plaudit train --model_name_or_path",
+                  'RewardModel.from_pretrained("my-model")'):  # fmt: skip
+        assert shown in words

@@ -1,14 +1,12 @@
 import json
 import math
-from itertools import combinations
 
-import numpy as np
 import pytest
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plaudit.data.formats import Preference, Ranking, parse_row
+from plaudit.data.formats import ParsedRow, parse_row
 from plaudit.errors import DataError
 
 
@@ -25,6 +23,14 @@ TEXT = {"prompt": "2+2?", "chosen": " 4.", "rejected": " 5."}
 CHAT_EXAMPLE, TEXT_EXAMPLE, GROUP_EXAMPLE = '"content": "4."', '"chosen": " 4."', '"ranks": [0, 1, 0]'
 
 
+def pair(chosen, rejected, **annotations):
+    return ParsedRow([chosen, rejected], ["chosen", "rejected"], [0.0, 1.0], **annotations)
+
+
+def group(sequences, ranks, **annotations):
+    return ParsedRow(sequences, [f"completions[{n}]" for n in range(len(sequences))], ranks, **annotations)
+
+
 def without_prompt(row):
     return {side: row["prompt"] + row[side] for side in ("chosen", "rejected")}
 
@@ -34,12 +40,12 @@ def without_prompt(row):
 
 @pytest.mark.parametrize("row", [TEXT, without_prompt(TEXT), without_prompt(TEXT) | {"prompt": None}])
 def test_standard_rows_become_whole_texts(row):
-    assert parse_row(row, 0) == Preference("2+2? 4.", "2+2? 5.")
+    assert parse_row(row, 0) == pair("2+2? 4.", "2+2? 5.")
 
 
 @pytest.mark.parametrize("row", [CHAT, without_prompt(CHAT), without_prompt(CHAT) | {"prompt": None}])
 def test_conversational_rows_become_whole_conversations(row):
-    assert parse_row(row, 0) == Preference([user("2+2?"), reply("4.")], [user("2+2?"), reply("5.")])
+    assert parse_row(row, 0) == pair([user("2+2?"), reply("4.")], [user("2+2?"), reply("5.")])
 
 
 @given(prompt=st.text(), chosen=st.text(min_size=1), rejected=st.text(min_size=1))
@@ -54,7 +60,7 @@ def test_content_may_be_text_parts_or_missing_beside_a_tool_call():
     parts = [{"type": "text", "text": "2+2?"}]
     call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add"}}]}
     row = {"prompt": [user(parts), call], "chosen": [reply("4.")], "rejected": [reply("5.")]}
-    assert parse_row(row, 0).chosen == [user(parts), call, reply("4.")]
+    assert parse_row(row, 0).sequences[0] == [user(parts), call, reply("4.")]
 
 
 def test_keys_that_arrow_filled_with_none_are_not_there():
@@ -69,59 +75,13 @@ def test_keys_that_arrow_filled_with_none_are_not_there():
     assert stored[1]["prompt"][0]["tool_calls"][0]["function"]["arguments"] == {"a": None, "b": 2}
     assert stored[2]["tools"] is None
     first, second, third = (parse_row(row, index) for index, row in enumerate(stored))
-    assert first.chosen == [user("x"), call, reply("1")]
+    assert first.sequences[0] == [user("x"), call, reply("1")]
     assert first.template_options == {"tools": [{"name": "f"}]}
-    assert second.chosen == [other, reply("1")]
+    assert second.sequences[0] == [other, reply("1")]
     assert second.template_options == {"tools": [{"type": "t"}]}
-    assert third == Preference([user("2+2?"), reply("4.")], [user("2+2?"), reply("5.")], 1.0, {"thinking": True})
-
-
-# what annotators say of a pair
-
-
-@pytest.mark.parametrize(("margin", "parsed"), [(None, None), (1, 1.0), (-0.5, -0.5), (np.float32(0.25), 0.25)])
-def test_margins(margin, parsed):
-    pair = parse_row(TEXT | {"margin": margin}, 0)
-    assert pair.margin == parsed
-    assert isinstance(pair.margin, float | None)
-
-
-def test_a_row_counts_once_and_its_winner_is_beyond_doubt_unless_it_says_otherwise():
-    silent = TEXT | {"weight": None, "label": None, "tie": None}
-    assert parse_row(silent, 0) == parse_row(TEXT, 0) == Preference("2+2? 4.", "2+2? 5.", weight=1.0, label=None)
-    assert parse_row(TEXT | {"tie": False, "label": 0.75}, 0).label == 0.75
-    pair = parse_row(TEXT | {"weight": 2, "label": 0, "tie": np.bool_(False)}, 0)
-    assert (pair.weight, pair.label, pair.tie) == (2.0, 0.0, False)
-    assert all(type(value) is kind for value, kind in ((pair.weight, float), (pair.label, float), (pair.tie, bool)))
-    assert parse_row(TEXT | {"weight": 0, "tie": True}, 0) == Preference("2+2? 4.", "2+2? 5.", weight=0.0, tie=True)
-
-
-BAD_VALUES = {
-    "margin": ("a finite number", "0.5", [math.nan, math.inf, -math.inf, "1", True, [1.0], np.bool_(True)]),
-    "weight": ("a finite number of 0 or more", "2.0", [-1, -0.001, math.nan, math.inf, "1", True, [1.0]]),
-    "label": ("a number from 0 to 1", "0.8", [-0.1, 1.5, math.nan, math.inf, "chosen", True, [0.5]]),
-    "tie": ("true or false", "true", [0, 1, "yes", 0.5, [True]]),
-}
-
-
-@pytest.mark.parametrize(
-    ("column", "value"), [(column, value) for column, (*_, values) in BAD_VALUES.items() for value in values]
-)
-def test_what_annotators_cannot_have_said_is_named_with_its_row_and_column(column, value):
-    expected, example, _ = BAD_VALUES[column]
-    with pytest.raises(DataError) as error:
-        parse_row(TEXT | {column: value}, 7)
-    parts = ("row 7", f"'{column}'", f"expected {expected}", "got " + type(value).__name__, f"shape: {example}")
-    for part in parts:
-        assert part in str(error.value)
-
-
-@pytest.mark.parametrize("label", [0.0, 0.5, 1])
-def test_a_tie_with_a_label_is_an_error_that_says_which_to_drop(label):
-    with pytest.raises(DataError) as error:
-        parse_row(TEXT | {"tie": True, "label": label}, 7)
-    for part in ("row 7, columns 'tie' and 'label'", "Drop 'label' if", "drop 'tie' if"):
-        assert part in str(error.value)
+    assert third == pair(
+        [user("2+2?"), reply("4.")], [user("2+2?"), reply("5.")], margin=1.0, template_options={"thinking": True}
+    )
 
 
 # tools and template keyword arguments
@@ -163,42 +123,19 @@ def test_template_options_of_another_kind(column, value, expected):
 
 
 def test_a_group_keeps_its_responses_in_their_order():
-    group = {"prompt": "p", "completions": ["a", "b", "c"], "ranks": [1, 0, 1], "tools": TOOLS, "weight": 2}
-    ranking = Ranking(["pa", "pb", "pc"], [1.0, 0.0, 1.0], None, 2.0, {"tools": TOOLS})
-    assert parse_row(group, 0) == ranking
-    assert parse_row(group | {"scores": None}, 0) == ranking
+    row = {"prompt": "p", "completions": ["a", "b", "c"], "ranks": [1, 0, 1], "tools": TOOLS, "weight": 2}
+    ranking = group(["pa", "pb", "pc"], [1.0, 0.0, 1.0], weight=2.0, template_options={"tools": TOOLS})
+    assert parse_row(row, 0) == ranking
+    assert parse_row(row | {"scores": None}, 0) == ranking
     chat = {"prompt": [user("p")], "completions": [[reply("a")], [reply("b")]], "ranks": [1.5, -1]}
-    assert parse_row(chat, 0) == Ranking([[user("p"), reply("a")], [user("p"), reply("b")]], [1.5, -1.0])
-    assert parse_row({"completions": ["a", "b"], "ranks": [0, 0], "weight": None}, 0) == Ranking(["a", "b"], [0.0, 0.0])
+    assert parse_row(chat, 0) == group([[user("p"), reply("a")], [user("p"), reply("b")]], [1.5, -1.0])
+    assert parse_row({"completions": ["a", "b"], "ranks": [0, 0], "weight": None}, 0) == group(["a", "b"], [0.0, 0.0])
 
 
 def test_the_ranks_of_scores_are_dense_with_the_highest_first():
-    group = {"completions": ["a", "b", "c", "d"], "scores": [0.5, 9, 0.5, -1]}
-    ranking = Ranking(["a", "b", "c", "d"], [1.0, 0.0, 1.0, 2.0], [0.5, 9.0, 0.5, -1.0])
-    assert parse_row(group, 0) == parse_row(group | {"ranks": None}, 0) == ranking
-
-
-@given(scores=st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=2, max_size=8))
-def test_a_higher_score_has_a_lower_rank_whatever_the_scores(scores):
-    ranking = parse_row({"completions": [str(n) for n in range(len(scores))], "scores": scores}, 0)
-    for one, two in combinations(range(len(scores)), 2):
-        assert (ranking.ranks[one] < ranking.ranks[two]) == (scores[one] > scores[two])
-    assert set(ranking.ranks) == set(range(len(set(scores))))
-
-
-def test_ranks_and_scores_at_once_are_an_error():
-    with pytest.raises(DataError, match=r"row 4, columns 'ranks' and 'scores': expected one of them.*[Dd]rop"):
-        parse_row({"completions": ["a", "b"], "ranks": [0, 1], "scores": [2, 1]}, 4)
-
-
-@pytest.mark.parametrize(("column", "value"), [("margin", 0.0), ("label", 1.0), ("tie", True), ("tie", "no")])
-def test_columns_of_pairs_have_no_place_in_a_group(column, value):
-    group = {"completions": ["a", "b"], "ranks": [0, 1]}
-    with pytest.raises(
-        DataError, match=rf"row 6, column '{column}': .*belongs to pair rows and this is a ranked group"
-    ):
-        parse_row(group | {column: value}, 6)
-    assert parse_row(group | {column: None}, 6) == parse_row(group | {"tie": False}, 6) == parse_row(group, 6)
+    row = {"completions": ["a", "b", "c", "d"], "scores": [0.5, 9, 0.5, -1]}
+    ranking = group(["a", "b", "c", "d"], [1.0, 0.0, 1.0, 2.0], scores=[0.5, 9.0, 0.5, -1.0])
+    assert parse_row(row, 0) == parse_row(row | {"ranks": None}, 0) == ranking
 
 
 @pytest.mark.parametrize(
@@ -230,17 +167,20 @@ def test_malformed_groups(change, parts):
         assert part in str(error.value)
 
 
-def test_a_group_that_counts_less_than_nothing_is_named():
-    with pytest.raises(DataError, match="row 12, column 'weight': expected a finite number of 0 or more, got int -1"):
-        parse_row({"completions": ["a", "b"], "ranks": [0, 1], "weight": -1}, 12)
+def test_the_annotations_of_a_pair_are_part_of_it():
+    said = {"margin": 1, "weight": 2, "label": 0.75, "tie": False}
+    assert parse_row(TEXT | said, 0) == pair("2+2? 4.", "2+2? 5.", margin=1.0, weight=2.0, label=0.75)
+    assert parse_row(TEXT | dict.fromkeys(said), 0) == parse_row(TEXT, 0)
+    tied = parse_row(TEXT | {"weight": 0, "tie": True}, 0)
+    assert tied == ParsedRow(["2+2? 4.", "2+2? 5."], ["chosen", "rejected"], [0.0, 0.0], weight=0.0, tie=True)
 
 
 def test_a_row_is_a_pair_or_a_group_and_not_both():
-    group = {"prompt": "p", "completions": ["a", "b"], "ranks": [0, 1]}
-    assert parse_row(group | {"chosen": None, "rejected": None}, 0) == Ranking(["pa", "pb"], [0.0, 1.0])
+    row = {"prompt": "p", "completions": ["a", "b"], "ranks": [0, 1]}
+    assert parse_row(row | {"chosen": None, "rejected": None}, 0) == group(["pa", "pb"], [0.0, 1.0])
     assert parse_row(TEXT | {"completions": None, "ranks": None}, 0) == parse_row(TEXT, 0)
     with pytest.raises(DataError, match=r"row 3: expected a pair .* or a ranked group .* has both"):
-        parse_row(TEXT | group, 3)
+        parse_row(TEXT | row, 3)
 
 
 # malformed pairs
@@ -323,7 +263,7 @@ names += ["margin", "weight", "label", "tie"]
 @given(row=st.dictionaries(st.sampled_from(names), anything))
 def test_any_row_parses_or_names_itself(row):
     try:
-        parsed = isinstance(parse_row(row, 99), Preference | Ranking)
+        parsed = isinstance(parse_row(row, 99), ParsedRow)
     except DataError as error:
         parsed = str(error).startswith("row 99")
     assert parsed

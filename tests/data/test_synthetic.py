@@ -80,12 +80,12 @@ def test_a_prompt_from_elsewhere_is_refused_by_name(prompt):
 def test_boilerplate_neither_answers_nor_mentions_anything():
     """Otherwise padding would spoil a right answer, or follow an instruction by accident."""
     boilerplate = " ".join(synthetic.FILLERS + synthetic.REMARKS + synthetic.FRAMES)
-    words = set(synthetic._Reading.of(boilerplate).words)
-    courtesies = set(synthetic._Reading.of(" ".join(synthetic.OPENERS + synthetic.CLOSERS)).words)
-    answers = {answer.lower() for answer in synthetic._ANSWERS}
+    words = set(synthetic.ResponseFeatures.of(boilerplate).words)
+    courtesies = set(synthetic.ResponseFeatures.of(" ".join(synthetic.OPENERS + synthetic.CLOSERS)).words)
+    answers = {answer.lower() for answer in synthetic.ANSWERS}
     assert words.isdisjoint(answers | set(synthetic.TOPICS) | synthetic.COURTESIES)
     assert courtesies.isdisjoint(answers | set(synthetic.TOPICS))
-    assert all(synthetic._Reading.of(text).polite for text in synthetic.OPENERS + synthetic.CLOSERS)
+    assert all(synthetic.ResponseFeatures.of(text).polite for text in synthetic.OPENERS + synthetic.CLOSERS)
 
 
 def test_the_same_seed_gives_the_same_draws_and_fewer_are_a_prefix():
@@ -124,7 +124,7 @@ def test_qualities_vary_independently():
     """Right answers are neither more obedient, nor more polite, nor longer than wrong ones."""
     rows = []
     for item in PreferenceWorld(seed=2).responses(4000):
-        reading = synthetic._Reading.of(item.response)
+        reading = synthetic.ResponseFeatures.of(item.response)
         rest = item.reward - synthetic.POLITE * reading.polite - synthetic.WORD * len(reading.words)
         if round(rest) in (3, -3):  # no instruction to follow
             continue

@@ -1,4 +1,4 @@
-"""Which models may run a forest, what each layer is checked for, and the masks of the backends."""
+"""Models that may run a forest, the checks of each layer, and the mask of a forest."""
 
 import gc
 import weakref
@@ -9,15 +9,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AutoConfig, AutoModelForSequenceClassification
 
 from plaudit.errors import ConfigError, ModelError
-from plaudit.forest import attention, flex
-from plaudit.forest.attention import BACKENDS, ForestAttention, check_every_layer, enable, enabled_backend, why_not
-from plaudit.forest.blocks import ScoreRules
-from plaudit.forest.trie import TokenForest, chains_of
+from plaudit.forest.attention import (
+    BACKENDS,
+    ForestAttention,
+    check_every_layer,
+    enable,
+    enabled_backend,
+    unsupported_reason,
+)
+from plaudit.forest.trie import TokenForest
 from plaudit.models.reward_head import bind_reward_forward
 
 FORESTS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=15), min_size=1, max_size=8)
@@ -76,86 +79,7 @@ def test_the_mask_is_the_ancestors_within_the_window(sequences, window):
     assert torch.equal(attention_of(forest).mask(window)[0, 0], brute_force_mask(forest, window))
 
 
-def seen_by_blocks(mask, size, step):
-    """What FlexAttention makes of a block mask: all of the full blocks, and of the others what `mask_mod` lets by."""
-    seen = torch.zeros(size, size, dtype=torch.bool)
-    places = torch.arange(size)
-    allowed = mask.mask_mod(None, None, places[:, None], places[None, :])
-    for full, numbers, indices in (
-        (False, mask.kv_num_blocks, mask.kv_indices),
-        (True, mask.full_kv_num_blocks, mask.full_kv_indices),
-    ):
-        for query in range(numbers.shape[-1]):
-            for key in indices[0, 0, query, : numbers[0, 0, query]].tolist():
-                block = slice(query * step, (query + 1) * step), slice(key * step, (key + 1) * step)
-                assert not seen[block].any()
-                assert not full or allowed[block].shape == (step, step)  # the last block is filled up, and never full
-                seen[block] = True if full else allowed[block]
-    return seen
-
-
-@given(FORESTS, st.none() | st.integers(1, 16), st.sampled_from([2, 4, 8]))
-@settings(deadline=None, max_examples=60)
-def test_the_block_mask_lets_by_what_the_mask_does(sequences, window, step):
-    forest = TokenForest.from_sequences(sequences)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flex, "_BLOCK", step)
-        mask = attention_of(forest).block_mask(window)
-    assert torch.equal(seen_by_blocks(mask, len(forest), step), brute_force_mask(forest, window))
-
-
-@pytest.mark.parametrize("size", [1, 127, 128, 200, 256, 257, 384])
-def test_a_forest_is_filled_up_to_blocks_with_roots_that_see_themselves_alone(size):
-    forest = TokenForest.from_sequences([list(range(size)), [*range(size // 2), 999]])
-    rows = torch.tensor(forest.input_ids), torch.tensor(forest.position_ids), torch.tensor(forest.subtree_end)
-    filled = [row[0] for row in flex.fill_blocks(*(row[None] for row in rows))]
-    given, total = len(forest), len(filled[0])
-    assert total % 128 == 0
-    assert 256 <= total < max(257, given + 128)
-    assert all(torch.equal(row[:given], before) for row, before in zip(filled, rows, strict=True))
-    expected = torch.eye(total, dtype=torch.bool)
-    expected[:given, :given] = brute_force_mask(forest, None)
-    assert torch.equal(attention.ForestAttention(*filled[1:]).mask(None)[0, 0], expected)
-    chains = chains_of(*(row.numpy() for row in filled[1:]))  # where the blocks backend finds the tree
-    assert [chain.start for chain in chains if chain.start >= given] == list(range(given, total))
-    assert {chain.parent for chain in chains if chain.start >= given} <= {-1}
-
-
-def test_flex_refuses_dropout_rather_than_leave_it_out():
-    heads = torch.zeros(1, 2, 4, 16)
-    with pytest.raises(ValueError, match="no dropout"):
-        flex.attend_flex(heads, heads, heads, None, ScoreRules(1.0, dropout=0.1))
-
-
-class Largest(TorchDispatchMode):
-    """Notes the largest tensor that any operation makes."""
-
-    numbers = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        self.numbers = max([self.numbers, *(x.numel() for x in tree_leaves(out) if isinstance(x, torch.Tensor))])
-        return out
-
-
-@pytest.mark.parametrize("window", [None, 700])
-def test_a_block_mask_skips_what_it_can_and_never_holds_the_whole_mask(window):
-    prompt, rest = list(range(3000)), [[10**6 * n + k for k in range(1000)] for n in range(1, 5)]
-    forest = TokenForest.from_sequences([prompt + each for each in rest])
-    forest_attention, size = attention_of(forest), len(forest)
-    with Largest() as largest:
-        mask = forest_attention.block_mask(window)
-    assert largest.numbers <= 2 * size
-    exact = forest_attention.mask(window)[0, 0]
-    exact = nn.functional.pad(exact, (0, -size % 128, 0, -size % 128)).view(-(-size // 128), 128, -1, 128)
-    blocks = exact.any(3).any(1), exact.all(3).all(1)
-    partial, full = mask.kv_num_blocks.sum(), mask.full_kv_num_blocks.sum()
-    assert full == blocks[1].sum()
-    # At the edges of a window it may compute a block too many for each block of queries.
-    assert blocks[0].sum() <= partial + full <= blocks[0].sum() + (0 if window is None else len(exact))
-
-
-def test_blocks_are_cut_for_the_device_of_the_forest():
+def test_blocks_are_for_the_device_of_the_forest():
     forest = TokenForest.from_sequences([[1, 2], [1, 3]])
     elsewhere = SimpleNamespace(device="elsewhere", cpu=lambda: torch.tensor(forest.position_ids))
     forest_attention = attention_of(forest)
@@ -172,7 +96,7 @@ def test_the_backend_is_the_one_asked_for(backend, make_model):
     assert enabled_backend(model) is None
     enable(model, backend)
     assert enabled_backend(model) == (backend or "auto")
-    assert why_not(model) is None
+    assert unsupported_reason(model) is None
 
 
 def test_an_unknown_backend_is_refused(make_model):
@@ -182,8 +106,8 @@ def test_an_unknown_backend_is_refused(make_model):
     assert enabled_backend(model) is None
 
 
-def test_the_attention_before_may_have_colons_in_its_name(make_model):
-    # As kernels of the hub do: owner/kernel:function.
+def test_the_original_attention_may_have_colons_in_its_name(make_model):
+    # Kernels of the hub are named owner/kernel:function.
     called = []
 
     def kernel(module, query, key, value, attention_mask, **options):
@@ -192,7 +116,7 @@ def test_the_attention_before_may_have_colons_in_its_name(make_model):
 
     AttentionInterface.register("owner/kernel:function", kernel)
     model = make_model()
-    model.config._attn_implementation_internal = "owner/kernel:function"
+    model.config._attn_implementation = "owner/kernel:function"
     for backend in ("blocks", "dense"):
         enable(model, backend)
     with torch.no_grad():
@@ -206,7 +130,7 @@ REFUSED = {
         {"vocab_size": 99, "hidden_size": 32, "n_layer": 2, "n_head": 4, "num_labels": 1, "pad_token_id": 0},
         "does not take its attention from transformers' attention interface",
     ),
-    "qwen3_next": (TINY | EXPERTS, "Qwen3Next"),  # for the one reason or the other
+    "qwen3_next": (TINY | EXPERTS, "Qwen3Next"),  # depending on which check comes first
     "minimax": (
         TINY | EXPERTS | {"layer_types": ["linear_attention", "full_attention"]},
         "has layers of the kind linear_attention, which cannot share a prefix this way",
@@ -216,10 +140,10 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_a_model_that_cannot_is_refused_with_the_reason(kind):
+def test_an_unsupported_model_is_refused_with_the_reason(kind):
     options, reason = REFUSED[kind]
     model = model_of(kind, **options)
-    assert type(model).__name__ in why_not(model)
+    assert type(model).__name__ in unsupported_reason(model)
     before = model.config._attn_implementation
     with pytest.raises(ModelError, match=f"no token forest: .*{reason}"):
         enable(model)
@@ -236,21 +160,21 @@ def test_a_model_that_cannot_is_refused_with_the_reason(kind):
         ({"is_encoder_decoder": True}, "is an encoder and a decoder"),
     ],
 )
-def test_a_configuration_that_speaks_against_it_is_refused(change, reason, make_model):
+def test_an_unsupported_configuration_is_refused(change, reason, make_model):
     model = make_model()
     for name, value in change.items():
         setattr(model.config, name, value)
-    assert reason in why_not(model)
+    assert reason in unsupported_reason(model)
     with pytest.raises(ModelError, match=reason):
         enable(model)
 
 
-# Proof on first use
+# The check of the first forest
 
 
 @pytest.fixture
 def claims_support(monkeypatch):
-    """Makes a class of models say that it supports what it does not."""
+    """Let a class of models claim to support the attention interface."""
 
     def claim(model):
         monkeypatch.setattr(type(model), "_supports_attention_backend", True)
@@ -261,7 +185,7 @@ def claims_support(monkeypatch):
 
 
 def refusal_of(model):
-    """What the first forest raises; it leaves nothing proven."""
+    """Return the message of the first forest's error; the model stays unproven."""
     bind_reward_forward(model)
     enable(model, "blocks")
     with torch.no_grad(), pytest.raises(ModelError) as caught:
@@ -270,46 +194,46 @@ def refusal_of(model):
     return str(caught.value)
 
 
-def test_a_model_that_accepts_the_setting_and_never_calls_it_is_found_out(claims_support):
+def test_a_model_that_accepts_the_setting_and_never_calls_it_is_refused(claims_support):
     falcon = claims_support(model_of("falcon", **UNGROUPED))
     assert refusal_of(falcon) == (
-        "no token forest: 0 of the 2 attention layers of FalconForSequenceClassification called it."
+        "no token forest: 0 of the 2 attention layers of FalconForSequenceClassification called the forest's attention."
     )
 
 
-def test_a_model_that_tells_positions_by_itself_is_refused(claims_support):
-    assert "does not take positions" in why_not(claims_support(model_of("bloom", **REFUSED["bloom"][0])))
+def test_a_model_that_takes_no_positions_is_refused(claims_support):
+    assert "does not take positions" in unsupported_reason(claims_support(model_of("bloom", **REFUSED["bloom"][0])))
 
 
 def test_a_model_that_transformers_will_not_set_is_refused(monkeypatch):
     # `set_attn_implementation` only warns, and leaves the attention as it was.
     falcon = model_of("falcon", **UNGROUPED)
     monkeypatch.setattr(type(falcon), "_supports_attention_backend", True)
-    assert "does not take its attention from" in why_not(falcon)
+    assert "does not take its attention from" in unsupported_reason(falcon)
 
 
-def test_nemotron_which_picks_its_attention_by_class_is_found_out():
+def test_nemotron_which_chooses_its_attention_by_class_is_refused():
     assert "0 of the 2 attention layers" in refusal_of(model_of("nemotron", **TINY))
 
 
-def test_doge_which_makes_its_own_mask_is_found_out():
-    assert "DogeAttention makes an attention mask of its own" in refusal_of(model_of("doge", **TINY))
+def test_doge_which_makes_its_own_mask_is_refused():
+    assert "DogeAttention makes its own attention mask" in refusal_of(model_of("doge", **TINY))
 
 
-def test_one_layer_that_does_not_call_is_found_out(make_model):
+def test_a_layer_that_does_not_call_the_attention_is_refused(make_model):
     model = make_model()
     attend = model.base_model.layers[1].self_attn
     attend.forward = lambda hidden_states, **_: (hidden_states, None)
     assert "1 of the 2 attention layers" in refusal_of(model)
 
 
-def test_a_sliding_layer_that_does_not_say_its_window_is_found_out():
-    # Both mask a window, and do not tell the attention function of it.
+def test_a_sliding_layer_that_does_not_pass_its_window_on_is_refused():
+    # Both models mask a window, and do not pass it to the attention function.
     phi = model_of("phimoe", **TINY | EXPERTS | {"sliding_window": 4})
-    assert "layer 0 of PhimoeForSequenceClassification does not say its sliding window" in refusal_of(phi)
+    assert "layer 0 of PhimoeForSequenceClassification does not pass its sliding window on" in refusal_of(phi)
     sliding = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2}
     qwen = model_of("qwen2_moe", **TINY | EXPERTS | sliding | {"shared_expert_intermediate_size": 16})
-    assert "layer 0 of Qwen2MoeForSequenceClassification does not say its sliding window" in refusal_of(qwen)
+    assert "layer 0 of Qwen2MoeForSequenceClassification does not pass its sliding window on" in refusal_of(qwen)
 
 
 def test_experts_without_a_window_are_proven():
@@ -335,7 +259,7 @@ def test_every_layer_is_counted_once_however_often_it_calls(make_model):
 
 
 def call(module=None, size=3, mask=None, **options):
-    """Our function as a layer calls it, with queries for `size` tokens of a forest of three."""
+    """Call our function as a layer does, with queries for `size` tokens of a forest of three."""
     forest = attention_of(TokenForest.from_sequences([[1, 2], [1, 3]]))
     tensors = [torch.randn(1, 2, size, 4) for _ in range(3)]
     function = AttentionInterface()[f"plaudit:{options.pop('backend', 'blocks')}:sdpa"]
@@ -343,11 +267,11 @@ def call(module=None, size=3, mask=None, **options):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_what_a_forest_cannot_express_is_refused(backend, make_model):
+def test_calls_that_a_forest_cannot_serve_are_refused(backend, make_model):
     enable(make_model(), backend)
-    with pytest.raises(ModelError, match="adds a bias for each two positions to its scores"):
+    with pytest.raises(ModelError, match="adds a bias for each pair of positions to its scores"):
         call(position_bias=torch.zeros(1, 2, 3, 3), backend=backend)
-    with pytest.raises(ModelError, match="makes an attention mask of its own"):
+    with pytest.raises(ModelError, match="makes its own attention mask"):
         call(mask=torch.zeros(1, 1, 3, 3), backend=backend)
     both_ways = nn.Module()
     both_ways.is_causal = False
@@ -357,7 +281,7 @@ def test_what_a_forest_cannot_express_is_refused(backend, make_model):
         call(size=4, backend=backend)
 
 
-def test_the_scale_of_the_scores_is_the_layers_or_else_that_of_the_heads_size(make_model):
+def test_scores_are_scaled_as_the_layer_asks_or_by_the_size_of_heads(make_model):
     enable(make_model(), "blocks")
     enable(make_model(), "dense")
     results = []
@@ -377,7 +301,7 @@ def test_a_layer_that_is_not_training_drops_nothing(backend, make_model):
     results = []
     for module, rate in ((nn.Module().eval(), 0.0), (nn.Module().eval(), 0.9), (nn.Module().train(), 0.9)):
         torch.manual_seed(0)
-        rate = rate if backend == "blocks" or module.training else 0.0  # stock functions leave that to the layer
+        rate = rate if backend == "blocks" or module.training else 0.0  # stock functions leave dropout to the layer
         results.append(call(module, backend=backend, dropout=rate))
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
@@ -393,12 +317,12 @@ def test_attention_under_autocast_is_in_its_precision(backend, make_model):
 
 def test_a_model_loaded_with_flash_attention_is_refused_by_name(make_model):
     model = make_model()
-    model.config._attn_implementation_internal = "flash_attention_2"
+    model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ModelError, match="attn_implementation='flash_attention_2'"):
         enable(model)
 
 
-def test_a_forest_is_gone_when_nobody_holds_it():
+def test_a_forest_is_freed_with_its_last_reference():
     gc.disable()
     try:
         forest = ForestAttention(torch.arange(3), torch.full((3,), 3))

@@ -1,4 +1,4 @@
-"""The layout against its definition: a trie, walked depth first."""
+"""The token forest against its definition: a trie, walked depth first."""
 
 import numpy as np
 import pytest
@@ -81,9 +81,9 @@ def test_a_chain_is_a_run_of_only_children(sequences):
         if above == -1:
             assert chain.parent == -1
         else:
-            (owner,) = (c for c in chains if c.start <= above < c.stop)
-            assert chain.parent == owner.start
-            assert above == owner.stop - 1
+            (parent_chain,) = (c for c in chains if c.start <= above < c.stop)
+            assert chain.parent == parent_chain.start
+            assert above == parent_chain.stop - 1
 
 
 def test_a_pair_is_its_prompt_once_and_two_branches():
@@ -118,6 +118,6 @@ def test_duplicates_and_prefixes_take_no_room():
 
 
 @pytest.mark.parametrize("sequences", [[], [[]], [[1], []]])
-def test_nothing_to_lay_out_is_an_error(sequences):
+def test_an_empty_batch_or_sequence_is_an_error(sequences):
     with pytest.raises(ValueError, match="one or more token ids"):
         TokenForest.from_sequences(sequences)

@@ -1,3 +1,5 @@
+"""Losses on comparisons: values, gradients, labels and smoothing, and refused shapes."""
+
 import math
 
 import pytest
@@ -15,7 +17,7 @@ def test_the_loss_is_minus_the_log_of_the_probability_that_the_winner_wins():
     torch.testing.assert_close(bradley_terry(winner, loser), expected, atol=1e-6, rtol=1e-6)
 
 
-def test_a_margin_is_what_the_winner_must_win_by():
+def test_a_margin_is_subtracted_from_the_difference():
     winner, loser = torch.tensor([math.log(3), 2.0]), torch.tensor([0.0, 1.0])
     margin = torch.tensor([math.log(3), 1.0 + math.log(3)])
     expected = torch.tensor([math.log(2), math.log(4)])
@@ -35,7 +37,7 @@ def test_a_step_against_the_gradient_raises_the_winner_and_lowers_the_loser():
     torch.testing.assert_close(loser.grad, wrong)
 
 
-def test_hopeless_and_certain_comparisons_stay_finite():
+def test_large_differences_keep_losses_and_gradients_finite():
     winner = torch.tensor([-1e4, 1e4], requires_grad=True)
     losses = bradley_terry(winner, torch.zeros(2))
     losses.sum().backward()
@@ -60,7 +62,7 @@ def test_the_plain_loss_is_minus_logsigmoid_of_the_difference_to_the_bit():
     assert torch.equal(bradley_terry(winner, loser, margin), -torch.nn.functional.logsigmoid(winner - loser - margin))
 
 
-def test_a_soft_label_weighs_both_verdicts():
+def test_a_soft_label_weighs_both_outcomes():
     # 0.8 log(4/3) + 0.2 log 4 where the winner wins three times in four
     winner, loser = torch.tensor([math.log(3), 0.0]), torch.tensor([0.0, math.log(3)])
     label = torch.tensor([0.8, 1.0])
@@ -75,13 +77,13 @@ def test_a_soft_label_is_met_where_the_difference_is_its_log_odds():
     torch.testing.assert_close(winner.grad, torch.zeros(3), atol=1e-6, rtol=0)
 
 
-def test_the_hinge_is_how_far_the_winner_is_from_winning_by_one():
+def test_the_hinge_is_the_distance_from_winning_by_one():
     winner, loser = torch.tensor([3.0, 1.5, 0.0]), torch.tensor([0.0, 1.0, 2.0])
     assert hinge(winner, loser).tolist() == [0.0, 0.5, 3.0]
     assert hinge(winner, loser, margin=torch.tensor([2.5, 0.5, 1.0])).tolist() == [0.5, 1.0, 4.0]
 
 
-def test_the_hinge_weighs_both_verdicts_too():
+def test_a_soft_label_or_smoothing_weighs_both_hinges():
     winner, loser, label = torch.tensor([2.0, 0.5]), torch.tensor([0.0, 0.0]), torch.tensor([0.75, 0.25])
     assert hinge(winner, loser, label=label).tolist() == [0.25 * 3, 0.25 * 0.5 + 0.75 * 1.5]
     assert hinge(winner, loser, label_smoothing=0.25).tolist() == [0.25 * 3, 0.75 * 0.5 + 0.25 * 1.5]
@@ -111,7 +113,7 @@ def test_the_complement_of_a_label_is_the_label_of_the_pair_turned_round(loss):
 
 
 @PAIRWISE
-def test_smoothing_by_one_half_does_not_know_who_won(loss):
+def test_smoothing_by_one_half_is_the_same_for_either_winner(loss):
     first, second = torch.randn(2, 100, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(loss(first, second, label_smoothing=0.5), loss(second, first, label_smoothing=0.5))
     assert not torch.allclose(loss(first, second, label_smoothing=0.4), loss(second, first, label_smoothing=0.4))
@@ -128,7 +130,7 @@ def test_smoothing_is_a_soft_label_and_smooths_a_soft_label(loss):
 
 
 @PAIRWISE
-def test_extreme_rewards_keep_unsure_verdicts_finite(loss):
+def test_extreme_rewards_keep_smoothed_losses_finite(loss):
     winner = torch.tensor([-1e4, 1e4], requires_grad=True)
     losses = loss(winner, torch.zeros(2), label=torch.tensor([1.0, 0.75]), label_smoothing=0.25)
     losses.sum().backward()
@@ -138,7 +140,7 @@ def test_extreme_rewards_keep_unsure_verdicts_finite(loss):
 
 @PAIRWISE
 @pytest.mark.parametrize("label_smoothing", [-0.1, 1.1, math.nan])
-def test_a_smoothing_that_is_no_probability_is_refused(loss, label_smoothing):
+def test_label_smoothing_outside_0_to_1_is_refused(loss, label_smoothing):
     with pytest.raises(ValueError, match=f"expected a number between 0 and 1, got {label_smoothing}"):
         loss(torch.zeros(2), torch.zeros(2), label_smoothing=label_smoothing)
 

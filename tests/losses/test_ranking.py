@@ -1,3 +1,5 @@
+"""The Plackett-Luce loss: against its definition, Bradley-Terry and finite differences, and refused arguments."""
+
 import math
 
 import pytest
@@ -9,7 +11,7 @@ LOGS = torch.tensor([1.0, 2.0, 3.0]).log()  # rewards whose softmax is 1/6, 2/6,
 
 
 def random_groups(dtype=torch.float32):
-    """Groups of one to six, their sequences shuffled together, with ties; the numbers of some groups are left out."""
+    """Groups of one to six sequences, shuffled together, with ties and gaps in the numbers of the groups."""
     generator = torch.Generator().manual_seed(0)
     size = torch.tensor([1, 2, 2, 3, 4, 5, 6, 6])
     row = torch.repeat_interleave(torch.tensor([7, 0, 2, 3, 11, 5, 6, 9]), size)
@@ -19,7 +21,7 @@ def random_groups(dtype=torch.float32):
 
 
 def by_hand(rewards, row, rank, label_smoothing=0.0):
-    """One stage at a time, from the definition."""
+    """Losses of one stage at a time, by the definition."""
     losses, rows = [], []
     for i in range(len(rewards)):
         candidates = [j for j in range(len(rewards)) if row[j] == row[i] and rank[j] >= rank[i]]
@@ -64,7 +66,7 @@ def test_only_the_order_of_the_ranks_counts():
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.3])
-def test_many_groups_at_once_are_what_the_definition_gives_one_stage_at_a_time(label_smoothing):
+def test_many_groups_at_once_have_the_losses_of_the_definition(label_smoothing):
     rewards, row, rank = random_groups()
     losses, stage_row = plackett_luce(rewards, row, rank, label_smoothing=label_smoothing)
     expected, expected_row = by_hand(rewards, row, rank, label_smoothing)
@@ -73,7 +75,7 @@ def test_many_groups_at_once_are_what_the_definition_gives_one_stage_at_a_time(l
     assert 15 < len(losses) < len(rewards)
 
 
-def test_smoothing_gives_the_other_candidates_their_share():
+def test_smoothing_adds_the_mean_loss_of_the_other_candidates():
     # first 3/6 against 2/6 and 1/6, then 2/3 against 1/3
     losses, _ = plackett_luce(LOGS, torch.zeros(3, dtype=torch.long), torch.tensor([2, 1, 0]), label_smoothing=0.25)
     first = 0.75 * math.log(2) + 0.25 * (math.log(3) + math.log(6)) / 2
@@ -127,7 +129,7 @@ def test_a_group_of_two_is_bradley_terry_to_the_bit(label_smoothing, with_margin
     assert torch.equal(losses[stage_row < 50], expected)
 
 
-def test_a_label_and_a_margin_are_for_the_better_ranked_one_wherever_it_stands():
+def test_a_label_and_a_margin_are_for_the_better_ranked_sequence_in_either_place():
     rewards, rank = torch.tensor([1.0, 4.0]), torch.tensor([1, 0])
     losses, _ = plackett_luce(rewards, torch.zeros(2, dtype=torch.long), rank, torch.tensor([0.5]), torch.tensor([0.8]))
     expected = bradley_terry(rewards[1:], rewards[:1], torch.tensor([0.5]), torch.tensor([0.8]))
@@ -187,11 +189,11 @@ def test_a_common_offset_costs_no_precision():
     [
         (
             {"margin": torch.tensor([1.0, 0.5])},
-            r"a margin is between two .* expected 0 .* got \[0.5\] for the rows \[1\]",
+            r"a margin applies to two .* expected 0 .* got \[0.5\] for the rows \[1\]",
         ),
         (
             {"label": torch.tensor([0.5, 0.25])},
-            r"a label is between two .* expected 1 .* got \[0.25\] for the rows \[1\]",
+            r"a label applies to two .* expected 1 .* got \[0.25\] for the rows \[1\]",
         ),
         ({"label": torch.ones(1)}, r"every row to index label, of length 1, got rows \[0, 1\]"),
         ({"margin": torch.zeros(2), "label": torch.ones(3)}, r"one shape \[R\], got .*'margin': \(2,\)"),
@@ -199,7 +201,7 @@ def test_a_common_offset_costs_no_precision():
         ({"label_smoothing": 2.0}, "between 0 and 1, got 2.0"),
     ],
 )
-def test_what_makes_no_sense_for_a_group_of_three_is_refused(options, message):
+def test_options_that_a_group_of_three_cannot_have_are_refused(options, message):
     row, rank = torch.tensor([0, 0, 1, 1, 1]), torch.tensor([0, 1, 0, 1, 1])
     with pytest.raises(ValueError, match=message):
         plackett_luce(torch.zeros(5), row, rank, **options)

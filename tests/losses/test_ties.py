@@ -1,3 +1,5 @@
+"""The Rao-Kupper loss: its three probabilities, its limits, and refused arguments."""
+
 import math
 
 import pytest
@@ -26,7 +28,7 @@ def random_rows(dtype=torch.float32):
     return winner, loser, torch.arange(100) % 3 == 0, margin, torch.rand(100, generator=generator, dtype=dtype)
 
 
-def test_the_loss_is_minus_the_log_of_the_probability_of_the_verdict():
+def test_the_loss_is_minus_the_log_of_the_probability_of_the_outcome():
     # With a threshold of ln 3, equal rewards: sigmoid(-ln 3) = 1/4 each, a tie one half. With a lead of ln 3 too:
     # sigmoid(0) = 1/2, sigmoid(-ln 9) = 1/10, and a tie what is left.
     expected = torch.tensor([[1 / 4, 1 / 2], [1 / 4, 1 / 10], [1 / 2, 2 / 5]])
@@ -34,7 +36,7 @@ def test_the_loss_is_minus_the_log_of_the_probability_of_the_verdict():
 
 
 @pytest.mark.parametrize("threshold", [1e-4, 0.1, 1.0, 7.0])
-def test_winning_losing_and_a_tie_are_all_there_is(threshold):
+def test_the_probabilities_of_winning_losing_and_a_tie_sum_to_one(threshold):
     total = probabilities(torch.linspace(-12, 12, 49, dtype=torch.float64), threshold).sum(dim=0)
     torch.testing.assert_close(total, torch.ones(49, dtype=torch.float64))
 
@@ -79,7 +81,7 @@ def test_no_smoothing_and_no_label_are_the_plain_loss_to_the_bit():
     assert torch.equal(rao_kupper(winner, loser, tie, threshold, margin, torch.ones(100)), plain)
 
 
-def test_an_unsure_verdict_weighs_both_outcomes():
+def test_a_soft_label_or_smoothing_weighs_both_outcomes():
     # A threshold and a lead of ln 3: one half and one tenth, as above.
     winner, loser, threshold = torch.tensor([math.log(3)]), torch.zeros(1), torch.tensor(math.log(3))
     expected = torch.tensor([0.75 * math.log(2) + 0.25 * math.log(10)])
@@ -87,7 +89,7 @@ def test_an_unsure_verdict_weighs_both_outcomes():
     torch.testing.assert_close(rao_kupper(winner, loser, NEVER, threshold, label_smoothing=0.25), expected)
 
 
-def test_who_comes_first_in_a_tie_or_is_smoothed_by_one_half_does_not_matter():
+def test_ties_and_smoothing_by_one_half_are_the_same_for_either_order():
     first, second, tie, _, _ = random_rows()
     losses = [
         rao_kupper(*pair, tie, torch.tensor(0.5), label_smoothing=0.5) for pair in ((first, second), (second, first))

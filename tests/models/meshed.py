@@ -18,13 +18,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import reward_model
 from plaudit.forest.attention import enable
 from plaudit.losses import bradley_terry
+from plaudit.models.inputs import forest_inputs, padded_inputs
 from plaudit.models.reward_head import bind_reward_forward
-from plaudit.training.collator import PreferenceCollator, model_inputs
 
-ROWS = [
-    {"chosen_ids": [5, 6, 7, 8, 9, 10], "rejected_ids": [5, 6, 7, 3]},
-    {"chosen_ids": [1, 2, 3], "rejected_ids": [1, 2, 4, 5, 6]},
-]
+ROWS = [[[5, 6, 7, 8, 9, 10], [5, 6, 7, 3]], [[1, 2, 3], [1, 2, 4, 5, 6]]]  # each a winner and a loser
 
 
 def ready(policy=None, mesh=None):
@@ -39,7 +36,10 @@ def ready(policy=None, mesh=None):
 
 
 def rewards_of(model, rows, *, layout="forest"):
-    return model(**model_inputs(PreferenceCollator(0, layout=layout)(rows))).logits.squeeze(-1)
+    sequences = [sequence for row in rows for sequence in row]
+    owners = [number for number, row in enumerate(rows) for _ in row]
+    inputs = forest_inputs(sequences, owners) if layout == "forest" else padded_inputs(sequences, 0)
+    return model(**inputs).logits.squeeze(-1)
 
 
 def backward(model, rows, *, layout="forest"):

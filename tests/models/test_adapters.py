@@ -16,9 +16,9 @@ from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForSequenceC
 
 from plaudit import ModelConfig, RewardModel, get_peft_config
 from plaudit.errors import ConfigError, ModelError
-from plaudit.models.adapters import add_adapter, check_head_is_trained, rewrap, take_off
+from plaudit.models.adapters import add_adapter, attach_adapter, check_head_is_trained, detach_adapter
 from plaudit.models.load import load_model
-from plaudit.training.setup import disable_dropout
+from plaudit.training.preparation import disable_dropout
 
 
 def trained_names(model):
@@ -145,9 +145,9 @@ def test_an_adapter_comes_off_and_goes_on_again_as_it_was(make_model):
     model = add_adapter(make_model(), LoraConfig(init_lora_weights=False))
     before = {name: (value.clone(), value.requires_grad) for name, value in model.named_parameters()}
     base = model.get_base_model()
-    adapter = take_off(model)
+    adapter = detach_adapter(model)
     assert not any("lora_" in name for name, _ in base.named_parameters())
-    again = rewrap(base, adapter)
+    again = attach_adapter(base, adapter)
     assert again.peft_config["default"].modules_to_save == adapter.config.modules_to_save  # and not longer
     after = dict(again.named_parameters())
     assert after.keys() == before.keys()
@@ -158,7 +158,7 @@ def test_an_adapter_comes_off_and_goes_on_again_as_it_was(make_model):
 
 def test_virtual_tokens_cannot_be_taken_off(make_model):
     with pytest.raises(ModelError, match="cannot be moved or merged"):
-        take_off(add_adapter(make_model(), PromptTuningConfig(num_virtual_tokens=2)))
+        detach_adapter(add_adapter(make_model(), PromptTuningConfig(num_virtual_tokens=2)))
 
 
 def test_the_config_of_the_user_is_not_changed(make_model):

@@ -208,7 +208,7 @@ def test_a_language_models_adapter_without_a_head_is_an_error(adapter, base_fold
     weights = load_file(folder / "adapter_model.safetensors")
     save_file({n: v for n, v in weights.items() if "score" not in n}, folder / "adapter_model.safetensors")
     given = on_language_model(folder, base_folder, "AutoPeftModelForCausalLM")
-    with pytest.raises(ModelError, match="this adapter has no reward head, so it is none of a reward model"):
+    with pytest.raises(ModelError, match="this adapter has no reward head, so it is not one of a reward model"):
         to_sequence_classifier(given, [str(folder)])
 
 

@@ -8,13 +8,10 @@ from torch.distributed.tensor import DTensor
 
 from plaudit.forest.attention import enable
 from plaudit.losses import bradley_terry
+from plaudit.models.inputs import forest_inputs
 from plaudit.models.reward_head import bind_reward_forward
-from plaudit.training.collator import PreferenceCollator, model_inputs
 
-ROWS = [
-    {"chosen_ids": [5, 6, 7, 8, 9, 10], "rejected_ids": [5, 6, 7, 3]},
-    {"chosen_ids": [1, 2, 3], "rejected_ids": [1, 2, 4, 5, 6]},
-]
+PAIRS = [[5, 6, 7, 8, 9, 10], [5, 6, 7, 3], [1, 2, 3], [1, 2, 4, 5, 6]]  # winner, loser, ...
 
 
 @pytest.fixture
@@ -26,10 +23,8 @@ def mesh():
 
 def backward(model):
     """Rewards, after a backward pass through the wrapped model."""
-    batch = PreferenceCollator(0, layout="forest")(ROWS)
-    rewards = model(**model_inputs(batch)).logits.squeeze(-1)
-    winner, loser = rewards[batch["comparisons"]].unbind(-1)
-    bradley_terry(winner, loser).mean().backward()
+    rewards = model(**forest_inputs(PAIRS, [0, 0, 1, 1])).logits.squeeze(-1)
+    bradley_terry(rewards[0::2], rewards[1::2]).mean().backward()
     return rewards.detach()
 
 

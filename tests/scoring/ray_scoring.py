@@ -1,34 +1,43 @@
-"""Runs `plaudit score` several times on one local Ray of two processors.
+"""Score files on one local Ray of two processors, in a process of its own.
 
-argv: the arguments of each, as JSON, and the folder that they are relative to. Ray's processes know nothing of it.
+argv: the folder with `in.jsonl` and the model; then, as JSON, the arguments of each run: the output, the least and the
+greatest number of workers, and options of `ScoringConfig`. Prints the number of workers of each run, or its error.
 """
 
 import json
 import os
 import sys
 import threading
+from pathlib import Path
 
 import ray
 import ray.data
-from click.testing import CliRunner
 
-from plaudit.cli import cli
+from plaudit.data.reader import Source
+from plaudit.errors import PlauditError
+from plaudit.scoring.job import score_file
+from plaudit.scoring.ray_executor import RayExecutor
+from plaudit.scoring.worker import ScoringConfig
 
 
-def main():
+def main(folder, runs):
     ray.init(num_cpus=2, include_dashboard=False)
-    # On a busy machine one worker would be done before the other has started.
+    # On a busy machine one worker could have finished before the other has started.
     ray.data.DataContext.get_current().wait_for_min_actors_s = 300
-    os.chdir(sys.argv[2])
+    os.chdir(folder)  # Ray's processes do not run there
     outcomes = []
-    for arguments in json.loads(sys.argv[1]):
-        result = CliRunner().invoke(cli, ["score", *arguments, "--engine", "ray"])
-        outcomes.append(str(result.exception) if result.exit_code else " ".join(result.output.split()))
+    for output, workers, options in json.loads(runs):
+        config, executor = ScoringConfig("model", "cpu", 1, **options), RayExecutor(*workers)
+        try:
+            outcomes.append(score_file(Source("in.jsonl"), Path(output), config, executor=executor).workers)
+        except PlauditError as error:
+            outcomes.append(str(error))
         left = [thread.name for thread in threading.enumerate() if thread.name.startswith("StreamingExecutor")]
-        assert not left, f"still running: {left}"  # it would go on behind a person's back, and crash a later shutdown
+        assert not left, f"still running: {left}"  # such a thread would go on unseen, and crash a later shutdown
+    outcomes.append(RayExecutor().default_device())
     ray.shutdown()
     print("OUTCOMES " + json.dumps(outcomes))
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

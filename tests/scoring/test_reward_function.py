@@ -175,8 +175,8 @@ def test_a_model_without_a_scale_cannot_normalize(scorer):
 
 
 def test_a_reward_that_is_not_finite_is_an_error_and_no_silent_skip(scorer):
+    scorer.score(TEXTS)  # settles the layout
     torch.nn.init.constant_(scorer.model.score.weight, torch.nan)
-    scorer.engine._is_compared = True
     with pytest.raises(ModelError, match="reward_model: expected finite rewards, but that of completion 0 is nan"):
         RewardFunction(scorer)(PROMPTS, TEXTS)
 

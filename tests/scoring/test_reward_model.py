@@ -1,49 +1,28 @@
-import json
-import pickle
-import time
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from unittest.mock import Mock
+"""`RewardModel`: sequences, prompts with completions, streams and long inputs."""
+
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from peft import LoraConfig
-from safetensors.torch import load_file, save_file
 from tokenizers import processors
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
     BloomConfig,
-    FNetConfig,
-    ModernBertDecoderConfig,
-    Qwen3ForSequenceClassification,
     RobertaConfig,
-    T5GemmaConfig,
     set_seed,
 )
-from transformers.distributed.fsdp import is_fsdp_enabled
-from transformers.integrations import deepspeed
-from transformers.modeling_outputs import SequenceClassifierOutput
 
-from plaudit import RewardFunction, RewardModel
+from plaudit import RewardModel
 from plaudit.data.synthetic import PreferenceWorld
-from plaudit.errors import ConfigError, DataError, ModelError
-from plaudit.models.inputs import forest_inputs, padded_inputs
-from plaudit.scoring import reward_model as module
+from plaudit.errors import ConfigError, DataError
 
 
 def texts_of(rows, side="chosen"):
     return [row["prompt"] + row[side] for row in rows]
-
-
-@pytest.fixture
-def trainer(make_trainer):
-    trainer = make_trainer(max_steps=2)
-    trainer.train()
-    trainer.save_model()
-    return trainer
 
 
 @pytest.fixture
@@ -89,22 +68,6 @@ def test_options_reach_the_chat_template(scorer):
     assert plain != pytest.approx(shouted, abs=1e-3)
 
 
-def test_a_saved_model_scores_what_the_trainer_predicted(trainer, text_rows):
-    loaded = RewardModel.from_pretrained(trainer.args.output_dir, device="cpu")
-    expected = trainer.predict(trainer.train_dataset).predictions
-    for column, side in enumerate(("chosen", "rejected")):
-        np.testing.assert_allclose(loaded.score(texts_of(text_rows, side)), expected[:, column], atol=2e-6)
-    assert not loaded.model.training
-
-
-def test_conversations_score_what_the_trainer_predicted(make_trainer, chat_rows):
-    trainer = make_trainer(train_dataset=chat_rows)
-    expected = trainer.predict(trainer.train_dataset).predictions[:, 1]
-    scorer = RewardModel(trainer.model, trainer.processing_class)
-    scores = scorer.score([row["prompt"] + row["rejected"] for row in chat_rows])
-    np.testing.assert_allclose(scores, expected, atol=2e-6)
-
-
 def test_500_conversations_score_as_plain_transformers_scores_each_alone(make_model, tokenizer, tmp_path):
     """Of many lengths, the responses of a prompt far apart in the list, rewards of the size that training gives."""
     pairs = PreferenceWorld(0).pairs(250, "test")
@@ -112,7 +75,7 @@ def test_500_conversations_score_as_plain_transformers_scores_each_alone(make_mo
     replies = [each.chosen for each in pairs] + [each.rejected for each in pairs]
     told = [[{"role": "assistant", "content": reply}] for reply in replies]
     conversations = [prompt + reply for prompt, reply in zip(asked * 2, told, strict=True)]
-    model = make_model(max_position_embeddings=2048)
+    model = make_model(max_position_embeddings=2048, num_hidden_layers=1)
     for part in (model, tokenizer):
         part.save_pretrained(tmp_path)
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=1).eval()
@@ -126,95 +89,12 @@ def test_500_conversations_score_as_plain_transformers_scores_each_alone(make_mo
     np.testing.assert_allclose(rewards, alone, rtol=0, atol=1e-5)
 
 
-def test_an_adapters_folder_scores_what_the_trainer_predicted(make_trainer, base_folder, text_rows):
-    trainer = make_trainer(model=str(base_folder), peft_config=LoraConfig(), max_steps=2, learning_rate=1e-2)
-    trainer.train()
-    trainer.save_model()
-    loaded = RewardModel.from_pretrained(trainer.args.output_dir, dtype="float32", device="cpu")
-    assert loaded.name == trainer.args.output_dir  # and not its base's
-    assert RewardFunction(loaded).__name__ == Path(loaded.name).name
-    expected = trainer.predict(trainer.train_dataset).predictions[:, 0]
-    np.testing.assert_allclose(loaded.score(texts_of(text_rows)), expected, atol=1e-5)
-
-
 def test_scoring_needs_no_pad_token(make_model, new_tokenizer, tokenizer):
     bare = new_tokenizer()
     bare.pad_token = None
     assert RewardModel(make_model(), bare).score(SENTENCES) == pytest.approx(
         RewardModel(make_model(), tokenizer).score(SENTENCES), abs=2e-6
     )
-
-
-def test_a_checkpoint_without_a_head_is_refused(base_folder):
-    with pytest.raises(ModelError, match="is no reward model: its checkpoint has no head"):
-        RewardModel.from_pretrained(base_folder)
-
-
-@pytest.mark.parametrize("head", ["value_head", "v_head.summary"])
-def test_a_head_under_another_name_is_pointed_to(make_model, tokenizer, tmp_path, head):
-    for part in (make_model(), tokenizer):
-        part.save_pretrained(tmp_path)
-    weights = load_file(tmp_path / "model.safetensors")
-    weights[f"{head}.weight"] = weights.pop("score.weight")
-    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=f'has no head .*It does hold {head}.weight.*"value_head_prefix": "{head}"'):
-        RewardModel.from_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"value_head_prefix": head}))
-    expected = RewardModel(make_model(), tokenizer).score(SENTENCES)
-    np.testing.assert_allclose(
-        RewardModel.from_pretrained(tmp_path, device="cpu").score(SENTENCES), expected, atol=2e-6
-    )
-
-
-def test_a_classifier_is_no_reward_model_however_its_head_is_replaced(tokenizer, tmp_path, caplog):
-    config = BertConfig(**SMALL | {"num_labels": 2})
-    for part in (AutoModelForSequenceClassification.from_config(config), tokenizer):
-        part.save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="2 labels, but .* It tells classes apart, and gives no reward"):
-        RewardModel.from_pretrained(tmp_path)
-    replaced = {"model_init_kwargs": {"ignore_mismatched_sizes": True}}
-    with pytest.raises(ModelError, match=r"has no head \(classifier.bias, classifier.weight\)"):
-        RewardModel.from_pretrained(tmp_path, **replaced)
-    RewardModel.from_pretrained(tmp_path, allow_random_head=True, **replaced)
-    assert "its scores are RANDOM" in caplog.text
-
-
-def test_what_a_folder_says_is_read_where_its_model_is(trainer, tmp_path):
-    """A revision of the hub has a scale of its own; a subfolder takes the same way."""
-    folder = Path(trainer.args.output_dir)
-    description = json.loads((folder / "reward.json").read_text())
-    for where, mean in (("", 1.0), ("new", 2.0)):
-        (tmp_path / "both" / where).mkdir(parents=True)
-        for file in folder.iterdir():
-            if file.is_file():
-                (tmp_path / "both" / where / file.name).write_bytes(file.read_bytes())
-        said = description | {"rewards": {"mean": mean, "std": 3.0}}
-        (tmp_path / "both" / where / "reward.json").write_text(json.dumps(said))
-    for file in (tmp_path / "both").glob("tokenizer*"):
-        file.unlink()
-    loaded = RewardModel.from_pretrained(tmp_path / "both", model_init_kwargs={"subfolder": "new"})
-    assert loaded.normalization() == (2.0, 3.0)
-
-
-def test_a_path_that_is_not_there_says_so(tmp_path):
-    for path in ("runs/reward/lasst", tmp_path / "lasst"):
-        with pytest.raises(ModelError, match="lasst: no model could be loaded from there.*no.* folder"):
-            RewardModel.from_pretrained(path)
-
-
-def test_a_model_without_its_tokenizer_is_refused(make_model, tmp_path):
-    make_model().save_pretrained(tmp_path / "bare")  # transformers would make an empty tokenizer: all texts the same
-    with pytest.raises(ModelError, match="bare: there are no tokenizer files"):
-        RewardModel.from_pretrained(tmp_path / "bare")
-
-
-def test_the_precision_can_be_chosen_and_is_the_checkpoints_otherwise(trainer):
-    for dtype in (None, "auto"):
-        assert RewardModel.from_pretrained(trainer.args.output_dir, dtype=dtype).model.dtype == torch.float32
-    half = RewardModel.from_pretrained(trainer.args.output_dir, dtype="bfloat16", device="cpu")
-    assert half.model.dtype == torch.bfloat16
-    assert half.score(SENTENCES).dtype == np.float32
 
 
 @pytest.mark.parametrize("single", ["a text", [{"role": "user", "content": "Hi"}]])
@@ -263,58 +143,6 @@ def test_what_is_no_sequence_is_refused_and_named(scorer, wrong):
         scorer.score(["fine", wrong])
 
 
-@pytest.mark.parametrize("trained_on", ["texts", "conversations"])
-def test_the_other_form_than_that_of_training_is_warned_of_once(make_trainer, text_rows, chat_rows, trained_on, caplog):
-    trainer = make_trainer(train_dataset=text_rows if trained_on == "texts" else chat_rows, max_steps=1)
-    trainer.train()
-    trainer.save_model()
-    loaded = RewardModel.from_pretrained(trainer.args.output_dir, device="cpu")
-    chat = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": "Yes"}]
-    written = loaded.tokenizer.apply_chat_template(chat, tokenize=False)
-    mine, other = {"texts": ("Is it? Yes", chat), "conversations": (chat, "Is it? Yes")}[trained_on]
-    with caplog.at_level("WARNING", logger="plaudit"):
-        loaded.score([mine, written])  # as the template writes it, a text is a conversation
-        assert not caplog.text
-        loaded.score([mine, mine, other])
-        loaded.score([other])
-    (record,) = caplog.records
-    assert f"row 2 is a {'text' if trained_on == 'conversations' else 'conversation'}, and" in record.getMessage()
-    assert f"the model was trained on {trained_on}" in record.getMessage()
-
-
-@pytest.mark.parametrize("device", ["gpu", "meta", "cuda:99"])
-def test_a_device_that_is_not_there_is_named_before_anything_is_loaded(tmp_path, device):
-    with pytest.raises(ConfigError, match=f"device: '{device}' cannot be used here .* There is: cpu"):
-        RewardModel.from_pretrained(tmp_path, device=device)
-
-
-# What a person may have
-
-
-def test_a_checkpoint_in_openrlhfs_shape_scores_as_it_did(make_model, tokenizer, tmp_path):
-    """A bare backbone and a linear `value_head`, an architecture that nobody else knows, mean and std in the config."""
-    model = make_model()
-    expected = RewardModel(model, tokenizer).score(SENTENCES)
-    model.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    weights = load_file(tmp_path / "model.safetensors")
-    weights["value_head.weight"] = weights.pop("score.weight")
-    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((tmp_path / "config.json").read_text())
-    config |= {"architectures": ["RewardModel"], "value_head_prefix": "value_head", "mean": 2.0, "std": 4.0}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    loaded = RewardModel.from_pretrained(tmp_path, device="cpu")
-    np.testing.assert_allclose(loaded.score(SENTENCES), expected, atol=2e-6)
-    np.testing.assert_allclose(loaded.score(SENTENCES, normalize=True), (expected - 2) / 4, atol=2e-6)
-
-
-def test_a_random_head_must_be_asked_for_and_is_warned_of(base_folder, caplog):
-    with caplog.at_level("WARNING", logger="plaudit"):
-        loaded = RewardModel.from_pretrained(base_folder, device="cpu", allow_random_head=True)
-    assert "its scores are RANDOM" in caplog.text
-    assert np.isfinite(loaded.score(["some text"])).all()
-
-
 def test_others_way_of_writing_text_can_be_had(make_model, new_tokenizer):
     """As docs/scoring.md says: a pair of texts for an encoder, and OpenRLHF's end of a conversation."""
     tokenizer = new_tokenizer(bos="<s>", extra=("[SEP]",))
@@ -329,51 +157,6 @@ def test_others_way_of_writing_text_can_be_had(make_model, new_tokenizer):
     chat = tokenizer.apply_chat_template(CHAT + REPLY, tokenize=False)
     ended = "<s>" + chat.rstrip("\n") + " " + tokenizer.eos_token
     assert scorer.token_ids([ended]) == [tokenizer(ended, add_special_tokens=False)["input_ids"]]
-
-
-@pytest.fixture(params=["whole", "an adapter"])
-def saved(request, make_trainer, base_folder):
-    """A trainer that has saved its model; the base of the adapter has no head of its own."""
-    options = {} if request.param == "whole" else {"model": str(base_folder), "peft_config": LoraConfig()}
-    trainer = make_trainer(max_steps=2, **options)
-    trainer.train()
-    trainer.save_model()
-    return trainer
-
-
-@pytest.fixture(params=["FSDP", "ZeRO-3"])
-def sharding(request, monkeypatch, tmp_path, saved):
-    """The second process of a machine on which a trainer shards its policy."""
-    if request.param == "FSDP":
-        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-        monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
-        monkeypatch.setenv("LOCAL_RANK", "1")
-        torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-        assert is_fsdp_enabled()
-        yield is_fsdp_enabled
-        torch.distributed.destroy_process_group()
-    else:
-        config = Mock(config={}, **{"is_zero3.return_value": True})
-        deepspeed.set_hf_deepspeed_config(config)
-        yield lambda: deepspeed.deepspeed_config() is config.config
-        deepspeed.unset_hf_deepspeed_config()
-
-
-def test_beside_a_policy_in_shards_a_reward_model_is_whole(saved, sharding):
-    loaded = RewardModel.from_pretrained(saved.args.output_dir, device="cpu")
-    np.testing.assert_allclose(loaded.score(SENTENCES), rewards_of(saved), atol=2e-6)
-    assert sharding()  # as before, for the policy
-
-
-def rewards_of(trainer):
-    return RewardModel(trainer.model, trainer.processing_class).score(SENTENCES)
-
-
-def test_a_tokenizer_with_more_tokens_than_the_model_is_an_error_that_says_so(make_model, tokenizer):
-    greatest = max(tokenizer(SENTENCES[0])["input_ids"])
-    with pytest.raises(ModelError, match=f"the token id {greatest}, and the model's embedding ends at {greatest - 1}"):
-        RewardModel(make_model(vocab_size=greatest), tokenizer).score(SENTENCES[:1])
-    assert RewardModel(make_model(vocab_size=greatest + 1), tokenizer).score(SENTENCES[:1]).shape == (1,)
 
 
 # Prompts with completions
@@ -420,25 +203,6 @@ def test_a_prompt_runs_once_for_all_its_completions(make_model, tokenizer):
     assert seen[0] < len(tokenizer(prompt)["input_ids"]) + 16 * 12 < sum(lengths) / 3
 
 
-def test_a_budget_counts_a_shared_prompt_once_however_its_completions_are_strewn(make_model, tokenizer):
-    prompts = [f"Is the {word} dog lazy? " * 8 for word in ("quick", "brown", "blue")]
-    asked = prompts * 8
-    answers = [f" Yes, {number}." for number in range(len(asked))]
-    texts = [prompt + answer for prompt, answer in zip(asked, answers, strict=True)]
-    lengths = [len(ids) for ids in tokenizer(texts)["input_ids"]]
-    family = len(tokenizer(prompts[0])["input_ids"]) + 8 * 12
-    assert sum(lengths) > 3 * 2 * family
-    model, seen = make_model(), []
-    scorer = RewardModel(model, tokenizer, max_tokens_per_batch=family)
-    alone = np.concatenate([scorer.score([text]) for text in texts])
-    model.model.register_forward_pre_hook(
-        lambda _, __, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
-    )
-    np.testing.assert_allclose(scorer.score(asked, answers), alone, atol=2e-6)
-    assert max(seen) <= family
-    assert sum(seen) <= 4 * family  # a family may be cut once between batches, never strewn
-
-
 def test_ranking_is_best_first_and_its_probabilities_are_plackett_luces(scorer):
     completions = [" Yes.", " No, sorry.", " Yes.", " It is green!"]
     rewards = scorer.score(["Is it?"] * 4, completions).astype(np.float64)
@@ -470,8 +234,8 @@ def test_probabilities_of_far_rewards_do_not_overflow(scorer, monkeypatch, far, 
 # Streams and long inputs
 
 
-def test_a_stream_is_read_in_pieces_and_scored_before_its_end(scorer, monkeypatch):
-    monkeypatch.setattr(module, "_WINDOW", 3)
+def test_a_stream_is_read_in_chunks_and_scored_before_its_end(scorer):
+    scorer.chunk_size = 3
     read = []
 
     def sentences():
@@ -488,8 +252,8 @@ def test_a_stream_is_read_in_pieces_and_scored_before_its_end(scorer, monkeypatc
     assert scorer.score(iter(["Is it?"] * 4), (" Yes", " No", " Yes", " No")).shape == (4,)
 
 
-def test_a_bad_sequence_of_a_later_piece_is_named_by_its_number(scorer, monkeypatch):
-    monkeypatch.setattr(module, "_WINDOW", 3)
+def test_a_bad_sequence_of_a_later_chunk_is_named_by_its_number(scorer):
+    scorer.chunk_size = 3
     with pytest.raises(DataError, match="row 7"):
         scorer.score([*SENTENCES[:7], 5])
 
@@ -544,6 +308,12 @@ def test_a_model_without_positions_takes_any_length(tokenizer):
     assert scorer.cut == 0
 
 
+def test_importing_it_loads_neither_peft_nor_the_modelling_code_of_transformers():
+    code = "import sys; from plaudit import RewardModel; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"peft", "accelerate", "datasets", "bitsandbytes", "transformers.modeling_utils"}.intersection(loaded)
+
+
 def test_a_model_with_few_positions_is_not_asked_for_more(make_model, tokenizer):
     assert RewardModel(make_model(max_position_embeddings=20), tokenizer).max_length == 20
 
@@ -579,7 +349,7 @@ def test_progress_is_told_batch_by_batch_as_far_as_a_stream_has_come(make_model,
         def update(self, count):
             told.append(count)
 
-    monkeypatch.setattr(module, "tqdm", Bar)
+    monkeypatch.setattr("plaudit.scoring.reward_model.tqdm", Bar)
     scorer = RewardModel(make_model(), tokenizer, max_tokens_per_batch=60)
     scorer.score(SENTENCES)
     assert len(told) > 1
@@ -604,209 +374,4 @@ def test_a_conversation_may_end_with_the_answer_of_a_tool(scorer):
     assert four != pytest.approx(five, abs=1e-3)
 
 
-@pytest.fixture
-def in_memory_of(scorer, monkeypatch):
-    """A device with room for so many tokens; returns the sizes of the batches that it ran."""
-
-    def limit(tokens, *, compared=True):
-        run, sizes = scorer.engine._run, []
-
-        def limited(sequences, layout):
-            if sum(map(len, sequences)) > tokens:
-                raise torch.OutOfMemoryError("CUDA out of memory.")
-            sizes.append(len(sequences))
-            return run(sequences, layout)
-
-        if compared:
-            scorer.score(SENTENCES[:1])
-        monkeypatch.setattr(scorer.engine, "_run", limited)
-        return sizes
-
-    return limit
-
-
-@pytest.mark.parametrize("layout", ["forest", "padded"])
-def test_batches_that_do_not_fit_into_memory_become_smaller_for_good(scorer, in_memory_of, layout, caplog):
-    expected = scorer.score(SENTENCES)
-    scorer.engine.layout = layout
-    sizes = in_memory_of(100)
-    told = []
-    with caplog.at_level("WARNING", logger="plaudit"):
-        rewards = scorer.engine.score(scorer.token_ids(SENTENCES), told.append)
-    np.testing.assert_allclose(rewards, expected, atol=2e-6)
-    assert told == sizes
-    assert sum(sizes) == len(SENTENCES)
-    assert 1 < max(sizes) < len(SENTENCES)
-    budget = scorer.engine.max_tokens_per_batch
-    assert f"does not fit into the memory of cpu: going on with max_tokens_per_batch={budget}" in caplog.text
-    caplog.clear()
-    scorer.score(SENTENCES)
-    assert not caplog.text
-    assert scorer.engine.max_tokens_per_batch == budget
-
-
-def test_layouts_are_compared_on_short_sequences_where_whole_ones_do_not_fit(make_model, scorer, in_memory_of):
-    long = ["Is the sky blue? " * n for n in (24, 25, 26)]
-    expected = RewardModel(make_model(), scorer.tokenizer).score(long)
-    assert sum(map(len, scorer.token_ids(long))) > 310
-    sizes = in_memory_of(310, compared=False)
-    np.testing.assert_allclose(scorer.score(long), expected, atol=2e-6)
-    assert scorer.engine.layout == "forest"
-    assert max(sizes) > 3  # the sequences that were made to share tokens ran too
-
-
-def test_a_sequence_that_does_not_fit_into_memory_alone_is_an_error_with_ways_out(scorer, in_memory_of):
-    in_memory_of(20)
-    with pytest.raises(ModelError, match=r"a sequence of \d+ tokens alone does not fit.*Lower `max_length`"):
-        scorer.score(SENTENCES)
-
-
-# Beside other code
-
-
-def test_threads_that_share_a_model_take_turns(make_model, tokenizer):
-    """In bf16 the first call widens the weights for a while: another one would meet them half way."""
-    expected = RewardModel(make_model().to(torch.bfloat16), tokenizer).score(SENTENCES)
-    scorer = RewardModel(make_model().to(torch.bfloat16), tokenizer)
-    compare, compared = scorer.engine._compare, []
-
-    def slowly(arrays):
-        compared.append(len(arrays))
-        time.sleep(0.1)
-        return compare(arrays)
-
-    scorer.engine._compare = slowly
-    with ThreadPoolExecutor(4) as pool:
-        rewards = list(pool.map(scorer.score, [SENTENCES] * 4))
-    assert compared == [len(SENTENCES)]
-    for each in rewards:
-        np.testing.assert_array_equal(each, expected)
-
-
-def test_autocast_around_a_call_changes_no_reward(scorer):
-    expected = scorer.score(SENTENCES)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        np.testing.assert_array_equal(scorer.score(SENTENCES), expected)
-
-
-def test_a_model_that_is_being_trained_is_scored_without_dropout_and_trains_on(make_model, tokenizer):
-    scorer = RewardModel(make_model(attention_dropout=0.5), tokenizer)
-    expected = scorer.score(SENTENCES)
-    scorer.model.train()
-    scorer.model.model.layers[0].eval()  # one that someone has frozen
-    np.testing.assert_array_equal(scorer.score(SENTENCES), expected)
-    assert scorer.model.training
-    assert scorer.model.model.layers[1].self_attn.training
-    assert not scorer.model.model.layers[0].self_attn.training
-
-
-# Which layout
-
-
-def test_a_model_that_cannot_run_forests_is_scored_padded(tokenizer):
-    set_seed(0)
-    config = BertConfig(vocab_size=320, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_labels=1)
-    scorer = RewardModel(AutoModelForSequenceClassification.from_config(config), tokenizer, max_tokens_per_batch=60)
-    assert scorer.engine.layout == "padded"
-    alone = np.concatenate([scorer.score([text]) for text in SENTENCES])
-    np.testing.assert_allclose(scorer.score(SENTENCES), alone, atol=2e-6)
-
-
-def test_layouts_that_differ_are_found_out_and_padded_it_is(scorer, monkeypatch, caplog):
-    run = scorer.engine._run
-    monkeypatch.setattr(scorer.engine, "_run", lambda ids, layout: run(ids, "padded") + (layout == "forest"))
-    with caplog.at_level("WARNING", logger="plaudit"):
-        rewards = scorer.score(SENTENCES)
-    assert scorer.engine.layout == "padded"
-    assert "scoring padded batches, since on 6 sequences the rewards of the two layouts differ" in caplog.text
-    np.testing.assert_allclose(rewards, np.concatenate([scorer.score([text]) for text in SENTENCES]), atol=2e-6)
-
-
-def test_a_wrong_mask_is_found_out_though_the_first_call_has_but_one_sequence(scorer, monkeypatch, caplog):
-    def careless(sequences, rows):  # each token sees all before it: right for one sequence, and for no two
-        inputs = forest_inputs(sequences, rows)
-        return inputs | {"subtree_end": torch.full_like(inputs["subtree_end"], inputs["subtree_end"].shape[1])}
-
-    monkeypatch.setattr("plaudit.engine.forest_inputs", careless)
-    expected = RewardModel(scorer.model, scorer.tokenizer)
-    expected.engine.layout, expected.engine._is_compared = "padded", True
-    with caplog.at_level("WARNING", logger="plaudit"):
-        np.testing.assert_allclose(scorer.score(SENTENCES[:1]), expected.score(SENTENCES[:1]), atol=2e-6)
-    assert "the rewards of the two layouts differ" in caplog.text
-    np.testing.assert_allclose(scorer.score(SENTENCES), expected.score(SENTENCES), atol=2e-6)
-
-
 GEMMA = SMALL | {"num_key_value_heads": 2, "head_dim": 8, "query_pre_attn_scalar": 8, "pad_token_id": 1}
-
-
-@pytest.mark.parametrize(
-    ("config", "layout"),
-    [
-        (ModernBertDecoderConfig(**SMALL, pad_token_id=1, local_attention=64), "padded"),  # it looks for the pad token
-        (T5GemmaConfig(encoder=GEMMA, decoder=GEMMA, num_labels=1, pad_token_id=1), "padded"),
-        (FNetConfig(**{name: SMALL[name] for name in SMALL if "heads" not in name}), "alone"),  # mixes the padding in
-    ],
-    ids=["a decoder with a head of its own", "an encoder and a decoder", "an encoder without a mask"],
-)
-@pytest.mark.parametrize("first", [SENTENCES[:1], SENTENCES], ids=["one first", "all at once"])
-def test_where_padding_would_change_rewards_it_does_not(tokenizer, config, layout, first):
-    set_seed(0)
-    model = AutoModelForSequenceClassification.from_config(config).eval()
-    ids = [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for text in SENTENCES]
-    with torch.inference_mode():
-        alone = [model(**padded_inputs([each], 0)).logits.item() for each in ids]
-    assert np.std(alone) > 0.01
-    scorer = RewardModel(model, tokenizer)
-    scorer.score(first)
-    np.testing.assert_allclose(scorer.score(SENTENCES), alone, atol=1e-5 * np.std(alone) + 1e-6)
-    assert scorer.engine.layout == layout
-
-
-class Minus(Qwen3ForSequenceClassification):
-    """As a checkpoint with code of its own may read its head elsewhere, and with another sign."""
-
-    def forward(self, input_ids, attention_mask=None):
-        hidden = self.model(input_ids, attention_mask=attention_mask)[0]
-        return SequenceClassifierOutput(logits=-self.score(hidden[:, 0]) - hidden[:, 1, :1])
-
-
-class Same(Qwen3ForSequenceClassification):
-    def forward(self, *arguments, **options):
-        return super().forward(*arguments, **options)
-
-
-class Five(Qwen3ForSequenceClassification):
-    def forward(self, input_ids, attention_mask=None):
-        return SequenceClassifierOutput(logits=torch.zeros(len(input_ids), 5))
-
-
-@pytest.mark.parametrize(("kind", "layout"), [(Minus, "padded"), (Same, "forest")])
-def test_a_model_that_ships_its_own_forward_scores_as_that_does(make_model, tokenizer, caplog, kind, layout):
-    model = make_model().eval()
-    model.__class__ = kind
-    ids = [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for text in SENTENCES]
-    with torch.inference_mode():
-        alone = [model(input_ids=torch.tensor([each])).logits.item() for each in ids]
-    scorer = RewardModel(model, tokenizer)
-    with caplog.at_level("WARNING", logger="plaudit"):
-        np.testing.assert_allclose(scorer.score(SENTENCES), alone, atol=2e-6)
-    assert scorer.engine.layout == layout
-    assert ("scoring with the forward that Minus ships" in caplog.text) == (kind is Minus)
-    assert pickle.loads(pickle.dumps(scorer)).score(SENTENCES) == pytest.approx(alone, abs=2e-6)
-
-
-def test_a_model_whose_own_forward_gives_no_single_reward_is_refused(make_model, tokenizer):
-    model = make_model()
-    model.__class__ = Five
-    with pytest.raises(ModelError, match=r"Five: expected `logits` with one reward for each of 1 sequences, got .*5\]"):
-        RewardModel(model, tokenizer).score(SENTENCES)
-
-
-def test_a_changed_template_is_warned_of(trainer, caplog):
-    folder = trainer.args.output_dir
-    with caplog.at_level("WARNING", logger="plaudit"):
-        RewardModel.from_pretrained(folder, device="cpu")
-        assert not caplog.text
-        Path(folder, "chat_template.jinja").write_text("{{ messages }}")
-        RewardModel.from_pretrained(folder, device="cpu")
-    assert "its chat template is not the one it was trained with" in caplog.text

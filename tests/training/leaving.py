@@ -13,10 +13,10 @@ from accelerate.state import AcceleratorState
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from plaudit.training.devices import ManyDevicesTrainer
+from plaudit import RewardTrainer
 
 
-class Ending(ManyDevicesTrainer):
+class Ending(RewardTrainer):
     """Nothing but a trainer's end: its accelerator, and the model in its wrapper."""
 
     def __init__(self):

@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import build_trainer, make_tokenizer, pair_rows, reward_model
 from plaudit.errors import ConfigError
-from plaudit.training import forest
+from plaudit.training import layout_choice
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 400  # seconds; it takes 20 on two idle cores
@@ -118,17 +118,18 @@ def run(folder, name, processes, *, resume=None, **options):
 
 def doubted(folder, processes):
     """A run that finds the layouts to differ."""
-    compare, forest.compare_layouts = forest.compare_layouts, lambda *_: "of a doubt"
+    compare, layout_choice.layouts_differ = layout_choice.layouts_differ, lambda *_, **__: "of a doubt"
     run(folder, "doubted", processes)
-    forest.compare_layouts = compare
+    layout_choice.layouts_differ = compare
 
 
 def evaluated_first(folder, processes):
-    """An evaluation before any training, and a training after it, or the error."""
+    """The error of an evaluation before any training, or of a training after it."""
     AcceleratorState._reset_state(reset_partial_state=False)
     trainer = make(folder, "evaluated-first", processes)
-    seen = {"metrics": trainer.evaluate(), "error": ""}
+    seen = {"error": ""}
     try:
+        trainer.evaluate()
         trainer.train()
     except ConfigError as error:
         seen["error"] = str(error)
@@ -142,7 +143,7 @@ def kept_wide(folder, processes):
     AcceleratorState._reset_state(reset_partial_state=False)
     trainer = make(folder, "wide", processes, bf16=True, train_dataset=WEIGHTED)
     trainer.train()
-    batch = trainer._prepare_inputs(trainer.data_collator(list(trainer.train_dataset)))
+    batch = trainer.data_collator(list(trainer.train_dataset)).to(trainer.args.device)
     with torch.no_grad():
         rewards = trainer.compute_loss(trainer.model_wrapped, batch, return_outputs=True)[1].logits
     rounded = [value.bfloat16().float().equal(value) for value in (rewards, batch["margin"], batch["weight"])]

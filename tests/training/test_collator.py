@@ -3,15 +3,7 @@ import torch
 
 from plaudit import DataCollatorForPreference
 from plaudit.errors import DataError
-from plaudit.training.collator import (
-    PreferenceCollator,
-    comparisons_of,
-    model_inputs,
-    sequences_of,
-    tokens_of,
-    verdicts_of,
-)
-from plaudit.training.memory import halves
+from plaudit.training.collator import PreferenceCollator
 
 ROWS = [
     {"chosen_ids": [1, 2, 3], "rejected_ids": [4, 5], "margin": 0.5},
@@ -49,25 +41,22 @@ def test_lengths_are_rounded_up_to_a_multiple(multiple, width):
 def test_the_trainers_own_collator_adds_the_comparisons():
     batch = PreferenceCollator(pad_token_id=0)(ROWS)
     plain = DataCollatorForPreference(pad_token_id=0)(ROWS)
-    assert set(batch) == {*plain, "comparisons", "comparison_row", "sequence_row"}
+    assert set(batch) == set(plain)
     assert all(torch.equal(batch[name], plain[name]) for name in plain)
-    assert batch["comparisons"].tolist() == [[0, 2], [1, 3]]
-
-
-def test_comparisons_of_a_batch_of_the_common_shape_are_its_halves():
-    assert comparisons_of({"input_ids": torch.zeros(6, 1)}).tolist() == [[0, 3], [1, 4], [2, 5]]
-
-
-def test_comparisons_that_a_batch_names_are_taken():
-    named = torch.tensor([[2, 0], [1, 0]])
-    assert comparisons_of({"input_ids": torch.zeros(3, 1), "comparisons": named}) is named
+    assert batch.comparisons.tolist() == [[0, 2], [1, 3]]
+    assert (batch.comparison_row.tolist(), batch.sequence_row.tolist()) == ([0, 1], [0, 1, 0, 1])
 
 
 # Forests and groups
 
 PROMPT = list(range(100, 140))
-GROUP = {"sequence_ids": [[1, 2, 3], [1, 2, 4], [1, 5], [1, 2, 3]], "ranks": [2.0, 0.0, 2.0, 1.0]}
-PAIR = {"sequence_ids": [[6, 7], [6, 8]], "ranks": [0.0, 1.0], "weight": 3.0}
+GROUP = {
+    "sequence_ids": [[1, 2, 3], [1, 2, 4], [1, 5], [1, 2, 3]],
+    "ranks": [2.0, 0.0, 2.0, 1.0],
+    "comparisons": [[1, 3], [1, 0], [1, 2], [3, 2]],
+    "weight": 1.0,
+}
+PAIR = {"sequence_ids": [[6, 7], [6, 8]], "ranks": [0.0, 1.0], "comparisons": [[0, 1]], "weight": 3.0}
 
 
 def test_a_forest_has_each_prefix_of_a_row_once_and_no_padding():
@@ -76,18 +65,20 @@ def test_a_forest_has_each_prefix_of_a_row_once_and_no_padding():
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0, 0, 1, 2, 3]]
     assert batch["subtree_end"].tolist() == [[3, 3, 3, 5, 5, 6, 10, 10, 10, 10]]
     assert batch["leaf"].tolist() == [2, 5, 4, 9]
-    assert all(tensor.dtype == torch.int64 for tensor in model_inputs(batch).values())
-    assert set(model_inputs(batch)) == {"input_ids", "position_ids", "subtree_end", "leaf"}
+    assert all(tensor.dtype == torch.int64 for tensor in batch.model_inputs.values())
+    assert set(batch.model_inputs) == {"input_ids", "position_ids", "subtree_end", "leaf"}
 
 
 @pytest.mark.parametrize("rows", [ROWS, [GROUP, PAIR], [GROUP]])
 def test_both_layouts_hold_the_same_sequences_tokens_and_comparisons(rows):
     forest, padded = (PreferenceCollator(pad_token_id=0, layout=layout)(rows) for layout in ("forest", "padded"))
-    assert sequences_of(forest) == sequences_of(padded)
-    assert tokens_of(forest).tolist() == tokens_of(padded).tolist() == list(map(len, sequences_of(padded)))
-    targets = forest.keys() - model_inputs(forest).keys()
-    assert targets == padded.keys() - model_inputs(padded).keys()
-    assert all(torch.equal(forest[name], padded[name]) for name in targets)
+    sequences = [[batch.sequence(n) for n in range(len(batch.sequence_row))] for batch in (forest, padded)]
+    assert sequences[0] == sequences[1]
+    assert forest.tokens.tolist() == padded.tokens.tolist() == list(map(len, sequences[0]))
+    for name in ("comparisons", "comparison_row", "sequence_row"):
+        assert torch.equal(getattr(forest, name), getattr(padded, name))
+    for name in ("margin", "weight", "unit"):
+        assert (getattr(forest, name) is None) == (getattr(padded, name) is None)
 
 
 @pytest.mark.parametrize(("common", "shared"), [(31, False), (32, True)])
@@ -97,7 +88,7 @@ def test_rows_share_a_long_beginning_and_not_a_short_one(common, shared):
     ]  # fmt: skip
     batch = PreferenceCollator(pad_token_id=0, layout="forest")(rows)
     assert batch["input_ids"].numel() == common * (1 if shared else 2) + 4
-    assert [ids[:-1] for ids in sequences_of(batch)] == [PROMPT[:common]] * 4
+    assert [batch.sequence(number)[:-1] for number in range(4)] == [PROMPT[:common]] * 4
 
 
 def test_a_group_compares_what_differs_in_rank_and_ids():
@@ -105,63 +96,53 @@ def test_a_group_compares_what_differs_in_rank_and_ids():
     assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5, 6, 7, 8]]
     assert batch["leaf"].tolist() == [2, 3, 4, 2, 6, 7]
     # the best against all others, and the third-ranked against one of the last two: the other has the same ids
-    assert batch["comparisons"].tolist() == [[1, 3], [1, 0], [1, 2], [3, 2], [4, 5]]
-    assert batch["comparison_row"].tolist() == [0, 0, 0, 0, 1]
-    assert batch["sequence_row"].tolist() == [0, 0, 0, 0, 1, 1]
-    assert batch["unit"].tolist() == [0.25] * 4 + [1.0]
-    assert batch["weight"].tolist() == [0.25] * 4 + [3.0]
-    assert not {"margin", "label", "tie", "sequence_rank"} & batch.keys()
+    assert batch.comparisons.tolist() == [[1, 3], [1, 0], [1, 2], [3, 2], [4, 5]]
+    assert batch.comparison_row.tolist() == [0, 0, 0, 0, 1]
+    assert batch.sequence_row.tolist() == [0, 0, 0, 0, 1, 1]
+    assert batch.unit.tolist() == [0.25] * 4 + [1.0]
+    assert batch.weight.tolist() == [1.0] * 4 + [3.0]
+    assert batch.loss_weight.tolist() == [0.25] * 4 + [3.0]
+    assert (batch.margin, batch.label, batch.tie, batch.sequence_rank) == (None, None, None, None)
 
 
 def test_by_comparison_each_counts_one():
     batch = PreferenceCollator(pad_token_id=0, group_weighting="comparison")([GROUP, PAIR])
-    assert batch["unit"].tolist() == [1.0] * 5
-    assert batch["weight"].tolist() == [1.0] * 4 + [3.0]
+    assert batch.unit.tolist() == [1.0] * 5
+    assert batch.weight.tolist() == [1.0] * 4 + [3.0]
 
 
 def test_by_comparison_a_ranking_counts_its_places():
     batch = PreferenceCollator(pad_token_id=0, group_weighting="comparison", with_rankings=True)([GROUP, PAIR])
-    assert batch["unit"].tolist() == [2 / 4] * 4 + [1.0]
-    assert batch["sequence_rank"].tolist() == [2.0, 0.0, 2.0, 1.0, 0.0, 1.0]
+    assert batch.unit.tolist() == [2 / 4] * 4 + [1.0]
+    assert batch.sequence_rank.tolist() == [2.0, 0.0, 2.0, 1.0, 0.0, 1.0]
 
 
 def test_equal_ranks_are_ties_where_the_loss_knows_them():
-    group = {"sequence_ids": [[1, 2], [1, 3], [1, 4]], "ranks": [1.0, 0.0, 1.0]}
+    group = {
+        "sequence_ids": [[1, 2], [1, 3], [1, 4]], "ranks": [1.0, 0.0, 1.0],
+        "comparisons": [[1, 0], [1, 2]], "ties": [[0, 2]],
+    }  # fmt: skip
     batch = PreferenceCollator(pad_token_id=0, with_ties=True)([group])
-    assert batch["comparisons"].tolist() == [[1, 0], [1, 2], [0, 2]]
-    assert batch["tie"].tolist() == [False, False, True]
-    assert batch["unit"].tolist() == pytest.approx([1 / 3] * 3)
+    assert batch.comparisons.tolist() == [[1, 0], [1, 2], [0, 2]]
+    assert batch.tie.tolist() == [False, False, True]
+    assert batch.unit.tolist() == pytest.approx([1 / 3] * 3)
 
 
 def test_differences_of_scores_are_margins_where_a_row_has_scores():
     rows = [
-        {"sequence_ids": [[1, 2], [1, 3]], "ranks": [1.0, 0.0], "scores": [0.5, 2.5]},
-        {"sequence_ids": [[1, 2], [1, 3]], "ranks": [0.0, 1.0], "scores": None},
+        {"sequence_ids": [[1, 2], [1, 3]], "ranks": [1.0, 0.0], "comparisons": [[1, 0]], "scores": [0.5, 2.5]},
+        {"sequence_ids": [[1, 2], [1, 3]], "ranks": [0.0, 1.0], "comparisons": [[0, 1]], "scores": None},
     ]
-    assert PreferenceCollator(pad_token_id=0, margin_from_scores=True)(rows)["margin"].tolist() == [2.0, 0.0]
-    assert "margin" not in PreferenceCollator(pad_token_id=0)(rows)
+    assert PreferenceCollator(pad_token_id=0, margin_from_scores=True)(rows).margin.tolist() == [2.0, 0.0]
+    assert PreferenceCollator(pad_token_id=0)(rows).margin is None
 
 
 def test_a_pair_keeps_what_annotators_say():
     rows = [row | {"label": 0.25, "weight": 2.0, "tie": tie} for row, tie in zip(ROWS, (False, True), strict=True)]
     batch = PreferenceCollator(pad_token_id=0, with_ties=True, with_rankings=True)(rows)
-    assert (batch["label"].tolist(), batch["weight"].tolist()) == ([0.25, 0.25], [2.0, 2.0])
-    assert batch["tie"].tolist() == [False, True]
-    assert batch["sequence_rank"].tolist() == [0.0, 0.0, 1.0, 1.0]
-    assert verdicts_of(batch).tolist() == [-1.0, 0.0]
+    assert (batch.label.tolist(), batch.weight.tolist()) == ([0.25, 0.25], [2.0, 2.0])
+    assert batch.tie.tolist() == [False, True]
+    assert batch.sequence_rank.tolist() == [0.0, 0.0, 1.0, 1.0]
+    assert batch.preference.tolist() == [0.25, 0.5]
     with pytest.raises(DataError, match="a row is a tie .* Set `loss_type` to 'ties', or leave such rows out"):
         PreferenceCollator(pad_token_id=0)(rows)
-
-
-@pytest.mark.parametrize("layout", ["forest", "padded"])
-@pytest.mark.parametrize("options", [{}, {"with_rankings": True}, {"with_ties": True, "margin_from_scores": True}])
-@pytest.mark.parametrize("grouped", [False, True])
-def test_halves_of_a_batch_are_the_batches_of_half_of_the_rows(layout, options, grouped):
-    scored = GROUP | {"scores": [0.0, 5.0, 0.0, 3.0], "weight": 2.0}
-    rows = [scored, PAIR | {"scores": None}, scored] if grouped else [row | {"weight": 2.0} for row in [*ROWS, ROWS[0]]]
-    collator = PreferenceCollator(pad_token_id=0, layout=layout, **options)
-    for half, expected in zip(halves(collator(rows), collator), (collator(rows[:1]), collator(rows[1:])), strict=True):
-        assert half.keys() == expected.keys()
-        assert all(torch.equal(half[name], expected[name]) for name in expected)
-    quarters = halves(collator(rows[1:]), collator)
-    assert [halves(quarter, collator) == [quarter] for quarter in quarters] == [True, True]

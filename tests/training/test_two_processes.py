@@ -156,9 +156,6 @@ def test_what_fails_on_one_process_stops_both(two):
     assert "step 1: a loss or a reward is not finite" in first[0]
     assert first[0].count("process 1, row ") == 2
     assert "process 0, row" not in first[0]
-    assert "checkpoint-1' could not be written: [Errno 28] No space left on device" in first[1]
-    assert second[1] == "another process could not write: [Errno 28] No space left on device"
-    assert not list((two / "full").iterdir())
 
 
 def test_batches_by_tokens_deal_every_row_to_one_process_in_each_epoch(two):

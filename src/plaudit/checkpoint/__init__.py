@@ -1,1 +1,1 @@
-"""A folder that keeps its score: how it is saved, and what its files say."""
+"""Saved reward models: metadata, atomic and complete writes, verification, merging and the model card."""

@@ -1,40 +1,67 @@
-"""Saving so that no half-written folder ever stands where a good one did, whatever ends the process."""
+"""Atomic writes: a file or a model's folder appears complete under its name, or not at all, whatever ends the process.
+
+Checkpoints are not written here: transformers writes them, and `plaudit.checkpoint.integrity` tells the complete ones.
+"""
 
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
-from plaudit.checkpoint.disk_full import room_error
+from plaudit.checkpoint.disk_full import explain_disk_full
 
-__all__ = ["recover", "remove_folder", "staged_folder"]
+__all__ = ["recover", "remove_folder", "staged_file", "staged_folder", "write_atomically"]
 
-# transformers takes "checkpoint-N" for a checkpoint, and uploads to the hub what does not begin with "_".
-_STAGING, _REPLACED, _REMOVED = "_saving-", "_replaced-", "_removed-"
-# Files for a folder that stays: being written, whole, and on their way into it.
-_WRITING, _WHOLE, _MOVING = f"{_STAGING}model", "_saved-model", "_moving-model"
-# What another kind of model may have left in an output folder; a loader would take it for this one's.
+# Folders inside the final one, in the order of a save. An upload to the hub leaves out names that begin with "_".
+_WRITING, _COMPLETE, _MOVING = "_saving-model", "_saved-model", "_moving-model"
+# Files that a model of another kind may have left: a loader would prefer them to the new ones.
 _MODEL_FILES = ("adapter_*", "config.json", "model*.safetensors*", "pytorch_model*")
 
 
-@contextmanager
-def staged_folder(
-    final: Path, *, keep_others: bool, writes: bool, barrier: Callable[[], None], first_of_node: bool = True
-) -> Iterator[Path]:
-    """Write a folder beside its place, and put it there when it is whole.
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file (text as UTF-8) so that it is either complete or as it was before."""
+    with staged_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
 
-    All processes enter, and each may write files into the folder that is yielded. When all have left it, it is renamed.
-    If writing fails or is killed, what stood there before still does. A kill between two renames leaves both folders
-    whole under other names, and `recover` ends what was begun; so does the next save to the same place.
+
+@contextmanager
+def staged_file(path: Path, staging: Path | None = None) -> Iterator[BinaryIO]:
+    """Open a file for writing under another name; flush it to the disk and rename it to `path` at the end.
+
+    If the block raises, the staged file is removed and `path` is left as it was.
 
     Args:
-        final: Where the files shall be.
-        keep_others: Whether `final` may hold other things that stay (an output folder with checkpoints in it). Then
-            the files are renamed into it one by one; otherwise the whole folder is swapped.
-        writes: Whether this process makes the folder and renames it; one does.
+        path: The final name; a file that is there is replaced.
+        staging: The name to write to, on the same file system; by default one beside `path` that begins with "_".
+    """
+    staging = staging or path.with_name(f"_{path.name}-{os.getpid()}")
+    try:
+        with open(staging, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())  # or a renamed file may be empty after a power cut
+        os.replace(staging, path)
+    except BaseException:
+        staging.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def staged_folder(final: Path, *, writes: bool = True, barrier: Callable[[], None] = lambda: None) -> Iterator[Path]:
+    """Write the files of a model into a folder inside `final`; move them into `final` when all are complete.
+
+    Every process enters and may write into the folder that is yielded. If the block raises or the process is killed in
+    it, the model that was in `final` before is left as it was. A process killed later, while files are being moved,
+    leaves a save that `recover`, or the next save to the same place, completes.
+
+    Other files in `final`, such as checkpoints, stay; model files of another kind (a former adapter's) are removed.
+
+    Args:
+        final: The model's folder, made if it is missing.
+        writes: Whether this process makes the folder and moves the files; exactly one does.
         barrier: Waits for all processes.
-        first_of_node: Whether this process does the same on its node, if that has a file system of its own.
 
     Yields:
         The folder to write into.
@@ -43,108 +70,69 @@ def staged_folder(
         CheckpointError: The disk is full.
     """
     final = final.absolute()
-    # A folder that stays may be a mount point: what is renamed into it must already lie on its file system.
-    inside = keep_others and final.is_dir()
-    staging = final / _WRITING if inside else final.with_name(_STAGING + final.name)
-    barrier()  # all have looked before anyone writes
+    staging, is_new = final / _WRITING, not final.exists()
     if writes:
-        _end_move(final)
-        shutil.rmtree(staging, ignore_errors=True)  # left behind by a run that was killed while saving
-        staging.mkdir(parents=True)
-    barrier()
-    if first_of_node and not staging.is_dir():
-        writes = True
+        recover(final)
         staging.mkdir(parents=True)
     barrier()
     try:
-        yield staging
-        barrier()
-        if writes:
-            _flush(staging)
-            _move_files(staging, final) if inside else _swap(staging, final)
-    except BaseException as error:
-        full = room_error(error, staging, final) if isinstance(error, Exception) else None
+        with explain_disk_full(final):
+            yield staging
+            barrier()
+            if writes:
+                _flush_folder(staging)
+                staging.rename(final / _COMPLETE)  # from here on a kill no longer undoes the save
+                recover(final)
+    except BaseException:
         if writes:
             shutil.rmtree(staging, ignore_errors=True)
-        if full is not None:
-            raise full from error
+            with suppress(OSError):  # it is not empty
+                if is_new:
+                    final.rmdir()
         raise
     barrier()
 
 
 def recover(folder: Path) -> None:
-    """End what a killed process had begun in a run's folder, and take away what it left half-written.
+    """Undo or complete the save of a model that a killed process began in `folder`.
 
-    Call it when a run starts, from one process, before any of them writes there.
+    A run calls it once, from one process, before any process writes there. A folder without such a save, or none at
+    all, is left as it is.
     """
-    folder = folder.absolute()
-    shutil.rmtree(folder.with_name(_STAGING + folder.name), ignore_errors=True)
-    if not folder.is_dir():
-        return
-    _end_move(folder)
-    for replaced in folder.glob(f"{_REPLACED}*"):
-        final = folder / replaced.name.removeprefix(_REPLACED)
-        if final.exists():
-            shutil.rmtree(replaced)
-        else:
-            replaced.rename(final)
-    for leftover in (*folder.glob(f"{_STAGING}*"), *folder.glob(f"{_REMOVED}*")):
-        shutil.rmtree(leftover)
+    shutil.rmtree(folder / _WRITING, ignore_errors=True)
+    complete, moving = folder / _COMPLETE, folder / _MOVING
+    if complete.is_dir():
+        names = {path.name for path in complete.iterdir()}
+        for stale in (path for pattern in _MODEL_FILES for path in folder.glob(pattern)):
+            if stale.name not in names:
+                stale.unlink(missing_ok=True)
+        complete.rename(moving)  # once files have left it, its names no longer tell which others are stale
+    if moving.is_dir():
+        # The configuration comes last: without one a folder loads nowhere, so a first save is complete or not there.
+        for path in sorted(moving.iterdir(), key=lambda path: (path.name.endswith("config.json"), path.name)):
+            if path.is_dir():
+                shutil.rmtree(folder / path.name, ignore_errors=True)
+            os.replace(path, folder / path.name)
+        moving.rmdir()
+        _flush(folder)
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder, if it is there, so that it is either whole or gone under its name."""
-    removed = folder.with_name(_REMOVED + folder.name)
-    shutil.rmtree(removed, ignore_errors=True)  # what a kill left of the last one
+    """Remove a folder, if it is there, so that under its name it is either complete or gone."""
+    removed = folder.with_name(f"_removed-{folder.name}")
+    shutil.rmtree(removed, ignore_errors=True)  # left by a removal that was killed
     if folder.exists():
         folder.rename(removed)
         shutil.rmtree(removed)
 
 
-def _move_files(staging: Path, final: Path) -> None:
-    staging.rename(final / _WHOLE)  # from here on a kill no longer undoes the save
-    _end_move(final)
-
-
-def _end_move(final: Path) -> None:
-    """Take away what other files would contradict, then put the new ones in place; from wherever a kill left it."""
-    whole, moving = final / _WHOLE, final / _MOVING
-    if whole.is_dir():
-        names = {path.name for path in whole.iterdir()}
-        for stale in (path for pattern in _MODEL_FILES for path in final.glob(pattern)):
-            if stale.name not in names:
-                stale.unlink(missing_ok=True)
-        whole.rename(moving)  # once some files have left it, nobody can tell any more what is stale
-    if moving.is_dir():
-        # The configuration last: a folder without one loads nowhere, so a first save is whole or not there.
-        for path in sorted(moving.iterdir(), key=lambda path: (path.name.endswith("config.json"), path.name)):
-            if path.is_dir():
-                shutil.rmtree(final / path.name, ignore_errors=True)
-            os.replace(path, final / path.name)
-        moving.rmdir()
-        _flush_entries(final)
-
-
-def _swap(staging: Path, final: Path) -> None:
-    if not final.exists():
-        staging.rename(final)
-        _flush_entries(final.parent)
-        return
-    replaced = final.with_name(_REPLACED + final.name)
-    shutil.rmtree(replaced, ignore_errors=True)
-    final.rename(replaced)
-    staging.rename(final)
-    _flush_entries(final.parent)  # before the old one goes
-    shutil.rmtree(replaced)
-
-
-def _flush(folder: Path) -> None:
-    """Have the disk hold what was written: after a power cut a renamed folder may else hold empty files."""
+def _flush_folder(folder: Path) -> None:
+    """Have the disk hold all files of a folder: after a power cut a renamed folder may otherwise hold empty ones."""
     for path in (*folder.rglob("*"), folder):
-        _flush_entries(path)
+        _flush(path)
 
 
-def _flush_entries(path: Path) -> None:
+def _flush(path: Path) -> None:
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:  # Windows opens no folders

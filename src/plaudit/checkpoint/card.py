@@ -1,4 +1,4 @@
-"""The model card: what a person who finds the folder needs to know to use it."""
+"""The model card, `README.md`: what a person needs to know to use a saved reward model."""
 
 import json
 import re
@@ -21,8 +21,8 @@ _TEMPLATE = """---
 
 # {model_name}
 
-A reward model: it scores how well a response answers its prompt. A higher reward is better, and only differences mean
-something: `sigmoid(reward_a - reward_b)` is the probability that people prefer response a to response b.
+A reward model: it scores how well a response answers its prompt. A higher reward is better, and only differences of
+rewards have a meaning: `sigmoid(reward_a - reward_b)` is the probability that people prefer response a to response b.
 {origin}
 
 ## Use
@@ -41,7 +41,9 @@ reward_model.score([
 
 ## Training
 
-{training}
+Trained with Plaudit's `RewardTrainer`.
+
+{options}
 
 ### Evaluation
 
@@ -72,13 +74,16 @@ _PLAIN_FULL = """Plain transformers gives the same scores:
 `AutoModelForSequenceClassification.from_pretrained("{location}", num_labels=1)`, {rendered},
 right padding, `logits[:, 0]`."""
 
-_PLAIN_ADAPTER = """This folder holds an adapter and the head. `plaudit merge` makes one plain model of them and
-their base, with the same scores. Plain PEFT scores the same where the base is loaded as in training:
-`AutoPeftModelForSequenceClassification.from_pretrained("{location}", num_labels=1, dtype="{dtype}"{quantized})`,
+_PLAIN_ADAPTER = """This folder holds an adapter and the head. `plaudit merge` makes one plain model of the adapter and
+its base, with the same scores. Plain PEFT gives the same scores if the base is loaded as in training:
+`AutoPeftModelForSequenceClassification.from_pretrained("{location}", num_labels=1, dtype="{dtype}"{quantization})`,
 {rendered}, right padding, `logits[:, 0]`."""
 _QUANTIZED = """
-The base was quantised: pass the `quantization_config` that `reward.json` has under `quantization`, or other weights
-score."""
+The base was quantised: pass the `quantization_config` that `reward.json` has under `quantization`, or the scores are
+those of other weights."""
+
+_VERSIONS = ("plaudit", "transformers", "torch", "datasets", "tokenizers")
+_LEFT_OUT = ("runtime", "per_second", "epoch", "step", "grad_norm", "learning_rate")  # of the metrics
 
 
 def write_model_card(
@@ -86,38 +91,62 @@ def write_model_card(
     *,
     model_name: str,
     location: str,
-    base_model: str | None,
-    dataset_name: str | None,
-    rows: int | None,
     options: dict[str, Any],
     training_metrics: dict[str, float],
     evaluation_metrics: dict[str, float],
     conversational: bool,
+    base_model: str | None = None,
+    dataset_name: str | None = None,
+    rows: int | None = None,
     adapter: bool = False,
     dtype: str = "float32",
     quantized: bool = False,
     tags: tuple[str, ...] = (),
 ) -> None:
-    """Write `README.md`: data, configuration, metrics, how to use the model, and the tags by which the hub finds it.
+    """Write `README.md`: data, options, metrics, how to use the model, and the tags that the hub filters by.
 
     Args:
-        folder: Where to write it.
-        model_name: Its heading.
+        folder: The model's folder.
+        model_name: The card's heading.
         location: Where the reader loads the model from: a hub id or a folder.
-        base_model: What it started from.
-        dataset_name: What it was trained on.
-        rows: How many pairs that was.
-        options: The options of the run worth knowing.
-        training_metrics: The last entry of the training log; nothing is written that was not measured.
-        evaluation_metrics: The last evaluation's.
-        conversational: Whether it was trained on conversations, or on plain text.
+        options: The options of the run to show.
+        training_metrics: The last entry of the training log; empty if there is none.
+        evaluation_metrics: The last evaluation's metrics; empty if there was none.
+        conversational: Whether the model was trained on conversations, or on plain text.
+        base_model: The hub id or folder of the model that training started from.
+        dataset_name: The training data.
+        rows: The number of pairs in it.
         adapter: Whether the folder holds an adapter.
-        dtype: The precision its base was loaded in.
-        quantized: Whether its base was quantised.
+        dtype: The precision that an adapter's base was loaded in.
+        quantized: Whether an adapter's base was quantised.
         tags: Further tags.
     """
+    data = _card_data(model_name, base_model, dataset_name, adapter, tags)
+    text = _TEMPLATE.format(
+        card_data=data.to_yaml(),
+        model_name=model_name,
+        origin=_origin(base_model, dataset_name, rows),
+        location=location,
+        examples=_EXAMPLES[conversational],
+        plain_use=_plain_use(adapter, quantized).format(
+            location=location,
+            rendered=_RENDERED[conversational],
+            dtype=dtype,
+            quantization=", quantization_config=..." if quantized else "",
+        ),
+        options=_table("Option", {name: f"`{json.dumps(value)}`" for name, value in options.items()}),
+        evaluation=_metrics(evaluation_metrics),
+        last_interval=_metrics(training_metrics),
+        versions="\n".join(f"- {name} {version(name)}" for name in _VERSIONS),
+    )
+    ModelCard(text, ignore_metadata_errors=True).save(folder / "README.md")
+
+
+def _card_data(
+    model_name: str, base_model: str | None, dataset_name: str | None, adapter: bool, tags: tuple[str, ...]
+) -> ModelCardData:
     on_hub = base_model is not None and not Path(base_model).is_dir() and _HUB_ID.fullmatch(base_model)
-    data = ModelCardData(
+    return ModelCardData(
         base_model=base_model if on_hub else None,
         datasets=[dataset_name] if dataset_name and _HUB_ID.fullmatch(dataset_name) else None,
         library_name="peft" if adapter else "transformers",
@@ -125,44 +154,29 @@ def write_model_card(
         tags=sorted({*TAGS, *tags}),
         model_name=model_name,
     )
-    trained_on = f" on {dataset_name}" if dataset_name else ""
+
+
+def _plain_use(adapter: bool, quantized: bool) -> str:
+    if not adapter:
+        return _PLAIN_FULL
+    return _PLAIN_ADAPTER + _QUANTIZED if quantized else _PLAIN_ADAPTER
+
+
+def _origin(base_model: str | None, dataset_name: str | None, rows: int | None) -> str:
+    data = f" on {dataset_name}" if dataset_name else ""
     pairs = f" ({rows:,} pairs)" if rows else ""
-    origin = f"It was trained{trained_on}{pairs}" + (f", starting from {base_model}." if base_model else ".")
-    text = _TEMPLATE.format(
-        card_data=data.to_yaml(),
-        model_name=model_name,
-        origin=origin,
-        location=location,
-        examples=_EXAMPLES[conversational],
-        plain_use=(_PLAIN_ADAPTER + _QUANTIZED * quantized if adapter else _PLAIN_FULL).format(
-            location=location,
-            rendered=_RENDERED[conversational],
-            dtype=dtype,
-            quantized=", quantization_config=..." * quantized,
-        ),
-        training="Loss: `-log sigmoid(r_chosen - r_rejected - margin)`, with Plaudit's `RewardTrainer`.\n\n"
-        + _table(("Option", "Value"), [(f"`{name}`", f"`{json.dumps(value)}`") for name, value in options.items()]),
-        evaluation=_figures(evaluation_metrics),
-        last_interval=_figures(training_metrics),
-        versions="\n".join(
-            f"- {name} {version(name)}" for name in ("plaudit", "transformers", "torch", "datasets", "tokenizers")
-        ),
-    )
-    ModelCard(text, ignore_metadata_errors=True).save(folder / "README.md")
+    base = f", starting from {base_model}" if base_model else ""
+    return f"It was trained{data}{pairs}{base}."
 
 
-_NOT_TOLD = ("runtime", "per_second", "epoch", "step", "grad_norm", "learning_rate")
+def _metrics(metrics: dict[str, float]) -> str:
+    shown = {name: _format_number(value) for name, value in metrics.items() if not name.endswith(_LEFT_OUT)}
+    return _table("Metric", shown) if shown else "None was measured."
 
 
-def _figures(metrics: dict[str, float]) -> str:
-    told = [(f"`{name}`", _shown(value)) for name, value in metrics.items() if not name.endswith(_NOT_TOLD)]
-    return _table(("Metric", "Value"), told) if told else "None was measured."
-
-
-def _shown(value: float) -> str:
+def _format_number(value: float) -> str:
     return f"{int(value):,}" if float(value).is_integer() and abs(value) >= 10 else f"{value:.4g}"
 
 
-def _table(head: tuple[str, str], rows: list[tuple[str, str]]) -> str:
-    lines = [f"| {head[0]} | {head[1]} |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)]
-    return "\n".join(lines)
+def _table(kind: str, values: dict[str, str]) -> str:
+    return "\n".join([f"| {kind} | Value |", "| --- | --- |", *(f"| `{name}` | {v} |" for name, v in values.items())])

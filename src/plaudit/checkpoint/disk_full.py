@@ -1,51 +1,53 @@
-"""A full disk: what a failed write says, in whatever words its library has for it."""
+"""One error for a full disk, whichever library's write it was that failed."""
 
 import errno
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from transformers.trainer_utils import get_last_checkpoint
+from plaudit.checkpoint.integrity import incomplete_checkpoints, last_complete_checkpoint
+from plaudit.errors import CheckpointError, PlauditError
 
-from plaudit.errors import CheckpointError
+__all__ = ["explain_disk_full", "is_disk_full"]
 
-__all__ = ["room_error"]
-
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# torch's file writer tells no cause; safetensors gives the number in its text.
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# torch's writer of archives does not give the cause; safetensors gives the error number in its text.
 _TORCH_WRITER = re.compile(r"inline_container\.cc|PytorchStreamWriter failed writing")
 _ERROR_NUMBER = re.compile(r"os error (\d+)")
 
 
-def room_error(error: BaseException, staging: Path, final: Path) -> CheckpointError | None:
-    """What to say of a write that failed for want of room; `None` if that was not the cause.
+@contextmanager
+def explain_disk_full(target: Path, advice: str | None = None) -> Iterator[None]:
+    """Turn the errors that libraries raise on a full disk into one that says what to do.
+
+    A quota, or a limit on the size of files, counts as a full disk. Other errors pass through.
 
     Args:
-        error: What was raised.
-        staging: Where the files were being written; they are still there, so that they can be measured.
-        final: Where they should have gone.
+        target: The file, the checkpoint or the run's folder that is being written.
+        advice: How to go on; by default, to make room and resume from the last complete checkpoint, if there is one.
+
+    Raises:
+        CheckpointError: The disk is full. The message says how much is free, and what the last checkpoint takes.
     """
-    if not _is_no_room(error):
-        return None
-    written = _size(staging)
-    free = shutil.disk_usage(final.parent if not final.is_dir() else final).free
-    run_dir = final.parent if final.name.startswith("checkpoint-") else final
-    before = get_last_checkpoint(str(run_dir)) if run_dir.is_dir() else None
-    needed = f"about {_in_words(_size(Path(before)))}, as {before} takes" if before else "more than that"
-    kept = f"'{before}' still stands: make room and resume from it." if before else "Make room and start again."
-    return CheckpointError(
-        f"'{final}' could not be written: {error}. {_in_words(written)} of it had been written; it needs {needed}; "
-        f"{_in_words(free + written)} are free on that disk, unless a quota says less. Nothing half-written is left. "
-        f"{kept} (`save_total_limit` keeps fewer checkpoints, `save_only_model` smaller ones.)"
-    )
+    try:
+        yield
+    except PlauditError:
+        raise
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        raise CheckpointError(_explain(target.absolute(), error, advice)) from error
 
 
-def _is_no_room(error: BaseException | None) -> bool:
+def is_disk_full(error: BaseException | None) -> bool:
+    """Return whether an exception, or one that it was raised from, says that there is no space left."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        if isinstance(error, OSError) and error.errno in _NO_SPACE:
             return True
         number = _ERROR_NUMBER.search(str(error))
-        if number is not None and int(number[1]) in _NO_ROOM:
+        if number is not None and int(number[1]) in _NO_SPACE:
             return True
         if isinstance(error, RuntimeError) and _TORCH_WRITER.search(str(error)):
             return True
@@ -53,11 +55,27 @@ def _is_no_room(error: BaseException | None) -> bool:
     return False
 
 
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def _explain(target: Path, error: Exception, advice: str | None) -> str:
+    run_dir = target.parent if target.name.startswith("checkpoint-") else target
+    written = [target, *incomplete_checkpoints(run_dir)][-1]  # in a run's folder, the checkpoint being written
+    free = shutil.disk_usage(next(path for path in (target, *target.parents) if path.exists())).free
+    return (
+        f"'{written}' could not be written: {error}. {_format_size(free)} are free on that disk; a quota, or a limit "
+        f"on the size of files, may leave less. {advice or _advice(last_complete_checkpoint(run_dir))}"
+    )
 
 
-def _in_words(size: float) -> str:
+def _advice(last: str | None) -> str:
+    if last is None:
+        return "Make room and start again."
+    size = sum(path.stat().st_size for path in Path(last).rglob("*") if path.is_file())
+    return (
+        f"'{last}' still stands, and takes {_format_size(size)}: make room for as much and resume from it. "
+        "(`save_total_limit` keeps fewer checkpoints, `save_only_model` smaller ones.)"
+    )
+
+
+def _format_size(size: float) -> str:
     for unit in ("bytes", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.3g} {unit}"

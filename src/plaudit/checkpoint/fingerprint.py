@@ -1,7 +1,7 @@
-"""A fingerprint of a reward model: a dozen probes with their rewards, by which a reload is known to score the same.
+"""The fingerprint of a reward model: a dozen probes with their rewards, which a reload must reproduce.
 
-The rewards are those of the model as it is saved: its weights as they stand, without autocast, and the head rounded to
-the precision of the backbone, since a loader gives both the same.
+The rewards are those of the model as it is saved: without autocast, and with the head rounded to the precision of the
+backbone, since a loader gives both the same.
 """
 
 import math
@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from plaudit.data.render import render
 from plaudit.errors import DataError
 from plaudit.models.adapters import base_model
-from plaudit.models.precision import precision_of, share_of_rounding
+from plaudit.models.precision import compute_dtype, rounding_tolerance
 from plaudit.models.reward_head import RewardHead
 
 __all__ = ["Fingerprint", "probe_sequences", "rewards_as_saved", "take_fingerprint"]
@@ -45,7 +45,7 @@ class Fingerprint:
 
     Attributes:
         probes: N texts or conversations.
-        ids: The token ids of each [N]: what changes a template or a tokenizer is told apart from what changes weights.
+        ids: N lists of token ids, by which a changed tokenizer or template is told apart from changed weights.
         rewards: Rewards [N].
         dtype: The precision they were computed in, such as "float32".
     """
@@ -56,22 +56,22 @@ class Fingerprint:
     dtype: str
 
     def as_json(self) -> dict[str, Any]:
-        """What `reward.json` holds."""
+        """Return the entry for `reward.json`."""
         columns = zip(self.probes, self.ids, self.rewards, strict=True)
         rows = [{"sequence": probe, "ids": " ".join(map(str, ids)), "reward": reward} for probe, ids, reward in columns]
         return {"dtype": self.dtype, "probes": rows}
 
     @classmethod
     def from_json(cls, described: dict[str, Any]) -> "Fingerprint":
-        """The inverse of `as_json`."""
+        """Read what `as_json` returned."""
         rows = described["probes"]
         ids = [[int(each) for each in row["ids"].split()] for row in rows]
         return cls([row["sequence"] for row in rows], ids, [row["reward"] for row in rows], described["dtype"])
 
     def tolerance(self, dtype: str) -> float:
-        """The difference (root mean square) that rounding explains, if the other side computes in `dtype`."""
+        """Return the root mean square of the differences that rounding explains from rewards computed in `dtype`."""
         size = math.sqrt(sum(reward**2 for reward in self.rewards) / len(self.rewards))
-        return size * max(share_of_rounding(getattr(torch, each)) for each in (dtype, self.dtype))
+        return size * max(rounding_tolerance(getattr(torch, each)) for each in (dtype, self.dtype))
 
 
 def take_fingerprint(
@@ -82,14 +82,14 @@ def take_fingerprint(
     dtype: torch.dtype,
     longest: int | None = None,
 ) -> Fingerprint:
-    """Score the probes.
+    """Score the probes of a model.
 
     Args:
-        score: From N lists of token ids to N rewards.
+        score: Takes N lists of token ids and returns N rewards.
         tokenizer: The model's tokenizer.
-        conversational: Whether the probes are conversations, or texts as the model was trained on.
-        dtype: What `score` computes in.
-        longest: The most tokens the model takes; longer probes are left out.
+        conversational: Whether the model was trained on conversations (or on texts): the probes are of the same kind.
+        dtype: The precision that `score` computes in.
+        longest: The most tokens the model takes; longer probes are left out, but not all.
     """
     sequences = probe_sequences(tokenizer, conversational=conversational)
     ids = render(tokenizer, sequences)
@@ -99,7 +99,10 @@ def take_fingerprint(
 
 
 def probe_sequences(tokenizer: PreTrainedTokenizerBase, *, conversational: bool) -> list[Any]:
-    """The dozen, as conversations or as texts; those that the chat template refuses are left out, but not all."""
+    """Return the probes as conversations, without those that the chat template refuses, or as texts.
+
+    A template that refuses every conversation gets texts.
+    """
     taken = []
     for conversation in [_conversation(turns) for turns in _PROBES] if conversational else []:
         with suppress(DataError):
@@ -114,21 +117,21 @@ def _conversation(turns: Sequence[str]) -> list[dict[str, str]]:
 
 @torch.no_grad()
 def rewards_as_saved(model: nn.Module, sequences: list[list[int]], *, sharded: bool = False) -> list[float]:
-    """Rewards of N lists of token ids, one at a time, as the saved model will give them.
+    """Return the rewards [N] of N lists of token ids, scored one at a time, as the saved model will give them.
 
     Args:
-        model: With the one forward of `plaudit.models.reward_head`.
+        model: A model with the forward of `plaudit.models.reward_head`.
         sequences: N lists of token ids.
-        sharded: Whether it is wrapped and its weights lie on several devices. Then all processes call this, and the
-            wrapper, which gathers the weights, decides the precision.
+        sharded: Whether `model` is a wrapper around weights on several devices. Then all processes call this function,
+            and the wrapper, which gathers the weights, decides the precision.
     """
-    # An evaluation before has wrapped the forward in autocast.
+    # accelerate wraps the forward in autocast, and keeps the plain one under this name.
     forward = model if sharded else vars(model).get("_original_forward", model)
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     try:
-        with _head_rounded(model), _full_products():
+        with _rounded_head(model), _no_tf32():
             inputs = (torch.tensor([ids], device=device) for ids in sequences)
             return [forward(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.item() for ids in inputs]
     finally:
@@ -136,8 +139,8 @@ def rewards_as_saved(model: nn.Module, sequences: list[list[int]], *, sharded: b
 
 
 @contextmanager
-def _full_products() -> Iterator[None]:
-    """Products of float32 numbers in float32: `tf32=True` has a GPU round them, and a reload does not."""
+def _no_tf32() -> Iterator[None]:
+    """Compute float32 products in float32: with `tf32=True` a GPU rounds their factors, and a reload does not."""
     products: Any = torch.backends.cuda.matmul
     name, exact = ("fp32_precision", "ieee") if hasattr(products, "fp32_precision") else ("allow_tf32", False)
     allowed = getattr(products, name)
@@ -149,11 +152,11 @@ def _full_products() -> Iterator[None]:
 
 
 @contextmanager
-def _head_rounded(model: nn.Module) -> Iterator[None]:
-    """The head's float32 parameters in values that the backbone's precision can hold; then as they were."""
+def _rounded_head(model: nn.Module) -> Iterator[None]:
+    """Round the head's float32 parameters to the backbone's precision, and restore them at the end."""
     heads = [module for module in model.modules() if isinstance(module, RewardHead)]
     exact = {parameter: parameter.data.clone() for head in heads for parameter in head.parameters()}
-    dtype = precision_of(base_model(getattr(model, "module", model)))
+    dtype = compute_dtype(base_model(getattr(model, "module", model)))
     try:
         for parameter, data in exact.items():
             parameter.data.copy_(data.to(dtype))

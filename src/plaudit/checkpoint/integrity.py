@@ -1,66 +1,131 @@
-"""Whether a checkpoint can be resumed from: cheap looks that find what a broken copy or a power cut leaves."""
+"""Integrity of the checkpoints that transformers writes into a run's folder.
+
+The Trainer writes `trainer_state.json` as the last file of a checkpoint: it is the commit marker. A checkpoint is
+complete if the marker is there; whole if, besides, no file is missing or cut short, as after a broken copy.
+"""
 
 import json
+import logging
+import re
+import shutil
 import zipfile
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import sort_checkpoints
 
 from plaudit.errors import CheckpointError
 
-__all__ = ["check_intact", "has_checkpoint"]
+__all__ = [
+    "check_checkpoint",
+    "incomplete_checkpoints",
+    "last_complete_checkpoint",
+    "remove_checkpoint",
+    "remove_incomplete_checkpoints",
+]
+
+logger = logging.getLogger(__name__)
+
+# transformers' names, written out so that no command imports torch for them; a test compares them.
+_MARKER = "trainer_state.json"
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*", "global_step*")
 _STATE = ("optimizer", "scheduler", "rng_state")
+# Files of which each process writes its own: transformers' random states, DeepSpeed's and PyTorch's shards.
+_RANK = re.compile(r"rng_state_(\d+)\.pth|\w*zero_pp_rank_(\d+)_.*|__(\d+)_\d+\.distcp")
 
 
-def has_checkpoint(run_dir: Path) -> bool:
-    """Whether a run's folder holds a checkpoint, if only under the name a killed save has left it."""
-    return any(
-        path.is_dir() for pattern in ("checkpoint-*", "_replaced-checkpoint-*") for path in run_dir.glob(pattern)
-    )
+def last_complete_checkpoint(run_dir: str | Path) -> str | None:
+    """Return the path of the newest complete checkpoint in a run's folder, or `None`."""
+    complete = [path for path in _checkpoints(Path(run_dir)) if _is_complete(path)]
+    return str(complete[-1]) if complete else None
 
 
-def check_intact(checkpoint: Path) -> None:
-    """Refuse to resume from a checkpoint of which a part is missing, empty or cut short.
+def incomplete_checkpoints(run_dir: str | Path) -> list[Path]:
+    """Return the checkpoints in a run's folder that were not written to the end, in the order of their steps."""
+    return [path for path in _checkpoints(Path(run_dir)) if not _is_complete(path)]
+
+
+def remove_incomplete_checkpoints(run_dir: str | Path) -> None:
+    """Remove the checkpoints of a killed save, so that none is resumed from or counted in `save_total_limit`."""
+    for path in incomplete_checkpoints(run_dir):
+        logger.info("removing '%s': it was not written to the end", path)
+        shutil.rmtree(path)
+
+
+def remove_checkpoint(checkpoint: Path) -> None:
+    """Remove a checkpoint, the marker first, so that a kill never leaves a part that looks complete."""
+    (checkpoint / _MARKER).unlink(missing_ok=True)
+    if checkpoint.exists():
+        shutil.rmtree(checkpoint)
+
+
+def check_checkpoint(checkpoint: str | Path) -> None:
+    """Check that a run can be resumed from a checkpoint, by the heads and tails of its files.
 
     Raises:
-        CheckpointError: It names the file, and the checkpoint before.
+        CheckpointError: The checkpoint is incomplete, or a file is missing, empty or cut short. The message names the
+            file and the newest whole checkpoint before.
     """
+    checkpoint = Path(checkpoint)
     problem = _problem(checkpoint)
     if problem is None:
         return
-    others = sort_checkpoints(str(checkpoint.absolute().parent))
-    earlier = [Path(other) for other in others if _step(Path(other)) < _step(checkpoint)]
-    good = next((other for other in reversed(earlier) if _problem(other) is None), None)
-    advice = f"Resume from '{good}', the newest before it that is." if good else "There is no whole one before it."
+    earlier = [path for path in _checkpoints(checkpoint.absolute().parent) if _step(path) < _step(checkpoint)]
+    whole = next((path for path in reversed(earlier) if _problem(path) is None), None)
+    advice = f"Resume from '{whole}', the newest whole one before." if whole else "There is no whole one before it."
     raise CheckpointError(f"the checkpoint '{checkpoint}' is not whole: {problem}. {advice}")
 
 
+def _checkpoints(run_dir: Path) -> list[Path]:
+    """Return the checkpoints of a run in the order of their steps."""
+    found = run_dir.glob("checkpoint-*") if run_dir.is_dir() else ()
+    return sorted((path for path in found if _CHECKPOINT.fullmatch(path.name) and path.is_dir()), key=_step)
+
+
+def _step(checkpoint: Path) -> int:
+    name = _CHECKPOINT.fullmatch(checkpoint.name)
+    return int(name[1]) if name else 0
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    marker = checkpoint / _MARKER
+    return marker.is_file() and _fault(marker) is None  # a kill may have cut the marker itself
+
+
 def _problem(checkpoint: Path) -> str | None:
-    if not (checkpoint / TRAINER_STATE_NAME).is_file():
-        return f"{TRAINER_STATE_NAME} is missing"
-    for path in sorted(checkpoint.rglob("*")):
-        fault = _fault(path) if path.is_file() else None
+    if not (checkpoint / _MARKER).is_file():
+        return f"{_MARKER}, which is written last, is missing"
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
+    for path in files:
+        fault = _fault(path)
         if fault is not None:
             return f"{path.relative_to(checkpoint)} {fault}"
     if not any(path for pattern in _WEIGHTS for path in checkpoint.glob(pattern)):
         return "it has no weights"
-    there = {part: any(checkpoint.glob(f"{part}*")) for part in _STATE}
-    # None of them: `save_only_model`. DeepSpeed has a folder of its own for them.
-    if any(there.values()) and not all(there.values()) and not any(checkpoint.glob("global_step*")):
-        return f"there is no {next(part for part in _STATE if not there[part])} file beside the other two of {_STATE}"
-    return None
+    has = {part: any(checkpoint.glob(f"{part}*")) for part in _STATE}
+    # `save_only_model` leaves out all three; DeepSpeed has a folder of its own for them.
+    if any(has.values()) and not all(has.values()) and not any(checkpoint.glob("global_step*")):
+        return f"there is no {next(part for part in _STATE if not has[part])} file beside the other two of {_STATE}"
+    return _missing_rank(checkpoint, files)
+
+
+def _missing_rank(checkpoint: Path, files: list[Path]) -> str | None:
+    """Return what is wrong if, of the processes with files here, one in between lacks its random state."""
+    matches = [match for path in files if (match := _RANK.fullmatch(path.name))]
+    ranks = [int(next(filter(None, match.groups()))) for match in matches]
+    if not any(match[1] for match in matches):  # a single process, or `save_only_model`
+        return None
+    missing = (f"rng_state_{rank}.pth" for rank in range(min(ranks), max(ranks) + 1))
+    return next((f"{name} is missing" for name in missing if not (checkpoint / name).is_file()), None)
 
 
 def _fault(path: Path) -> str | None:
-    """What is wrong with a file, from its head or its tail alone."""
+    """Return what is wrong with a file, from its head or its tail alone."""
     if path.suffix == ".json":
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:  # also of no UTF-8
+        except ValueError:  # includes what is no UTF-8
             return "cannot be read as JSON"
         shards = set(content.get("weight_map", {}).values()) if path.name.endswith(".index.json") else set()
         missing = sorted(name for name in shards if not (path.parent / name).is_file())
@@ -74,8 +139,3 @@ def _fault(path: Path) -> str | None:
     if path.suffix in (".pt", ".pth", ".bin") and not zipfile.is_zipfile(path):
         return "is cut short"
     return None
-
-
-def _step(checkpoint: Path) -> int:
-    number = checkpoint.name.rpartition("-")[2]
-    return int(number) if number.isdigit() else 0

@@ -1,106 +1,129 @@
-"""`reward.json`: what a reward model's folder says of itself that no other library reads.
+"""The metadata of a reward model's folder: `reward.json`, and the contract in `config.json`.
+
+`reward.json` holds what no other library reads:
 
 versions        of Plaudit and the libraries below it
 loss_type, ...  the loss, and with ties its threshold
-rendering       how text became ids: the template's hash, BOS, EOS, pad, max_length
-head            its name and the precision it was trained in
+rendering       how text became token ids: the template's hash, BOS, EOS, pad, max_length
+head            its name, and the precision it was trained in
 training        precision of the weights and of the run, attention kernel, layout
 quantization    of the base model, if it was quantised
-rewards         their mean and standard deviation, and on what
+rewards         their mean and standard deviation, and the data these were measured on
 fingerprint     probes with their rewards (`plaudit.checkpoint.fingerprint`)
-verification    what came of the last reload (`plaudit.checkpoint.verify`)
+verification    the result of the last reload (`plaudit.checkpoint.verify`)
+
+The contract is what makes every engine read the same score from `config.json`: one label, named;
+`problem_type="regression"`, without which vLLM applies a sigmoid; `value_head_prefix`, `mean` and `std`, which OpenRLHF
+reads. (`architectures` and the weights come from transformers, a pad token other than EOS from `plaudit.models.load`.)
 """
 
 import hashlib
 import json
-import os
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import cached_file, find_adapter_config_file
 
+from plaudit.checkpoint.atomic import write_atomically
 from plaudit.errors import CheckpointError
 
 __all__ = [
-    "FILE",
-    "describe_rendering",
-    "describe_versions",
-    "hash_of_template",
-    "read_description",
-    "write_description",
+    "METADATA_FILE",
+    "library_versions",
+    "read_metadata",
+    "rendering_metadata",
+    "set_contract",
+    "template_hash",
+    "training_dtype",
+    "write_metadata",
 ]
 
-FILE = "reward.json"
+METADATA_FILE = "reward.json"
+_LABEL = "LABEL_0"  # transformers' own name for a single label; pipelines print it
 
 
-def write_description(folder: Path, description: dict[str, Any]) -> None:
-    """Write `reward.json`; one that stands there is replaced in one move."""
-    text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
-    staged = folder / f"_{FILE}"
-    staged.write_text(text, encoding="utf-8")
-    os.replace(staged, folder / FILE)
+def set_contract(config: PretrainedConfig, head: str, mean: float = 0.0, std: float = 1.0) -> None:
+    """Set the contract's entries in a sequence classifier's config, in place.
+
+    Args:
+        config: The config.
+        head: The attribute that holds the head, such as "score".
+        mean: Mean reward on the evaluation data, for `(reward - mean) / std`; 0 and 1 change nothing.
+        std: Standard deviation of the rewards there.
+    """
+    config.id2label = {0: _LABEL}
+    config.label2id = {_LABEL: 0}
+    config.problem_type = "regression"
+    config.value_head_prefix = head
+    config.mean, config.std = float(mean), float(std)
 
 
-def read_description(path_or_id: str | Path, **hub: Any) -> dict[str, Any]:
-    """What `reward.json` says, in a folder or on the hub; nothing where there is none.
+def write_metadata(folder: Path, metadata: dict[str, Any]) -> None:
+    """Write `reward.json`, atomically."""
+    write_atomically(folder / METADATA_FILE, json.dumps(metadata, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_metadata(path_or_id: str | Path, **hub: Any) -> dict[str, Any]:
+    """Read `reward.json` from a folder or from the hub; return an empty dict where there is none.
 
     Args:
         path_or_id: The folder or hub id.
-        **hub: Which commit and folder of it, as for `from_pretrained`: `revision`, `subfolder`, `token`, ...
+        **hub: `revision`, `subfolder`, `token`, ..., as for `from_pretrained`.
 
     Raises:
-        CheckpointError: It is cut off, or something else.
+        CheckpointError: The file is cut short, or is something else.
     """
     try:
-        path = cached_file(str(path_or_id), FILE, _raise_exceptions_for_missing_entries=False, **hub)
-    except OSError:  # the hub cannot be asked, or there is no such place
+        path = cached_file(str(path_or_id), METADATA_FILE, _raise_exceptions_for_missing_entries=False, **hub)
+    except OSError:  # the hub cannot be reached, or there is no such place
         return {}
     if path is None:
         return {}
     try:
-        described = json.loads(Path(path).read_text(encoding="utf-8"))
+        metadata = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError:
-        described = None
-    if not isinstance(described, dict):
-        raise CheckpointError(f"{path} is not whole, or no description of a reward model. Put it back, or remove it.")
-    return described
+        metadata = None
+    if not isinstance(metadata, dict):
+        raise CheckpointError(f"{path} is not whole, or not the metadata of a reward model. Restore or remove it.")
+    return metadata
 
 
-def trained_in(path_or_id: str | Path, **hub: Any) -> str:
-    """The precision that an adapter's base was loaded in for training; "auto" (the checkpoint's own) elsewhere.
+def training_dtype(path_or_id: str | Path, **hub: Any) -> str:
+    """Return the precision that an adapter's base was loaded in for training, or "auto" (as it is stored).
 
-    A float32 run on a bf16 checkpoint computes in float32: loaded as it is stored, its scores would move by roundings.
+    A float32 run on a bf16 base computes in float32: with the base loaded as it is stored, scores would be rounded.
+    A whole model stores the precision it was trained in, so that is "auto" too. `hub` is as in `read_metadata`.
     """
     try:
         adapter = find_adapter_config_file(str(path_or_id), **hub)
-    except OSError:  # no such place, of which loading will tell
+    except OSError:  # no such place: loading will raise
         return "auto"
     if adapter is None:
         return "auto"
-    return read_description(path_or_id, **hub).get("training", {}).get("weights", "auto")
+    return read_metadata(path_or_id, **hub).get("training", {}).get("weights", "auto")
 
 
-def describe_versions() -> dict[str, str]:
-    """The versions that decide what a model scores."""
+def library_versions() -> dict[str, str]:
+    """Return the versions of the libraries that decide what a model scores."""
     return {name: version(name) for name in ("plaudit", "transformers", "peft", "tokenizers", "torch")}
 
 
-def describe_rendering(
+def rendering_metadata(
     tokenizer: PreTrainedTokenizerBase, rendered: list[int], *, conversational: bool, max_length: int | None
 ) -> dict[str, Any]:
-    """How text becomes ids.
+    """Describe how text becomes token ids, for `reward.json`.
 
     Args:
         tokenizer: The model's tokenizer.
-        rendered: The ids of any text or conversation: BOS and EOS are said as they stand there.
+        rendered: The token ids of any text or conversation: BOS and EOS are recorded if they are there.
         conversational: Whether the model was trained on conversations.
         max_length: The most tokens of a training sequence.
     """
     return {
         "sequences": "conversations" if conversational else "texts",
-        "chat_template": hash_of_template(tokenizer),
+        "chat_template": template_hash(tokenizer),
         "bos": tokenizer.bos_token if rendered[:1] == [tokenizer.bos_token_id] else None,
         "eos": tokenizer.eos_token if tokenizer.eos_token_id in rendered[-2:] else None,
         "pad": tokenizer.pad_token,
@@ -108,8 +131,8 @@ def describe_rendering(
     }
 
 
-def hash_of_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """SHA-256 of the chat template; `None` where there is none."""
+def template_hash(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Return the SHA-256 of the chat template; `None` where there is none."""
     template = tokenizer.chat_template
     if not template:
         return None

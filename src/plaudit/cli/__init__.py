@@ -1,6 +1,5 @@
 """The `plaudit` command. One file for each subcommand: parse, call, print."""
 
-import errno
 import logging
 import os
 import signal
@@ -23,9 +22,6 @@ _COMMANDS = {
     "merge": "Merge an adapter into its base model, with the same scores.",
     "score": "Give the rows of a file or a hub dataset their rewards; a killed run goes on.",
 }
-
-
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class _Commands(click.Group):
@@ -71,9 +67,10 @@ def main() -> None:
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("PLAUDIT_TRACEBACK"):
             raise
-        full = isinstance(error, OSError) and error.errno in _NO_ROOM
-        if full:
-            _show_error(f"{error}. There is no room to write; HF_DATASETS_CACHE moves the cache of tokenised data.")
+        from plaudit.checkpoint.disk_full import is_disk_full
+
+        if is_disk_full(error):
+            _show_error(f"{error}. The disk is full; HF_DATASETS_CACHE moves the cache of tokenised data.")
         _show_error(f"{error} ({type(error).__name__}; PLAUDIT_TRACEBACK=1 shows where it comes from)")
 
 

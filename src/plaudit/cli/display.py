@@ -1,4 +1,4 @@
-"""What a person sees: tables and a progress bar."""
+"""The output of the commands: tables, log messages and a progress bar."""
 
 import logging
 from collections.abc import Iterable
@@ -29,8 +29,11 @@ def show_table(title: str, rows: Iterable[tuple[str, str]]) -> None:
 
 
 def show_log_messages() -> None:
-    """Show Plaudit's messages, others' from warnings on, and no bars but our own where nobody watches."""
-    disable_progress_bar()  # transformers': one for each file it reads or writes
+    """Show the log messages of Plaudit, and of other libraries from warnings on.
+
+    The progress bars of transformers are disabled, and those of datasets too where the output is no terminal.
+    """
+    disable_progress_bar()  # transformers shows one for each file that it reads or writes
     if not console.is_terminal:
         datasets.disable_progress_bars()
     handler = RichHandler(console=console, show_time=False, show_path=False, markup=False)
@@ -39,14 +42,14 @@ def show_log_messages() -> None:
 
 
 class LiveProgress(TrainerCallback):
-    """A progress bar with the loss and accuracy of the last log; where there is no terminal, a line for each log."""
+    """Show a progress bar with the figures of the last log entry; without a terminal, a line for each log entry."""
 
     def __init__(self) -> None:
         self._bar: Progress | None = None
         self._task: Any = None
 
     def on_train_begin(self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
-        """Show the bar."""
+        """Start the progress bar."""
         if state.is_world_process_zero and console.is_terminal:
             self._bar = Progress(
                 TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=20),
@@ -56,7 +59,7 @@ class LiveProgress(TrainerCallback):
             self._task = self._bar.add_task("training", total=state.max_steps, completed=state.global_step, figures="")
 
     def on_step_end(self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
-        """Move the bar."""
+        """Advance the progress bar to the current step."""
         if self._bar is not None:
             self._bar.update(self._task, completed=state.global_step)
 
@@ -68,7 +71,7 @@ class LiveProgress(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        """Show the interval's figures."""
+        """Show the figures of a log entry."""
         logs = logs or {}
         named = [name for name in ("loss", "accuracy", "margin", "eval_loss", "eval_accuracy") if name in logs]
         if not state.is_world_process_zero or not logs.keys() & {"loss", "eval_loss"}:
@@ -80,6 +83,6 @@ class LiveProgress(TrainerCallback):
             console.print(f"step {state.global_step} of {state.max_steps}: {figures}")
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
-        """Leave the bar as it stands."""
+        """Stop the progress bar where it is."""
         if self._bar is not None:
             self._bar.stop()

@@ -1,4 +1,4 @@
-"""`plaudit merge`: from an adapter and its base to one plain model with the same scores."""
+"""`plaudit merge`: make one plain model of an adapter and its base, with the same scores."""
 
 import click
 
@@ -7,15 +7,15 @@ __all__ = ["command"]
 
 @click.command("merge")
 @click.argument("adapter")
-@click.option("--output", required=True, help="Folder for the merged model; new, or empty.")
+@click.option("--output", required=True, help="Folder for the merged model; new or empty.")
 @click.option(
     "--dtype",
     type=click.Choice(["bfloat16", "float16", "float32"]),
-    help="Precision of the merged weights.  [default: what the base was trained in]",
+    help="Precision of the merged weights.  [default: that of the base in training]",
 )
 @click.option("--trust_remote_code", is_flag=True, help="Allow a model that ships its own code.")
 def command(adapter: str, output: str, dtype: str | None, trust_remote_code: bool) -> None:
-    """Merge ADAPTER (a folder or a hub id) into its base model, and prove that the result scores the same."""
+    """Merge ADAPTER (a folder or a hub id) into its base model, and verify that the result scores the same."""
     from rich.markup import escape
 
     from plaudit.checkpoint.merge import merge_adapter

@@ -33,10 +33,10 @@ def command(options: tuple[str, ...]) -> None:
     from transformers import PrinterCallback
 
     from plaudit.cli.display import LiveProgress, console, show_log_messages
-    from plaudit.data.sources import load_splits
+    from plaudit.data.splits import load_splits
     from plaudit.models.adapters import get_peft_config
     from plaudit.models.quantization import get_quantization_config
-    from plaudit.training.setup import quiet_all_but_the_first
+    from plaudit.training.preparation import quiet_all_but_the_first
     from plaudit.training.trainer import RewardTrainer
 
     script, config, model = _parse(options)
@@ -93,7 +93,7 @@ def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
 
 def _parse(options: tuple[str, ...]) -> "tuple[Any, RewardConfig, ModelConfig]":
     from plaudit.cli.options import OptionParser
-    from plaudit.data.sources import ScriptArguments
+    from plaudit.data.script_arguments import ScriptArguments
     from plaudit.models.model_config import ModelConfig
     from plaudit.training.config import RewardConfig
 
@@ -131,10 +131,10 @@ def _warn_of_idle_options(model: "ModelConfig") -> None:
 
 
 def _resume_from(config: "RewardConfig") -> str | bool | None:
-    from plaudit.checkpoint.integrity import has_checkpoint
+    from plaudit.checkpoint.integrity import last_complete_checkpoint
 
     path = str(config.resume_from_checkpoint or "")  # YAML may say `true`
-    has_some = has_checkpoint(Path(config.output_dir))
+    has_some = last_complete_checkpoint(config.output_dir) is not None
     if path.lower() in ("", "false"):
         if has_some:
             logging.getLogger(__name__).warning(
@@ -221,7 +221,7 @@ def _say_how_to_resume(trainer: "RewardTrainer", options: tuple[str, ...]) -> No
 
 def _show_result(trainer: "RewardTrainer", metrics: dict[str, float]) -> None:
     from plaudit.cli.display import show_table
-    from plaudit.metrics import accuracy_interval
+    from plaudit.metrics import wilson_interval
 
     if not trainer.is_world_process_zero():
         return
@@ -233,7 +233,7 @@ def _show_result(trainer: "RewardTrainer", metrics: dict[str, float]) -> None:
         accuracy = metrics[f"{prefix}_accuracy"]
         interval = ""
         if not report.streaming:
-            low, high = accuracy_interval(accuracy, report.kept)
+            low, high = wilson_interval(accuracy, report.kept)
             interval = f" (95% interval {low:.1%} to {high:.1%}, {report.kept:,} pairs)"
         rows.append((f"{prefix} accuracy", f"{accuracy:.1%}{interval}"))
         guessing = " (0.6931 is guessing)" if trainer.args.loss_type == "bradley_terry" else ""

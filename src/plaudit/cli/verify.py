@@ -1,4 +1,4 @@
-"""`plaudit verify`: whether a saved reward model scores as it did, and if not, which layer of the contract breaks."""
+"""`plaudit verify`: check that a saved reward model scores as before; if not, name the layer that breaks."""
 
 import sys
 from typing import TYPE_CHECKING
@@ -17,8 +17,8 @@ __all__ = ["command", "show_verification"]
 def command(path: str, trust_remote_code: bool) -> None:
     """Reload the reward model at PATH (a folder, an adapter's folder or a hub id) and compare its scores.
 
-    Looks at each layer of the checkpoint contract, then loads the model in a fresh process with plain transformers and
-    scores the probes that were saved with it. Exit code 0 only if all layers hold and the rewards are the same.
+    Checks each layer of the checkpoint contract, then loads the model with plain transformers in a fresh process and
+    scores the probes that were saved with it. The exit code is 0 only if all layers hold and the rewards are the same.
     """
     from plaudit.checkpoint.verify import verify
     from plaudit.cli.display import console, show_log_messages
@@ -31,7 +31,7 @@ def command(path: str, trust_remote_code: bool) -> None:
 
 
 def show_verification(path: str, verification: "Verification") -> None:
-    """Print a line for each layer, then the verdict."""
+    """Print one line for each layer, then the verdict."""
     from rich.markup import escape
 
     from plaudit.cli.display import console, show_table

@@ -1,32 +1,32 @@
-"""Data: from rows in any accepted format to token ids.
+"""Preference data: rows of the accepted formats, loaded, converted and tokenised to columns of token ids.
 
-The names below load when they are first used, so `import plaudit.data` alone pulls in no torch.
+The names below are imported when they are first used, so that `import plaudit.data` is fast.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from plaudit.data.comparisons import comparisons_of_ranking, ties_of_ranking
-    from plaudit.data.conversion import convert
-    from plaudit.data.converters import CONVERTERS, arena, helpsteer, hh, ranked, ultrafeedback
-    from plaudit.data.files import load_source
+    from plaudit.data.dataset_conversion import convert
+    from plaudit.data.loading import load_source
+    from plaudit.data.published_layouts import CONVERTERS, arena, helpsteer, hh, ranked, ultrafeedback
+    from plaudit.data.rankings import comparisons_of_ranking, ties_of_ranking
     from plaudit.data.splits import split_by_prompt
     from plaudit.data.synthetic import PreferenceWorld
 
 _HOMES = {
-    "arena": "plaudit.data.converters",
-    "comparisons_of_ranking": "plaudit.data.comparisons",
-    "convert": "plaudit.data.conversion",
-    "CONVERTERS": "plaudit.data.converters",
-    "helpsteer": "plaudit.data.converters",
-    "hh": "plaudit.data.converters",
-    "load_source": "plaudit.data.files",
+    "arena": "plaudit.data.published_layouts",
+    "comparisons_of_ranking": "plaudit.data.rankings",
+    "convert": "plaudit.data.dataset_conversion",
+    "CONVERTERS": "plaudit.data.published_layouts",
+    "helpsteer": "plaudit.data.published_layouts",
+    "hh": "plaudit.data.published_layouts",
+    "load_source": "plaudit.data.loading",
     "PreferenceWorld": "plaudit.data.synthetic",
-    "ranked": "plaudit.data.converters",
+    "ranked": "plaudit.data.published_layouts",
     "split_by_prompt": "plaudit.data.splits",
-    "ties_of_ranking": "plaudit.data.comparisons",
-    "ultrafeedback": "plaudit.data.converters",
+    "ties_of_ranking": "plaudit.data.rankings",
+    "ultrafeedback": "plaudit.data.published_layouts",
 }
 
 __all__ = [

@@ -1,31 +1,28 @@
-"""What annotators say beside the responses: how much better, how surely, how often, in which order.
+"""Annotations of a row beside its responses: margins, labels, ties, ranks, scores and weights.
 
 Columns of a pair: `margin`, `weight`, `label`, `tie`. Columns of a ranked group: `ranks` or `scores`, `weight`. A value
-of `None` is no value: Arrow fills with it what other rows have. This module knows nothing of texts or tokens.
+of `None` means that the row has no annotation, since Arrow fills missing fields with `None`.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from numbers import Real
 from typing import Any
 
 import numpy as np
 
+from plaudit.data.rankings import dense_ranks
 from plaudit.errors import DataError
 
 __all__ = [
     "GROUP_ANNOTATIONS",
     "PAIR_ANNOTATIONS",
-    "dense_ranks",
+    "annotation_features",
     "malformed",
     "parse_group_annotations",
-    "parse_label",
-    "parse_margin",
     "parse_pair_annotations",
-    "parse_tie",
-    "parse_weight",
     "refuse_pair_annotations",
-    "shown",
+    "shorten",
 ]
 
 PAIR_ANNOTATIONS = ("margin", "weight", "label", "tie")
@@ -34,48 +31,64 @@ GROUP_ANNOTATIONS = ("ranks", "scores", "weight")
 _RANKS, _SCORES = '"ranks": [0, 1, 0]', '"scores": [0.9, 0.2, 0.9]'
 
 
+def annotation_features(columns: Iterable[str]) -> dict[str, Any]:
+    """Return the types, as `datasets` features, of those columns that are annotations."""
+    from datasets import List, Value
+
+    number = Value("float64")
+    types = dict.fromkeys(("margin", "weight", "label"), number) | {"tie": Value("bool")}
+    types |= {name: List(number) for name in ("ranks", "scores")}
+    return {name: types[name] for name in columns if name in types}
+
+
 def parse_pair_annotations(row: dict[str, Any], index: int) -> dict[str, Any]:
-    """The `margin`, `weight`, `label` and `tie` of the pair in row `index`.
+    """Read the annotations of the pair in row `index`.
 
     Returns:
-        `margin` and `label` (numbers, or `None` where the row has none), `weight` (1 without) and `tie` (a bool).
+        `margin` and `label` (floats, or `None` where the row has none), `weight` (1 by default) and `tie` (a bool).
 
     Raises:
-        DataError: One is malformed, or the row is called a tie and has a label too.
+        DataError: A value is malformed, or the row is a tie and has a label too.
     """
-    label, tie = parse_label(row.get("label"), index), parse_tie(row.get("tie"), index)
+    label, tie = _label(row.get("label"), index), row.get("tie")
+    if tie is not None and not isinstance(tie, bool | np.bool_):
+        raise malformed(f"row {index}, column 'tie'", "true or false", tie, "true")
     if tie and label is not None:
         raise DataError(
-            f"row {index}, columns 'tie' and 'label': expected one of them, got true and {shown(row['label'])}. Drop "
+            f"row {index}, columns 'tie' and 'label': expected one of them, got true and {shorten(row['label'])}. Drop "
             f"'label' if the annotators called the pair a tie; drop 'tie' if {label:g} of them prefer 'chosen'."
         )
-    margin, weight = parse_margin(row.get("margin"), index), parse_weight(row.get("weight"), index)
-    return {"margin": margin, "weight": weight, "label": label, "tie": tie}
+    margin = row.get("margin")
+    if margin is not None and not _is_number(margin):
+        raise malformed(f"row {index}, column 'margin'", "a finite number", margin, "0.5")
+    margin = None if margin is None else float(margin)
+    return {"margin": margin, "weight": _weight(row.get("weight"), index), "label": label, "tie": bool(tie)}
 
 
 def parse_group_annotations(row: dict[str, Any], index: int, count: int, *, derived: bool = False) -> dict[str, Any]:
-    """The `ranks`, `scores` and `weight` of the group of `count` responses in row `index`.
+    """Read the annotations of the group of `count` responses in row `index`.
 
     Args:
         row: The row.
-        index: Its number in the split.
-        count: How many responses it has.
-        derived: Whether `ranks` may stand beside the `scores` they came from, as in rows that were tokenised here.
+        index: Its index in the split, for error messages.
+        count: The number of its responses.
+        derived: Allow `ranks` beside the `scores` that they were made from, as in rows tokenised by Plaudit.
 
     Returns:
-        `ranks` (of scores: their dense ranks, 0 for the highest), `scores` (`None` without) and `weight`.
+        `ranks` (dense ranks of the scores if the row has scores, 0 for the highest), `scores` (`None` without) and
+        `weight`.
 
     Raises:
-        DataError: One is malformed, a column of pairs has a value, or there are both ranks and scores, or neither.
+        DataError: A value is malformed, a column of pairs has a value, or there are both ranks and scores, or neither.
     """
-    refuse_pair_annotations(row, index, "a ranked group", "Leave it empty there: 'ranks' or 'scores' say it all.")
-    ranks, scores, weight = row.get("ranks"), row.get("scores"), parse_weight(row.get("weight"), index)
+    refuse_pair_annotations(row, index, "a ranked group", "Leave it empty: 'ranks' or 'scores' order the responses.")
+    ranks, scores, weight = row.get("ranks"), row.get("scores"), _weight(row.get("weight"), index)
     if scores is None:
         return {"ranks": _numbers(ranks, "ranks", index, count), "scores": None, "weight": weight}
-    values = _numbers(scores, "scores", index, count)
-    order = dense_ranks([-value for value in values])
+    scores = _numbers(scores, "scores", index, count)
+    order = dense_ranks([-score for score in scores])
     if ranks is None:
-        return {"ranks": order, "scores": values, "weight": weight}
+        return {"ranks": [float(rank) for rank in order], "scores": scores, "weight": weight}
     if not derived:
         raise DataError(
             f"row {index}, columns 'ranks' and 'scores': expected one of them, but the row has both. Drop 'ranks' if "
@@ -85,13 +98,14 @@ def parse_group_annotations(row: dict[str, Any], index: int, count: int, *, deri
     if dense_ranks(ranks) != order:
         raise DataError(
             f"row {index}, columns 'ranks' and 'scores': expected both to order the responses alike, got "
-            f"{shown(ranks)} and {shown(scores)}. A rank of 0 is best, and so is the highest score: drop one of them."
+            f"{shorten(ranks)} and {shorten(scores)}. A rank of 0 is best, and so is the highest score: drop one of "
+            "them."
         )
-    return {"ranks": ranks, "scores": values, "weight": weight}
+    return {"ranks": ranks, "scores": scores, "weight": weight}
 
 
 def refuse_pair_annotations(row: dict[str, Any], index: int, place: str, advice: str) -> None:
-    """Raise where a row that is not trained on as a pair has what only a pair can have. `tie: false` says nothing.
+    """Raise if a row that is not read as a pair has a value in a column of pairs; `tie: false` is no value.
 
     Raises:
         DataError: `margin`, `label` or `tie` has a value.
@@ -101,42 +115,11 @@ def refuse_pair_annotations(row: dict[str, Any], index: int, place: str, advice:
         if value is not None and not (column == "tie" and value is False):
             raise DataError(
                 f"row {index}, column '{column}': expected no value, for it belongs to pair rows and this is {place}, "
-                f"got {type(value).__name__} {shown(value)}. {advice}"
+                f"got {type(value).__name__} {shorten(value)}. {advice}"
             )
 
 
-def parse_margin(margin: Any, index: int) -> float | None:
-    """The margin of row `index`, or `None` where it names none.
-
-    Raises:
-        DataError: It is not a finite number.
-    """
-    if margin is None:
-        return None
-    if not _is_number(margin):
-        raise malformed(f"row {index}, column 'margin'", "a finite number", margin, "0.5")
-    return float(margin)
-
-
-def parse_weight(weight: Any, index: int) -> float:
-    """How many times row `index` counts; once where it does not say.
-
-    Raises:
-        DataError: It is not a finite number of 0 or more.
-    """
-    if weight is None:
-        return 1.0
-    if not _is_number(weight) or weight < 0:
-        raise malformed(f"row {index}, column 'weight'", "a finite number of 0 or more", weight, "2.0")
-    return float(weight)
-
-
-def parse_label(label: Any, index: int) -> float | None:
-    """The probability that the chosen response of row `index` is the better one, or `None` where it names none.
-
-    Raises:
-        DataError: It is not a number from 0 to 1.
-    """
+def _label(label: Any, index: int) -> float | None:
     if label is None:
         return None
     if not _is_number(label) or not 0 <= label <= 1:
@@ -145,21 +128,12 @@ def parse_label(label: Any, index: int) -> float | None:
     return float(label)
 
 
-def parse_tie(tie: Any, index: int) -> bool:
-    """Whether the annotators called the two responses of row `index` equal.
-
-    Raises:
-        DataError: It is neither true nor false.
-    """
-    if tie is not None and not isinstance(tie, bool | np.bool_):
-        raise malformed(f"row {index}, column 'tie'", "true or false", tie, "true")
-    return bool(tie)
-
-
-def dense_ranks(values: Sequence[float]) -> list[float]:
-    """Ranks without gaps, 0 for the lowest value, the same for equal values."""
-    places = {value: float(place) for place, value in enumerate(sorted(set(values)))}
-    return [places[value] for value in values]
+def _weight(weight: Any, index: int) -> float:
+    if weight is None:
+        return 1.0
+    if not _is_number(weight) or weight < 0:
+        raise malformed(f"row {index}, column 'weight'", "a finite number of 0 or more", weight, "2.0")
+    return float(weight)
 
 
 def _numbers(values: Any, column: str, index: int, count: int) -> list[float]:
@@ -175,14 +149,13 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def malformed(where: str, expected: str, came: Any, example: str) -> DataError:
-    """The error for a value that is not what it should be, all in one form; `where` is its row and column."""
-    return DataError(
-        f"{where}: expected {expected}, got {type(came).__name__} {shown(came)}. Example of the right shape: {example}"
-    )
+def malformed(where: str, expected: str, value: Any, example: str) -> DataError:
+    """Build the error for a malformed value; `where` names its row and column."""
+    got = f"{type(value).__name__} {shorten(value)}"
+    return DataError(f"{where}: expected {expected}, got {got}. Example of the right shape: {example}")
 
 
-def shown(value: Any) -> str:
-    """A value as an error message shows it, cut to 80 characters."""
+def shorten(value: Any) -> str:
+    """Return the `repr` of a value, cut to 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -1,38 +1,38 @@
-"""The accepted row formats, and what they become: a `Preference` for a pair, a `Ranking` for a group.
+"""The accepted row formats, and the one form that they are parsed into: `ParsedRow`.
 
 A row is `{prompt?, chosen, rejected}`, all strings (standard) or all lists of messages (conversational), or a ranked
-group `{prompt?, completions, ranks or scores}`. Anything ambiguous raises a `DataError` that names the row and the
-column. This module knows nothing of tokenizers.
+group `{prompt?, completions, ranks or scores}`. An ambiguous row raises a `DataError` that names the row and the
+column. This module does not know tokenizers.
 """
 
 import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from plaudit.data.annotations import malformed, parse_group_annotations, parse_pair_annotations
+from plaudit.data.prompts import without_none
 from plaudit.errors import DataError
 
 __all__ = [
-    "Preference",
-    "Ranking",
-    "Sequence",
+    "ParsedRow",
+    "TextOrChat",
+    "hint_about_token_ids",
     "join_responses",
     "parse_row",
     "read_sequence",
-    "remark_on_ids",
     "template_options",
 ]
 
 Message = dict[str, Any]
-Sequence = str | list[Message]  # one whole text, or one whole conversation
+TextOrChat = str | list[Message]  # one whole text, or one whole conversation
 
 PAIR_COLUMNS = ("prompt", "chosen", "rejected")
 GROUP_COLUMNS = ("completions", "ranks")
 TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
 
-_JUDGED = ("assistant", "tool")  # an agent that is stopped after a call ends with the tool's answer
+_RESPONDING_ROLES = ("assistant", "tool")  # an agent that is stopped after a call ends with the tool's answer
 
 _STANDARD = '{"prompt": "2+2?", "chosen": " 4.", "rejected": " 5."}'
 _CONVERSATIONAL = (
@@ -44,56 +44,51 @@ _GROUP = '{"prompt": "2+2?", "completions": [" 4.", " 5.", " Four."], "ranks": [
 
 
 @dataclass(frozen=True, slots=True)
-class Preference:
-    """One comparison: two whole sequences, prompt included, the first preferred.
+class ParsedRow:
+    """A pair, or a ranked group: K whole sequences, prompt included, and the annotations of the row.
 
     Attributes:
-        chosen: The preferred text, or the preferred conversation as a list of messages.
-        rejected: The other one, of the same kind.
-        margin: By how much `chosen` should win, in reward units; `None` where the row names none.
+        sequences: K texts, conversations or lists of token ids; of a pair, the chosen one first.
+        columns: Their K names in error messages: "chosen" and "rejected", or "completions[0]" and so on.
+        ranks: K numbers, 0 for the best; equal ranks tie. Of a pair, 0 and 1, or 0 and 0 where it is a tie.
+        scores: K numbers, the highest for the best, if the group has them; then `ranks` are their dense ranks.
+        weight: How many times the row counts.
+        margin: By how much `chosen` should win, in reward units, if the pair has a margin.
+        label: The probability that `chosen` is the better response, if the pair has a label.
+        tie: The annotators called the responses of the pair equal.
         template_options: Keyword arguments for the chat template (`tools` and `chat_template_kwargs`).
-        weight: How many times the row counts.
-        label: The probability that `chosen` is the better one; `None` where the row names none.
-        tie: The annotators called both equal; then `chosen` is only the first of two.
     """
 
-    chosen: Sequence
-    rejected: Sequence
-    margin: float | None = None
-    template_options: dict[str, Any] = field(default_factory=dict)
-    weight: float = 1.0
-    label: float | None = None
-    tie: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Ranking:
-    """K responses to one prompt in an order of preference: whole sequences, prompt included.
-
-    Attributes:
-        sequences: K texts, or K conversations.
-        ranks: K numbers, 0 for the best; equal ranks tie.
-        scores: K numbers, the highest for the best, where the row gives these; the ranks are theirs.
-        weight: How many times the row counts.
-        template_options: Keyword arguments for the chat template.
-    """
-
-    sequences: list[Sequence]
+    sequences: list[Any]
+    columns: list[str]
     ranks: list[float]
     scores: list[float] | None = None
     weight: float = 1.0
+    margin: float | None = None
+    label: float | None = None
+    tie: bool = False
     template_options: dict[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def pair(cls, columns: list[str], sequences: list[Any], row: dict[str, Any], index: int, **options: Any) -> Self:
+        """Build the parsed row of a pair from its two sequences and the annotations in `row`.
 
-def parse_row(row: dict[str, Any], index: int) -> Preference | Ranking:
-    """Read one raw row, a pair or a ranked group.
+        Raises:
+            DataError: An annotation is malformed.
+        """
+        annotations = parse_pair_annotations(row, index)
+        return cls(sequences, columns, [0.0, 0.0 if annotations["tie"] else 1.0], **annotations, **options)
+
+
+def parse_row(row: dict[str, Any], index: int) -> ParsedRow:
+    """Parse one raw row, a pair or a ranked group.
 
     Args:
         row: The row as `datasets` yields it.
-        index: Its number in the split, counted from 0, for error messages.
+        index: Its index in the split, counted from 0, for error messages.
 
     Raises:
-        DataError: The row is malformed; the message names the row, the column, what was expected and an example.
+        DataError: The row is malformed; the message names the row, the column, the expected shape and an example.
     """
     if "completions" in row and row.get("chosen") is None and row.get("rejected") is None:
         return _parse_group(row, index)
@@ -102,21 +97,21 @@ def parse_row(row: dict[str, Any], index: int) -> Preference | Ranking:
             f"row {index}: expected a pair ('chosen' and 'rejected') or a ranked group ('completions' with 'ranks' or "
             f"'scores'), but it has both. Examples of the right shape: {_STANDARD} or {_GROUP}"
         )
-    missing = [column for column in ("chosen", "rejected") if row.get(column) is None]
-    if missing:
+    columns = ["chosen", "rejected"]
+    if missing := [column for column in columns if row.get(column) is None]:
         raise DataError(
             f"row {index}: expected the columns 'chosen' and 'rejected', but {_listed(missing)} "
             f"{'is' if len(missing) == 1 else 'are'} missing or empty; the row has {_listed(sorted(row))}. "
-            f"{remark_on_ids(row)}"
+            f"{hint_about_token_ids(row)}"
             f"Rename your columns, or name a published layout with `dataset_format`. Examples of the right shape: "
             f"{_STANDARD} or {_CONVERSATIONAL}"
         )
-    pair, options = join_responses(row, {name: row[name] for name in ("chosen", "rejected")}, index)
-    return Preference(pair[0], pair[1], template_options=options, **parse_pair_annotations(row, index))
+    sequences, options = join_responses(row, {column: row[column] for column in columns}, index)
+    return ParsedRow.pair(columns, sequences, row, index, template_options=options)
 
 
-def remark_on_ids(row: Mapping[str, Any]) -> str:
-    """A sentence for the message about a row that has token ids where text is needed; empty if it has none."""
+def hint_about_token_ids(row: Mapping[str, Any]) -> str:
+    """Return a sentence for the error about a row that has token ids where text is needed, else an empty string."""
     names = [name for name, value in row.items() if str(name).endswith("_ids") and isinstance(value, list)]
     if not names:
         return ""
@@ -125,23 +120,25 @@ def remark_on_ids(row: Mapping[str, Any]) -> str:
     )
 
 
-def _parse_group(row: dict[str, Any], index: int) -> Ranking:
+def _parse_group(row: dict[str, Any], index: int) -> ParsedRow:
     completions = row["completions"]
     if not isinstance(completions, list) or len(completions) < 2:
         raise malformed(f"row {index}, column 'completions'", "a list of two or more responses", completions, _GROUP)
     annotations = parse_group_annotations(row, index, len(completions))
     responses = {f"completions[{place}]": response for place, response in enumerate(completions)}
-    whole, options = join_responses(row, responses, index)
-    return Ranking(whole, template_options=options, **annotations)
+    sequences, options = join_responses(row, responses, index)
+    return ParsedRow(sequences, list(responses), template_options=options, **annotations)
 
 
-def join_responses(row: dict[str, Any], responses: dict[str, Any], index: int) -> tuple[list[Sequence], dict[str, Any]]:
-    """Put the prompt of a row, if it has one, before each of some responses.
+def join_responses(
+    row: dict[str, Any], responses: dict[str, Any], index: int
+) -> tuple[list[TextOrChat], dict[str, Any]]:
+    """Put the prompt of a row, if the row has one, before each of its responses.
 
     Args:
         row: The row; its columns `prompt`, `tools` and `chat_template_kwargs` are read.
-        responses: K responses by what error messages call them.
-        index: The row's number, for error messages.
+        responses: K responses by their names in error messages.
+        index: The row's index, for error messages.
 
     Returns:
         The K whole sequences, and the row's keyword arguments for the chat template.
@@ -160,7 +157,7 @@ def join_responses(row: dict[str, Any], responses: dict[str, Any], index: int) -
 
 
 def _check_same_kind(index: int, **parts: Any) -> None:
-    """Every part must be text, or every part a list of messages: a mixture cannot be joined without guessing."""
+    """Raise unless all parts are texts or all are lists of messages: a mixture has no unambiguous form."""
     kinds = {name: _kind(part) for name, part in parts.items() if part is not None}
     for name, kind in kinds.items():
         if kind is None:
@@ -180,11 +177,11 @@ def _kind(part: Any) -> str | None:
     return "a list of messages" if isinstance(part, list) else None
 
 
-def read_sequence(sequence: Any, name: str) -> Sequence:
-    """A whole text or conversation as rows become one.
+def read_sequence(sequence: Any, name: str) -> TextOrChat:
+    """Check a whole text or conversation, and return it in the form that parsed rows have.
 
     Raises:
-        DataError: It is neither, or a conversation that ends with the user; the message calls it `name`.
+        DataError: The sequence is neither, or a conversation that ends with the user; the message calls it `name`.
     """
     if _kind(sequence) is None:
         expected = "a string or a list of messages"
@@ -192,17 +189,17 @@ def read_sequence(sequence: Any, name: str) -> Sequence:
     return _with_prompt(None, sequence, name)
 
 
-def _with_prompt(prompt: Any, response: Any, where: str) -> Sequence:
+def _with_prompt(prompt: Any, response: Any, where: str) -> TextOrChat:
     if isinstance(response, str):
         whole = (prompt or "") + response
         if not whole:
             raise malformed(where, "some text", whole, _STANDARD)
         return whole
     _check_messages(response, where)
-    if response[-1]["role"] not in _JUDGED:
-        expected = "the last message to be from the assistant or its tool, since that is what the reward judges"
+    if response[-1]["role"] not in _RESPONDING_ROLES:
+        expected = "the last message to be from the assistant or its tool, since the reward judges that message"
         raise malformed(where, expected, response[-1], _CONVERSATIONAL)
-    return [_present(message) for message in (prompt or []) + response]
+    return [_drop_missing_keys(message) for message in (prompt or []) + response]
 
 
 def _check_messages(messages: list[Any], where: str) -> None:
@@ -224,32 +221,26 @@ def _is_text(message: Message) -> bool:
     return isinstance(content, str) or (content is None and bool(message.get("tool_calls")))
 
 
-def _present(message: Message) -> Message:
-    """Drop the keys that Arrow filled with None because another row has them: templates test for their presence."""
-    return {key: _without_none(value) for key, value in message.items() if value is not None or key == "content"}
-
-
-def _without_none(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_none(item) for key, item in value.items() if item is not None}
-    return [_without_none(item) for item in value] if isinstance(value, list) else value
+def _drop_missing_keys(message: Message) -> Message:
+    """Drop the keys that Arrow filled with `None`, since templates test for the presence of a key."""
+    return {key: without_none(value) for key, value in message.items() if value is not None or key == "content"}
 
 
 def template_options(row: Mapping[str, Any], index: int) -> dict[str, Any]:
-    """Keyword arguments for the chat template: what the columns `tools` and `chat_template_kwargs` of a row say.
+    """Read the keyword arguments for the chat template from the columns `tools` and `chat_template_kwargs` of a row.
 
     Raises:
-        DataError: One of them is malformed.
+        DataError: One of the columns is malformed.
     """
     tools, options = row.get("tools"), row.get("chat_template_kwargs")
     if isinstance(tools, str):
-        with suppress(json.JSONDecodeError):  # then it stays a string, which is an error just below
+        with suppress(json.JSONDecodeError):  # a string that is no JSON is an error just below
             tools = json.loads(tools)
     if tools is not None and not isinstance(tools, list):
         raise malformed(f"row {index}, column 'tools'", "a list of tools or a JSON string of one", tools, _TOOLS)
     if options is not None and not isinstance(options, dict):
         raise malformed(f"row {index}, column 'chat_template_kwargs'", "a dict", options, '{"enable_thinking": false}')
-    return ({"tools": _without_none(tools)} if tools else {}) | (_without_none(options) if options else {})
+    return ({"tools": without_none(tools)} if tools else {}) | (without_none(options) if options else {})
 
 
 def _listed(names: list[str]) -> str:

@@ -1,16 +1,21 @@
-"""A mixture: rows drawn from several sources by weight, brought to the same columns, and joined."""
+"""A mixture: rows drawn from several datasets by weight, brought to one type for each column, and concatenated.
+
+`datasets.interleave_datasets` is not used, because its probabilities hold only on average over a random number of rows,
+taken from the head of each dataset. Here the weights are exact shares of as many rows as the scarcest dataset allows,
+and the rows of each dataset are a random sample in their order.
+"""
 
 from __future__ import annotations
 
 import difflib
-import hashlib
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from plaudit.data.conversion import convert
-from plaudit.data.files import load_source
+from plaudit.data.annotations import annotation_features
+from plaudit.data.dataset_conversion import convert
+from plaudit.data.loading import load_source
 from plaudit.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -23,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Entry:
-    """One entry of a mixture."""
+    """One dataset of a mixture, as the YAML file names it."""
 
     path: str
     name: str | None = None
@@ -38,80 +43,80 @@ class _Entry:
         if not isinstance(entry, Mapping) or not entry.get("path"):
             raise ConfigError(f"{where}: expected a mapping with a `path`, got {entry!r}")
         options = dict(entry)
+        if {"fraction", "weight"} <= set(options):
+            raise ConfigError(f"{where}: `weight` and `fraction` are two names of one option; give one of them")
         if "fraction" in options:
-            if "weight" in options:
-                raise ConfigError(f"{where}: `weight` and `fraction` are two names of one option; give one of them")
             options["weight"] = options.pop("fraction")
         for key in set(options) - set(known):
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f"; did you mean `{near[0]}`?" if near else ""
             raise ConfigError(f"{where}: unknown key {key!r}: expected some of {', '.join(known)}{hint}")
-        parsed = cls(**{**options, "path": str(options["path"])})
-        if parsed.weight is not None and not (isinstance(parsed.weight, int | float) and parsed.weight > 0):
+        weight = options.get("weight")
+        if weight is not None and not (isinstance(weight, int | float) and weight > 0):
             raise ConfigError(
-                f"{where}: expected a `weight` above 0, got {parsed.weight!r}; leave out what has no share"
+                f"{where}: expected a `weight` above 0, got {weight!r}; leave out a dataset without share"
             )
-        return parsed
+        return cls(**{**options, "path": str(options["path"])})
+
+    def load(self, default_format: str | None) -> Dataset:
+        part = load_source(self.path, config=self.name, split=self.split)[self.split]
+        if self.columns is not None:
+            if unknown := sorted(set(self.columns) - set(part.column_names)):
+                raise DataError(f"{self.path} has no column {unknown}: it has {', '.join(part.column_names)}")
+            part = part.select_columns(list(self.columns))
+        published = self.format or default_format
+        return part if published is None else convert(part, published)
 
 
 def load_mixture(described: Sequence[Any], default_format: str | None, seed: int) -> Dataset:
-    """Draws the entries' rows by their weights, brings them to the same columns, and joins them in order.
+    """Load a mixture.
 
     Args:
-        described: The entries as the YAML file has them: mappings with a `path`.
-        default_format: The published layout of entries that name none; None for native rows.
+        described: The entries of the YAML file: mappings with a `path`.
+        default_format: The published layout of entries that name none; `None` for Plaudit's own formats.
         seed: Decides which rows are drawn.
 
+    Returns:
+        The rows of all entries, one entry after the other.
+
     Raises:
-        ConfigError: If an entry or the weights cannot be read.
-        DataError: If a source, a split or a row is not as it should be, or the sources do not go together.
+        ConfigError: An entry or the weights are malformed.
+        DataError: A dataset cannot be loaded, a row is malformed, or the datasets have no common columns and types.
     """
+    import numpy as np
     from datasets import concatenate_datasets
 
     entries = [_Entry.parse(entry, position) for position, entry in enumerate(described)]
-    parts = [_load_entry(entry, default_format) for entry in entries]
-    sizes = _shares([part.num_rows for part in parts], [entry.weight for entry in entries])
+    parts = [entry.load(default_format) for entry in entries]
+    sizes = _rows_to_draw([part.num_rows for part in parts], [entry.weight for entry in entries])
     for position, (entry, size) in enumerate(zip(entries, sizes, strict=True)):
-        logger.info("mixture: %d of %d rows from %s", size, parts[position].num_rows, entry.path)
-        if size < parts[position].num_rows:
-            parts[position] = _sample(parts[position], size, f"{seed} {position} {entry.path}")
-    return concatenate_datasets(_harmonise(parts, [entry.path for entry in entries]))
+        rows = parts[position].num_rows
+        logger.info("mixture: %d of %d rows from %s", size, rows, entry.path)
+        if size < rows:
+            drawn = np.random.default_rng([seed, position]).choice(rows, size, replace=False)
+            parts[position] = parts[position].select(np.sort(drawn))
+    return concatenate_datasets(_with_common_types(parts, [entry.path for entry in entries]))
 
 
-def _load_entry(entry: _Entry, default_format: str | None) -> Dataset:
-    part = load_source(entry.path, config=entry.name, split=entry.split)[entry.split]
-    if entry.columns is not None:
-        if unknown := sorted(set(entry.columns) - set(part.column_names)):
-            raise DataError(f"{entry.path} has no column {unknown}: it has {', '.join(part.column_names)}")
-        part = part.select_columns(list(entry.columns))
-    chosen_format = entry.format or default_format
-    return part if chosen_format is None else convert(part, chosen_format)
-
-
-def _shares(sizes: Sequence[int], weights: Sequence[float | None]) -> list[int]:
-    """How many rows to draw of each: as many as the scarcest allows with the shares kept; all, without weights."""
+def _rows_to_draw(sizes: Sequence[int], weights: Sequence[float | None]) -> list[int]:
+    """Return how many rows to draw of each dataset: all without weights, else as many as the shares allow."""
     given = [weight for weight in weights if weight is not None]
     if not given:
         return list(sizes)
     if len(given) < len(weights):
         raise ConfigError(f"expected a `weight` in every entry of `datasets` or in none, got {list(weights)}")
-    whole = min(size / weight for size, weight in zip(sizes, given, strict=True))
-    shares = [round(whole * weight) for weight in given]
+    scale = min(size / weight for size, weight in zip(sizes, given, strict=True))
+    shares = [round(scale * weight) for weight in given]
     if not all(shares):
         raise ConfigError(f"weights {given} over {list(sizes)} rows leave an entry without a row; raise its weight")
     return shares
 
 
-def _sample(part: Dataset, size: int, salt: str) -> Dataset:
-    import numpy as np
+def _with_common_types(parts: Sequence[Any], paths: Sequence[str]) -> list[Any]:
+    """Cast columns that all datasets have to the types of the first, and annotations to theirs.
 
-    seed = int.from_bytes(hashlib.blake2b(salt.encode(), digest_size=8).digest())
-    drawn = np.random.default_rng(seed).choice(part.num_rows, size, replace=False)
-    return part.select(np.sort(drawn))
-
-
-def _harmonise(parts: Sequence[Any], paths: Sequence[str]) -> list[Any]:
-    """Gives the columns that all parts have the same types; what only some have is null in the others' rows."""
+    `concatenate_datasets` fills a column that only some have with nulls in the others' rows.
+    """
     common = set.intersection(*(set(part.column_names) for part in parts))
     ordered = all({"ranks", "scores"} & set(part.column_names) for part in parts)
     if not ({"chosen", "rejected"} <= common or ("completions" in common and ordered)):
@@ -120,29 +125,21 @@ def _harmonise(parts: Sequence[Any], paths: Sequence[str]) -> list[Any]:
         )
         raise DataError(f"expected the datasets of a mixture to be all pairs or all ranked groups, but {listed}")
     wanted = {column: kind for column, kind in parts[0].features.items() if column in common}
-    return [_cast(part, wanted, path) for part, path in zip(parts, paths, strict=True)]
+    return [
+        _cast(part, wanted | annotation_features(part.column_names), path)
+        for part, path in zip(parts, paths, strict=True)
+    ]
 
 
-def _cast(part: Any, wanted: Any, path: str) -> Any:
-    for column, kind in {**wanted, **_numbers(part.column_names)}.items():
+def _cast(part: Any, wanted: Mapping[str, Any], path: str) -> Any:
+    for column, kind in wanted.items():
         if part.features[column] == kind:
             continue
         try:
             part = part.cast_column(column, kind)
-        except Exception as error:  # Arrow's, and one of its own for each kind of mismatch
+        except Exception as error:  # Arrow raises another one for each kind of mismatch
             raise DataError(
                 f"expected the column {column!r} of {path} to be {kind} as in the rest of the mixture, got "
                 f"{part.features[column]}; give the dataset a `format`, or leave the column out with `columns`"
             ) from error
     return part
-
-
-def _numbers(columns: Collection[str]) -> dict[str, Any]:
-    """The types of columns that may be whole numbers in one source and fractions in another."""
-    from datasets import List, Value
-
-    number = Value("float64")
-    types = {"margin": number, "weight": number, "label": number}
-    if "completions" in columns:
-        types |= {"ranks": List(number), "scores": List(number)}
-    return {column: kind for column, kind in types.items() if column in columns}

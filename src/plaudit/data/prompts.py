@@ -1,31 +1,40 @@
-"""What the responses of a row answer, and a number that is the same wherever it is the same."""
+"""The prompt of a row, given or implicit in its responses, and an integer key that rows of one prompt share."""
 
 import hashlib
 import json
 import re
-from collections.abc import Mapping
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
+from itertools import compress, count
+from operator import ne
 from typing import Any
 
-__all__ = ["prompt_key", "prompt_of"]
+__all__ = ["common_prefix", "prompt_key", "prompt_of", "without_none"]
 
-# Where an assistant's turn begins in the plain-text layouts that are about.
+# Where an assistant's turn begins in the usual plain-text layouts.
 _REPLY = re.compile(r"(?:^|\n)\s*(?:Assistant|ASSISTANT|A|### ?Response|TL;DR):|\[/INST\]|<\|[\w ]*assistant[\w ]*\|>")
 
 _BREAK = re.compile(r"\n|[.?!:](?=\s)")
 
 
-def prompt_of(row: Mapping[str, Any]) -> Any:
-    """What a raw row asks.
+def common_prefix(sequences: Sequence[Any]) -> int:
+    """Return the number of leading items (characters, messages or token ids) that all sequences share."""
+    first, *others = sequences
+    lengths = [next(compress(count(), map(ne, first, other)), min(len(first), len(other))) for other in others]
+    return min(lengths, default=len(first))
 
-    That is its `prompt`. Where that is implicit, it is the common leading messages of its responses up to the last
-    which is not the assistant's; of texts, their common start cut back to where a reply begins, or to the last line,
-    sentence or word. Where nothing is common, it is the responses themselves, so that the row stands alone.
+
+def prompt_of(row: Mapping[str, Any]) -> Any:
+    """Return the prompt of a raw row.
+
+    That is its column `prompt`. Where the prompt is implicit, it is the common leading messages of the responses up to
+    the last that is not the assistant's; of texts, their common prefix cut back to the start of a reply, or to the last
+    line, sentence or word. Where the responses share nothing, it is the responses themselves, so that no other row has
+    the same prompt.
 
     Args:
-        row: A pair or a ranked group; it need not be well formed.
+        row: A pair or a ranked group, well formed or not.
     """
-    if row.get("prompt"):  # an empty one says nothing of the whole texts beside it
+    if row.get("prompt"):  # an empty prompt stands beside whole texts
         return row["prompt"]
     responses = row.get("completions") or [row.get("chosen"), row.get("rejected")]
     common: Any = None
@@ -37,37 +46,27 @@ def prompt_of(row: Mapping[str, Any]) -> Any:
 
 
 def prompt_key(prompt: Any) -> int:
-    """A number below 2^63 that stands for a prompt: the same on any machine and in any run.
-
-    Args:
-        prompt: Text, messages or token ids.
-    """
-    written = json.dumps(_without_none(prompt), sort_keys=True, default=str)
+    """Return a key below 2^63 of a prompt (text, messages or token ids), the same on any machine and in any run."""
+    written = json.dumps(without_none(prompt), sort_keys=True, default=str)
     return int.from_bytes(hashlib.blake2b(written.encode(), digest_size=8).digest()) >> 1
 
 
-def _without_none(value: Any) -> Any:
-    """Arrow fills in None for keys that other rows have; the prompt is the same without."""
+def without_none(value: Any) -> Any:
+    """Return a value without the keys, at any depth, that are `None`: Arrow fills in keys that other rows have."""
     if isinstance(value, Mapping):
-        return {key: _without_none(item) for key, item in value.items() if item is not None}
-    return [_without_none(item) for item in value] if isinstance(value, list) else value
-
-
-def _shared_start(sequences: list[Any]) -> Any:
-    shortest = min(len(sequence) for sequence in sequences)
-    ends = (at for at in range(shortest) if any(one[at] != other[at] for one, other in pairwise(sequences)))
-    return sequences[0][: next(ends, shortest)]
+        return {key: without_none(item) for key, item in value.items() if item is not None}
+    return [without_none(item) for item in value] if isinstance(value, list) else value
 
 
 def _common_messages(responses: list[Any]) -> list[Any]:
-    shared = _shared_start(responses)
+    shared = responses[0][: common_prefix(responses)]
     while shared and isinstance(shared[-1], Mapping) and shared[-1].get("role") == "assistant":
         shared = shared[:-1]  # the replies are equal, or begin alike
     return shared
 
 
 def _common_text(responses: list[str]) -> str:
-    shared = _shared_start(responses)
+    shared = responses[0][: common_prefix(responses)]
     for boundary in (_REPLY, _BREAK):
         if ends := [match.end() for match in boundary.finditer(shared)]:
             return shared[: ends[-1]].strip()

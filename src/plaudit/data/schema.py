@@ -1,155 +1,107 @@
-"""The columns of a split: which ones its rows are read from, and which ones come out.
+"""The columns of a split: those that its rows are read from, and those that its tokenised rows have.
 
-A split of pairs stays one. A split with a column of groups (`completions`, or `sequence_ids` where it comes tokenised)
-becomes one of groups alone, its pairs groups of two.
+A split of pairs stays one. A split with a column of groups (`completions`, or `sequence_ids` if it comes tokenised)
+becomes a split of groups only, in which a pair is a group of two.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import combinations
-from typing import Any, NamedTuple
-
-from datasets import List, Value
+from typing import Any
 
 from plaudit.data.annotations import (
     GROUP_ANNOTATIONS,
     PAIR_ANNOTATIONS,
+    annotation_features,
     parse_group_annotations,
-    parse_pair_annotations,
     refuse_pair_annotations,
-    shown,
+    shorten,
 )
-from plaudit.data.fitting import Fitted, common_start
-from plaudit.data.formats import GROUP_COLUMNS, PAIR_COLUMNS, TEMPLATE_COLUMNS, Preference, parse_row
-from plaudit.data.prompts import prompt_of
+from plaudit.data.formats import GROUP_COLUMNS, PAIR_COLUMNS, TEMPLATE_COLUMNS, ParsedRow, parse_row
 from plaudit.errors import DataError
 
-__all__ = ["COUNTS", "Layout", "Parsed"]
+__all__ = ["ColumnSchema", "PAIR_IDS"]
 
-# What is counted while a row is tokenised, in comparisons and tokens, and not kept.
-COUNTS = {"_kept": Value("int32"), "_overlong": Value("int32"), "_identical": Value("int32"), "_tokens": Value("int64")}
-
-_PAIR_IDS = ("chosen_ids", "rejected_ids")
-_CONSUMED = {*PAIR_COLUMNS, *GROUP_COLUMNS, *TEMPLATE_COLUMNS, *PAIR_ANNOTATIONS, *_PAIR_IDS, "sequence_ids"}
-_IDS = List(Value("int32"))
-_TYPES = {
-    "margin": Value("float64"),
-    "weight": Value("float64"),
-    "label": Value("float64"),
-    "tie": Value("bool"),
-    "ranks": List(Value("float64")),
-    "scores": List(Value("float64")),
-}
-_EXAMPLES = {
-    False: '{"chosen_ids": [5, 8, 2], "rejected_ids": [5, 9, 2]}',
-    True: '{"sequence_ids": [[5, 8, 2], [5, 9, 2]], "ranks": [0, 1]}',
-}
-
-
-class Parsed(NamedTuple):
-    """One row, read and checked.
-
-    Attributes:
-        sequences: Its texts, conversations or token ids.
-        names: What messages call these.
-        comparisons: Which two of them the row compares.
-        values: What annotators say beside, by column.
-        template_options: Keyword arguments for the chat template.
-    """
-
-    sequences: list[Any]
-    names: list[str]
-    comparisons: list[tuple[int, int]]
-    values: dict[str, Any]
-    template_options: dict[str, Any]
+PAIR_IDS = ["chosen_ids", "rejected_ids"]
+_CONSUMED = {*PAIR_COLUMNS, *GROUP_COLUMNS, *TEMPLATE_COLUMNS, *PAIR_ANNOTATIONS, *PAIR_IDS, "sequence_ids"}
+_CONSUMED_OF_GROUPS = {"scores", "comparisons", "ties"}  # in a split of pairs these are columns of the user
+_PAIR_EXAMPLE = '{"chosen_ids": [5, 8, 2], "rejected_ids": [5, 9, 2]}'
+_GROUP_EXAMPLE = '{"sequence_ids": [[5, 8, 2], [5, 9, 2]], "ranks": [0, 1]}'
 
 
 @dataclass(frozen=True)
-class Layout:
-    """What a split's columns make of its rows.
+class ColumnSchema:
+    """The form of a split's rows, found from its column names.
 
     Attributes:
-        groups: Rows come out as groups, not as pairs.
-        tokenised: Rows come as token ids.
-        annotated: Columns of annotations that come out.
-        prompt_keys: Whether `prompt_key` is to be made; rows may bring their own.
-        ties: Whether equal ranks of a group make comparisons.
+        groups: The tokenised rows are groups, not pairs.
+        tokenised: The rows have token ids already.
+        annotated: The columns of annotations that the tokenised rows have.
+        ties: The tokenised groups have a column `ties`.
     """
 
     groups: bool
     tokenised: bool
     annotated: tuple[str, ...]
-    prompt_keys: bool
-    ties: bool = False
+    ties: bool
 
     @classmethod
-    def of(cls, columns: Iterable[str], *, prompt_keys: bool, ties: bool = False) -> "Layout":
-        """The layout of a split with these columns.
+    def of(cls, columns: Iterable[str], *, ties: bool = False) -> "ColumnSchema":
+        """Find the schema of a split with the given columns.
 
         Raises:
-            DataError: They are token ids of pairs and of groups at once.
+            DataError: The split has token ids of pairs and of groups.
         """
         names = set(columns)
-        pairs, groups = names.issuperset(_PAIR_IDS), "sequence_ids" in names
+        pairs, groups = names.issuperset(PAIR_IDS), "sequence_ids" in names
         if pairs and groups:
             raise DataError(
                 "expected token ids of pairs ('chosen_ids' and 'rejected_ids') or of groups ('sequence_ids' and "
                 "'ranks'), but the split has both. Write the pairs as groups of two."
             )
-        groups = groups or ("completions" in names and not pairs)
-        if groups:
-            annotated = [name for name in GROUP_ANNOTATIONS if name in names or name == "ranks"]
-        else:
-            annotated = [name for name in PAIR_ANNOTATIONS if name in names]
-        tokenised = pairs or "sequence_ids" in names
-        return cls(groups, tokenised, tuple(annotated), prompt_keys and "prompt_key" not in names, ties)
+        tokenised, groups = pairs or groups, groups or ("completions" in names and not pairs)
+        possible = GROUP_ANNOTATIONS if groups else PAIR_ANNOTATIONS
+        annotated = tuple(name for name in possible if name in names or name == "ranks")
+        return cls(groups, tokenised, annotated, ties and groups)
 
     @property
     def features(self) -> dict[str, Any]:
-        """The columns that come out. Guessed by `datasets`, a first batch of which nothing is kept has no type."""
-        ids = {"sequence_ids": List(_IDS)} if self.groups else dict.fromkeys(_PAIR_IDS, _IDS)
-        key = {"prompt_key": Value("int64")} if self.prompt_keys else {}
-        return key | {name: _TYPES[name] for name in self.annotated} | ids
+        """The types of the columns that Plaudit makes, as `datasets` features.
 
-    def passed(self, columns: Mapping[str, Any]) -> dict[str, Any]:
-        """Of columns by name, those that are not part of a preference: they come out as they are."""
-        consumed = _CONSUMED.union(self.annotated)  # `scores` are part of a group only
+        They are needed because `datasets` finds no type in a first batch of which no row is kept.
+        """
+        from datasets import List, Value
+
+        ids, pairs = List(Value("int32")), List(List(Value("int32")))
+        sequences = {"sequence_ids": pairs, "comparisons": pairs} if self.groups else dict.fromkeys(PAIR_IDS, ids)
+        common = {
+            "row_number": Value("int64"), "prompt_key": Value("int64"), "num_tokens": Value("int32"),
+            "sequence_lengths": ids,
+        }  # fmt: skip
+        return sequences | ({"ties": pairs} if self.ties else {}) | annotation_features(self.annotated) | common
+
+    def passed_through(self, columns: Mapping[str, Any]) -> dict[str, Any]:
+        """Return those of the columns, by name, that are neither part of a preference nor made by Plaudit."""
+        consumed = _CONSUMED | self.features.keys() | (_CONSUMED_OF_GROUPS if self.groups else set())
         return {name: value for name, value in columns.items() if name not in consumed}
 
-    def parse(self, row: dict[str, Any], index: int) -> Parsed:
-        """Read row `index` of the split.
+    def parse(self, row: dict[str, Any], index: int) -> ParsedRow:
+        """Parse row `index` of the split.
 
         Raises:
-            DataError: It is malformed, or has no place in this split.
+            DataError: The row is malformed, or not of the split's form.
         """
-        self._check_foreseen(row, index)
+        self._check_columns_known(row, index)
         if self.tokenised:
-            return self._tokenised_group(row, index) if self.groups else _tokenised_pair(row, index)
+            return _tokenised_group(row, index) if self.groups else _tokenised_pair(row, index)
         parsed = parse_row(row, index)
-        if isinstance(parsed, Preference):
-            return _pair_in_groups(parsed, row, index) if self.groups else _pair(parsed)
-        names = [f"completions[{place}]" for place in range(len(parsed.sequences))]
-        values = {"ranks": parsed.ranks, "scores": parsed.scores, "weight": parsed.weight}
-        return Parsed(parsed.sequences, names, self._comparisons(parsed.ranks), values, parsed.template_options)
+        if self.groups and parsed.columns == ["chosen", "rejected"]:
+            place = "a pair in a split of ranked groups, where it is a group of two"
+            advice = "Keep pairs with margins, labels or ties in a split of their own, or write a tie as equal ranks."
+            refuse_pair_annotations(row, index, place, advice)
+        return parsed
 
-    def _tokenised_group(self, row: dict[str, Any], index: int) -> Parsed:
-        sequences = row["sequence_ids"]
-        if not isinstance(sequences, list) or len(sequences) < 2:
-            raise DataError(
-                f"row {index}, column 'sequence_ids': expected two or more lists of token ids, got {shown(sequences)}. "
-                f"Example of the right shape: {_EXAMPLES[True]}"
-            )
-        names = [f"sequence_ids[{place}]" for place in range(len(sequences))]
-        for ids, name in zip(sequences, names, strict=True):
-            _check_ids(ids, index, name, groups=True)
-        values = parse_group_annotations(row, index, len(sequences), derived=True)
-        return Parsed(sequences, names, self._comparisons(values["ranks"]), values, {})
-
-    def _comparisons(self, ranks: list[float]) -> list[tuple[int, int]]:
-        return [(one, two) for one, two in combinations(range(len(ranks)), 2) if self.ties or ranks[one] != ranks[two]]
-
-    def _check_foreseen(self, row: dict[str, Any], index: int) -> None:
-        """A stream may tell its columns by its first row only; what comes later must not get lost."""
+    def _check_columns_known(self, row: dict[str, Any], index: int) -> None:
+        """Raise if a row of a stream has a value in a column that the first row did not have: it would be lost."""
         columns = GROUP_ANNOTATIONS if self.groups else PAIR_ANNOTATIONS
         if not (self.groups or self.tokenised):
             columns = ("completions", *columns)
@@ -157,52 +109,32 @@ class Layout:
             if column not in self.annotated and row.get(column) is not None:
                 raise DataError(
                     f"row {index}, column '{column}': expected no value, since the first row of the stream has no such "
-                    f"column, got {shown(row[column])}. Give every row that column, empty where there is no value."
+                    f"column, got {shorten(row[column])}. Give every row that column, empty where there is no value."
                 )
 
-    def prompt(self, row: dict[str, Any], ids: list[list[int]]) -> Any:
-        """What stands for the row's prompt: of rows that come tokenised, the ids with which all sequences begin."""
-        if not self.tokenised:
-            return prompt_of(row)
-        return ids[0][: common_start(ids)] or ids  # nothing in common: the row stands alone
 
-    def columns(self, parsed: list[Parsed], fitted: list[Fitted]) -> dict[str, list[Any]]:
-        """The columns that rows come out with; a row of which nothing is kept has no ids."""
-        values = {name: [row.values[name] for row in parsed] for name in self.annotated}
-        if not self.groups:
-            sides = [row.sequences or [[], []] for row in fitted]
-            return values | {name: [row[side] for row in sides] for side, name in enumerate(_PAIR_IDS)}
-        for name in ("ranks", "scores"):
-            if name in values:  # a group by ranks has no scores
-                each = zip(values[name], fitted, strict=True)
-                values[name] = [given and [given[place] for place in row.places] for given, row in each]
-        return values | {"sequence_ids": [row.sequences for row in fitted]}
+def _tokenised_group(row: dict[str, Any], index: int) -> ParsedRow:
+    sequences = row["sequence_ids"]
+    if not isinstance(sequences, list) or len(sequences) < 2:
+        raise DataError(
+            f"row {index}, column 'sequence_ids': expected two or more lists of token ids, got {shorten(sequences)}. "
+            f"Example of the right shape: {_GROUP_EXAMPLE}"
+        )
+    columns = [f"sequence_ids[{place}]" for place in range(len(sequences))]
+    for ids, column in zip(sequences, columns, strict=True):
+        _check_ids(ids, index, column, _GROUP_EXAMPLE)
+    return ParsedRow(sequences, columns, **parse_group_annotations(row, index, len(sequences), derived=True))
 
 
-def _pair(pair: Preference) -> Parsed:
-    # A row may leave empty a column that others fill: then there is no margin, and no doubt about who won.
-    label = 1.0 if pair.label is None else pair.label
-    values = {"margin": pair.margin or 0.0, "weight": pair.weight, "label": label, "tie": pair.tie}
-    return Parsed([pair.chosen, pair.rejected], ["chosen", "rejected"], [(0, 1)], values, pair.template_options)
+def _tokenised_pair(row: dict[str, Any], index: int) -> ParsedRow:
+    for column in PAIR_IDS:
+        _check_ids(row[column], index, column, _PAIR_EXAMPLE)
+    return ParsedRow.pair(["chosen", "rejected"], [row[column] for column in PAIR_IDS], row, index)
 
 
-def _pair_in_groups(pair: Preference, row: dict[str, Any], index: int) -> Parsed:
-    advice = "Keep pair rows with margins, labels or ties in a split of their own, or write a tie as two equal ranks."
-    refuse_pair_annotations(row, index, "a pair in a split of ranked groups, where it is a group of two", advice)
-    values = {"ranks": [0.0, 1.0], "scores": None, "weight": pair.weight}
-    return _pair(pair)._replace(values=values)
-
-
-def _tokenised_pair(row: dict[str, Any], index: int) -> Parsed:
-    for column in _PAIR_IDS:
-        _check_ids(row[column], index, column, groups=False)
-    sides = [row[column] for column in _PAIR_IDS]
-    return _pair(Preference(*sides, **parse_pair_annotations(row, index)))
-
-
-def _check_ids(ids: Any, index: int, column: str, *, groups: bool) -> None:
+def _check_ids(ids: Any, index: int, column: str, example: str) -> None:
     if not isinstance(ids, list) or not ids or not all(isinstance(token, int) for token in ids):
         raise DataError(
-            f"row {index}, column '{column}': expected a list of one or more token ids, got {shown(ids)}. "
-            f"Example of the right shape: {_EXAMPLES[groups]}"
+            f"row {index}, column '{column}': expected a list of one or more token ids, got {shorten(ids)}. "
+            f"Example of the right shape: {example}"
         )

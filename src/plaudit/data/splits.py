@@ -1,55 +1,118 @@
-"""Rows held out for evaluation, so that no prompt is on both sides."""
+"""The splits to train and evaluate on: loaded as the options name them, or held out so that no prompt is in both."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from plaudit.data.dataset_conversion import convert
+from plaudit.data.loading import load_source, take_split
+from plaudit.data.mixture import load_mixture
 from plaudit.data.prompts import prompt_of
+from plaudit.data.script_arguments import ScriptArguments
 from plaudit.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
 
-__all__ = ["split_by_prompt"]
+__all__ = ["load_splits", "split_by_prompt"]
+
+logger = logging.getLogger(__name__)
+
+
+def load_splits(args: ScriptArguments, seed: int) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset | None]:
+    """Load the training and evaluation splits in one of Plaudit's own formats.
+
+    The evaluation split is `eval_fraction` of the training rows if that is set, else the test split. There is none if
+    no test split was named and the dataset has no split `test`.
+
+    Args:
+        args: The options that name the data.
+        seed: Decides which rows a mixture draws and which are held out.
+
+    Returns:
+        The training split, and the evaluation split or `None`.
+
+    Raises:
+        ConfigError: Options contradict each other.
+        DataError: A dataset or split cannot be loaded, or a row is malformed.
+    """
+    named_test = args.dataset_test_split not in ("", ScriptArguments.dataset_test_split)
+    if args.eval_fraction is not None and named_test and not args.datasets:
+        raise ConfigError(
+            f"both eval_fraction={args.eval_fraction} and dataset_test_split={args.dataset_test_split!r} are set; "
+            "evaluate on rows held out of the training split or on a split of their own: give one of the two"
+        )
+    if args.datasets:
+        train, test = _load_mixture(args, seed), None
+    elif args.dataset_name:
+        train, test = _load_named(args, named_test)
+    else:
+        raise ConfigError("nothing to train on: give dataset_name (a hub id, a file or a folder) or a datasets mixture")
+    return (train, test) if args.eval_fraction is None else split_by_prompt(train, args.eval_fraction, seed)
+
+
+def _load_named(args: ScriptArguments, named_test: bool) -> tuple[Any, Any]:
+    assert args.dataset_name is not None
+    splits = load_source(args.dataset_name, config=args.dataset_config, streaming=args.dataset_streaming)
+    train = take_split(splits, args.dataset_train_split, args.dataset_name)
+    test = None
+    if args.eval_fraction is None and (named_test or args.dataset_test_split in splits):
+        test = take_split(splits, args.dataset_test_split, args.dataset_name)
+    elif args.eval_fraction is None:
+        logger.info(
+            "There is no %r split, so nothing will be evaluated; `eval_fraction` (say 0.1) holds some rows out.",
+            args.dataset_test_split,
+        )
+    if args.dataset_format is None:
+        return train, test
+    return tuple(part if part is None else convert(part, args.dataset_format) for part in (train, test))  # type: ignore[return-value]
+
+
+def _load_mixture(args: ScriptArguments, seed: int) -> Dataset:
+    if args.dataset_name:
+        logger.warning("both datasets and dataset_name are set: dataset_name (%s) is ignored", args.dataset_name)
+    if args.dataset_streaming:
+        raise ConfigError("a mixture cannot be streamed; turn dataset_streaming off, or name one dataset to stream")
+    return load_mixture(args.datasets or [], args.dataset_format, seed)
 
 
 def split_by_prompt(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Holds rows out so that no prompt is on both sides.
+    """Hold out a fraction of the rows so that no prompt is in both splits.
 
-    A row's prompt is its `prompt`. Where that is implicit, it is the common leading messages of the row's responses up
-    to the last which is not the assistant's; of two texts, their common start cut back to where a reply begins, or
-    to the last line, sentence or word. Without a mark of the reply that is a guess: give a `prompt` column where it
-    matters. Prompts are drawn by a hash with the seed, so one more or less row moves few others across.
+    The prompt of a row is that of `prompt_of`. The implicit prompt of plain texts without a mark of the reply is a
+    guess: give such rows a column `prompt`. Prompts are drawn by a hash with the seed, so that a change of few rows
+    moves few others between the splits.
 
     Args:
-        dataset: Rows in one of the native formats.
+        dataset: Rows in one of Plaudit's formats.
         fraction: The fraction of the rows to hold out, above 0 and below 1.
         seed: Decides which prompts are held out.
 
     Returns:
-        The rows to train on and those held out, each in their order.
+        The training rows and the rows held out, both in their order.
 
     Raises:
-        ConfigError: If the fraction is out of range or the dataset is streaming.
-        DataError: If either side would be empty.
+        ConfigError: The fraction is out of range or the dataset is a stream.
+        DataError: One of the splits would be empty.
     """
     if not 0 < fraction < 1:
         raise ConfigError(f"expected eval_fraction above 0 and below 1, got {fraction}")
     if not hasattr(dataset, "num_rows"):
         raise ConfigError(
-            "eval_fraction needs to see all rows, and a stream does not let it; turn dataset_streaming off, "
+            "eval_fraction needs all rows at once, which a stream does not have; turn dataset_streaming off, "
             "or evaluate on a split of its own with dataset_test_split"
         )
     columns = [name for name in ("prompt", "chosen", "rejected", "completions") if name in dataset.column_names]
     if not ({"prompt", "completions"} & set(columns) or {"chosen", "rejected"} <= set(columns)):
         raise DataError(
             "eval_fraction keeps rows with the same prompt together, and expects a column 'prompt', both 'chosen' and "
-            "'rejected', or 'completions', "
-            f"but they have {', '.join(dataset.column_names)}; name their layout with dataset_format"
+            f"'rejected', or 'completions', but they have {', '.join(dataset.column_names)}; name their layout with "
+            "dataset_format"
         )
     groups: dict[str, list[int]] = defaultdict(list)
     for index, row in enumerate(dataset.select_columns(columns)):
@@ -61,16 +124,14 @@ def split_by_prompt(dataset: Dataset, fraction: float, seed: int) -> tuple[Datas
             "rows with the same prompt stay together; give rows of two prompts or more, or a test split of its own"
         )
     held = set(_draw_groups(groups, max(1, round(fraction * dataset.num_rows))))
-    sides: tuple[list[int], list[int]] = ([], [])
-    for index in range(dataset.num_rows):
-        sides[index in held].append(index)
-    return dataset.select(sides[0]), dataset.select(sides[1])
+    train = [index for index in range(dataset.num_rows) if index not in held]
+    return dataset.select(train), dataset.select(sorted(held))
 
 
 def _draw_groups(groups: Mapping[str, list[int]], wanted: int) -> Iterator[int]:
-    """Row indices of whole groups, drawn in hash order while they fit; of the smallest group where none fits."""
+    """Yield the row indices of whole groups in hash order, as long as they fit; of the smallest group if none fits."""
     left = wanted
-    for key in sorted(groups)[1:]:  # one group always stays
+    for key in sorted(groups)[1:]:  # one group is never held out
         if len(groups[key]) <= left:
             left -= len(groups[key])
             yield from groups[key]

@@ -1,18 +1,18 @@
 """The built-in preference world: prompts, responses and preferences whose true reward is known.
 
-A prompt is one question (a fact, a sum, a word to repeat, a choice of two) and, most often, one instruction on the form
-of the answer. Responses vary independently in four things: whether the answer is right, whether the instruction is
-followed, how long they are, and how polite. The true reward reads all four off the text, so it works for any text a
-policy may write, and preferences are drawn from it by the Bradley-Terry model:
+A prompt is one question (a fact, a sum, a word to repeat, a choice of two) and, in most cases, one instruction on the
+form of the answer. Responses vary independently in four qualities: correctness, whether the instruction is followed,
+length, and politeness. The true reward is computed from the text by these four, so it is defined for any text that a
+policy may write. Preferences are drawn from it by the Bradley-Terry model:
 
     P(a beats b) = sigmoid(reward(a) - reward(b))
 
-Each pair carries that probability, so the best accuracy that any model can have on the drawn labels is known exactly:
-`ceiling`. Hardly any of it is within reach of a model that reads the responses alone: an answer that is right here is
-wrong there, and what one instruction asks for, the next does not want.
+Each pair has that probability, so the best accuracy that any model can have on the drawn labels is known: `ceiling`. A
+model that sees the responses alone stays far below it, since an answer is right for one question and wrong for others,
+and instructions contradict each other.
 
-Training and held-out draws never share a prompt: a prompt belongs to the split that a checksum of its text says,
-whatever the seed. The questions and the instructions of held-out prompts are all familiar; their combinations are new.
+Training and held-out draws never share a prompt: a checksum of the prompt's text decides its split, whatever the seed.
+The questions and instructions of held-out prompts occur in training too, but not their combinations.
 """
 
 import itertools
@@ -27,16 +27,16 @@ import numpy as np
 
 from plaudit.errors import DataError
 
-__all__ = ["PreferenceWorld", "ScoredResponse", "SyntheticPair", "ceiling", "true_reward"]
+__all__ = ["PreferenceWorld", "ResponseFeatures", "ScoredResponse", "SyntheticPair", "ceiling", "true_reward"]
 
 Split = Literal["train", "test"]
 T = TypeVar("T")
 
-# What each quality is worth. All else equal, a right answer beats a wrong one 998 times in 1000, following the
-# instruction beats not following it 98 times in 100, and being polite wins 62 times in 100; 25 words cost as much.
+# The reward of each quality. All else equal, a right answer beats a wrong one 998 times in 1000, following the
+# instruction beats not following it 98 times in 100, and a polite response wins 62 times in 100; 25 words cost as much.
 CORRECT, FOLLOWS, POLITE, WORD = 3.0, 2.0, 0.5, -0.02
-CONTRAST = 0.75  # the share of pairs that differ in correctness; the others are about form
-MOST_WORDS = 60  # longer text costs no more, which bounds the reward
+CONTRAST = 0.75  # the share of pairs that differ in correctness; the others differ in form
+MOST_WORDS = 60  # further words cost nothing, so that the reward is bounded
 
 CAPITALS = {
     "France": "Paris", "Italy": "Rome", "Japan": "Tokyo", "Egypt": "Cairo",
@@ -65,7 +65,7 @@ REMARKS = ["Think of the {}.", "I like the {}."]
 
 @dataclass(frozen=True)
 class _Question:
-    """A question with its answer, and the words that make a response wrong wherever they stand."""
+    """A question with its answer, and the words that make a response wrong wherever they occur."""
 
     text: str
     answer: str
@@ -73,38 +73,39 @@ class _Question:
 
 
 @dataclass(frozen=True)
-class _Reading:
-    """What the true reward sees of a response."""
+class ResponseFeatures:
+    """The features of a response that the true reward depends on."""
 
     words: list[str]
     sentences: int
     ending: str
 
     @classmethod
-    def of(cls, response: str) -> "_Reading":
-        """Read any text at all; case and spacing do not matter."""
+    def of(cls, response: str) -> "ResponseFeatures":
+        """Extract the features of any text; case and spacing do not matter."""
         sentences = [part for part in re.split(r"[.!?]+", response) if re.search(r"\w", part)]
         return cls(re.findall(r"\w+", response.lower()), len(sentences), response.rstrip()[-1:])
 
     @property
     def polite(self) -> bool:
+        """Return whether the response has a word of courtesy."""
         return not COURTESIES.isdisjoint(self.words)
 
 
 @dataclass(frozen=True)
 class _Instruction:
-    """A demand on the form of a response; `topic` is the word it is about, if any."""
+    """An instruction on the form of a response; `topic` is the word that it asks for, if any."""
 
     text: str
-    follows: Callable[[_Reading], bool]
+    follows: Callable[[ResponseFeatures], bool]
     topic: str | None = None
 
 
 def _questions() -> dict[str, list[_Question]]:
-    """Every question of the world, by kind."""
+    """Build every question of the world, by kind."""
 
     def ask(text: str, answer: str, pool: Iterable[str], *given: str) -> _Question:
-        # What a fact's question itself names may be said again ("two plus three is five"); an option of a choice not.
+        # A word of the question may be repeated in the response ("two plus three is five"), but no option of a choice.
         return _Question(text, answer, tuple(word for word in dict.fromkeys(pool) if word not in {answer, *given}))
 
     sizes = [(small, large) for i, small in enumerate(NUMBERS) for large in NUMBERS[i + 1 :]]
@@ -132,7 +133,7 @@ def _questions() -> dict[str, list[_Question]]:
 
 
 def _instructions() -> list[list[_Instruction]]:
-    """Every instruction, by family."""
+    """Build every instruction, by family."""
 
     def mention(topic: str) -> _Instruction:
         return _Instruction(f"Mention the {topic}.", lambda r: topic in r.words, topic)
@@ -148,13 +149,13 @@ def _instructions() -> list[list[_Instruction]]:
 
 _QUESTIONS = _questions()
 _INSTRUCTIONS = _instructions()
-_ANSWERS = sorted({question.answer for question in itertools.chain.from_iterable(_QUESTIONS.values())})
+ANSWERS = sorted({question.answer for question in itertools.chain.from_iterable(_QUESTIONS.values())})
 _QUESTION_OF = {question.text: question for question in itertools.chain.from_iterable(_QUESTIONS.values())}
 _INSTRUCTION_OF = {instruction.text: instruction for instruction in itertools.chain.from_iterable(_INSTRUCTIONS)}
 
 
 def _parse(prompt: str) -> tuple[_Question, _Instruction | None]:
-    """The question and the instruction that a prompt is made of."""
+    """Return the question and the instruction of a prompt."""
     match = re.fullmatch(r"\s*(.*?[.?])(?:\s+(.*?))?\s*", prompt)
     question = _QUESTION_OF.get(match[1]) if match else None
     instruction = _INSTRUCTION_OF.get(match[2]) if match and match[2] else None
@@ -167,17 +168,17 @@ def _parse(prompt: str) -> tuple[_Question, _Instruction | None]:
 
 
 def true_reward(prompt: str, response: str) -> float:
-    """The true reward of any text as a response to a prompt of the world, between -6.2 and 5.5.
+    """Return the true reward of any text as a response to a prompt of the world, between -6.2 and 5.5.
 
-    A right answer counts `CORRECT` and everything else `-CORRECT`: no answer, a wrong one, or several at once, since
-    naming a rival spoils the response. Following the instruction counts `FOLLOWS` in the same way. Politeness adds
-    `POLITE`, and every word costs a little. A response without a single word gets neither question nor form right.
+    A right answer counts `CORRECT`, and anything else `-CORRECT`: no answer, a wrong one, or several at once. Following
+    the instruction counts `FOLLOWS`, not following it `-FOLLOWS`. Politeness adds `POLITE`, and every word costs
+    `-WORD`. A response without a word is neither right nor follows an instruction.
 
     Raises:
-        DataError: The prompt is not one of this world's.
+        DataError: The prompt is not one of this world.
     """
     question, instruction = _parse(prompt)
-    reading = _Reading.of(response)
+    reading = ResponseFeatures.of(response)
     words = set(reading.words)
     correct = question.answer.lower() in words and words.isdisjoint(map(str.lower, question.rivals))
     reward = CORRECT if correct else -CORRECT
@@ -188,7 +189,7 @@ def true_reward(prompt: str, response: str) -> float:
 
 @dataclass(frozen=True)
 class SyntheticPair:
-    """Two responses to one prompt, and the Bradley-Terry probability that they are preferred as labelled."""
+    """Two responses to one prompt, and the Bradley-Terry probability that `chosen` is preferred."""
 
     prompt: str
     chosen: str
@@ -196,7 +197,7 @@ class SyntheticPair:
     probability: float
 
     def row(self) -> dict[str, list[dict[str, str]]]:
-        """The pair as a conversational training row."""
+        """Return the pair as a conversational training row."""
         return {
             "prompt": [{"role": "user", "content": self.prompt}],
             "chosen": [{"role": "assistant", "content": self.chosen}],
@@ -214,9 +215,9 @@ class ScoredResponse:
 
 
 def ceiling(pairs: Sequence[SyntheticPair]) -> float:
-    """The expected accuracy on these pairs of a model that knows the true reward: mean of max(p, 1 - p).
+    """Return the expected accuracy of a model that knows the true reward: the mean of max(p, 1 - p) over the pairs.
 
-    No model does better on average, since the labels themselves were drawn with probability p.
+    No model has a higher one, since the labels are drawn with probability p.
     """
     if not pairs:
         raise DataError("expected at least one pair to take the ceiling of, but got none")
@@ -227,8 +228,8 @@ def ceiling(pairs: Sequence[SyntheticPair]) -> float:
 class PreferenceWorld:
     """An endless source of preferences whose true reward is known.
 
-    The same seed gives the same draws, call after call, and fewer are a prefix of more. Neither the seed nor the split
-    changes what is true: facts, instructions and rewards are those of this module.
+    The same seed gives the same draws in every call, and n draws are the first n of any larger number. Facts,
+    instructions and rewards depend neither on the seed nor on the split.
 
     Attributes:
         seed: Any non-negative integer.
@@ -237,29 +238,29 @@ class PreferenceWorld:
     seed: int = 0
 
     def prompts(self, n: int, split: Split = "train") -> list[str]:
-        """The first n prompts of a split; a prompt may come again."""
+        """Return the first n prompts of a split; a prompt may occur more than once."""
         rng = self._rng("prompts", split)
         return [_draw_prompt(rng, split) for _ in range(n)]
 
     def pairs(self, n: int, split: Split = "train") -> list[SyntheticPair]:
-        """The first n labelled pairs of a split; the prompts of the two splits are disjoint."""
+        """Return the first n labelled pairs of a split; the prompts of the two splits are disjoint."""
         rng = self._rng("pairs", split)
         return [_draw_pair(rng, split) for _ in range(n)]
 
     def responses(self, n: int, split: Split = "test") -> list[ScoredResponse]:
-        """The first n single responses of a split, to compare learnt with true rewards."""
+        """Return the first n single responses of a split, to compare learnt with true rewards."""
         rng = self._rng("responses", split)
         prompts = (_draw_prompt(rng, split) for _ in range(n))
         texts = ((prompt, _draw_response(rng, prompt, rng.random() < 0.5)) for prompt in prompts)
         return [ScoredResponse(prompt, text, true_reward(prompt, text)) for prompt, text in texts]
 
     def _rng(self, purpose: str, split: Split) -> np.random.Generator:
-        """A generator of its own for every kind of draw, so that none shifts another."""
+        """Return the generator of one kind of draw, so that the kinds are independent."""
         return np.random.default_rng([self.seed, zlib.crc32(f"{purpose} {split}".encode())])
 
 
 def _split_of(prompt: str) -> Split:
-    """One prompt in five is held out, by its text alone: no seed and no count can move it."""
+    """Return the split of a prompt by a checksum of its text; one prompt in five is held out."""
     return "test" if zlib.crc32(prompt.encode()) % 5 == 0 else "train"
 
 
@@ -268,7 +269,7 @@ def _pick(rng: np.random.Generator, options: Sequence[T]) -> T:
 
 
 def _draw_prompt(rng: np.random.Generator, split: Split) -> str:
-    """A question of any kind, five times in six with an instruction."""
+    """Draw a question of any kind, five times in six with an instruction."""
     while True:
         prompt = _pick(rng, _pick(rng, list(_QUESTIONS.values()))).text
         if rng.random() < 5 / 6:
@@ -278,7 +279,7 @@ def _draw_prompt(rng: np.random.Generator, split: Split) -> str:
 
 
 def _draw_pair(rng: np.random.Generator, split: Split) -> SyntheticPair:
-    """Two different responses to one prompt, labelled by Bradley-Terry; mostly one is right and the other wrong."""
+    """Draw two different responses to one prompt, and label them by Bradley-Terry."""
     prompt = _draw_prompt(rng, split)
     first_right, contrast = rng.random() < 0.5, rng.random() < CONTRAST
     first = second = _draw_response(rng, prompt, first_right)
@@ -291,25 +292,25 @@ def _draw_pair(rng: np.random.Generator, split: Split) -> SyntheticPair:
 
 
 def _draw_response(rng: np.random.Generator, prompt: str, right: bool) -> str:
-    """A right or a wrong response; whether it follows the instruction is another coin's affair."""
+    """Draw a right or a wrong response; it follows the instruction with probability one half."""
     question, instruction = _parse(prompt)
     claim = question.answer if right else _wrong_answer(rng, question)
     follow = rng.random() < 0.5
     while True:
         response = _compose(rng, claim, instruction.topic if instruction else None)
-        if instruction is None or instruction.follows(_Reading.of(response)) == follow:
+        if instruction is None or instruction.follows(ResponseFeatures.of(response)) == follow:
             return response
 
 
 def _wrong_answer(rng: np.random.Generator, question: _Question) -> str:
-    """A mistake, from the tempting to the absurd: the other option of a choice, a rival, or the answer to anything."""
+    """Draw a wrong answer: the other option of a choice, a rival, or the answer to any other question."""
     offered = [rival for rival in question.rivals if rival in re.findall(r"\w+", question.text)]
-    pools = [offered or question.rivals, question.rivals, [text for text in _ANSWERS if text != question.answer]]
+    pools = [offered or question.rivals, question.rivals, [text for text in ANSWERS if text != question.answer]]
     return _pick(rng, _pick(rng, pools))
 
 
 def _compose(rng: np.random.Generator, answer: str, topic: str | None) -> str:
-    """An answer in words drawn at random: terse one time in four, else framed, padded, polite and remarked on."""
+    """Draw the wording of an answer: one word one time in four, else a sentence with padding and courtesies."""
     sentences = [FRAMES[0].format(answer)]
     if rng.random() > 0.25:
         sentences = [_pick(rng, FRAMES).format(answer), *_padding(rng, topic)]
@@ -321,7 +322,7 @@ def _compose(rng: np.random.Generator, answer: str, topic: str | None) -> str:
 
 
 def _padding(rng: np.random.Generator, topic: str | None) -> Iterator[str]:
-    """Perhaps a filler sentence and perhaps a remark, on the topic that the instruction names or on any."""
+    """Draw at most one filler sentence and at most one remark, on the topic of the instruction or on any."""
     if rng.random() < 0.5:
         yield _pick(rng, FILLERS)
     if rng.random() < 0.5:

@@ -1,1 +1,1 @@
-"""What a reward model has learnt, next to what can be learnt without it."""
+"""Evaluation of a reward model on preferences, beside baselines that need no model."""

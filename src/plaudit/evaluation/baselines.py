@@ -1,7 +1,6 @@
-"""What can be won without understanding: preference models that a reward model has to beat.
+"""Preference models that see two responses and not their prompt, as baselines for a reward model.
 
-They see the two responses and never the prompt. A benchmark on which they come close to the reward model measures
-length or vocabulary rather than judgement.
+A benchmark on which such a baseline comes close to the reward model measures length or vocabulary, not judgement.
 """
 
 import re
@@ -18,7 +17,15 @@ __all__ = ["BagOfWords", "longer_wins"]
 
 
 def longer_wins(chosen: Sequence[str], rejected: Sequence[str]) -> float:
-    """The accuracy of preferring the response of more characters; equal lengths count one half."""
+    """Return the accuracy of preferring the response of more characters; equal lengths count one half.
+
+    Args:
+        chosen: The preferred responses.
+        rejected: The other responses, as many.
+
+    Raises:
+        DataError: There are no pairs, or the two lists are of different lengths.
+    """
     _check_pairs(chosen, rejected)
     return accuracy([len(text) for text in chosen], [len(text) for text in rejected])
 
@@ -26,13 +33,13 @@ def longer_wins(chosen: Sequence[str], rejected: Sequence[str]) -> float:
 class BagOfWords:
     """A Bradley-Terry model whose reward is a weighted count of words.
 
-    P(a beats b) = sigmoid(w · (counts(a) - counts(b))), with w the minimum of the summed logistic loss plus
-    l2/2 · |w|². The problem is strictly convex, so there is one answer, and Newton's method finds it without a seed.
+    P(a beats b) = sigmoid(w · (counts(a) - counts(b))), where w minimises the summed logistic loss plus l2/2 · |w|².
+    The problem is strictly convex, so it has one solution, and Newton's method finds it without a seed.
 
     Attributes:
-        vocabulary_size: How many of the most frequent words to count; the cost of fitting is quadratic in it.
-        l2: The strength of regularisation.
-        weights: Word to weight, once fitted.
+        vocabulary_size: Number of the most frequent words to count. The cost of fitting is quadratic in it.
+        l2: Strength of the regularisation.
+        weights: The weight of each word; empty before `fit`.
     """
 
     def __init__(self, vocabulary_size: int = 1000, l2: float = 1.0) -> None:
@@ -41,21 +48,37 @@ class BagOfWords:
         self.weights: dict[str, float] = {}
 
     def fit(self, chosen: Sequence[str], rejected: Sequence[str]) -> Self:
-        """Learn the weights from pairs of responses."""
+        """Fit the weights to pairs of responses.
+
+        Args:
+            chosen: The preferred responses.
+            rejected: The other responses, as many.
+
+        Raises:
+            DataError: There are no pairs, or the two lists are of different lengths.
+        """
         _check_pairs(chosen, rejected)
         frequency = Counter(word for texts in (chosen, rejected) for text in texts for word in _words(text))
-        # Equally frequent words are taken in alphabetical order: which of them are counted hangs on no row order.
+        # Alphabetical among equally frequent words, so that the vocabulary does not depend on the order of the rows.
         vocabulary = sorted(frequency, key=lambda word: (-frequency[word], word))[: self.vocabulary_size]
         differences = _counts(chosen, vocabulary) - _counts(rejected, vocabulary)
         self.weights = dict(zip(vocabulary, _minimise(differences, self.l2).tolist(), strict=True))
         return self
 
     def score(self, texts: Sequence[str]) -> np.ndarray:
-        """One reward per text; unknown words count nothing."""
+        """Return the reward of each text; words outside the vocabulary have no weight."""
         return np.array([sum(self.weights.get(word, 0.0) for word in _words(text)) for text in texts])
 
     def accuracy(self, chosen: Sequence[str], rejected: Sequence[str]) -> float:
-        """The share of pairs whose chosen response has the higher reward; equal rewards count one half."""
+        """Return the share of pairs whose chosen response has the greater reward; equal rewards count one half.
+
+        Args:
+            chosen: The preferred responses.
+            rejected: The other responses, as many.
+
+        Raises:
+            DataError: There are no pairs, or the two lists are of different lengths.
+        """
         _check_pairs(chosen, rejected)
         return accuracy(self.score(chosen), self.score(rejected))
 
@@ -69,7 +92,7 @@ def _check_pairs(chosen: Sequence[str], rejected: Sequence[str]) -> None:
 
 
 def _words(text: str) -> list[str]:
-    """Words and punctuation marks, without case."""
+    """Return the words and punctuation marks of a text in lower case."""
     return re.findall(r"\w+|[^\w\s]", text.lower())
 
 
@@ -88,10 +111,10 @@ def _objective(x: np.ndarray, w: np.ndarray, l2: float) -> float:
 
 
 def _minimise(x: np.ndarray, l2: float, tolerance: float = 1e-6, most_steps: int = 50) -> np.ndarray:
-    """Newton's method, halving a step that overshoots: it may, where a few words separate the pairs."""
+    """Minimise by Newton's method, halving a step that overshoots, as it may where a few words separate the pairs."""
     w = np.zeros(x.shape[1])
     for _ in range(most_steps):
-        p = 1 / (1 + np.exp(np.clip(x @ w, -500, 500)))  # [pairs], what the model gives to the wrong side
+        p = 1 / (1 + np.exp(np.clip(x @ w, -500, 500)))  # [pairs]: probability of the rejected response
         gradient = l2 * w - x.T @ p
         if np.abs(gradient).max(initial=0.0) < tolerance:
             break

@@ -1,39 +1,41 @@
-"""`plaudit.evaluate`: how well a reward model agrees with people."""
+"""`plaudit.evaluate`: agreement of a reward model with the preferences of people."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from plaudit.data.conversion import convert
-from plaudit.data.files import load_source, take_split
+from plaudit.data.dataset_conversion import convert
+from plaudit.data.loading import load_source, take_split
 from plaudit.errors import ConfigError, DataError, ModelError
-from plaudit.evaluation.comparisons import Comparisons, compare, length_of
-from plaudit.evaluation.figures import bins_of, figures
-from plaudit.scoring.reward_model import RewardModel
+from plaudit.evaluation.figures import calibration_table, compute_figures
+from plaudit.evaluation.preference_data import PreferenceData, count_characters, read_preferences
 
-__all__ = ["Evaluation", "evaluate", "finite", "mean_of"]
+if TYPE_CHECKING:
+    from plaudit.scoring.reward_model import RewardModel
 
-_SPLITS = ("test", "validation")
+__all__ = ["Evaluation", "evaluate", "finite_or_none", "mean_figures"]
+
+_DEFAULT_SPLITS = ("test", "validation")
 _AVERAGED = ("accuracy", "longer_wins", "shorter_wins", "log_loss", "calibration_error", "calibrated_log_loss")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came out. `plaudit.evaluation.METRICS` says what each figure means.
+    """The figures of one dataset, as `plaudit.evaluation.figures.METRICS` describes them.
 
     Attributes:
-        dataset: What it was evaluated on; `None` for rows without a name.
-        split: The split of it, if it was loaded.
-        overall: Figures by name; NaN where one is not defined.
-        subsets: The same for each value of the column `subset`, in alphabetical order; empty without one.
-        calibration: For a reliability diagram: `confidence`, `accuracy` and `share` of each bin, over all comparisons.
-        cut: Sequences that were too long and were cut.
+        dataset: Path or hub id of the dataset; `None` for rows that were passed in.
+        split: The split that was loaded; `None` for rows that were passed in.
+        overall: Figures by name over all rows; NaN where one is not defined.
+        subsets: Figures of each value of the column `subset` that has a comparison, in alphabetical order.
+        calibration: `confidence`, `accuracy` and `share` of each calibration bin, for a reliability diagram.
+        cut: Number of sequences that were truncated, as they had more tokens than the model takes.
     """
 
     dataset: str | None
@@ -44,12 +46,12 @@ class Evaluation:
     cut: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, for JSON: figures that are not finite (an infinite temperature, say) are `None`."""
-        return finite(asdict(self))
+        """Return all fields for JSON, with `None` for figures that are not finite, such as an infinite temperature."""
+        return finite_or_none(asdict(self))
 
 
 def evaluate(
-    model: RewardModel | str | Path,
+    model: "RewardModel | str | Path",
     dataset: Any,
     *,
     split: str | None = None,
@@ -57,75 +59,73 @@ def evaluate(
     dataset_format: str | None = None,
     **model_options: Any,
 ) -> Evaluation:
-    """Score both responses of every comparison, and say how often and how surely the model agrees with people.
+    """Score the responses of every comparison, and compare the rewards with the preferences of people.
 
     Args:
-        model: A reward model, or what `RewardModel.from_pretrained` takes.
-        dataset: A `datasets.Dataset` or a list of rows, pairs or ranked groups; or a hub id, a file or a folder.
-        split: For one that is loaded: "test" if there is one, else "validation", else the only one.
-        dataset_config: For a hub dataset with several configurations.
-        dataset_format: The published layout to convert rows from; ties are kept, and counted.
-        **model_options: For `RewardModel.from_pretrained` (`max_length`, `dtype`, `device`, ...).
+        model: A reward model, or a path or hub id for `RewardModel.from_pretrained`.
+        dataset: A `datasets.Dataset` or a list of rows (pairs or ranked groups); or a hub id, a file or a folder.
+        split: The split of a dataset that is loaded: "test" if there is one, else "validation", else the only one.
+        dataset_config: The configuration of a hub dataset that has several.
+        dataset_format: The published layout to convert rows from. Ties are kept, and counted.
+        **model_options: Options of `RewardModel.from_pretrained` (`max_length`, `dtype`, `device`, ...).
 
     Raises:
-        ConfigError: Options for what is loaded come with what is loaded already.
-        DataError: The data cannot be read, or a row is malformed, and named; or nothing can be compared.
-        ModelError: It is no reward model, or a reward is not finite.
+        ConfigError: Model options come with a loaded model, or a split or a configuration with loaded rows.
+        DataError: The dataset cannot be read, a row is malformed (the message names it), or no row has a preference.
+        ModelError: The model is no reward model, or a reward is not finite.
     """
-    if isinstance(model, RewardModel) and model_options:
+    if model_options and not isinstance(model, (str, Path)):
         raise ConfigError(
             f"{', '.join(sorted(model_options))}: the reward model is loaded already. Give these to "
             f"`RewardModel.from_pretrained`, or pass `evaluate` a path."
         )
     name = str(dataset) if isinstance(dataset, (str, Path)) else None
     rows, split = _load_rows(dataset, split=split, dataset_config=dataset_config, dataset_format=dataset_format)
-    with _said_of(name):
-        compared = compare(rows)
-    if not isinstance(model, RewardModel):
-        model = RewardModel.from_pretrained(model, **model_options)
-    cut = model.cut
-    with _said_of(name):
-        rewards = _score(model, compared)
-    lengths = np.array([length_of(sequence) for sequence in compared.sequences], dtype=np.float64)
-    every = np.ones(len(compared.subsets), dtype=bool)
-    subsets = {subset: figures(compared, rewards, lengths, mask) for subset, mask in _masks(compared).items()}
+    with _naming_dataset(name):
+        data = read_preferences(rows)
+    if isinstance(model, (str, Path)):
+        model = _load_model(model, model_options)
+    already_truncated = model.cut
+    with _naming_dataset(name):
+        rewards = _score(model, data)
+    lengths = np.array([count_characters(sequence) for sequence in data.sequences], dtype=np.float64)
     return Evaluation(
-        name, split, figures(compared, rewards, lengths, every), subsets, bins_of(compared, rewards), model.cut - cut
+        dataset=name,
+        split=split,
+        overall=compute_figures(data, rewards, lengths, np.ones(len(data.subsets), dtype=bool)),
+        subsets={subset: compute_figures(data, rewards, lengths, rows) for subset, rows in _subsets(data)},
+        calibration=calibration_table(data, rewards),
+        cut=model.cut - already_truncated,
     )
 
 
-@contextmanager
-def _said_of(dataset: str | None) -> Iterator[None]:
-    """Begin messages about rows with the name of their dataset: there may be several."""
-    try:
-        yield
-    except (DataError, ModelError) as error:
-        if dataset is None:
-            raise
-        raise type(error)(f"{dataset}, {error}") from error
-
-
-def mean_of(evaluations: Sequence[Evaluation]) -> dict[str, float]:
-    """The mean over datasets, which count the same whatever their size, of the figures where that means something."""
+def mean_figures(evaluations: Sequence[Evaluation]) -> dict[str, float]:
+    """Return the means over datasets, each of the same weight, of the figures that can be averaged."""
     return {name: float(np.mean([each.overall[name] for each in evaluations])) for name in _AVERAGED}
 
 
-def _load_rows(
-    dataset: Any,
-    *,
-    split: str | None = None,
-    dataset_config: str | None = None,
-    dataset_format: str | None = None,
-) -> tuple[Iterable[dict[str, Any]], str | None]:
-    """The rows of what `evaluate` takes as a dataset, and the split of it that was loaded.
+def finite_or_none(value: Any) -> Any:
+    """Return a nested value with `None` for each number that is not finite, which JSON cannot hold."""
+    if isinstance(value, dict):
+        return {name: finite_or_none(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [finite_or_none(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    Raises:
-        ConfigError: A split or a configuration is named, but nothing is loaded.
-        DataError: There is nothing there, or no such split; or there are several, and none is named.
-    """
+
+def _load_model(path: str | Path, options: dict[str, Any]) -> "RewardModel":
+    from plaudit.scoring.reward_model import RewardModel  # takes seconds to import
+
+    return RewardModel.from_pretrained(path, **options)
+
+
+def _load_rows(
+    dataset: Any, *, split: str | None, dataset_config: str | None, dataset_format: str | None
+) -> tuple[Iterable[dict[str, Any]], str | None]:
+    """Return the rows of a dataset, converted where a format is named, and the split that was loaded."""
     if isinstance(dataset, (str, Path)):
         splits = load_source(str(dataset), config=dataset_config)
-        split = split or _split_of(splits, str(dataset))
+        split = split or _default_split(splits, str(dataset))
         dataset = take_split(splits, split, str(dataset))
     elif isinstance(dataset, dict):
         raise DataError(f"expected one split, got {', '.join(map(str, dataset))}. Pass one of them: dataset['test'].")
@@ -140,9 +140,9 @@ def _load_rows(
     return convert(dataset, dataset_format, keep_ties=True), split
 
 
-def _split_of(splits: Any, path: str) -> str:
+def _default_split(splits: Any, path: str) -> str:
     names = [str(name) for name in splits]
-    for name in _SPLITS:
+    for name in _DEFAULT_SPLITS:
         if name in names:
             return name
     if len(names) > 1:
@@ -150,30 +150,32 @@ def _split_of(splits: Any, path: str) -> str:
     return names[0]
 
 
-def _score(model: RewardModel, compared: Comparisons) -> NDArray[np.float64]:
-    """Rewards [N]."""
-    rewards = model.score(compared.sequences, options=compared.options, names=compared.names).astype(np.float64)
-    bad = np.flatnonzero(~np.isfinite(rewards)).tolist()
-    if bad:
-        first = "; ".join(compared.names[place] for place in bad[:5])
+@contextmanager
+def _naming_dataset(dataset: str | None) -> Iterator[None]:
+    """Begin the messages of errors with the name of the dataset, since a command may read several."""
+    try:
+        yield
+    except (DataError, ModelError) as error:
+        if dataset is None:
+            raise
+        raise type(error)(f"{dataset}, {error}") from error
+
+
+def _score(model: "RewardModel", data: PreferenceData) -> NDArray[np.float64]:
+    """Return the rewards of all responses [N]."""
+    rewards = model.score(data.sequences, options=data.template_options, names=data.names).astype(np.float64)
+    wrong = np.flatnonzero(~np.isfinite(rewards)).tolist()
+    if wrong:
+        first = "; ".join(data.names[place] for place in wrong[:5])
         raise ModelError(
-            f"{len(bad)} of {len(rewards)} rewards are not finite, so no figure would mean anything. The first are of "
+            f"{len(wrong)} of {len(rewards)} rewards are not finite, so no figure can be computed. The first are of "
             f"{first}. Look at these rows, and at the weights; use bfloat16 or float32 rather than float16."
         )
     return rewards
 
 
-def _masks(compared: Comparisons) -> dict[str, NDArray[np.bool_]]:
-    """The rows [R] of each subset that has a comparison."""
-    subsets = np.array(compared.subsets, dtype=object)
-    named = sorted({compared.subsets[row] or "" for row in compared.rows.tolist()} - {""})
-    return {name: subsets == name for name in named}
-
-
-def finite(value: Any) -> Any:
-    """The same with `None` for every number that is not finite, since JSON has none."""
-    if isinstance(value, dict):
-        return {name: finite(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _subsets(data: PreferenceData) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """Yield the name and the rows [R] of each subset that has a comparison."""
+    of_rows = np.array(data.subsets, dtype=object)
+    for name in sorted({data.subsets[row] or "" for row in data.rows.tolist()} - {""}):
+        yield name, of_rows == name

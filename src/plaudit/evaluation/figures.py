@@ -1,114 +1,91 @@
-"""The figures of an evaluation, from comparisons and rewards."""
+"""The figures of an evaluation, from rewards and comparisons."""
 
 import math
 
 import numpy as np
 from numpy.typing import NDArray
 
-from plaudit.evaluation.comparisons import Comparisons
-from plaudit.metrics import (
-    accuracy,
-    accuracy_interval_by_prompt,
-    best_temperature,
-    calibration_bins,
-    calibration_error,
-    difference_correlation,
-    log_loss,
-)
+from plaudit.calibration import best_temperature, calibration_bins, calibration_error, log_loss
+from plaudit.evaluation.preference_data import PreferenceData
+from plaudit.metrics import difference_correlation, preference_metrics
 
-__all__ = ["COUNTS", "METRICS", "SHARES", "bins_of", "figures"]
+__all__ = ["COUNTS", "METRICS", "SHARES", "calibration_table", "compute_figures"]
 
 METRICS = {
-    "rows": "rows, of whatever kind",
-    "prompts": "different prompts of the comparisons",
-    "comparisons": "one of each pair, some of each ranked group",
+    "rows": "number of rows, of any kind",
+    "prompts": "number of different prompts of the comparisons",
+    "comparisons": "one for each pair, several for each ranked group",
     "ties": "pairs that the annotators call equal; in no other figure",
     "identical": "pairs of equal responses; in no other figure",
-    "accuracy": "share of comparisons in which the better response has the greater reward; equal rewards: one half",
+    "accuracy": "share of comparisons whose better response has the greater reward; equal rewards count one half",
     "accuracy_low": "lower end of its 95% interval",
     "accuracy_high": "upper end of its 95% interval",
-    "reward_ties": "comparisons with equal rewards",
+    "reward_ties": "number of comparisons with equal rewards",
     "longer_wins": "accuracy of preferring the longer response, in characters",
     "shorter_wins": "accuracy of preferring the shorter response",
     "margin": "mean of the better response's reward minus the other's",
     "log_loss": "mean of -log sigmoid(difference of rewards); 0.693 is guessing",
     "calibration_error": "mean distance, in ten bins, of sigmoid(|difference|) from the share that is right",
-    "temperature": "dividing rewards by it makes the log loss least",
-    "calibrated_log_loss": "the log loss with that temperature",
-    "length_correlation": "rank correlation of the differences of reward and of length",
-    "mean_reward": "over all responses",
-    "std_reward": "over all responses",
-    "min_reward": "over all responses",
-    "max_reward": "over all responses",
+    "temperature": "divisor of the rewards with the least log loss",
+    "calibrated_log_loss": "log loss of the rewards divided by that temperature",
+    "length_correlation": "rank correlation of the differences in reward and in length",
+    "mean_reward": "mean of both rewards of the comparisons",
+    "std_reward": "standard deviation of both rewards of the comparisons",
+    "min_reward": "least reward of the comparisons",
+    "max_reward": "greatest reward of the comparisons",
 }
 COUNTS = ("rows", "prompts", "comparisons", "ties", "identical", "reward_ties")
 SHARES = ("accuracy", "accuracy_low", "accuracy_high", "longer_wins", "shorter_wins", "calibration_error")
 
 
-def figures(
-    compared: Comparisons, rewards: NDArray[np.float64], lengths: NDArray[np.float64], rows: NDArray[np.bool_]
+def compute_figures(
+    data: PreferenceData, rewards: NDArray[np.float64], lengths: NDArray[np.float64], selected: NDArray[np.bool_]
 ) -> dict[str, float]:
-    """`METRICS` by name, over some of the rows; NaN where one is not defined.
+    """Return the figures named in `METRICS` over some of the rows; NaN where one is not defined.
 
     Args:
-        compared: The comparisons.
-        rewards: Of all responses, shape [N].
-        lengths: Of all responses, shape [N].
-        rows: Which rows count, shape [R]; one of them has a comparison.
+        data: The comparisons.
+        rewards: Rewards of all responses, shape [N].
+        lengths: Lengths of all responses in characters, shape [N].
+        selected: The rows that enter, shape [R]; at least one of them has a comparison.
     """
-    here, theirs = rows[compared.rows], rewards[rows[compared.owners]]
-    better, worse = compared.better[here], compared.worse[here]
-    labels, weights = compared.labels[here], compared.weights[here]
-    prompts = compared.prompts[compared.rows[here]]
+    here = selected[data.rows]
+    better, worse, prompts = data.better[here], data.worse[here], data.prompts[here]
+    labels, weights = data.labels[here], data.weights[here]
     difference, longer = rewards[better] - rewards[worse], lengths[better] - lengths[worse]
     temperature = best_temperature(difference, labels, weights)
-    named = {
-        "rows": rows.sum(),
+    longer_wins = preference_metrics(lengths[better], lengths[worse], labels, weights).get("accuracy", math.nan)
+    figures = dict.fromkeys(METRICS, math.nan) | {
+        "rows": selected.sum(),
         "prompts": len(np.unique(prompts)),
         "comparisons": here.sum(),
-        "ties": compared.ties[rows].sum(),
-        "identical": compared.identical[rows].sum(),
-        **_verdicts(difference, longer, labels > 0.5, weights, prompts),
+        "ties": data.ties[selected].sum(),
+        "identical": data.identical[selected].sum(),
+        "reward_ties": 0,
+        **preference_metrics(rewards[better], rewards[worse], labels, weights, prompts),
+        "longer_wins": longer_wins,
+        "shorter_wins": 1 - longer_wins,
         "log_loss": log_loss(difference, labels, weights),
         "calibration_error": calibration_error(difference, labels, weights),
         "temperature": temperature,
         "calibrated_log_loss": log_loss(difference, labels, weights, temperature=temperature),
         "length_correlation": difference_correlation(difference, longer),
-        "mean_reward": theirs.mean(),
-        "std_reward": theirs.std(),
-        "min_reward": theirs.min(),
-        "max_reward": theirs.max(),
+        "std_reward": _std(rewards[better], rewards[worse], np.where(labels > 0.5, weights, 0)),
     }
-    return {name: int(named[name]) if name in COUNTS else float(named[name]) for name in METRICS}
+    return {name: int(figures[name]) if name in COUNTS else float(figures[name]) for name in METRICS}
 
 
-def bins_of(compared: Comparisons, rewards: NDArray[np.float64]) -> list[dict[str, float]]:
-    """The calibration bins of all comparisons, for a reliability diagram."""
-    difference = rewards[compared.better] - rewards[compared.worse]
-    bins = calibration_bins(difference, compared.labels, compared.weights).tolist()
+def calibration_table(data: PreferenceData, rewards: NDArray[np.float64]) -> list[dict[str, float]]:
+    """Return `confidence`, `accuracy` and `share` of each calibration bin, over all comparisons."""
+    difference = rewards[data.better] - rewards[data.worse]
+    bins = calibration_bins(difference, data.labels, data.weights).tolist()
     return [dict(zip(("confidence", "accuracy", "share"), each, strict=True)) for each in bins]
 
 
-def _verdicts(
-    difference: NDArray[np.float64],
-    longer: NDArray[np.float64],
-    decided: NDArray[np.bool_],
-    weights: NDArray[np.float64],
-    prompts: NDArray[np.int64],
-) -> dict[str, float]:
-    """What needs to know which of the two is the better one, and a label of one half does not say so."""
-    if not decided.any():
-        unknown = ("accuracy", "accuracy_low", "accuracy_high", "longer_wins", "shorter_wins", "margin")
-        return dict.fromkeys(unknown, math.nan) | {"reward_ties": 0.0}
-    difference, longer, weights = difference[decided], longer[decided], weights[decided]
-    nothing = np.zeros_like(difference)
-    low, high = accuracy_interval_by_prompt(difference, nothing, prompts[decided], weights)
-    return {
-        "accuracy": accuracy(difference, nothing, weights),
-        "accuracy_low": low,
-        "accuracy_high": high,
-        "reward_ties": float((difference == 0).sum()),
-        "longer_wins": accuracy(longer, nothing, weights),
-        "shorter_wins": accuracy(nothing, longer, weights),
-        "margin": float(np.average(difference, weights=weights)),
-    }
+def _std(better: NDArray[np.float64], worse: NDArray[np.float64], weights: NDArray[np.float64]) -> float:
+    """Return the standard deviation of both rewards of the comparisons, by weight."""
+    if not weights.any():
+        return math.nan
+    rewards, each = np.stack([better, worse]), np.stack([weights, weights])
+    mean = np.average(rewards, weights=each)
+    return math.sqrt(np.average((rewards - mean) ** 2, weights=each))

@@ -1,1 +1,1 @@
-"""Token ids to one packed row: batches of rows by what they cost, the layout, and attention over it."""
+"""The token forest: batches of rows by their tokens, their layout as one packed row, and attention over it."""

@@ -1,11 +1,11 @@
-"""Forest attention, registered with transformers' own attention and mask interfaces; no model class is touched.
+"""Forest attention, registered with transformers' own attention and mask interfaces; no model class is patched.
 
-`enable` names our function as the model's attention. With a forest at hand (the keyword `forest`, which models pass
-down to every layer) it computes the forest's attention; without, it is what the model had before, so both layouts run
-through one model. Backends:
+`enable` sets our function as the attention of a model. Models pass the keyword `forest` down to every layer: a layer
+that is given one computes the forest's attention, and a layer that is not computes what the model had before. So both
+layouts run through one model. Backends:
 
-- `blocks`: small subtrees whole, long chains in pieces (`plaudit.forest.blocks`), on any device.
-- `flex`: FlexAttention with the one-line mask, for CUDA (`plaudit.forest.flex`).
+- `blocks`: small subtrees whole, long chains in parts (`plaudit.forest.blocks`), on any device.
+- `flex`: FlexAttention with the forest's mask, on CUDA (`plaudit.forest.flex`).
 - `dense`: the model's own attention under a T x T mask; the reference.
 """
 
@@ -23,66 +23,66 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from plaudit.errors import ConfigError, ModelError
 from plaudit.forest.blocks import ScoreRules, attend_blocks
-from plaudit.forest.cutting import Block, cut_blocks
-from plaudit.forest.flex import LEAST_HEAD, attend_flex, block_mask
+from plaudit.forest.flex import MIN_HEAD_DIM, attend_flex, block_mask
+from plaudit.forest.partition import Block, partition_forest
 
-__all__ = ["BACKENDS", "ForestAttention", "check_every_layer", "enable", "enabled_backend", "why_not"]
+__all__ = ["BACKENDS", "ForestAttention", "check_every_layer", "enable", "enabled_backend", "unsupported_reason"]
 
 BACKENDS = ("blocks", "dense", "flex")
 _PREFIX = "plaudit"
 
 
 class ForestAttention:
-    """One forest, as the attention layers of one forward pass share it.
+    """One forest, shared by the attention layers of one forward pass.
 
-    (No dataclass: in bf16 FSDP2 would hand each layer a copy of its own, which shares nothing.)
+    This is no dataclass: FSDP2 casts dataclasses for bf16, and would hand each layer a copy, which shares nothing.
 
     Attributes:
         position_ids: Depth of each token, shape [T].
-        subtree_end: One past the last token of its subtree, shape [T].
-        windows: The window of every layer that has called, by layer; it proves that all layers did.
-        no_mask: To give a model as its attention mask.
+        subtree_end: One past the last descendant of each token, shape [T].
+        windows: Sliding window of each layer that has called, by layer; `check_every_layer` reads it.
+        placeholder_mask: A mask [1, 1, 1, 1] to give a model instead of its attention mask. transformers passes masks
+            of four dimensions on to the layers as they are, and our layers read the forest instead.
     """
 
     def __init__(self, position_ids: torch.Tensor, subtree_end: torch.Tensor) -> None:
         self.position_ids, self.subtree_end = position_ids, subtree_end
         self.windows: dict[Any, int | None] = {}
-        # Given as the mask: a mask of four dimensions reaches the layers as it is, and ours know theirs anyway.
-        self.no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=position_ids.device)
-        self._made: dict[Any, Any] = {}  # what layers have asked for; a cached method would hold the forest itself
+        self.placeholder_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=position_ids.device)
+        self._cache: dict[Any, Any] = {}  # a cached method would keep the forest alive
 
     def blocks(self, heads: int, window: int | None) -> list[Block]:
-        """The blocks that attention runs in."""
-        return self._once(self._blocks, heads, window)
+        """Return the forest's partition for the backend `blocks`."""
+        return self._cached(self._blocks, heads, window)
 
     def mask(self, window: int | None) -> torch.Tensor:
-        """The whole mask [1, 1, T, T]."""
-        return self._once(self._mask, window)
+        """Return the mask of the forest, shape [1, 1, T, T]."""
+        return self._cached(self._mask, window)
 
     def block_mask(self, window: int | None) -> BlockMask:
-        """The mask as FlexAttention takes it."""
-        return self._once(self._block_mask, window)
-
-    def _once(self, make: Callable[..., Any], *key: Any) -> Any:
-        place = make.__name__, *key
-        if place not in self._made:
-            self._made[place] = make(*key)
-        return self._made[place]
-
-    def _blocks(self, heads: int, window: int | None) -> list[Block]:
-        position_ids, subtree_end = self.position_ids.cpu().numpy(), self.subtree_end.cpu().numpy()
-        return cut_blocks(position_ids, subtree_end, heads, window, self.position_ids.device)
+        """Return the mask of the forest for FlexAttention."""
+        return self._cached(self._block_mask, window)
 
     def sees(self, query: torch.Tensor, key: torch.Tensor, window: int | None) -> torch.Tensor:
-        """Whether token `query` attends to token `key` (indices that broadcast): the whole mask of a forest."""
+        """Return whether token `query` attends to token `key`, for indices that broadcast."""
         seen = (key <= query) & (query < self.subtree_end[key])
         if window is not None:
             seen = seen & (self.position_ids[query] - self.position_ids[key] < window)  # FlexAttention: not in place
         return seen
 
+    def _cached(self, make: Callable[..., Any], *arguments: Any) -> Any:
+        key = make.__name__, *arguments
+        if key not in self._cache:
+            self._cache[key] = make(*arguments)
+        return self._cache[key]
+
+    def _blocks(self, heads: int, window: int | None) -> list[Block]:
+        position_ids, subtree_end = self.position_ids.cpu().numpy(), self.subtree_end.cpu().numpy()
+        return partition_forest(position_ids, subtree_end, heads, window, self.position_ids.device)
+
     def _mask(self, window: int | None) -> torch.Tensor:
-        places = torch.arange(len(self.position_ids), device=self.position_ids.device)
-        return self.sees(places[:, None], places[None, :], window)[None, None]
+        tokens = torch.arange(len(self.position_ids), device=self.position_ids.device)
+        return self.sees(tokens[:, None], tokens[None, :], window)[None, None]
 
     def _block_mask(self, window: int | None) -> BlockMask:
         return block_mask(
@@ -91,8 +91,8 @@ class ForestAttention:
         )  # fmt: skip
 
 
-def why_not(model: PreTrainedModel) -> str | None:
-    """Why this model cannot run a forest, as far as its configuration tells; `None` if nothing speaks against it."""
+def unsupported_reason(model: PreTrainedModel) -> str | None:
+    """Return the reason why this model cannot run a forest; `None` if its configuration and signature allow it."""
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     name = type(model).__name__
@@ -103,60 +103,64 @@ def why_not(model: PreTrainedModel) -> str | None:
     if getattr(config, "is_causal", True) is False or getattr(config, "use_bidirectional_attention", None):
         return f"{name} attends in both directions"
     current = config._attn_implementation or ""
-    if "flash" in current:  # transformers reads more out of such a name
-        return f"{name} was loaded with attn_implementation={current!r}, and 'sdpa' is what goes with a forest"
+    if "flash" in current:  # transformers branches on such a name in other places too
+        return f"{name} was loaded with attn_implementation={current!r}; load it with 'sdpa' to run a forest"
     if getattr(config, "is_encoder_decoder", False):
         return f"{name} is an encoder and a decoder"
     taken = inspect.signature(type(model.base_model).forward).parameters
     if "position_ids" not in taken or not any(each.kind is each.VAR_KEYWORD for each in taken.values()):
-        return f"{name} does not take positions, or no keywords for its attention"
+        return f"{name} does not take positions, or does not pass keywords on to its attention"
     return None
 
 
 def enable(model: PreTrainedModel, backend: str | None = None) -> None:
-    """Let a model run forests; without a forest it goes on as before.
+    """Let a model run forests. Batches without a forest run as before.
 
     Args:
-        model: The sequence classifier, its PEFT and other wrappers taken off.
-        backend: One of `BACKENDS`; by the device of each forest if `None`.
+        model: A sequence classifier, without PEFT and other wrappers.
+        backend: One of `BACKENDS`; `None` chooses by the device of each forest.
 
     Raises:
-        ConfigError: There is no such backend.
-        ModelError: `why_not` knows a reason.
+        ConfigError: The backend is unknown.
+        ModelError: `unsupported_reason` gives a reason.
     """
     if backend is not None and backend not in BACKENDS:
         raise ConfigError(f"attention backend: expected one of {', '.join(BACKENDS)}, got {backend!r}.")
-    reason = why_not(model)
+    reason = unsupported_reason(model)
     if reason is not None:
         raise ModelError(f"no token forest: {reason}.")
     current = model.config.get_text_config()._attn_implementation
-    before = current.split(":", 2)[2] if current.startswith(f"{_PREFIX}:") else current
-    name = f"{_PREFIX}:{backend or 'auto'}:{before}"
-    AttentionInterface.register(name, partial(_attention, backend=backend, before=before))
-    if before in ALL_MASK_ATTENTION_FUNCTIONS:
-        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[before])
+    original = current.split(":", 2)[2] if current.startswith(f"{_PREFIX}:") else current
+    name = f"{_PREFIX}:{backend or 'auto'}:{original}"
+    AttentionInterface.register(name, partial(_attention, backend=backend, original=original))
+    if original in ALL_MASK_ATTENTION_FUNCTIONS:
+        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[original])
     model.set_attn_implementation(name)
 
 
 def enabled_backend(model: PreTrainedModel) -> str | None:
-    """The backend that `enable` set, "auto" if by device, `None` if it was not called."""
+    """Return the backend that `enable` set, "auto" if it depends on the device, `None` if `enable` was not called."""
     name = model.config.get_text_config()._attn_implementation or ""
     return name.split(":")[1] if name.startswith(f"{_PREFIX}:") else None
 
 
 def check_every_layer(model: PreTrainedModel, forest: ForestAttention) -> None:
-    """Raise unless every attention layer has called our function with this forest, and with the window it should.
+    """Raise unless every attention layer has called our function with this forest and its own sliding window.
 
-    Some models accept the setting, never call it and score wrongly; only a forward pass can tell.
+    Some models accept the setting, never call the function and score wrongly; only a forward pass shows it.
+
+    Args:
+        model: A sequence classifier that has run this forest.
+        forest: The forest.
 
     Raises:
-        ModelError: A layer did not.
+        ModelError: A layer did not call the function, or not with its window.
     """
     config, name = model.config.get_text_config(), type(model).__name__
     if len(forest.windows) != config.num_hidden_layers:
         raise ModelError(
             f"no token forest: {len(forest.windows)} of the {config.num_hidden_layers} attention layers of {name} "
-            f"called it."
+            "called the forest's attention."
         )
     kinds = getattr(config, "layer_types", None)
     for layer, window in forest.windows.items():
@@ -166,7 +170,7 @@ def check_every_layer(model: PreTrainedModel, forest: ForestAttention) -> None:
         else:
             sliding = bool(getattr(config, "sliding_window", None))
         if sliding and window is None:
-            raise ModelError(f"no token forest: layer {index} of {name} does not say its sliding window.")
+            raise ModelError(f"no token forest: layer {index} of {name} does not pass its sliding window on.")
 
 
 def _attention(
@@ -177,17 +181,17 @@ def _attention(
     attention_mask: torch.Tensor | None,
     *args: Any,
     backend: str | None,
-    before: str,
+    original: str,
     forest: ForestAttention | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, Any]:
-    """Attention as transformers calls it; returns [1, T, H, D] and no weights."""
+    """Compute attention as transformers calls it; return [1, T, H, D] and no weights."""
     if forest is None:
-        return _attention_before(module, before)(module, query, key, value, attention_mask, *args, **options)
+        return _original_attention(module, original)(module, query, key, value, attention_mask, *args, **options)
     _check_call(module, query, attention_mask, forest, options)
     window = options.get("sliding_window")
     forest.windows[module] = window
-    dtype = _precision(value)
+    dtype = _compute_dtype(value)
     backend = backend or _backend_for(query, value, _dropout(module, options))
     if backend == "blocks":
         return _blocks(module, query, key, value, forest, options, dtype), None
@@ -196,17 +200,17 @@ def _attention(
         rules = _rules(module, query, options)
         return attend_flex(query, key, value, forest.block_mask(window), rules, options.get("s_aux")), None
     mask = forest.mask(window)
-    if before == "eager":  # which adds the mask to the scores
+    if original == "eager":  # eager attention adds the mask to the scores
         mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, torch.finfo(query.dtype).min)
-    return _attention_before(module, before)(module, query, key, value, mask, *args, **options)
+    return _original_attention(module, original)(module, query, key, value, mask, *args, **options)
 
 
 def _backend_for(query: torch.Tensor, value: torch.Tensor, dropout: float) -> str:
-    wide = min(query.shape[-1], value.shape[-1]) >= LEAST_HEAD
-    return "flex" if query.device.type == "cuda" and wide and not dropout else "blocks"
+    has_kernel = min(query.shape[-1], value.shape[-1]) >= MIN_HEAD_DIM and not dropout
+    return "flex" if query.device.type == "cuda" and has_kernel else "blocks"
 
 
-@torch.compiler.disable  # its loop over blocks differs from batch to batch; the rest of the model compiles around it
+@torch.compiler.disable  # the loop over blocks differs from batch to batch; the rest of the model compiles around it
 def _blocks(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -235,8 +239,8 @@ def _dropout(module: torch.nn.Module, options: dict[str, Any]) -> float:
     return options.get("dropout", 0.0) if module.training else 0.0
 
 
-def _precision(value: torch.Tensor) -> torch.dtype:
-    """Under autocast its precision, as for the stock functions; else that of the values."""
+def _compute_dtype(value: torch.Tensor) -> torch.dtype:
+    """Return the precision of autocast, as the stock functions compute in; without autocast that of the values."""
     device = value.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value.dtype
 
@@ -249,10 +253,10 @@ def _check_call(
     options: dict[str, Any],
 ) -> None:
     name = type(module).__name__
-    if attention_mask is not None and attention_mask.shape != forest.no_mask.shape:
-        raise ModelError(f"no token forest: {name} makes an attention mask of its own.")
+    if attention_mask is not None and attention_mask.shape != forest.placeholder_mask.shape:
+        raise ModelError(f"no token forest: {name} makes its own attention mask.")
     if options.get("position_bias") is not None:
-        raise ModelError(f"no token forest: {name} adds a bias for each two positions to its scores.")
+        raise ModelError(f"no token forest: {name} adds a bias for each pair of positions to its scores.")
     if getattr(module, "is_causal", True) is False:
         raise ModelError(f"no token forest: {name} attends in both directions.")
     if query.shape[0] != 1 or query.shape[2] != len(forest.position_ids):
@@ -261,6 +265,6 @@ def _check_call(
         )
 
 
-def _attention_before(module: torch.nn.Module, before: str) -> Callable[..., Any]:
+def _original_attention(module: torch.nn.Module, original: str) -> Callable[..., Any]:
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    return ALL_ATTENTION_FUNCTIONS.get_interface(before, eager)
+    return ALL_ATTENTION_FUNCTIONS.get_interface(original, eager)

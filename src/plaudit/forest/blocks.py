@@ -1,6 +1,6 @@
-"""Attention over a forest, block by block, without anything of the size T x T.
+"""Attention over a forest, block by block, so that no tensor has T x T elements.
 
-Weights over long paths are computed again in the backward pass instead of kept: memory grows with T alone.
+Attention weights over long paths are computed again in the backward pass instead of saved: memory grows with T alone.
 """
 
 from dataclasses import dataclass
@@ -9,22 +9,20 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from plaudit.forest.cutting import Block
+from plaudit.forest.partition import Block
 
 __all__ = ["ScoreRules", "attend_blocks"]
 
-# Weights over up to so many keys are kept for the backward pass: a bound for each token, so memory stays linear.
-_KEPT_KEYS = 512
-_SPARE = 64  # rows behind the last token, since blocks are rounded up
+_PADDING = 64  # rows behind the last token, since blocks are rounded up
 
 
 @dataclass(frozen=True)
 class ScoreRules:
-    """How a layer turns scores into weights.
+    """The way in which a layer turns scores into attention weights.
 
     Attributes:
         scaling: Factor of the dot products.
-        window: A query sees keys less than so many positions back; `None` for all.
+        window: A query sees the keys less than so many positions before it; `None` for all.
         softcap: Scores become `softcap * tanh(scores / softcap)` (Gemma 2, arXiv:2408.00118, section 2).
         dropout: Rate at which weights are dropped.
     """
@@ -36,7 +34,7 @@ class ScoreRules:
 
     @property
     def plain(self) -> bool:
-        """Nothing but a scaled softmax under a mask."""
+        """True where weights are a softmax of scaled and masked scores, without soft-capping and dropout."""
         return self.softcap is None and not self.dropout
 
 
@@ -48,64 +46,77 @@ def attend_blocks(
     rules: ScoreRules,
     sinks: torch.Tensor | None = None,
     dtype: torch.dtype | None = None,
+    *,
+    max_saved_keys: int = 512,
 ) -> torch.Tensor:
-    """Attention of every query to its path.
+    """Compute the attention of every query to its ancestors and itself.
 
     Args:
         query: Shape [H, T, D].
-        key: Shape [K, T, D], each head serving H / K query heads.
+        key: Shape [K, T, D]; each head serves H / K heads of queries.
         value: Shape [K, T, D].
-        blocks: From `cut_blocks`.
+        blocks: The forest, from `partition_forest`.
         rules: How scores become weights.
-        sinks: One score for each head that takes part in the softmax and attends to nothing, shape [H].
-        dtype: The precision of the products; that of the values if `None`.
+        sinks: A score for each head that takes part in the softmax and has no value, shape [H].
+        dtype: Precision of the products; that of the values if `None`.
+        max_saved_keys: Most keys of a block whose weights are saved for the backward pass. A bound for each token keeps
+            memory linear in T.
 
     Returns:
         Shape [T, H, D], in `dtype`.
     """
-    return _Attention.apply(query, key, value, sinks, blocks, rules, dtype or value.dtype)
+    return _Attention.apply(query, key, value, sinks, blocks, rules, dtype or value.dtype, max_saved_keys)
 
 
 class _Attention(torch.autograd.Function):
-    """All blocks in turn, in the layout [K, T, G, D] in which a block's queries, for all heads of a key, are one slice.
+    """The attention of all blocks in turn.
 
-    Slices are rounded up, into the tokens of the next block; their weights are zero, so nothing goes in or out there,
-    and what a block writes there the next one writes again. What comes and goes is token by token in memory, as the
-    layers around compute it, and changes precision in the same pass.
+    Tensors are laid out as [K, T, G, D], so that the queries of a block, for all G heads that one head of keys serves,
+    are one slice. A slice is rounded up into the tokens of the next block. Their weights are zero, so they contribute
+    nothing, and what a block writes there is overwritten by the next block.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, query: Any, key: Any, value: Any, sinks: Any, blocks: Any, rules: Any, dtype: Any
+        ctx: Any,
+        query: Any,
+        key: Any,
+        value: Any,
+        sinks: Any,
+        blocks: Any,
+        rules: Any,
+        dtype: Any,
+        max_saved_keys: Any,
     ) -> torch.Tensor:
         heads, tokens, _ = query.shape
         ctx.blocks, ctx.rules, ctx.dtypes = blocks, rules, (query.dtype, key.dtype, value.dtype)
         ctx.seed = int(torch.randint(1 << 62, ())) if rules.dropout else 0
-        query, key, value = _grouped(query, len(key), dtype), _spared(key, dtype), _spared(value, dtype)
-        out = value.new_empty(tokens + _SPARE, heads, value.shape[-1])
-        kept: list[torch.Tensor | None] = []
-        keeps = any(ctx.needs_input_grad)
+        query, key, value = _grouped(query, len(key), dtype), _padded(key, dtype), _padded(value, dtype)
+        # Token by token in memory, as the layers around attention compute.
+        out = value.new_empty(tokens + _PADDING, heads, value.shape[-1])
+        saved: list[torch.Tensor | None] = []
+        needs_backward = any(ctx.needs_input_grad)
         for number, block in enumerate(blocks):
-            queries, keys, values = _rows(query, block), _path(key, block), _path(value, block)
+            queries, keys, values = _queries_of(query, block), _keys_of(key, block), _keys_of(value, block)
             weights = None
             if rules.plain and sinks is None:
-                weights = _weights(queries, keys, block, rules)
+                weights = _plain_weights(queries, keys, block, rules)
                 part = torch.bmm(weights, values)
             else:
-                part = _attend(queries, keys, values, sinks, block, rules, ctx.seed + number)
-            kept.append(weights if keeps and block.keys <= _KEPT_KEYS else None)
-            _write_rows(out, part, block)
-        ctx.save_for_backward(query, key, value, sinks, *kept)
+                part = _general_forward(queries, keys, values, sinks, block, rules, ctx.seed + number)
+            saved.append(weights if needs_backward and block.keys <= max_saved_keys else None)
+            _write_queries(out, part, block)
+        ctx.save_for_backward(query, key, value, sinks, *saved)
         return out[:tokens]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        query, key, value, sinks, *kept = ctx.saved_tensors
+        query, key, value, sinks, *saved = ctx.saved_tensors
         tokens, heads, _ = grad.shape
         grad = _grouped(grad.transpose(0, 1), len(key), value.dtype)
-        grad_query = torch.empty(tokens + _SPARE, heads, query.shape[-1], dtype=ctx.dtypes[0], device=query.device)
-        # A key is on the paths of all blocks below it; their parts are added up in at least float32.
+        grad_query = torch.empty(tokens + _PADDING, heads, query.shape[-1], dtype=ctx.dtypes[0], device=query.device)
+        # A key is on the paths of all blocks below it; their gradients are summed in at least float32.
         wide = torch.promote_types(key.dtype, torch.float32)
         grad_key, grad_value = (
             torch.zeros(part.shape[1], len(part), part.shape[2], dtype=wide, device=part.device).transpose(0, 1)
@@ -113,14 +124,14 @@ class _Attention(torch.autograd.Function):
         )
         grad_sinks = None if sinks is None else torch.zeros_like(sinks, dtype=wide)
         for number, block in enumerate(ctx.blocks):
-            parts = _rows(query, block), _path(key, block), _path(value, block), _rows(grad, block)
+            parts = _queries_of(query, block), _keys_of(key, block), _keys_of(value, block), _queries_of(grad, block)
             if ctx.rules.plain and sinks is None:
-                grads = _plain_backward(*parts, kept[number], block, ctx.rules)
+                grads = _plain_backward(*parts, saved[number], block, ctx.rules)
             else:
-                grads = _backward(*parts, sinks, block, ctx.rules, ctx.seed + number)
-            _write_rows(grad_query, grads[0], block)
-            _add_to_path(grad_key, grads[1], block)
-            _add_to_path(grad_value, grads[2], block)
+                grads = _general_backward(*parts, sinks, block, ctx.rules, ctx.seed + number)
+            _write_queries(grad_query, grads[0], block)
+            _add_to_keys(grad_key, grads[1], block)
+            _add_to_keys(grad_value, grads[2], block)
             if grad_sinks is not None:
                 grad_sinks += grads[3]
         return (
@@ -128,23 +139,23 @@ class _Attention(torch.autograd.Function):
             grad_key[:, :tokens].to(ctx.dtypes[1]),
             grad_value[:, :tokens].to(ctx.dtypes[2]),
             None if grad_sinks is None else grad_sinks.to(sinks.dtype),
-            None, None, None,
+            None, None, None, None,
         )  # fmt: skip
 
 
-# Without soft-capping, sinks and dropout: few passes over the scores, and derivatives by hand.
+# Without soft-capping, sinks and dropout: few passes over the scores, and derivatives written out.
 
 
-def _weights(query: torch.Tensor, key: torch.Tensor, block: Block, rules: ScoreRules) -> torch.Tensor:
-    """Attention weights [K, rows * G, keys] in the precision of the queries; the softmax computes in float32."""
+def _plain_weights(query: torch.Tensor, key: torch.Tensor, block: Block, rules: ScoreRules) -> torch.Tensor:
+    """Return the weights [K, rows * G, keys] in the precision of the queries; the softmax computes in float32."""
     scores = _product(query, key.transpose(1, 2), rules.scaling)
-    _hide(scores, block)
+    _add_bias(scores, block)
     weights = torch.softmax(scores, -1)
     weights.view(len(key), block.rows, -1, block.keys)[:, block.stop - block.start :] = 0
     return weights
 
 
-def _hide(scores: torch.Tensor, block: Block) -> None:
+def _add_bias(scores: torch.Tensor, block: Block) -> None:
     bias = block.bias(scores.dtype)
     last = scores.view(len(scores), block.rows, -1, block.keys)[..., block.keys - bias.shape[1] :]
     last += bias[:, None]
@@ -160,7 +171,7 @@ def _plain_backward(
     rules: ScoreRules,
 ) -> tuple[torch.Tensor, ...]:
     if weights is None:
-        weights = _weights(query, key, block, rules)
+        weights = _plain_weights(query, key, block, rules)
     grad_value = torch.bmm(weights.transpose(1, 2), grad)
     grad_weights = torch.bmm(grad, value.transpose(1, 2))
     grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
@@ -172,10 +183,10 @@ def _product(first: torch.Tensor, second: torch.Tensor, scaling: float) -> torch
     return torch.baddbmm(first.new_empty(()), first, second, beta=0, alpha=scaling)
 
 
-# With them: plain formulas, and autograd on one block at a time.
+# With soft-capping, sinks or dropout: the formulas as they are, and autograd on one block at a time.
 
 
-def _attend(
+def _general_forward(
     query: torch.Tensor,  # [K, rows * G, D]
     key: torch.Tensor,  # [K, keys, D]
     value: torch.Tensor,
@@ -188,7 +199,7 @@ def _attend(
     scores = torch.bmm(query, key.transpose(1, 2)).to(wide) * rules.scaling
     if rules.softcap is not None:
         scores = rules.softcap * torch.tanh(scores / rules.softcap)
-    _hide(scores, block)
+    _add_bias(scores, block)
     if sinks is not None:
         sink = sinks.to(wide).view(groups, 1, -1).expand(-1, block.rows, -1).reshape(groups, -1, 1)
         scores = torch.cat([scores, sink], -1)
@@ -200,7 +211,7 @@ def _attend(
     return torch.bmm(weights.to(value.dtype), value)
 
 
-def _backward(
+def _general_backward(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -213,57 +224,57 @@ def _backward(
     query, key, value = (tensor.detach().requires_grad_() for tensor in (query, key, value))
     sinks = None if sinks is None else sinks.detach().requires_grad_()
     with torch.enable_grad():
-        part = _attend(query, key, value, sinks, block, rules, seed)
+        part = _general_forward(query, key, value, sinks, block, rules, seed)
     grad = grad.clone()
-    grad.view(len(key), block.rows, -1)[:, block.stop - block.start :] = 0  # the next block's
+    grad.view(len(key), block.rows, -1)[:, block.stop - block.start :] = 0  # those of the next block
     return torch.autograd.grad(part, [query, key, value, *([] if sinks is None else [sinks])], grad)
 
 
-# Between the forest's tensors and those of a block.
+# Slices of the forest's tensors that belong to a block.
 
 
 def _grouped(tensor: torch.Tensor, groups: int, dtype: torch.dtype) -> torch.Tensor:
-    """[H, T, D] -> [K, T + spare, G, D], zero behind the last token."""
+    """Copy [H, T, D] to [K, T + padding, G, D], zero behind the last token."""
     heads, tokens, size = tensor.shape
-    out = torch.empty(groups, tokens + _SPARE, heads // groups, size, dtype=dtype, device=tensor.device)
+    out = torch.empty(groups, tokens + _PADDING, heads // groups, size, dtype=dtype, device=tensor.device)
     out[:, :tokens] = tensor.view(groups, -1, tokens, size).transpose(1, 2)
     out[:, tokens:] = 0
     return out
 
 
-def _spared(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """[K, T, D] -> [K, T + spare, D], zero behind the last token."""
+def _padded(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Copy [K, T, D] to [K, T + padding, D], zero behind the last token."""
     heads, tokens, size = tensor.shape
-    out = torch.empty(heads, tokens + _SPARE, size, dtype=dtype, device=tensor.device)
+    out = torch.empty(heads, tokens + _PADDING, size, dtype=dtype, device=tensor.device)
     out[:, :tokens] = tensor
     out[:, tokens:] = 0
     return out
 
 
-def _write_rows(out: torch.Tensor, part: torch.Tensor, block: Block) -> None:
-    """Write a block's [K, rows * G, D] into [T + spare, H, D]."""
+def _write_queries(out: torch.Tensor, part: torch.Tensor, block: Block) -> None:
+    """Write the queries of a block [K, rows * G, D] into [T + padding, H, D]."""
     groups, _, size = part.shape
     place = out[block.start : block.start + block.rows].view(block.rows, groups, -1, size)
     place.copy_(part.view(groups, block.rows, -1, size).transpose(0, 1))
 
 
-def _rows(tensor: torch.Tensor, block: Block) -> torch.Tensor:
-    """The block's queries [K, rows * G, D]."""
+def _queries_of(tensor: torch.Tensor, block: Block) -> torch.Tensor:
+    """Return the queries of a block [K, rows * G, D]."""
     part = tensor[:, block.start : block.start + block.rows]
     return part.view(len(tensor), -1, tensor.shape[-1])
 
 
-def _path(tensor: torch.Tensor, block: Block) -> torch.Tensor:
-    """The block's keys [K, keys, D]: the path above, the block itself, and some more that no query of it sees."""
-    own = tensor[:, block.start : block.start + block.keys - block.before]
-    if not block.above:
+def _keys_of(tensor: torch.Tensor, block: Block) -> torch.Tensor:
+    """Return the keys of a block [K, keys, D]: its path, its own, and those that round them up, which it masks."""
+    own = tensor[:, block.start : block.start + block.keys - block.path_length]
+    if not block.path:
         return own
-    return torch.cat([*(tensor[:, start:stop] for start, stop in block.above), own], 1)
+    return torch.cat([*(tensor[:, start:stop] for start, stop in block.path), own], 1)
 
 
-def _add_to_path(total: torch.Tensor, part: torch.Tensor, block: Block) -> None:
-    """Add [K, keys, D] to where it was cut from."""
+def _add_to_keys(total: torch.Tensor, part: torch.Tensor, block: Block) -> None:
+    """Add the keys of a block [K, keys, D] to the tokens that they come from [K, T + padding, D]."""
     done = 0
-    for start, stop in (*block.above, (block.start, block.start + block.keys - block.before)):
+    for start, stop in (*block.path, (block.start, block.start + block.keys - block.path_length)):
         total[:, start:stop] += part[:, done : done + stop - start]
         done += stop - start

@@ -1,8 +1,8 @@
 """Attention over a forest by FlexAttention, for CUDA: one compiled kernel with the forest's mask.
 
-Kernels are compiled for shapes. Forests differ in theirs, so they are filled up to whole blocks, which leaves a static
-kernel for the first forest and one for all others. transformers' own call would, past `recompile_limit`, go on without
-a kernel, slowly and with all T x T scores in memory; here that is an error.
+Kernels are compiled for shapes. Forests of many lengths are padded to whole blocks, so that one static kernel for the
+first forest and one dynamic kernel for all others are enough. Past `recompile_limit`, the call that transformers makes
+would go on without a kernel, slowly and with all T x T scores in memory; here that is an error.
 """
 
 from collections.abc import Callable
@@ -16,62 +16,68 @@ from transformers.integrations.flex_attention import get_flex_attention_lse_kwar
 
 from plaudit.forest.blocks import ScoreRules
 
-__all__ = ["LEAST_HEAD", "attend_flex", "block_mask", "fill_blocks"]
+__all__ = ["MIN_HEAD_DIM", "attend_flex", "block_mask", "fill_blocks"]
 
-LEAST_HEAD = 16  # FlexAttention has no kernel for narrower heads
-_BLOCK = 128  # FlexAttention's own choice
-_KERNELS = 64  # of all models of a process: each with and without window, with and without gradient, static and not
+MIN_HEAD_DIM = 16  # FlexAttention has no kernel for narrower heads
+_BLOCK_SIZE = 128  # FlexAttention's default
+_MAX_KERNELS = 64  # of a process; each model has some, with and without window and gradient, static and dynamic
 
 
 def fill_blocks(
     input_ids: torch.Tensor, position_ids: torch.Tensor, subtree_end: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Fill a forest (shapes [1, T]) up to whole blocks, and at least two, with roots that nothing else sees."""
+    """Pad a forest (columns of shape [1, T]) to whole blocks, and at least two, with roots that no other token sees."""
     size = input_ids.shape[1]
-    rest = max(-size % _BLOCK, 2 * _BLOCK - size)
+    rest = max(-size % _BLOCK_SIZE, 2 * _BLOCK_SIZE - size)
     ends = torch.arange(size + 1, size + rest + 1, device=subtree_end.device)
     return pad(input_ids, (0, rest)), pad(position_ids, (0, rest)), torch.cat([subtree_end, ends[None]], 1)
 
 
 def block_mask(
-    position_ids: torch.Tensor, subtree_end: torch.Tensor, window: int | None, mask_mod: Callable[..., torch.Tensor]
+    position_ids: torch.Tensor,
+    subtree_end: torch.Tensor,
+    window: int | None,
+    mask_mod: Callable[..., torch.Tensor],
+    block_size: int = _BLOCK_SIZE,
 ) -> BlockMask:
-    """A forest's mask as FlexAttention takes it.
+    """Make the mask of a forest for FlexAttention, without the T x T mask that `create_block_mask` would make.
 
     Args:
         position_ids: Depth of each token, shape [T].
-        subtree_end: One past the last token of its subtree, shape [T].
-        window: How far back a query sees; `None`: all the way.
-        mask_mod: The whole mask: which key a query sees, as FlexAttention asks for it.
+        subtree_end: One past the last descendant of each token, shape [T].
+        window: A query sees the keys less than so many positions before it; `None` for all.
+        mask_mod: Whether a query sees a key, as FlexAttention asks for it: (batch, head, query, key) to bool.
+        block_size: Number of queries, and of keys, of a block.
     """
-    # Which blocks there are is told from the ends of each; `create_block_mask` would make the whole T x T mask.
-    some, full = _seen_blocks(position_ids, subtree_end, window)
-    (partial_counts, partial), (full_counts, full) = (_in_front(blocks) for blocks in (some & ~full, full))
+    some, full = _visible_blocks(position_ids, subtree_end, window, block_size)
+    (partial_counts, partial), (full_counts, full) = (_block_indices(blocks) for blocks in (some & ~full, full))
     size = len(position_ids)
     return BlockMask.from_kv_blocks(
-        partial_counts, partial, full_counts, full, _BLOCK, mask_mod=mask_mod, seq_lengths=(size, size)
+        partial_counts, partial, full_counts, full, block_size, mask_mod=mask_mod, seq_lengths=(size, size)
     )
 
 
-def _seen_blocks(
-    position_ids: torch.Tensor, subtree_end: torch.Tensor, window: int | None
+def _visible_blocks(
+    position_ids: torch.Tensor, subtree_end: torch.Tensor, window: int | None, block_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Whether any query of a block may see any key of another, and whether all see all; each [blocks, blocks]."""
+    """Return whether some query of a block may see some key of another, and whether all see all; each [Q, K]."""
     size = len(position_ids)
-    rest = -size % _BLOCK  # the last block counts as filled up with its last token
-    end, position = (torch.cat([each, each[-1:].expand(rest)]).view(-1, _BLOCK) for each in (subtree_end, position_ids))
-    first = torch.arange(0, size, _BLOCK, device=end.device)  # of each block
+    rest = -size % block_size  # the last block is padded with copies of its last token
+    end, position = (
+        torch.cat([column, column[-1:].expand(rest)]).view(-1, block_size) for column in (subtree_end, position_ids)
+    )
+    first = torch.arange(0, size, block_size, device=end.device)  # token of each block
     query, key = first[:, None], first[None, :]
     some = (key <= query) & (query < end.amax(1))
-    full = (key + _BLOCK <= query) & (query + _BLOCK <= end.amin(1))
+    full = (key + block_size <= query) & (query + block_size <= end.amin(1))
     if window is not None:
         some = some & (position.amin(1)[:, None] - position.amax(1) < window)
         full = full & (position.amax(1)[:, None] - position.amin(1) < window)
     return some, full
 
 
-def _in_front(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """How many blocks each row has [1, 1, Q], and a row's numbers with those first [1, 1, Q, K]."""
+def _block_indices(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the number of True columns of each row [1, 1, Q], and all columns with these first [1, 1, Q, K]."""
     order = blocks.int().argsort(dim=-1, descending=True, stable=True)
     return blocks.sum(-1, dtype=torch.int32)[None, None], order.int()[None, None]
 
@@ -84,15 +90,15 @@ def attend_flex(
     rules: ScoreRules,
     sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Attention of every query to its path.
+    """Compute the attention of every query to its ancestors and itself.
 
     Args:
         query: Shape [1, H, T, D].
-        key: Shape [1, K, T, D], each head serving H / K query heads.
+        key: Shape [1, K, T, D]; each head serves H / K heads of queries.
         value: Shape [1, K, T, D].
-        mask: From `block_mask`.
-        rules: How scores become weights; the mask knows the window.
-        sinks: One score for each head that takes part in the softmax and attends to nothing, shape [H].
+        mask: The mask of the forest and the window, from `block_mask`.
+        rules: How scores become weights.
+        sinks: A score for each head that takes part in the softmax and has no value, shape [H].
 
     Returns:
         Shape [1, T, H, D].
@@ -105,22 +111,22 @@ def attend_flex(
     attend: Any = flex_attention if torch.compiler.is_compiling() else _compiled()
     options: dict[str, Any] = {"block_mask": mask, "scale": rules.scaling, "enable_gqa": query.shape[1] != key.shape[1]}
     if rules.softcap is not None:
-        options["score_mod"] = _capped_at(rules.softcap)
+        options["score_mod"] = _soft_cap(rules.softcap)
     if sinks is None:
         out = attend(query, key, value, **options)
     else:
         out, more = attend(query, key, value, **options, **get_flex_attention_lse_kwargs(True))
-        scores = getattr(more, "lse", more)  # older torch gives them as they are, [1, H, T] in float32
-        share = torch.sigmoid(scores - sinks.float()[:, None])  # of the weights that the sink leaves
+        scores = getattr(more, "lse", more)  # log-sum-exp [1, H, T] in float32; older torch returns it by itself
+        share = torch.sigmoid(scores - sinks.float()[:, None])  # of the softmax that is not the sink's
         out = (out * share[..., None]).to(out.dtype)
     return out.transpose(1, 2).contiguous()
 
 
-def _capped_at(softcap: float) -> Callable[..., torch.Tensor]:
+def _soft_cap(softcap: float) -> Callable[..., torch.Tensor]:
     return lambda score, *_: softcap * torch.tanh(score / softcap)
 
 
 @cache
 def _compiled() -> Callable[..., Any]:
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _KERNELS)
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MAX_KERNELS)
     return torch.compile(flex_attention, fullgraph=True)

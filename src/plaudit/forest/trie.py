@@ -1,6 +1,6 @@
 """The token forest: a batch as the prefix trie of its sequences, in depth-first order, as one row.
 
-NumPy only; it knows token ids, no tokenizer and no model.
+NumPy only; the module knows token ids, but no tokenizer and no model.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,24 +11,25 @@ from numpy.typing import ArrayLike, NDArray
 
 __all__ = ["Chain", "SHARED_TOKENS", "TokenForest", "chains_of", "common_tokens"]
 
-# The cost model of sharing across rows: sharing saves the common tokens once and costs the attention over one more
-# chain. On two CPU cores a chain costs as much as 10 tokens of a 25M-parameter model (`benchmarks/sharing_cost.py`),
-# and fewer of a larger one, whose tokens cost more; on a GPU, FlexAttention skips blocks of 128 keys, so that fewer
-# save no block. Sequences of one row always share: they are what is compared.
+# Least length of a prefix that two rows share. Sharing saves the computation of the common tokens, and costs attention
+# over one more chain. On two CPU cores a chain costs as much as 10 tokens of a 25M-parameter model
+# (`benchmarks/sharing_cost.py`), and fewer tokens of a larger model. On a GPU, FlexAttention skips blocks of 128 keys,
+# so a shorter prefix saves no block. Sequences of one row always share their prefixes: the row compares them.
 SHARED_TOKENS = 32
 
 
 @dataclass(frozen=True)
 class TokenForest:
-    """N sequences as one row of T distinct prefix tokens.
+    """N sequences as one row of T tokens: each distinct prefix is one token, in depth-first order.
 
-    In this order, "k is an ancestor of q, or q itself" is `k <= q < subtree_end[k]`, which is the attention mask.
+    In this order, token k is an ancestor of token q, or q itself, exactly where `k <= q < subtree_end[k]`. This is the
+    attention mask.
 
     Attributes:
-        input_ids: Each distinct prefix's last token, once; shape [T].
-        position_ids: Its depth, which is its position in every sequence it belongs to; shape [T].
-        subtree_end: One past the last token below it; shape [T].
-        leaf: The index of each sequence's last token, in the order given; shape [N].
+        input_ids: Last token of each distinct prefix, shape [T].
+        position_ids: Depth of each token, which is its position in every sequence that has it, shape [T].
+        subtree_end: One past the last descendant of each token, shape [T].
+        leaf: Index of the last token of each sequence, in the given order, shape [N].
     """
 
     input_ids: NDArray[np.int64]
@@ -40,28 +41,27 @@ class TokenForest:
     def from_sequences(
         cls, sequences: Sequence[ArrayLike], rows: Sequence[int] | None = None, *, shared_tokens: int = SHARED_TOKENS
     ) -> "TokenForest":
-        """Lay sequences out.
+        """Lay sequences out as a forest.
 
         Args:
-            sequences: N lists of one or more token ids, from 0 on.
-            rows: Which row each belongs to, shape [N]; all one row if `None`. Sequences of one row share every common
+            sequences: N lists of one or more token ids, each 0 or more.
+            rows: Row of each sequence, shape [N]; a single row if `None`. Sequences of one row share every common
                 prefix.
-            shared_tokens: Rows share a prefix from so many tokens on.
+            shared_tokens: Least length of a prefix that different rows share.
 
         Raises:
-            ValueError: There is no sequence, or one is empty.
+            ValueError: There is no sequence, or a sequence is empty.
         """
         # Big-endian, so that the order of the bytes is the order of the ids.
         arrays = [np.asarray(sequence, dtype=">i8") for sequence in sequences]
         if not arrays or any(array.ndim != 1 or not len(array) for array in arrays):
             raise ValueError("expected one or more sequences of one or more token ids each")
-        groups = _sharing_groups(arrays, [0] * len(arrays) if rows is None else rows, shared_tokens)
-        total = sum(map(len, arrays))  # at most; cut to what is used below
-        columns = np.empty((3, total), dtype=np.int64)
+        most = sum(map(len, arrays))
+        columns = np.empty((3, most), dtype=np.int64)
         leaf = np.empty(len(arrays), dtype=np.int64)
         size = 0
-        for group in groups:
-            size = _lay_out(arrays, group, columns, leaf, size)
+        for group in _sharing_groups(arrays, [0] * len(arrays) if rows is None else rows, shared_tokens):
+            size = _write_trie(arrays, group, columns, leaf, size)
         input_ids, position_ids, subtree_end = columns[:, :size]
         return cls(input_ids, position_ids, subtree_end, leaf)
 
@@ -69,28 +69,27 @@ class TokenForest:
         return len(self.input_ids)
 
     def sequences(self) -> list[NDArray[np.int64]]:
-        """The N sequences, read back from their leaves."""
+        """Return the N sequences in the order in which they were given."""
         chains = chains_of(self.position_ids, self.subtree_end)
-        first = [chain.start for chain in chains]
+        starts = [chain.start for chain in chains]
         paths: dict[int, NDArray[np.int64]] = {}
         for chain in chains:
             above = paths[chain.parent][: chain.depth] if chain.depth else self.input_ids[:0]
             paths[chain.start] = np.concatenate([above, self.input_ids[chain.start : chain.stop]])
-        owners = np.searchsorted(first, self.leaf, side="right") - 1
-        return [
-            paths[first[owner]][: self.position_ids[leaf] + 1] for owner, leaf in zip(owners, self.leaf, strict=True)
-        ]
+        leaf_chains = np.searchsorted(starts, self.leaf, side="right") - 1
+        lengths = self.position_ids[self.leaf] + 1
+        return [paths[starts[chain]][:length] for chain, length in zip(leaf_chains, lengths, strict=True)]
 
 
 @dataclass(frozen=True)
 class Chain:
-    """Tokens `start` to `stop` of a forest, each the only child of the one before.
+    """Tokens `start` to `stop` of a forest, each the only child of the one before it.
 
     Attributes:
         start: Index of the first token.
-        stop: One past the last.
+        stop: One past the last token.
         depth: Position of the first token.
-        parent: `start` of the chain above, -1 for a root.
+        parent: `start` of the chain above; -1 for a root.
     """
 
     start: int
@@ -100,62 +99,62 @@ class Chain:
 
 
 def chains_of(position_ids: NDArray[np.int64], subtree_end: NDArray[np.int64]) -> list[Chain]:
-    """The forest's chains in depth-first order."""
+    """Split a forest (columns of shape [T]) into its chains, in depth-first order."""
     new = np.ones(len(position_ids), dtype=bool)
     new[1:] = (position_ids[1:] != position_ids[:-1] + 1) | (subtree_end[1:] != subtree_end[:-1])
     starts = np.flatnonzero(new)
     stops = [*starts[1:].tolist(), len(position_ids)]
     chains: list[Chain] = []
-    above: list[Chain] = []  # the path to the current chain
+    path: list[Chain] = []  # from the root to the last chain
     for start, stop, depth in zip(starts.tolist(), stops, position_ids[starts].tolist(), strict=True):
-        while above and above[-1].depth >= depth:
-            above.pop()
-        chains.append(Chain(start, stop, depth, above[-1].start if above else -1))
-        above.append(chains[-1])
+        while path and path[-1].depth >= depth:
+            path.pop()
+        chains.append(Chain(start, stop, depth, path[-1].start if path else -1))
+        path.append(chains[-1])
     return chains
 
 
-def _sharing_groups(arrays: list[NDArray[np.int64]], rows: Sequence[int], shared_tokens: int) -> Iterator[list[int]]:
-    """Sequences by the tree (or trees) they share, each group in lexicographic order, in the order of the rows."""
-    keys = [array.tobytes() for array in arrays]
-    members: dict[int, list[int]] = {}
-    for number in sorted(range(len(arrays)), key=keys.__getitem__):
-        members.setdefault(rows[number], []).append(number)
-    joined: list[list[int]] = []
-    previous: list[int] = []
-    # Each row's first sequence stands for it. Rows in lexicographic order have most in common with their neighbours.
-    for row in members.values():
-        if previous and common_tokens(arrays[previous[0]], arrays[row[0]]) >= shared_tokens:
-            joined[-1].extend(row)
-        else:
-            joined.append(list(row))
-        previous = row
-    for group in sorted(joined, key=min):
-        yield sorted(group, key=keys.__getitem__)
-
-
 def common_tokens(first: NDArray[np.int64], second: NDArray[np.int64]) -> int:
-    """How many tokens both begin with."""
+    """Return the length of the longest common prefix of two arrays of token ids."""
     length = min(len(first), len(second))
     different = first[:length] != second[:length]
     return int(different.argmax()) if different.any() else length
 
 
-def _lay_out(
+def _sharing_groups(arrays: list[NDArray[np.int64]], rows: Sequence[int], shared_tokens: int) -> Iterator[list[int]]:
+    """Yield groups of sequences that share prefixes, each in lexicographic order, the groups in the given order."""
+    keys = [array.tobytes() for array in arrays]
+    members: dict[int, list[int]] = {}
+    for number in sorted(range(len(arrays)), key=keys.__getitem__):
+        members.setdefault(rows[number], []).append(number)
+    groups: list[list[int]] = []
+    previous: list[int] = []
+    # Rows are compared by their first sequences. In lexicographic order, neighbours have the longest common prefixes.
+    for row in members.values():
+        if previous and common_tokens(arrays[previous[0]], arrays[row[0]]) >= shared_tokens:
+            groups[-1].extend(row)
+        else:
+            groups.append(list(row))
+        previous = row
+    for group in sorted(groups, key=min):
+        yield sorted(group, key=keys.__getitem__)
+
+
+def _write_trie(
     arrays: list[NDArray[np.int64]],
     group: list[int],
     columns: NDArray[np.int64],  # [3, at least T]
     leaf: NDArray[np.int64],  # [N]
     start: int,
 ) -> int:
-    """Write one group's trie from `start` on; return one past its end."""
+    """Write the trie of one group of sequences from index `start` on; return one past its end."""
     input_ids, position_ids, subtree_end = columns
     path = np.empty(max(len(arrays[number]) for number in group), dtype=np.int64)  # index of the token at each depth
     depth, previous = 0, arrays[group[0]][:0]
     for number in group:
         sequence = arrays[number]
         length, shared = len(sequence), common_tokens(previous, sequence)
-        subtree_end[path[shared:depth]] = start  # below these, nothing more comes
+        subtree_end[path[shared:depth]] = start  # the previous sequence ends here, as do its tokens' subtrees
         stop = start + length - shared
         input_ids[start:stop] = sequence[shared:]
         position_ids[start:stop] = np.arange(shared, length)

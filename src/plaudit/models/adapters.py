@@ -1,38 +1,39 @@
-"""Adapters (PEFT): the options of a script, and wrapping a model so that its head trains and is saved."""
+"""PEFT adapters: their options, a model wrapped so that its head trains and is saved, and an adapter taken off."""
 
 import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
-from transformers import PreTrainedModel
 
 from plaudit.errors import ConfigError, ModelError
 from plaudit.models.reward_head import KNOWN_HEADS, head_names, outside_backbone
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
+    from transformers import PreTrainedModel
 
     from plaudit.models.model_config import ModelConfig
 
 __all__ = [
     "Adapter",
     "add_adapter",
+    "attach_adapter",
     "base_model",
     "check_head_is_trained",
+    "detach_adapter",
+    "exclude_known_heads",
     "get_peft_config",
-    "quiet_about_checkpointing",
-    "rewrap",
-    "take_off",
-    "without_known_heads",
+    "is_peft_model",
+    "suppress_peft_warning",
 ]
 
 
 def get_peft_config(model_args: "ModelConfig") -> "PeftConfig | None":
-    """The `LoraConfig` that a script's options ask for, or `None` without `use_peft`."""
+    """Return the `LoraConfig` that the options of a script ask for; `None` without `use_peft`."""
     if not model_args.use_peft:
         return None
     from peft import LoraConfig
@@ -55,22 +56,23 @@ def get_peft_config(model_args: "ModelConfig") -> "PeftConfig | None":
 
 
 def add_adapter(
-    model: PreTrainedModel, peft_config: "PeftConfig", *, revision: str | None = None, dropout: bool = True
+    model: "PreTrainedModel", peft_config: "PeftConfig", *, revision: str | None = None, dropout: bool = True
 ) -> "PeftModel":
-    """Wrap the model so that the adapter and the whole head train, and both are saved.
+    """Wrap a model so that the adapter and the whole head train, and both are saved.
 
-    Whatever lies outside the backbone, or is not in the base's checkpoint, trains in full as well: on an encoder the
-    layers before the head are as new as the head is, and a reload would draw other ones.
+    All layers outside the backbone, and those that the checkpoint of the base lacks, train in full as well: on an
+    encoder the layers before the head are as new as the head is, and a reload would draw other weights for them.
 
     Args:
         model: A sequence classifier with one label.
-        peft_config: Left as it is; a copy gets `task_type="SEQ_CLS"` where it names none, and the head's name in
+        peft_config: Not changed; a copy gets `task_type="SEQ_CLS"` where it names none, and the name of the head in
             `modules_to_save`.
-        revision: Commit of the model on the hub, for the adapter to name its base by.
-        dropout: Whether a LoRA keeps its dropout. PEFT refuses one on parameters that are no modules, such as experts.
+        revision: The commit of the model on the hub, which the adapter's configuration will name.
+        dropout: Whether a LoRA keeps its dropout. PEFT refuses dropout on parameters that are no modules, such as
+            experts.
 
     Raises:
-        ConfigError: It is no PEFT configuration, or one for another task, or fits nothing in the model.
+        ConfigError: `peft_config` is no PEFT configuration, is for another task, or fits no module of the model.
     """
     from peft import PeftConfig, TaskType, get_peft_model
 
@@ -89,10 +91,10 @@ def add_adapter(
         peft_config.lora_dropout = 0.0
     if hasattr(peft_config, "modules_to_save"):
         named = {*(peft_config.modules_to_save or ()), *outside_backbone(model), *_new_in_backbone(model)}
-        peft_config.modules_to_save = without_known_heads(named)
+        peft_config.modules_to_save = exclude_known_heads(named)
     _choose_targets(model, peft_config)
     try:
-        with quiet_about_checkpointing():
+        with suppress_peft_warning():
             wrapped = get_peft_model(model, peft_config, revision=revision)
     except ValueError as error:
         raise ConfigError(
@@ -103,15 +105,15 @@ def add_adapter(
     return wrapped
 
 
-def _new_in_backbone(model: PreTrainedModel) -> list[str]:
-    new = getattr(model, "new_modules", ())  # as `load_model` has seen
+def _new_in_backbone(model: "PreTrainedModel") -> list[str]:
+    new = getattr(model, "new_modules", ())  # set by `load_model`
     return [name for name in new if name.startswith(f"{model.base_model_prefix}.")]
 
 
-def _choose_targets(model: PreTrainedModel, peft_config: "PeftConfig") -> None:
-    """PEFT's own choice where a LoRA names no target, or what it chooses for their like where it knows no better.
+def _choose_targets(model: "PreTrainedModel", peft_config: "PeftConfig") -> None:
+    """Set the target modules of a LoRA that names none: PEFT's own choice for the architecture, or query and value.
 
-    PEFT 0.21 itself comes to its choice too late for a mixture of experts, and has none for many of them.
+    PEFT 0.21 makes its choice too late for a mixture of experts, and has none for many of them.
     """
     from peft import PeftType
     from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as CHOICES
@@ -123,20 +125,21 @@ def _choose_targets(model: PreTrainedModel, peft_config: "PeftConfig") -> None:
         peft_config.target_modules = chosen
 
 
-def without_known_heads(names: "set[str] | list[str] | None") -> list[str] | None:
-    """`modules_to_save` without the two names that PEFT adds itself for SEQ_CLS, each time that it loads them."""
+def exclude_known_heads(names: "set[str] | list[str] | None") -> list[str] | None:
+    """Return `modules_to_save` without the two names that PEFT adds for SEQ_CLS at each load; `None` if empty."""
     return sorted(set(names or ()) - set(KNOWN_HEADS)) or None
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter apart from its model.
+    """An adapter that was detached from its model.
 
     Attributes:
-        name: As PEFT knows it.
-        config: Its configuration.
-        weights: By PEFT's names for a saved adapter: its own, and those of `modules_to_save`, the head among them.
-        trains: Whether they require gradients.
+        name: The name of the adapter in its `PeftModel`.
+        config: The configuration of the adapter.
+        weights: The weights of the adapter and of `modules_to_save`, the head among them, under the names of a saved
+            adapter.
+        trains: Whether the weights require gradients.
     """
 
     name: str
@@ -145,11 +148,11 @@ class Adapter:
     trains: bool
 
 
-def take_off(model: "PeftModel") -> Adapter:
-    """Take the adapter off its model. The base is left, with those trained modules in it that it kept whole.
+def detach_adapter(model: "PeftModel") -> Adapter:
+    """Detach the adapter from a model, which leaves the base with its `modules_to_save` in place.
 
     Raises:
-        ModelError: It is prefix or prompt tuning, which is no part of the model's layers.
+        ModelError: The adapter is prefix or prompt tuning, which is no part of the model's layers.
     """
     from peft import get_peft_model_state_dict
 
@@ -158,27 +161,27 @@ def take_off(model: "PeftModel") -> Adapter:
         raise ModelError("prefix and prompt tuning put virtual tokens before a text, and cannot be moved or merged.")
     weights = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     trains = any(parameter.requires_grad for parameter in model.parameters())
-    taken = Adapter(name, config, {key: value.detach().clone() for key, value in weights.items()}, trains)
+    adapter = Adapter(name, config, {key: value.detach().clone() for key, value in weights.items()}, trains)
     model.unload()
-    return taken
+    return adapter
 
 
-def rewrap(model: PreTrainedModel, adapter: Adapter) -> "PeftModel":
-    """Put an adapter that was taken off onto a sequence classifier."""
+def attach_adapter(model: "PreTrainedModel", adapter: Adapter) -> "PeftModel":
+    """Attach an adapter that was detached to a sequence classifier."""
     from peft import TaskType, get_peft_model, set_peft_model_state_dict
 
     config = copy.deepcopy(adapter.config)
     config.task_type, config.inference_mode = TaskType.SEQ_CLS, not adapter.trains
-    config.modules_to_save = without_known_heads(config.modules_to_save)
-    with quiet_about_checkpointing():
+    config.modules_to_save = exclude_known_heads(config.modules_to_save)
+    with suppress_peft_warning():
         wrapped = get_peft_model(model, config, adapter_name=adapter.name)
     set_peft_model_state_dict(wrapped, adapter.weights, adapter_name=adapter.name)
     return wrapped
 
 
 @contextmanager
-def quiet_about_checkpointing() -> Iterator[None]:
-    """PEFT still asks a model for its checkpointing by the name that transformers 5.23 deprecates."""
+def suppress_peft_warning() -> Iterator[None]:
+    """Hide a warning of transformers 5.23: PEFT reads gradient checkpointing under a name that is deprecated there."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
         yield
@@ -209,6 +212,11 @@ def check_head_is_trained(model: "PeftModel") -> None:
         )
 
 
-def base_model(model: Any) -> PreTrainedModel:
-    """The model itself, without the adapter around it."""
-    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
+def is_peft_model(model: Any) -> "TypeGuard[PeftModel]":
+    """Return whether a model is a `PeftModel`, without importing PEFT."""
+    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+
+
+def base_model(model: Any) -> "PreTrainedModel":
+    """Return the model itself, without the adapter around it."""
+    return model.get_base_model() if is_peft_model(model) else model

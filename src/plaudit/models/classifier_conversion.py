@@ -1,37 +1,38 @@
-"""From a language model with a reward adapter on it to the sequence classifier that the adapter was trained for."""
+"""The conversion of a language model with a reward adapter into the sequence classifier the adapter was trained on."""
 
 import copy
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForSequenceClassification
 from transformers.utils import find_adapter_config_file
 
 from plaudit.errors import ModelError
-from plaudit.models.adapters import Adapter, rewrap, take_off
+from plaudit.models.adapters import Adapter, attach_adapter, detach_adapter
 from plaudit.models.saved_adapter import SavedAdapter
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
 __all__ = ["is_language_model", "to_sequence_classifier"]
 
 
-def is_language_model(model: PreTrainedModel) -> bool:
-    """Whether the model ends in a language model's head."""
+def is_language_model(model: "PreTrainedModel") -> bool:
+    """Return whether a model ends in the head of a language model."""
     return model.get_output_embeddings() is not None
 
 
 def to_sequence_classifier(model: "PeftModel", folders: Iterable[str]) -> "PeftModel":
     """Move a reward adapter from a language model onto the sequence classifier, with the head from its folder.
 
-    A language model has no place for the head, so PEFT drops it when it loads the adapter; and nothing in the model
-    says where it came from. So the folder must be known some other way, and is taken only if its adapter is this one.
+    A language model has no place for the head, so PEFT drops it when it loads the adapter, and the model does not name
+    the folder that it came from. A folder is used only if the weights of its adapter are those on the model.
 
     Args:
-        model: An adapter on a language model. Taken apart: its backbone goes over, without a copy.
-        folders: Where the adapter may have come from, such as where its tokenizer did.
+        model: An adapter on a language model. It is taken apart: the new model gets its backbone, without a copy.
+        folders: Folders that the adapter may have come from, such as that of the tokenizer.
 
     Returns:
         The adapter with equal weights, which train or not as before, on a sequence classifier with the saved head.
@@ -39,7 +40,7 @@ def to_sequence_classifier(model: "PeftModel", folders: Iterable[str]) -> "PeftM
     Raises:
         ModelError: None of the folders holds this adapter and a head.
     """
-    adapter = take_off(model)
+    adapter = detach_adapter(model)
     saved = next((each for each in map(_read, folders) if each is not None and _is_same(adapter, each)), None)
     if saved is None:
         raise ModelError(
@@ -50,15 +51,15 @@ def to_sequence_classifier(model: "PeftModel", folders: Iterable[str]) -> "PeftM
         )
     if not saved.head:
         raise ModelError(
-            f"{saved.path}: this adapter has no reward head, so it is none of a reward model. To train a new one from "
+            f"{saved.path}: this adapter has no reward head, so it is not one of a reward model. To train one from "
             f"it, merge it into its model first (`model.merge_and_unload()`, `save_pretrained`), and start from that."
         )
     classifier = _with_backbone_of(model.get_base_model(), saved.head)
     backbone = f"base_model.model.{classifier.base_model_prefix}."
     weights = {key: value for key, value in adapter.weights.items() if key.startswith(backbone)}
     weights |= {f"base_model.model.{key}": value for key, value in saved.head.items()}
-    config = copy.deepcopy(saved.config)  # whose `modules_to_save` names the head
-    return rewrap(classifier, Adapter(adapter.name, config, weights, adapter.trains))
+    config = copy.deepcopy(saved.config)  # its `modules_to_save` names the head
+    return attach_adapter(classifier, Adapter(adapter.name, config, weights, adapter.trains))
 
 
 def _read(folder: str) -> SavedAdapter | None:
@@ -75,8 +76,8 @@ def _is_same(adapter: Adapter, saved: SavedAdapter) -> bool:
     )
 
 
-def _with_backbone_of(model: PreTrainedModel, head: dict[str, torch.Tensor]) -> PreTrainedModel:
-    """A sequence classifier with one label around the model's own backbone, and a head of these weights."""
+def _with_backbone_of(model: "PreTrainedModel", head: dict[str, torch.Tensor]) -> "PreTrainedModel":
+    """Make a sequence classifier with one label from the backbone of a model and the weights of a head."""
     model.config.num_labels = 1
     with torch.device("meta"):
         classifier: Any = AutoModelForSequenceClassification.from_config(model.config)

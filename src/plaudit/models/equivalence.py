@@ -1,104 +1,270 @@
-"""Whether a model can run forests: what it says of itself, and how to try it on real sequences."""
+"""A probe that compares two batch layouts of a model: the same sequences, scored in both, must get equal rewards."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from peft import PeftModel
-from torch import nn
-from transformers import PreTrainedModel
+from numpy.typing import NDArray
 
 from plaudit.errors import ModelError
-from plaudit.forest import attention
-from plaudit.models.adapters import base_model
-from plaudit.models.precision import share_of_rounding
-from plaudit.models.reward_head import reads_last_position
-from plaudit.models.steady import is_quantized_layer
+from plaudit.forest.trie import SHARED_TOKENS
+from plaudit.models.adapters import base_model, is_peft_model
+from plaudit.models.precision import compute_dtype, in_float32, rounding_tolerance, rounds_inputs
+from plaudit.models.reward_head import class_forward, has_reward_forward, reads_last_position, unbind_reward_forward
 
-__all__ = ["Unclear", "compare_layouts", "has_virtual_tokens", "in_float32", "routes_experts", "why_padded"]
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+__all__ = ["has_virtual_tokens", "layouts_differ", "probe_size", "reason_for_padding", "settle_layout"]
+
+logger = logging.getLogger(__name__)
+
+_PROBED_SEQUENCES = 4
+_MAX_PROBE_POSITIONS = 1 << 13
+_EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
-def why_padded(model: "PreTrainedModel | PeftModel") -> str | None:
-    """What the model's kind says against the forest; `None` if nothing does."""
+def reason_for_padding(model: "PreTrainedModel | PeftModel") -> str | None:
+    """Return why the class or configuration of a model rules the forest out; `None` if nothing does."""
     base = base_model(model)
     if not reads_last_position(base):
         return f"{type(base).__name__} is an encoder: every token sees every other"
     if has_virtual_tokens(model):
         return "prefix and prompt tuning put virtual tokens before every sequence"
-    return attention.why_not(base)
+    from plaudit.forest.attention import unsupported_reason
+
+    return unsupported_reason(base)
 
 
 def has_virtual_tokens(model: "PreTrainedModel | PeftModel") -> bool:
-    """Whether an adapter puts tokens of its own before every sequence: prefix and prompt tuning."""
-    return isinstance(model, PeftModel) and any(config.is_prompt_learning for config in model.peft_config.values())
+    """Return whether an adapter puts virtual tokens before every sequence, as prefix and prompt tuning do."""
+    return is_peft_model(model) and any(config.is_prompt_learning for config in model.peft_config.values())
 
 
-def routes_experts(model: PreTrainedModel) -> bool:
-    """Whether tokens are routed to experts: there, rounding may flip a choice, and rewards differ by more."""
-    config = model.config.get_text_config()
-    names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-    return any((getattr(config, name, None) or 0) > 1 for name in names)
+# The sequences of a probe
 
 
-@contextmanager
-def in_float32(model: nn.Module) -> Iterator[None]:
-    """The model's weights in float32 for a while, and what 4-bit layers compute in; then the same as before."""
-    layers = [module for module in model.modules() if is_quantized_layer(module)]
-    packed = {id(layer.weight) for layer in layers}  # stored in any type: its numbers are not that type's
-    narrow = {
-        p: p.data for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16) and id(p) not in packed
-    }
-    computed = {layer: layer.compute_dtype for layer in layers if hasattr(layer, "compute_dtype")}
-    try:
-        for parameter in narrow:
-            parameter.data = parameter.data.float()
-        for layer in computed:
-            layer.compute_dtype = torch.float32  # type: ignore[assignment]
-        yield
-    finally:
-        for parameter, data in narrow.items():
-            parameter.data = data
-        for layer, dtype in computed.items():
-            layer.compute_dtype = dtype
-
-
-class Unclear(Exception):  # noqa: N818  # an outcome, caught where it is raised
-    """The rewards lie so close together that their precision explains any difference between layouts."""
-
-
-def compare_layouts(
-    score: Callable[[str], torch.Tensor], precision: torch.dtype, *, sure: str = "padded", tried: str = "forest"
-) -> str | None:
-    """What speaks against a layout after scoring the same sequences in it and in another; `None` if nothing does.
+def probe_size(lengths: Sequence[int]) -> int:
+    """Return how many of the first sequences to compare layouts on: at least two, as far as memory is cheap.
 
     Args:
-        score: Gives the rewards [N] of some sequences in the layout named.
-        precision: What the model computes in.
-        sure: The layout whose rewards are right.
-        tried: The one in question.
+        lengths: Tokens of each sequence; padded, the sequences of a probe take at most 8192 positions.
+    """
+    longest = np.maximum.accumulate(np.asarray(lengths))
+    fitting = longest * np.arange(1, len(longest) + 1) <= _MAX_PROBE_POSITIONS
+    return max(int(fitting.sum()), min(2, len(longest)))
+
+
+# The comparison
+
+
+def layouts_differ(
+    model: "PreTrainedModel | PeftModel",
+    score: Callable[[str, bool], torch.Tensor],
+    *,
+    dtype: torch.dtype,
+    can_use_float32: bool = True,
+    reference: str = "padded",
+    candidate: str = "forest",
+) -> str | None:
+    """Return the reason why the candidate layout must not be used, or `None` if it scores like the reference layout.
+
+    The rewards of both layouts must agree up to rounding (see `rounding_tolerance`). Where rounding in a narrow `dtype`
+    could hide a difference, or flip the choice of an expert, they are compared with the weights in float32. A
+    difference counts only if a second measurement of both layouts confirms it: the first forward pass of a process has
+    been seen to be off by 1e-4 where every later one was exact.
+
+    Args:
+        model: The model that `score` runs.
+        score: `score(layout, float32)` returns the rewards [N] of the N sequences of the probe in a layout. Where
+            `float32` is true, the weights of the model are in float32 for the call, and autocast must be off.
+        dtype: What the model computes in, autocast included.
+        can_use_float32: Whether the weights can be converted on this process; layers that round their inputs to 8 bits
+            rule it out as well. Without it, a comparison that rounding leaves undecided is passed.
+        reference: The layout whose rewards are right.
+        candidate: The layout in question.
 
     Raises:
-        Unclear: They are as close as the precision tells; but only where that is no better than guessing.
+        torch.OutOfMemoryError: A layout does not fit into memory. (Where only the weights in float32 do not fit, the
+            candidate stays unproven, and that is the reason returned.)
+        Exception: What Plaudit's own code raises on a model of transformers. What a model with code of its own raises
+            becomes a reason, as does what the code of any model raises on the candidate's inputs.
     """
-    right = score(sure).double()
+    base = base_model(model)
+    can_use_float32 = can_use_float32 and not rounds_inputs(base)
+
+    def compare(float32: bool) -> str | None:
+        used = torch.float32 if float32 else dtype
+        reason, is_difference = _compare_once(base, lambda layout: score(layout, float32), used, reference, candidate)
+        if not is_difference:
+            return reason
+        again, _ = _compare_once(base, lambda layout: score(layout, float32), used, reference, candidate)
+        if again is None:
+            logger.info("layouts compared again agree; in the first measurement, %s", reason)
+        return again
+
+    if not (can_use_float32 and _routes_experts(base)):
+        try:
+            return compare(float32=False)
+        except _RoundingHidesDifference:
+            if not can_use_float32:
+                return None
     try:
-        rewards = score(tried).double()
+        with in_float32(base):
+            return compare(float32=True)
+    except torch.OutOfMemoryError:
+        return "only float32 could tell whether both score the same, and that does not fit into memory"
+
+
+class _RoundingHidesDifference(Exception):  # noqa: N818  # a result, and no error
+    """Raised where rounding in the dtype of a comparison could hide a difference, so the comparison decides nothing."""
+
+
+def _compare_once(
+    model: "PreTrainedModel", score: Callable[[str], torch.Tensor], dtype: torch.dtype, reference: str, candidate: str
+) -> tuple[str | None, bool]:
+    """Return what speaks against the candidate layout, and whether that is a difference between rewards.
+
+    Raises:
+        _RoundingHidesDifference: The rewards agree up to rounding, and lie so close together that guesses would too.
+    """
+    expected = score(reference).double()
+    try:
+        rewards = score(candidate).double()
     except ModelError as error:
-        return str(error)
+        return str(error), False
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # a model with code of its own may trip over what it does not know
-        what = {"forest": "on a forest", "padded": "on a padded batch"}.get(tried, "otherwise")
-        return f"the model fails {what} ({type(error).__name__}: {error})"
-    difference, size = (rewards - right).abs().max().item(), right.square().mean().sqrt().item()
-    share = share_of_rounding(precision)
+    except Exception as error:
+        if not (_has_own_code(model) or _is_raised_by_transformers(error)):
+            raise
+        batch = {"forest": "on a forest", "padded": "on a padded batch"}.get(candidate, "otherwise")
+        return f"the model fails {batch} ({type(error).__name__}: {error})", False
+    difference, size = (rewards - expected).abs().max().item(), expected.square().mean().sqrt().item()
+    share = rounding_tolerance(dtype)
     if difference <= share * size:
-        # Rewards of a trained model may lie close together and far from zero: a wrong mask would hide in the rounding.
-        if precision != torch.float32 and share * size > right.std(correction=0).item() / 2 > 0:
-            raise Unclear
-        return None
+        # The rewards of a trained model may lie close together and far from zero.
+        if dtype != torch.float32 and share * size > expected.std(correction=0).item() / 2 > 0:
+            raise _RoundingHidesDifference
+        return None, False
     return (
-        f"on {len(right)} sequences the rewards of the two layouts differ by up to "
-        f"{difference:.3g}, more than {str(precision).removeprefix('torch.')} explains ({share:.1g} of their size, "
+        f"on {len(expected)} sequences the rewards of the two layouts differ by up to "
+        f"{difference:.3g}, more than {str(dtype).removeprefix('torch.')} explains ({share:.1g} of their size, "
         f"{size:.3g})"
-    )
+    ), True
+
+
+def _has_own_code(model: "PreTrainedModel") -> bool:
+    """Return whether the class of a model or of its backbone lies outside transformers, as with `trust_remote_code`."""
+    for part in (model, model.base_model):
+        classes = (each for each in type(part).__mro__ if not each.__module__.startswith("torch."))  # FSDP2 adds one
+        if not next(classes).__module__.startswith("transformers."):
+            return True
+    return False
+
+
+def _is_raised_by_transformers(error: Exception) -> bool:
+    """Return whether an error arose in transformers' code, or below it, rather than in Plaudit's."""
+    found, trace = False, error.__traceback__
+    while trace is not None:
+        package = str(trace.tb_frame.f_globals.get("__name__")).split(".")[0]
+        if package in ("plaudit", "transformers"):
+            found = package == "transformers"
+        trace = trace.tb_next
+    return found
+
+
+def _routes_experts(model: "PreTrainedModel") -> bool:
+    """Return whether tokens are routed to experts: rounding may flip a choice, which moves a reward by much more."""
+    config: Any = model.config.get_text_config()
+    return any((getattr(config, name, None) or 0) > 1 for name in _EXPERT_COUNTS)
+
+
+# The layout to score in
+
+
+def settle_layout(
+    model: "PreTrainedModel | PeftModel",
+    sequences: Sequence[NDArray[np.int64]],
+    run: Callable[[list[NDArray[np.int64]], str], torch.Tensor],
+    layout: str,
+) -> tuple[str, bool]:
+    """Choose the layout to score in by comparing layouts on the first sequences.
+
+    A forest is compared with a padded batch. Where a model keeps the forward of its class, which may read padding, a
+    padded batch is compared with each sequence alone. A class from outside transformers may read its reward elsewhere,
+    or change it: where its forward gives other rewards than Plaudit's, it gets its own forward back.
+
+    Args:
+        model: In evaluation mode. Changed in place where it gets its own forward back.
+        sequences: One or more arrays of token ids.
+        run: `run(sequences, layout)` returns the rewards [N] of N sequences in one batch.
+        layout: The layout to begin with, "forest" or "padded".
+
+    Returns:
+        "forest", "padded" or "alone", and whether the choice is final: where padding was to be tested and all sequences
+        were of one length, it is not.
+
+    Raises:
+        torch.OutOfMemoryError: The first sequences do not fit into memory.
+        ModelError: The model gives no reward for the sequences.
+    """
+    base = base_model(model)
+    probe = list(sequences[: probe_size([len(ids) for ids in sequences[:_PROBED_SEQUENCES]])])
+
+    def differ(probe: list[NDArray[np.int64]], reference: str, candidate: str) -> str | None:
+        def score(name: str, _: bool) -> torch.Tensor:
+            return run(probe, name)
+
+        return layouts_differ(model, score, dtype=compute_dtype(base), reference=reference, candidate=candidate)
+
+    if has_reward_forward(base) and _own_forward_differs(model, lambda: run(probe, "alone")):
+        unbind_reward_forward(base)
+        layout = "padded"
+    if layout == "forest":
+        positions = getattr(base.config.get_text_config(), "max_position_embeddings", None)
+        if reason := differ(probe + _branching_pair(probe[0], positions), "padded", "forest"):
+            layout = "padded"
+            logger.warning("scoring padded batches, since %s", reason)
+    if layout == "forest" or has_reward_forward(base):  # which reads no padding, whatever the pad token is
+        return layout, True
+    probe.append(np.append(probe[0][: len(probe[0]) // 2], probe[0][-1]))
+    if reason := differ(probe, "alone", "padded"):
+        layout = "alone"
+        logger.warning("scoring each sequence alone, which is slow, since padding changes rewards: %s", reason)
+    return layout, len(set(map(len, probe))) > 1
+
+
+def _own_forward_differs(model: "PreTrainedModel | PeftModel", run: Callable[[], torch.Tensor]) -> bool:
+    """Return whether the forward of a class from outside transformers gives other rewards than Plaudit's forward."""
+    base = base_model(model)
+    if type(base).forward.__module__.startswith("transformers."):
+        return False
+
+    def score(forward: str, _: bool) -> torch.Tensor:
+        with class_forward(base) if forward == "its own" else nullcontext():
+            return run()
+
+    dtype = compute_dtype(base)
+    reason = layouts_differ(model, score, dtype=dtype, reference="its own", candidate="Plaudit's")
+    if reason is not None:
+        logger.warning("scoring with the forward that %s ships, since %s", type(base).__name__, reason)
+    return reason is not None
+
+
+def _branching_pair(ids: NDArray[np.int64], max_positions: int | None) -> list[NDArray[np.int64]]:
+    """Make two sequences that share a prefix from the tokens of one, since a wrong mask shows only where tokens branch.
+
+    Args:
+        ids: One or more token ids, repeated as often as needed.
+        max_positions: The most tokens the model takes. Without room for a shared prefix, the list is empty.
+    """
+    size = min(2 * SHARED_TOKENS, max_positions or 2 * SHARED_TOKENS)
+    if size <= SHARED_TOKENS + 16:
+        return []
+    trunk = np.resize(ids, size)
+    return [trunk, np.concatenate([trunk[: SHARED_TOKENS + 8], trunk[:8][::-1]])]

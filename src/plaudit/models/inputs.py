@@ -1,4 +1,4 @@
-"""Token ids -> what a model's forward takes: N sequences padded, or laid out as one forest."""
+"""The inputs of a model: N sequences of token ids, padded or laid out as one forest."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,12 +12,12 @@ __all__ = ["forest_inputs", "padded_inputs"]
 
 
 def padded_inputs(sequences: Sequence[Any], pad: int, multiple: int | None = None) -> dict[str, torch.Tensor]:
-    """N sequences filled up on the right.
+    """Pad N sequences on the right.
 
     Args:
-        sequences: N lists of one or more ids.
-        pad: The id to fill with; never read, since the mask says where a sequence ends.
-        multiple: Make L a multiple of this.
+        sequences: N lists of one or more token ids.
+        pad: The token id to pad with.
+        multiple: Round the padded length L up to a multiple of this.
 
     Returns:
         `input_ids` and `attention_mask`, each [N, L].
@@ -33,11 +33,11 @@ def padded_inputs(sequences: Sequence[Any], pad: int, multiple: int | None = Non
 
 
 def forest_inputs(sequences: Sequence[Any], rows: Sequence[int]) -> dict[str, torch.Tensor]:
-    """N sequences as one forest.
+    """Lay N sequences out as one forest.
 
     Args:
-        sequences: N lists of one or more ids.
-        rows: Which row each belongs to [N]; those of one row share whatever they have in common.
+        sequences: N lists of one or more token ids.
+        rows: The row that each sequence belongs to [N]; sequences of one row share every common prefix.
 
     Returns:
         `input_ids`, `position_ids` and `subtree_end`, each [1, T], and `leaf` [N]; see `plaudit.forest.trie`.

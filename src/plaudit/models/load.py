@@ -1,4 +1,4 @@
-"""From a name or a folder to a sequence classifier with one label."""
+"""Loading: a sequence classifier with one label and its tokenizer, from a folder or the hub."""
 
 import logging
 import re
@@ -10,26 +10,27 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import find_adapter_config_file
 from transformers.utils import logging as transformers_logging
 
 from plaudit.errors import ConfigError, ModelError
-from plaudit.models.quantization import check_head_is_plain, quantization_from, sparing_the_head
+from plaudit.models.precision import is_quantized_layer
+from plaudit.models.quantization import check_head_not_quantized, exclude_head, quantization_config_from
 from plaudit.models.reward_head import KNOWN_HEADS
 from plaudit.models.saved_adapter import SavedAdapter
-from plaudit.models.steady import is_quantized_layer
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
-__all__ = ["embedding_rows", "grow_embedding", "load_model", "load_tokenizer", "most_positions"]
+__all__ = ["embedding_rows", "grow_embedding", "load_model", "load_tokenizer", "max_positions"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,26 +51,26 @@ def load_model(
     is_trainable: bool = True,
     new_head: bool = True,
 ) -> "PreTrainedModel | PeftModel":
-    """Load a sequence classifier with one label from a hub id, a model folder or a reward adapter's folder.
+    """Load a sequence classifier with one label from a hub id, the folder of a model or that of a reward adapter.
 
-    The weights load in float32 unless `model_init_kwargs["dtype"]` says otherwise: transformers 5 would follow the
-    checkpoint's own dtype, and AdamW on bf16 weights loses small updates without a word. A base model gets a new head,
-    drawn from the current random state; an existing head is kept.
+    The weights load in float32 unless `model_init_kwargs["dtype"]` names another dtype: transformers 5 would take the
+    dtype of the checkpoint, and AdamW on bf16 weights silently loses small updates. A base model gets a new head, drawn
+    from the current random state; an existing head is kept.
 
     Args:
         name_or_path: A hub id or a folder.
-        model_init_kwargs: For `from_pretrained`. `num_labels` is always 1 and cannot be overridden.
+        model_init_kwargs: Arguments of `from_pretrained`. `num_labels` is always 1 and cannot be overridden.
         trust_remote_code: Allow a model that ships its own code.
-        quantization_config: For the base model; the head is left as it is.
-        quantized: For an adapter's folder whose `reward.json` says that its base was quantised: whether to load the
-            base in the same way, unless `quantization_config` says how.
-        is_trainable: For an adapter's folder: whether its weights train on.
-        new_head: Whether a checkpoint without a head may get a new one; for scoring it may not.
+        quantization_config: The quantisation of the base model; the head is never quantised.
+        quantized: Whether the base of an adapter is quantised as its `reward.json` says, where no
+            `quantization_config` is given.
+        is_trainable: Whether the weights of an adapter train on.
+        new_head: Whether a checkpoint without a head gets a new one (training) or is refused (scoring).
 
     Raises:
-        ConfigError: An option cannot work.
-        ModelError: Nothing can be loaded from there, the architecture has no sequence classifier, or the checkpoint
-            has a head of another size, or none although `new_head` is false.
+        ConfigError: An option has a value that cannot work.
+        ModelError: No model can be loaded from there, the architecture has no sequence classifier, or the checkpoint
+            has a head of another size, or no head while `new_head` is false.
     """
     options = _load_options(model_init_kwargs, trust_remote_code, quantization_config)
     hub = {name: options[name] for name in _HUB_OPTIONS if name in options}
@@ -93,18 +94,18 @@ def load_model(
     model, info = _from_pretrained(name_or_path, config, options)
     new = sorted({key.rpartition(".")[0] for key in info["missing_keys"]})
     if any(is_quantized_layer(model.get_submodule(name)) for name in new) and "quantization_config" in options:
-        model, info = _from_pretrained(name_or_path, config, options, spared=new)  # there is nothing to quantise yet
-    check_head_is_plain(model, name_or_path, new)
+        model, info = _from_pretrained(name_or_path, config, options, excluded=new)
+    check_head_not_quantized(model, name_or_path, new)
     _report_keys(model, name_or_path, info, new_head)
-    model.new_modules = new  # an adapter must carry them: a reload would draw other ones
+    model.new_modules = new  # an adapter must save them, since a reload would draw other weights
     return model
 
 
 def _from_pretrained(
-    name: str, config: PretrainedConfig, options: dict[str, Any], *, spared: Sequence[str] = ()
+    name: str, config: PretrainedConfig, options: dict[str, Any], *, excluded: Sequence[str] = ()
 ) -> tuple[Any, dict[str, Any]]:
     if "quantization_config" in options:
-        quantization_config = sparing_the_head(options["quantization_config"], config, spared)
+        quantization_config = exclude_head(options["quantization_config"], config, excluded)
         options = options | {"quantization_config": quantization_config}
     head = getattr(config, "value_head_prefix", None)
     if head and head not in KNOWN_HEADS:  # OpenRLHF's option; transformers' decoders say `score`
@@ -114,9 +115,9 @@ def _from_pretrained(
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 name, num_labels=1, output_loading_info=True, **options
             )
-    except (OSError, SafetensorError) as error:  # the latter of a file that is cut off
+    except (OSError, SafetensorError) as error:  # the latter for a truncated file
         raise ModelError(f"{name}: its weights could not be loaded ({_first_line(error)}).") from error
-    # Weights of another size are drawn anew as well, where `ignore_mismatched_sizes` allows it.
+    # Weights of another size are drawn anew as well if `ignore_mismatched_sizes` is set.
     drawn = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]
     return model, info | {"missing_keys": {*info["missing_keys"], *drawn}}
 
@@ -132,16 +133,16 @@ def _first_line(error: Exception) -> str:
 def load_tokenizer(
     name_or_path: str, *, model_init_kwargs: dict[str, Any] | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """Load the tokenizer that lies with a model.
+    """Load the tokenizer that is saved with a model.
 
     Args:
         name_or_path: A hub id or a folder.
-        model_init_kwargs: Those of the model; what they say of the hub (`revision`, `token`, ...) holds here too.
+        model_init_kwargs: The arguments of the model; those about the hub (`revision`, `token`, ...) apply here too.
         trust_remote_code: Allow a tokenizer that ships its own code.
 
     Raises:
-        ModelError: There is none. From a folder with a model alone, transformers makes an empty tokenizer without a
-            word; every text would become the same ids.
+        ModelError: There is no tokenizer. (From a folder that holds only a model, transformers silently makes an empty
+            one, which turns every text into the same ids.)
     """
     try:
         hub = _only(model_init_kwargs or {}, *_HUB_OPTIONS)
@@ -175,14 +176,14 @@ def _load_options(
 
 
 def _load_adapter(saved: SavedAdapter, options: dict[str, Any], quantized: bool, is_trainable: bool) -> "PeftModel":
-    """The adapter on its base model. Its head must be in one of the two: a new one would be random."""
-    # Which commit and folder of the hub were asked for is said of the adapter, not of its base.
+    """Load an adapter on its base model; one of the two must have a head, since a new one would be random."""
+    # The revision and the subfolder asked for are those of the adapter, not of its base.
     of_base = {name: value for name, value in options.items() if name not in ("code_revision", "revision", "subfolder")}
     if saved.config.revision:
         of_base["revision"] = saved.config.revision
     base = saved.config.base_model_name_or_path
     if quantized and saved.quantization is not None and not _is_quantized(base, of_base):
-        of_base.setdefault("quantization_config", quantization_from(saved.quantization))
+        of_base.setdefault("quantization_config", quantization_config_from(saved.quantization))
     try:
         model = load_model(base, model_init_kwargs=of_base, new_head=bool(saved.head))
     except ModelError as error:
@@ -190,19 +191,19 @@ def _load_adapter(saved: SavedAdapter, options: dict[str, Any], quantized: bool,
         if not saved.head:
             reason = f"{saved.path}: this adapter has no reward head of one output, so its base must have one."
         raise ModelError(f"{reason} {error}") from error
-    return saved.put_on(model, is_trainable=is_trainable)
+    return saved.attach_to(model, is_trainable=is_trainable)
 
 
 def _is_quantized(name: str, options: dict[str, Any]) -> bool:
     try:
         config = AutoConfig.from_pretrained(name, **_only(options, *_HUB_OPTIONS))
-    except (OSError, ValueError):  # `load_model` will say so
+    except (OSError, ValueError):  # `load_model` reports it
         return False
     return getattr(config, "quantization_config", None) is not None
 
 
 def _check_architecture(config: PretrainedConfig, name: str) -> None:
-    known = type(config) in AutoModelForSequenceClassification._model_mapping
+    known = type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
     if known or "AutoModelForSequenceClassification" in (getattr(config, "auto_map", None) or {}):
         return
     raise ModelError(
@@ -226,10 +227,10 @@ def _check_head(config: PretrainedConfig, name: str, options: dict[str, Any], ne
 
 @contextmanager
 def _quiet_load_report() -> Iterator[None]:
-    """Hold back transformers' table of missing and unexpected keys: `_report_keys` says what matters of it."""
+    """Hide transformers' table of missing and unexpected keys, of which `_report_keys` reports the relevant ones."""
     loading = transformers_logging.get_logger("transformers.modeling_utils")
 
-    def is_error(record: logging.LogRecord) -> bool:  # a filter: a raised level makes transformers check its TP plan
+    def is_error(record: logging.LogRecord) -> bool:  # a higher level would make transformers check its TP plan
         return record.levelno >= logging.ERROR
 
     loading.addFilter(is_error)
@@ -239,8 +240,8 @@ def _quiet_load_report() -> Iterator[None]:
         loading.removeFilter(is_error)
 
 
-def _report_keys(model: PreTrainedModel, name: str, info: dict[str, Any], new_head: bool) -> None:
-    """A base model lacks the reward head and has a language-model head too many; anything else is worth a warning."""
+def _report_keys(model: "PreTrainedModel", name: str, info: dict[str, Any], new_head: bool) -> None:
+    """Warn of missing and unexpected weights, apart from a missing reward head and the head of a language model."""
     backbone = f"{model.base_model_prefix}."
     missing = [key for key in info["missing_keys"] if key.startswith(backbone)]
     new = [key for key in info["missing_keys"] if not key.startswith(backbone)]
@@ -256,12 +257,12 @@ def _report_keys(model: PreTrainedModel, name: str, info: dict[str, Any], new_he
         logger.warning("%s: %d weights of the checkpoint have no place in %s and are left out, among them %s.",
                        name, len(unused), type(model).__name__, shown)  # fmt: skip
     if new and not new_head:
-        # A language model's own head and what lies in the backbone are no candidates.
+        # The head of a language model and weights of the backbone are no candidates.
         other = sorted(key for key in info["unexpected_keys"] if key not in unused and not key.startswith("lm_head."))
         hint = ""
         if other:
             hint = (
-                f" It does hold {', '.join(other[:5])}: if that is a linear head under another name, say so in its "
+                f" It does hold {', '.join(other[:5])}: if that is a linear head under another name, name it in "
                 f'config.json: "value_head_prefix": "{other[0].rpartition(".")[0]}".'
             )
         raise ModelError(
@@ -270,16 +271,16 @@ def _report_keys(model: PreTrainedModel, name: str, info: dict[str, Any], new_he
         )
 
 
-def embedding_rows(model: PreTrainedModel) -> int:
-    """Rows of the input embedding: ids below this have a vector."""
+def embedding_rows(model: "PreTrainedModel") -> int:
+    """Return the number of rows of the input embedding."""
     weight = model.get_input_embeddings().weight
-    return getattr(weight, "ds_shape", weight.shape)[0]  # under ZeRO-3 a process has a part, and its shape is (0,)
+    return getattr(weight, "ds_shape", weight.shape)[0]  # the shape of a ZeRO-3 shard is (0,)
 
 
-def most_positions(model: PreTrainedModel) -> int | None:
-    """How many tokens the model has positions for; `None` if it does not say.
+def max_positions(model: "PreTrainedModel") -> int | None:
+    """Return the number of tokens that a model has positions for; `None` if its configuration does not name it.
 
-    RoBERTa and its kin start to count behind the pad token's id: of 514 positions, 512 are for tokens.
+    RoBERTa and its relatives count positions from one past the pad token's id: of 514 positions, 512 are for tokens.
     """
     most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     for name, module in model.named_modules():
@@ -288,13 +289,13 @@ def most_positions(model: PreTrainedModel) -> int | None:
     return most
 
 
-def grow_embedding(model: PreTrainedModel, rows: int, *, frozen_base: bool, reason: str) -> None:
-    """Grow the input embedding to `rows`, where that can be done honestly.
+def grow_embedding(model: "PreTrainedModel", rows: int, *, frozen_base: bool, reason: str) -> None:
+    """Grow the input embedding to `rows`, unless the new rows could not be saved.
 
     Args:
         model: Changed in place.
-        rows: Rows wanted; nothing happens if the embedding has as many.
-        frozen_base: Whether the base weights are frozen or quantised: a new row would then never be saved.
+        rows: The number of rows needed; an embedding that has as many is not changed.
+        frozen_base: Whether the base weights are frozen or quantised: new rows would then not be saved.
         reason: Why rows are needed, and the option to set instead, for the message.
 
     Raises:

@@ -1,4 +1,4 @@
-"""`ModelConfig`: the options of a script that say which model, in which form."""
+"""`ModelConfig`: the options of a script that name a model, its precision, its adapter and its quantisation."""
 
 from dataclasses import dataclass, field
 
@@ -15,7 +15,7 @@ def _help(text: str, choices: list[str] | None = None) -> dict[str, object]:
 class ModelConfig:
     """The model options of `plaudit train`, under the names of TRL's `ModelConfig`.
 
-    `lora_task_type` is the one other default: "SEQ_CLS", since a reward model is a sequence classifier.
+    One default differs: `lora_task_type` is "SEQ_CLS", since a reward model is a sequence classifier.
     """
 
     model_name_or_path: str | None = field(
@@ -48,7 +48,9 @@ class ModelConfig:
         default="SEQ_CLS", metadata=_help("PEFT task type; a reward model is a sequence classifier.")
     )
     use_rslora: bool = field(default=False, metadata=_help("Scale the update by alpha / sqrt(r) instead of alpha / r."))
-    use_dora: bool = field(default=False, metadata=_help("Use DoRA: magnitude and direction apart."))
+    use_dora: bool = field(
+        default=False, metadata=_help("Use DoRA: a weight's magnitude and direction are updated apart.")
+    )
     load_in_8bit: bool = field(default=False, metadata=_help("Quantise the base model to 8 bits."))
     load_in_4bit: bool = field(default=False, metadata=_help("Quantise the base model to 4 bits."))
     bnb_4bit_quant_type: str = field(default="nf4", metadata=_help("4-bit data type.", ["fp4", "nf4"]))

@@ -1,4 +1,4 @@
-"""Quantised base models: the options of a script, a head that stays plain, and the way back to plain weights."""
+"""Quantised base models: their options, a head that is not quantised, and dequantisation."""
 
 import copy
 import json
@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig, PretrainedConfig
-from transformers.quantizers.auto import AutoQuantizationConfig
-from transformers.quantizers.base import get_keys_to_not_convert
 
 from plaudit.errors import ConfigError, ModelError
-from plaudit.models.adapters import base_model, rewrap, take_off
+from plaudit.models.adapters import attach_adapter, base_model, detach_adapter
+from plaudit.models.precision import is_quantized_layer
 from plaudit.models.reward_head import outside_backbone
-from plaudit.models.steady import is_quantized_layer
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -23,20 +21,20 @@ if TYPE_CHECKING:
     from plaudit.models.model_config import ModelConfig
 
 __all__ = [
-    "check_head_is_plain",
-    "dequantized",
+    "check_head_not_quantized",
+    "dequantize",
     "describe_quantization",
+    "exclude_head",
     "get_quantization_config",
-    "quantization_from",
-    "sparing_the_head",
+    "quantization_config_from",
 ]
 
-# Where a quantisation config lists the modules to leave alone.
-_SKIPPING = ("llm_int8_skip_modules", "modules_to_not_convert")
+# The options in which a quantisation config lists the modules to leave as they are.
+_EXCLUDING = ("llm_int8_skip_modules", "modules_to_not_convert")
 
 
 def get_quantization_config(model_args: "ModelConfig") -> BitsAndBytesConfig | None:
-    """The bitsandbytes configuration that a script's options ask for, or `None`."""
+    """Return the bitsandbytes configuration that the options of a script ask for; `None` if they ask for none."""
     if model_args.load_in_4bit:
         return BitsAndBytesConfig(
             load_in_4bit=True,
@@ -48,41 +46,48 @@ def get_quantization_config(model_args: "ModelConfig") -> BitsAndBytesConfig | N
     return BitsAndBytesConfig(load_in_8bit=True) if model_args.load_in_8bit else None
 
 
-def sparing_the_head(quantization_config: Any, config: PretrainedConfig, others: Sequence[str] = ()) -> Any:
-    """A copy of the quantisation config that leaves the head, and all else outside the backbone, as it is.
+def exclude_head(quantization_config: Any, config: PretrainedConfig, others: Sequence[str] = ()) -> Any:
+    """Return a copy of a quantisation config that excludes the head and all other layers outside the backbone.
 
-    transformers spares the last parameter only: of a head with a bias that is not its weight, and of a head of several
-    layers not the first.
+    transformers excludes the last parameter only, which is the bias of a head that has one, and of a head of several
+    layers only the last.
 
     Args:
-        quantization_config: Any of transformers'; one that cannot name modules comes back as it is.
-        config: Of the model that will be loaded.
-        others: Names of further modules to leave alone.
+        quantization_config: One of transformers' own; a config that cannot name modules is returned as it is.
+        config: The configuration of the model that will be loaded.
+        others: Names of further modules to exclude.
 
     Raises:
-        ConfigError: It needs bitsandbytes, which is not installed.
+        ConfigError: The config needs bitsandbytes, which is not installed.
     """
     if isinstance(quantization_config, BitsAndBytesConfig) and find_spec("bitsandbytes") is None:
         raise ConfigError("quantisation needs bitsandbytes: pip install 'plaudit[quantization]'")
-    name = next((name for name in _SKIPPING if hasattr(quantization_config, name)), None)
+    from transformers.quantizers.base import get_keys_to_not_convert
+
+    name = next((name for name in _EXCLUDING if hasattr(quantization_config, name)), None)
     if name is None:
         return quantization_config
     config = copy.deepcopy(config)
     config.num_labels = 1
     with torch.device("meta"):
         empty = AutoModelForSequenceClassification.from_config(config)
-    spared = getattr(quantization_config, name)
-    spared = get_keys_to_not_convert(empty) if spared is None else spared
+    excluded = getattr(quantization_config, name)
+    excluded = get_keys_to_not_convert(empty) if excluded is None else excluded
     quantization_config = copy.deepcopy(quantization_config)
-    setattr(quantization_config, name, sorted({*spared, *outside_backbone(empty), *others}))
+    setattr(quantization_config, name, sorted({*excluded, *outside_backbone(empty), *others}))
     return quantization_config
 
 
-def check_head_is_plain(model: "PreTrainedModel", name: str, new: Sequence[str] = ()) -> None:
-    """Raise where the head, another layer outside the backbone, or one that is new, is quantised.
+def check_head_not_quantized(model: "PreTrainedModel", name: str, new: Sequence[str] = ()) -> None:
+    """Raise where the head, another layer outside the backbone, or a new layer is quantised.
+
+    Args:
+        model: A sequence classifier.
+        name: The name of its checkpoint, for the message.
+        new: Names of the modules that the checkpoint lacks.
 
     Raises:
-        ModelError: One is.
+        ModelError: Such a layer is quantised, so it could not train.
     """
     for part in (*outside_backbone(model), *new):
         if any(is_quantized_layer(module) for module in model.get_submodule(part).modules()):
@@ -93,7 +98,7 @@ def check_head_is_plain(model: "PreTrainedModel", name: str, new: Sequence[str] 
 
 
 def describe_quantization(model: "PreTrainedModel | PeftModel") -> dict[str, Any] | None:
-    """How the base model is quantised, as plain JSON values; `None` if it is not."""
+    """Describe how the base model is quantised, in JSON values; `None` if it is not."""
     config = getattr(base_model(model).config, "quantization_config", None)
     if config is None:
         return None
@@ -101,32 +106,36 @@ def describe_quantization(model: "PreTrainedModel | PeftModel") -> dict[str, Any
     return json.loads(json.dumps({name: value for name, value in described.items() if not name.startswith("_")}))
 
 
-def quantization_from(description: dict[str, Any]) -> Any:
-    """The quantisation config that `describe_quantization` has described.
+def quantization_config_from(description: dict[str, Any]) -> Any:
+    """Return the quantisation config for a description of `describe_quantization`.
 
     Raises:
-        ModelError: It describes none that transformers knows.
+        ModelError: transformers knows no such quantisation.
     """
+    from transformers.quantizers.auto import AutoQuantizationConfig
+
     try:
         return AutoQuantizationConfig.from_dict(dict(description))
     except (TypeError, ValueError) as error:
         raise ModelError(f"the description of the quantisation cannot be read ({error}).") from error
 
 
-def dequantized(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel | PeftModel":
-    """The model with plain weights instead of quantised ones: what they are rounded to, not what they once were.
+def dequantize(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel | PeftModel":
+    """Replace the quantised weights of a model by plain ones with the rounded values, so that an adapter can be merged.
 
-    The adapter and the head are the same to the bit, so that the adapter can be merged. Dequantises in place, as
-    transformers does: go on with what is returned.
+    The adapter and the head stay the same to the bit.
 
     Args:
-        model: Quantised, with an adapter around it or not; another comes back as it is.
+        model: A model, quantised or not, with or without an adapter. Changed in place, and not to be used afterwards.
+
+    Returns:
+        The model to use instead.
     """
     base = base_model(model)
     if not getattr(base, "is_quantized", False):
         return model
-    adapter = take_off(model) if base is not model else None
+    adapter = detach_adapter(model) if base is not model else None
     base.dequantize()
-    for flag in ("is_loaded_in_4bit", "is_loaded_in_8bit"):  # PEFT and accelerate go by these
+    for flag in ("is_loaded_in_4bit", "is_loaded_in_8bit"):  # PEFT and accelerate read these
         vars(base).pop(flag, None)
-    return base if adapter is None else rewrap(base, adapter)
+    return base if adapter is None else attach_adapter(base, adapter)

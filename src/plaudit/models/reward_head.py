@@ -1,44 +1,45 @@
 """The reward head, and the one forward that reads it.
 
-A reward model is a backbone and a linear head with one output. Both are found by structure, not by a list of
-architectures. The head computes in float32 outside autocast, and on a decoder the reward is read at a sequence's last
-position, which the attention mask tells: never by searching for a pad or EOS id, as the stock forward does.
+A reward model is a backbone and a linear head with one output, which are found by structure and not by a list of
+architectures. The head computes in float32 outside autocast. On a decoder the reward is read at the last position of a
+sequence, according to the attention mask; the forward of transformers searches for a pad token instead.
 """
 
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from plaudit.errors import ModelError
-from plaudit.forest.attention import ForestAttention, check_every_layer, enabled_backend
-from plaudit.forest.flex import fill_blocks
-from plaudit.models.steady import steady_on_cpu
+from plaudit.models.precision import use_training_kernels_on_cpu
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = [
     "KNOWN_HEADS",
     "RewardHead",
     "bind_reward_forward",
     "check_one_label",
+    "class_forward",
+    "has_reward_forward",
     "head_names",
-    "is_bound",
     "outside_backbone",
     "reads_last_position",
     "reset_head",
-    "unbound",
+    "unbind_reward_forward",
 ]
 
 
-KNOWN_HEADS = ("score", "classifier")  # as transformers' sequence classifiers, and PEFT for SEQ_CLS, call it
+KNOWN_HEADS = ("score", "classifier")  # its name in transformers, and in PEFT for SEQ_CLS
 
 
 class RewardHead(nn.Linear):
-    """A linear layer with float32 weights that computes in float32, whatever the backbone or autocast do."""
+    """A linear layer whose weights and products are in float32, whatever the dtype of the backbone or of autocast."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Map features [..., hidden] of any precision to float32 rewards [..., 1]."""
@@ -48,7 +49,7 @@ class RewardHead(nn.Linear):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> "RewardHead":
-        """Take over a linear layer's parameters, in float32."""
+        """Make a head from the parameters of a linear layer, in float32."""
         head = cls(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
         head.weight = _in_float32(linear.weight)
         if linear.bias is not None:
@@ -57,17 +58,17 @@ class RewardHead(nn.Linear):
 
 
 def _in_float32(parameter: Any) -> nn.Parameter:
-    # A part of one, as DeepSpeed's ZeRO-3 makes it while it loads, stays as it is: DeepSpeed sets its precision.
+    # DeepSpeed sets the dtype of a shard that it makes while loading (ZeRO-3).
     if parameter.dtype == torch.float32 or hasattr(parameter, "ds_id"):
         return parameter
     return nn.Parameter(parameter.data.float(), requires_grad=parameter.requires_grad)
 
 
-def check_one_label(model: PreTrainedModel) -> None:
-    """Raise unless the model is a sequence classifier with exactly one label.
+def check_one_label(model: "PreTrainedModel") -> None:
+    """Raise unless a model is a sequence classifier with exactly one label.
 
     Raises:
-        ModelError: The head has another size, or there is none.
+        ModelError: The model has a head of another size, or none.
     """
     labels = getattr(model.config, "num_labels", None)
     if labels != 1 or not head_names(model):
@@ -79,10 +80,10 @@ def check_one_label(model: PreTrainedModel) -> None:
         )
 
 
-def head_names(model: PreTrainedModel) -> list[str]:
-    """Qualified names of the linear layers with one output outside the backbone.
+def head_names(model: "PreTrainedModel") -> list[str]:
+    """Return the qualified names of the linear layers with one output outside the backbone.
 
-    There is one, except under PEFT, which keeps the original beside the trained copy.
+    A model has one, except under PEFT, which keeps the original beside the trained copy.
     """
     backbone = f"{model.base_model_prefix}."
     return [
@@ -92,21 +93,21 @@ def head_names(model: PreTrainedModel) -> list[str]:
     ]
 
 
-def outside_backbone(model: PreTrainedModel) -> list[str]:
-    """Names of the model's direct children that hold weights, other than the backbone: the head, and what feeds it.
+def outside_backbone(model: "PreTrainedModel") -> list[str]:
+    """Return the names of a model's children that hold weights, other than the backbone.
 
-    On an encoder that may be a pooler or a dense layer before the last one, which a base model does not have either.
+    Those are the head and, on an encoder, a pooler or a dense layer before it, which a base model lacks as well.
     """
     children = [(name, child) for name, child in model.named_children() if name != model.base_model_prefix]
     return [name for name, child in children if next(child.parameters(), None) is not None]
 
 
-def reset_head(model: PreTrainedModel, seed: int) -> None:
-    """Draw the head anew, as for a model that never had one, whatever the random state.
+def reset_head(model: "PreTrainedModel", seed: int) -> None:
+    """Initialise the head anew, as for a base model without one.
 
     Args:
         model: A sequence classifier with one label, not wrapped in PEFT (pass its base model then). Changed in place.
-        seed: What alone decides the draw.
+        seed: The seed of the weights; the random state of the process is neither used nor changed.
     """
     std = getattr(model.config.get_text_config(), "initializer_range", 0.02)
     for name in head_names(model):
@@ -118,47 +119,55 @@ def reset_head(model: PreTrainedModel, seed: int) -> None:
                 head.bias.zero_()
 
 
-def reads_last_position(model: PreTrainedModel) -> bool:
-    """Whether the reward is the head's value at the last position: decoders, whose head is called `score`."""
-    if getattr(model.config, "is_encoder_decoder", False):  # T5Gemma says `score` too
+def reads_last_position(model: "PreTrainedModel") -> bool:
+    """Return whether the reward is read at the last position: on decoders, whose head is called `score`."""
+    if getattr(model.config, "is_encoder_decoder", False):  # T5Gemma has a `score` too
         return False
     return all(name.split(".")[0] == "score" for name in head_names(model))
 
 
-def bind_reward_forward(model: PreTrainedModel) -> None:
-    """Give this model instance the float32 head and, if it is a decoder, the one reward forward.
+def bind_reward_forward(model: "PreTrainedModel") -> None:
+    """Give a model instance the float32 head and, if it is a decoder, the one reward forward.
 
-    Encoders keep their own forward (pooling is theirs), with the float32 head at its end. The names of the parameters
-    do not change, so neither does what is saved.
+    An encoder keeps its own forward, which pools in its own way, with the float32 head at the end. The names of the
+    parameters do not change, so neither does a saved checkpoint.
 
     Args:
         model: A sequence classifier with one label, not wrapped in PEFT (pass its base model then). Changed in place.
 
     Raises:
-        ModelError: The model has no head with one output, or weights that can only be used for inference.
+        ModelError: The model has no head with one output, or weights that were repacked for inference.
     """
     check_one_label(model)
-    steady_on_cpu(model)
+    use_training_kernels_on_cpu(model)
     for name in head_names(model):
         module = model.get_submodule(name)
         if not isinstance(module, RewardHead):
             model.set_submodule(name, RewardHead.from_linear(module))
-    if reads_last_position(model) and not is_bound(model):
+    if reads_last_position(model) and not has_reward_forward(model):
         backbone = inspect.signature(type(model.base_model).forward).parameters
-        model.takes_position_ids = "position_ids" in backbone  # Bloom tells positions from the mask itself
-        model.forest_is_proven = False  # until every layer has been seen to call the forest's attention
+        model.takes_position_ids = "position_ids" in backbone  # Bloom derives positions from the mask
+        model.forest_is_proven = False  # whether every layer was seen to call the attention of the forest
         model.forward = _BoundForward(model)
+        model.reward_forward_is_bound = True
 
 
-def is_bound(model: PreTrainedModel) -> bool:
-    """Whether the model has the one reward forward, which accelerate may have wrapped; else its class's own."""
-    return isinstance(vars(model).get("_original_forward", vars(model).get("forward")), _BoundForward)
+def has_reward_forward(model: "PreTrainedModel") -> bool:
+    """Return whether a model runs the one reward forward, and not that of its class."""
+    return getattr(model, "reward_forward_is_bound", False)
+
+
+def unbind_reward_forward(model: "PreTrainedModel") -> None:
+    """Give a model the forward of its class back."""
+    del model.forward
+    model.reward_forward_is_bound = False
 
 
 @contextmanager
-def unbound(model: PreTrainedModel) -> Iterator[None]:
-    """The model with its class's own forward for a while."""
-    bound = vars(model).pop("forward")
+def class_forward(model: "PreTrainedModel") -> Iterator[None]:
+    """Run the forward of a model's class within this context."""
+    bound = model.forward
+    del model.forward
     try:
         yield
     finally:
@@ -166,14 +175,14 @@ def unbound(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _reward_forward(
-    self: PreTrainedModel,
+    self: "PreTrainedModel",
     input_ids: torch.Tensor | None = None,  # [N, L]
     attention_mask: torch.Tensor | None = None,  # [N, L], or [N, P + L] behind P positions of a prefix
     inputs_embeds: torch.Tensor | None = None,  # [N, L, H]
     leaf: torch.Tensor | None = None,  # [N]: then the inputs are a forest, [1, T]
     **kwargs: Any,
 ) -> SequenceClassifierOutputWithPast:
-    """Rewards of N sequences, padded on either side or in one forest, as `logits` of shape [N, 1] in float32."""
+    """Return the rewards of N sequences, padded on either side or in one forest, as `logits` [N, 1] in float32."""
     if leaf is not None and input_ids is not None:
         return _forest_forward(self, input_ids, leaf, **kwargs)
     given = input_ids if inputs_embeds is None else inputs_embeds
@@ -186,11 +195,13 @@ def _reward_forward(
             and rows > 1
             and (input_ids[:, -1] == self.config.get_text_config().pad_token_id).any()
         ):
-            raise ValueError("expected an `attention_mask`: a row ends in the pad token, and nothing says if it is one")
+            raise ValueError(
+                "expected an `attention_mask`: a row ends in the pad token, which may be padding or a token"
+            )
         attention_mask = torch.ones(rows, length, dtype=torch.long, device=given.device)
     options = {name: value for name, value in kwargs.items() if value is not None} | {"use_cache": False}
     if self.takes_position_ids:
-        # A token's position counts the real tokens before it, so left padding does not move a sequence.
+        # A position counts the real tokens before it, so left padding does not move a sequence.
         positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
         options.setdefault("position_ids", positions)
     name = "input_ids" if inputs_embeds is None else "inputs_embeds"
@@ -203,21 +214,24 @@ def _reward_forward(
 
 
 def _forest_forward(
-    self: PreTrainedModel,
+    self: "PreTrainedModel",
     input_ids: torch.Tensor,  # [1, T]
     leaf: torch.Tensor,  # [N]
     position_ids: torch.Tensor,  # [1, T]
     subtree_end: torch.Tensor,  # [1, T]
     **kwargs: Any,
 ) -> SequenceClassifierOutputWithPast:
-    """Rewards of the N sequences of a forest (see `plaudit.forest.trie`); the model must be enabled for it."""
+    """Return the rewards of the N sequences of a forest (see `plaudit.forest.trie`) as `logits` [N, 1] in float32."""
+    from plaudit.forest.attention import ForestAttention, check_every_layer, enabled_backend
+    from plaudit.forest.flex import fill_blocks
+
     if enabled_backend(self) is None:
         raise ModelError("a batch is a token forest, but `plaudit.forest.attention.enable` was not called.")
     if input_ids.device.type == "cuda":
         input_ids, position_ids, subtree_end = fill_blocks(input_ids, position_ids, subtree_end)
     forest = ForestAttention(position_ids[0], subtree_end[0])
     options = {name: value for name, value in kwargs.items() if value is not None}
-    options |= {"attention_mask": forest.no_mask, "use_cache": False}
+    options |= {"attention_mask": forest.placeholder_mask, "use_cache": False}
     outputs = self.base_model(input_ids=input_ids, position_ids=position_ids, forest=forest, **options)
     if not self.forest_is_proven:
         check_every_layer(self, forest)
@@ -226,16 +240,16 @@ def _forest_forward(
 
 
 class _BoundForward:
-    """`_reward_forward` bound to one model. A plain bound method could not be pickled: its class has no such name."""
+    """`_reward_forward` bound to one model; a bound method could not be pickled, since its class has no such method."""
 
-    __func__ = staticmethod(_reward_forward)  # accelerate wraps what it finds here in autocast, as of any method
+    __func__ = staticmethod(_reward_forward)  # accelerate wraps `__func__` of a bound method in autocast
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: "PreTrainedModel") -> None:
         self.__self__ = model
 
     @property
     def __signature__(self) -> inspect.Signature:
-        # PEFT looks for `past_key_values` among the names, and without it goes round the forward (prefix tuning).
+        # PEFT bypasses a forward without `past_key_values` in its signature (prefix tuning).
         _, *names = inspect.signature(type(self.__self__).forward).parameters.values()
         return inspect.Signature(names)
 

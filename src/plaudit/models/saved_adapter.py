@@ -1,4 +1,4 @@
-"""What an adapter's folder holds: its configuration, its weights, and what `reward.json` says of the base."""
+"""A saved adapter: its configuration, its weights, and how `reward.json` says that its base was quantised."""
 
 import copy
 import json
@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
 from plaudit.errors import ModelError
-from plaudit.models.adapters import quiet_about_checkpointing, without_known_heads
+from plaudit.models.adapters import exclude_known_heads, suppress_peft_warning
 from plaudit.models.reward_head import KNOWN_HEADS
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
+    from transformers import PreTrainedModel
 
 __all__ = ["SavedAdapter"]
 
@@ -26,11 +26,11 @@ class SavedAdapter:
     """An adapter in a folder or on the hub, as Plaudit, TRL or plain PEFT save it.
 
     Attributes:
-        path: Where it is.
-        config: Its configuration.
-        weights: By PEFT's names.
-        quantization: How its base was quantised, where `reward.json` says so.
-        hub: Which version on the hub.
+        path: The folder or hub id.
+        config: The configuration of the adapter.
+        weights: The weights under PEFT's names.
+        quantization: How the base was quantised, if there is a `reward.json` that describes it.
+        hub: The options that it was read with: `revision`, `subfolder`, `token`, `cache_dir`.
     """
 
     path: str
@@ -41,14 +41,14 @@ class SavedAdapter:
 
     @classmethod
     def read(cls, path: str, **hub: Any) -> "SavedAdapter":
-        """Read an adapter's files.
+        """Read the files of an adapter.
 
         Args:
-            path: Its folder or hub id.
+            path: A folder or hub id.
             **hub: `revision`, `subfolder`, `token`, `cache_dir`.
 
         Raises:
-            ModelError: It has no weights, or does not name its base model.
+            ModelError: The adapter has no weights, or does not name its base model.
         """
         from peft import PeftConfig
         from peft.utils import load_peft_weights
@@ -60,14 +60,14 @@ class SavedAdapter:
             )
         try:
             weights = load_peft_weights(path, device="cpu", **hub)
-        except (OSError, ValueError, SafetensorError) as error:  # the last of a file that is cut off
+        except (OSError, ValueError, SafetensorError) as error:  # the last for a truncated file
             raise ModelError(f"{path}: its adapter's weights could not be loaded ({error}).") from error
         return cls(path, config, weights, _quantization(path, hub), hub)
 
     @property
     def head(self) -> dict[str, torch.Tensor]:
-        """Weights of the head and of what feeds it, by their names in the model; empty without a head of one output."""
-        # What PEFT writes before the name that a weight has in the model.
+        """Weights of the layers outside the backbone, under their names in the model; empty without a reward head."""
+        # PEFT writes this prefix before the name that a weight has in the model.
         prefix = "base_model." if self.config.is_prompt_learning else "base_model.model."
         known = {*KNOWN_HEADS, *(self.config.modules_to_save or ())}
         found = {
@@ -77,15 +77,15 @@ class SavedAdapter:
         }
         return found if any(value.ndim == 2 and len(value) == 1 for value in found.values()) else {}
 
-    def put_on(self, model: PreTrainedModel, *, is_trainable: bool) -> "PeftModel":
-        """The adapter on its base model.
+    def attach_to(self, model: "PreTrainedModel", *, is_trainable: bool) -> "PeftModel":
+        """Attach the adapter to its base model.
 
         Args:
             model: A sequence classifier with one label.
-            is_trainable: Whether its weights train on.
+            is_trainable: Whether the weights of the adapter train on.
 
         Raises:
-            ModelError: It is prefix or prompt tuning, which PEFT loads for scoring only.
+            ModelError: The adapter is to train, and is prefix or prompt tuning, which PEFT loads for scoring only.
         """
         from peft import PeftModel, TaskType
 
@@ -94,19 +94,19 @@ class SavedAdapter:
             raise ModelError(
                 f"{self.path}: prefix and prompt tuning cannot train on: PEFT loads their adapters for scoring only."
             )
-        # Whatever task it was saved for: with its head it is a sequence classifier's, and without it is none's.
+        # Whatever task it was saved for, an adapter with a reward head is one of a sequence classifier.
         config.task_type = TaskType.SEQ_CLS if self.head else None
         if hasattr(config, "modules_to_save"):
             named = config.modules_to_save or ()
             held = {name for name in named if any(f".{name}." in key for key in self.weights)}
-            config.modules_to_save = (without_known_heads(held) if self.head else sorted(held)) or None
-        with quiet_about_checkpointing():
+            config.modules_to_save = (exclude_known_heads(held) if self.head else sorted(held)) or None
+        with suppress_peft_warning():
             return PeftModel.from_pretrained(model, self.path, config=config, is_trainable=is_trainable, **self.hub)
 
 
 def _quantization(path: str, hub: dict[str, Any]) -> dict[str, Any] | None:
     try:
-        found = cached_file(path, "reward.json", **hub, _raise_exceptions_for_missing_entries=False)
-    except OSError:  # the hub cannot be asked
+        found = cached_file(path, "reward.json", **hub)
+    except OSError:  # there is none, or the hub does not answer
         return None
     return json.loads(Path(found).read_text(encoding="utf-8")).get("quantization") if found else None

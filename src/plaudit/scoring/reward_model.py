@@ -1,4 +1,4 @@
-"""`RewardModel`: score text the way the model was trained to. Everything that scores goes through it."""
+"""`RewardModel`: the scorer of texts and conversations, in the form in which the model was trained."""
 
 import logging
 from collections.abc import Iterable, Iterator, Sized
@@ -6,32 +6,33 @@ from dataclasses import dataclass
 from inspect import signature
 from itertools import count, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from peft import PeftModel
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from plaudit.checkpoint.metadata import hash_of_template, read_description, trained_in
-from plaudit.data.formats import Sequence, read_sequence
+from plaudit.checkpoint.metadata import read_metadata, template_hash, training_dtype
+from plaudit.data.formats import TextOrChat, read_sequence
 from plaudit.data.render import render
 from plaudit.engine import ScoringEngine
 from plaudit.errors import ConfigError, DataError
-from plaudit.models.adapters import base_model
-from plaudit.models.device import usable_device
-from plaudit.models.load import load_model, load_tokenizer, most_positions
-from plaudit.models.unsharded import loaded_whole
-from plaudit.scoring.pairing import joined
+from plaudit.models.adapters import base_model, is_peft_model
+from plaudit.models.load import load_model, load_tokenizer, max_positions
+from plaudit.models.placement import resolve_device, without_sharding
+from plaudit.scoring.completions import join_completions
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 __all__ = ["Ranked", "RewardModel"]
 
 logger = logging.getLogger(__name__)
 
-_WINDOW = 4096  # sequences that are rendered and ordered together; a stream is read in such pieces
-_WHERE = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")  # which one of the hub's
+_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 _OVERLONG = ("truncate", "error")
 _FORMS = {
     "conversations": 'Give lists of messages; a prompt as [{"role": "user", "content": "..."}].',
@@ -41,14 +42,14 @@ _FORMS = {
 
 @dataclass(frozen=True)
 class Ranked:
-    """One completion among others.
+    """One of several completions of a prompt, with its reward.
 
     Attributes:
-        index: Its place among the completions given.
-        completion: As it was given.
-        reward: Its reward.
-        win_probability: The probability that people prefer it to all the others (Plackett-Luce: the softmax of the
-            rewards); of two, the sigmoid of the difference.
+        index: Index among the completions given.
+        completion: The completion as it was given.
+        reward: The raw reward.
+        win_probability: The probability that people prefer this completion to all the others: the softmax of the
+            rewards (Plackett-Luce); for two completions, the sigmoid of the difference.
     """
 
     index: int
@@ -62,19 +63,22 @@ class RewardModel:
 
     Args:
         model: A sequence classifier with one label, or a PEFT model of one.
-        tokenizer: Its tokenizer, with a chat template if conversations are to be scored.
-        max_tokens_per_batch: Distinct tokens that run at once (padded layouts: positions); a prompt that several
+        tokenizer: The tokenizer of the model, with a chat template if conversations are to be scored.
+        max_tokens_per_batch: Distinct tokens that run at once (in padded batches: positions); a prompt that several
             sequences begin with counts once.
         max_length: The most tokens of a sequence; as many as the model has positions if `None`.
-        overlong: What becomes of a longer one: "truncate" cuts it from the left, never the response's end, and says
-            how many were cut; "error" raises.
+        overlong: "truncate" cuts a longer sequence from the left, never the end of the response, and reports how many
+            were cut; "error" raises.
         scale: Mean and standard deviation of the rewards, for `normalize=True`.
-        trained_on: "texts" or "conversations", if that is known: the other form is warned of once.
+        trained_on: "texts" or "conversations", if known: a sequence of the other form brings one warning.
 
     Attributes:
-        name: The folder or hub id that it was loaded from.
-        cut: How many sequences have been cut so far.
+        name: The folder or hub id that the model was loaded from.
+        chunk_size: How many sequences are read and rendered together.
+        cut: How many sequences have been truncated so far.
     """
+
+    chunk_size = 4096
 
     def __init__(
         self,
@@ -95,14 +99,14 @@ class RewardModel:
             raise ConfigError(f"max_length: expected a whole number above 1, got {max_length!r}.")
         self.engine = ScoringEngine(model, max_tokens_per_batch)
         self.tokenizer = tokenizer
-        self.max_length, self.overlong = max_length or most_positions(base_model(model)), overlong
+        self.max_length, self.overlong = max_length or max_positions(base_model(model)), overlong
         self.scale, self.trained_on, self.cut = scale, trained_on, 0
-        self._has_warned = False
-        self.name = str(base_model(model).config._name_or_path)
+        self._has_warned_of_form = False
+        self.name = str(base_model(model).name_or_path)
 
     @property
     def model(self) -> "PreTrainedModel | PeftModel":
-        """The model itself."""
+        """The model, with its adapter if it has one."""
         return self.engine.model
 
     @classmethod
@@ -117,57 +121,49 @@ class RewardModel:
         model_init_kwargs: dict[str, Any] | None = None,
         **options: Any,
     ) -> "RewardModel":
-        """Load a reward model of Plaudit, TRL or OpenRLHF: a folder, an adapter's folder or a hub id.
+        """Load a reward model of Plaudit, TRL or OpenRLHF.
 
         Args:
-            path_or_id: Where it is.
-            device: Where to run it; an accelerator if there is one, else the CPU.
-            dtype: Precision of the weights; that of the checkpoint, and of training for an adapter's base, if `None`
-                or "auto".
+            path_or_id: A folder, the folder of an adapter, or a hub id.
+            device: Where to run the model; an accelerator if there is one, else the CPU.
+            dtype: Precision of the weights; if `None` or "auto", that of the checkpoint, and for the base of an adapter
+                that of training.
             trust_remote_code: Allow a model or tokenizer that ships its own code.
             allow_random_head: Score even where the checkpoint has no head, with a random one and a warning.
-            model_init_kwargs: More for `from_pretrained`, such as `revision`.
-            **options: For the constructor.
+            model_init_kwargs: Further arguments of transformers' `from_pretrained`, such as `revision`.
+            **options: Arguments of the constructor.
 
         Raises:
-            ModelError: It is no reward model, or its tokenizer is missing.
-            ConfigError: There is no such option, or no such device.
+            ModelError: The checkpoint is no reward model, or its tokenizer is missing.
+            ConfigError: An option or the device does not exist.
         """
-        known = list(signature(cls).parameters)[2:]
-        if unknown := [option for option in options if option not in known]:
-            raise ConfigError(
-                f"RewardModel.from_pretrained has no option {unknown[0]!r}, only {', '.join(known)} beside its own. "
-                f"What transformers' `from_pretrained` takes goes into model_init_kwargs={{{unknown[0]!r}: ...}}."
-            )
-        device = usable_device(device)
+        _check_options(options, list(signature(cls).parameters)[2:])
+        device = resolve_device(device)
         name = str(Path(path_or_id).expanduser()) if str(path_or_id).startswith("~") else str(path_or_id)
-        where = {option: value for option, value in (model_init_kwargs or {}).items() if option in _WHERE}
-        description = read_description(name, **where)
+        hub = {option: value for option, value in (model_init_kwargs or {}).items() if option in _HUB_OPTIONS}
+        description = read_metadata(name, **hub)
         if dtype is None or dtype == "auto":
-            dtype = trained_in(name, **where)
+            dtype = training_dtype(name, **hub)
         loading = {"dtype": dtype} | (model_init_kwargs or {})
-        with loaded_whole():
+        with without_sharding():
             model = load_model(
                 name, model_init_kwargs=loading, trust_remote_code=trust_remote_code, is_trainable=False,
                 new_head=allow_random_head,
             )  # fmt: skip
-        if getattr(base_model(model), "new_modules", None) and not isinstance(model, PeftModel):
+        if getattr(base_model(model), "new_modules", None) and not is_peft_model(model):
             logger.warning("%s has no reward head: its scores are RANDOM", name)
         if not getattr(base_model(model), "hf_device_map", None):
             model = model.to(device)
         tokenizer = load_tokenizer(name, model_init_kwargs=loading, trust_remote_code=trust_remote_code)
-        said = description.get("rendering")
-        if said and said["chat_template"] != hash_of_template(tokenizer):
-            logger.warning(
-                "%s: its chat template is not the one it was trained with, so its scores are others. Put that back; "
-                "`plaudit verify` tells more.", name,
-            )  # fmt: skip
-        known_of_it = {
+        rendering = description.get("rendering") or {}
+        if rendering:
+            _check_template(tokenizer, rendering, name)
+        saved: dict[str, Any] = {
             "scale": _scale(description, base_model(model).config),
-            "trained_on": description.get("rendering", {}).get("sequences"),
+            "trained_on": rendering.get("sequences"),
         }
-        loaded = cls(model, tokenizer, **known_of_it | options)
-        loaded.name = name  # of an adapter its own: the configuration names its base
+        loaded = cls(model, tokenizer, **saved | options)
+        loaded.name = name  # the configuration of an adapter names its base
         return loaded
 
     def __repr__(self) -> str:
@@ -184,37 +180,37 @@ class RewardModel:
         names: Iterable[str] | None = None,
         normalize: bool = False,
     ) -> NDArray[np.float32]:
-        """Rewards of N sequences, in the order given, float32 [N].
+        """Return the rewards [N] of N sequences, float32, in the order given.
 
-        The same sequence gets the same reward alone, in any batch and in any order, but for the last bits (1e-6 of the
+        The same sequence gets the same reward alone, in any batch and in any order, up to rounding (1e-6 of the
         rewards' size in float32).
 
         Args:
             sequences: N texts (prompt and response joined) or conversations (lists of messages), mixed at will; or,
-                with `completions`, their prompts. Generators are read in pieces.
-            completions: N completions, each of the prompt in its place; strings or messages.
+                with `completions`, their prompts. Generators are read in chunks.
+            completions: N completions, one for each prompt; strings or messages.
             options: N dicts of keyword arguments for the chat template (`tools`, say), if any.
             names: N names for error messages; "row 3" and the like if `None`.
             normalize: Subtract the mean and divide by the standard deviation that were saved with the model.
 
         Raises:
-            DataError: It is a single text or conversation, one of them is malformed or refused by the chat template, or
-                there are not as many completions as prompts.
-            ConfigError: `normalize`, and the model was saved without a scale.
+            DataError: `sequences` is a single text or conversation, a sequence is malformed or refused by the chat
+                template, or there are not as many completions as prompts.
+            ConfigError: `normalize` is set, and the model was saved without a scale.
         """
-        pieces = list(self._score_pieces(sequences, completions, options, names, normalize))
-        return np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.float32)
+        chunks = list(self._score_chunks(sequences, completions, options, names, normalize))
+        return np.concatenate(chunks) if chunks else np.zeros(0, dtype=np.float32)
 
     def stream(
         self, sequences: Iterable[Any], completions: Iterable[Any] | None = None, *, normalize: bool = False
     ) -> Iterator[float]:
-        """The rewards of `score`, one after the other, while the sequences are still being read; in constant memory."""
-        for piece in self._score_pieces(sequences, completions, None, None, normalize):
-            yield from piece.tolist()
+        """Yield the rewards of `score` one by one while the sequences are still being read, in constant memory."""
+        for rewards in self._score_chunks(sequences, completions, None, None, normalize):
+            yield from rewards.tolist()
 
     def rank(self, prompt: Any, completions: Iterable[Any]) -> list[Ranked]:
-        """The completions of one prompt, best first; equal rewards in the order given. The prompt runs once."""
-        completions = completions if isinstance(completions, str) else list(completions)  # `score` refuses the former
+        """Rank the completions of one prompt, best first; equal rewards keep the order given. The prompt runs once."""
+        completions = completions if isinstance(completions, str) else list(completions)  # `score` refuses a string
         rewards = self.score([prompt] * len(completions), completions)
         shares = np.exp(rewards - rewards.max(initial=-np.inf), dtype=np.float64)
         shares = shares / shares.sum()
@@ -222,10 +218,10 @@ class RewardModel:
         return [Ranked(n, completions[n], float(rewards[n]), float(shares[n])) for n in order]
 
     def best_of(self, prompt: Any, completions: Iterable[Any]) -> Any:
-        """The completion with the greatest reward; the first of equals.
+        """Return the completion with the greatest reward; of equal ones the first.
 
         Raises:
-            DataError: There is none.
+            DataError: The list of completions is empty.
         """
         ranked = self.rank(prompt, completions)
         if not ranked:
@@ -233,69 +229,73 @@ class RewardModel:
         return ranked[0].completion
 
     def preference_probability(self, prompt: Any, first: Any, second: Any) -> float:
-        """The probability that people prefer the first completion: `sigmoid(reward_first - reward_second)`."""
+        """Return the probability that people prefer the first completion: `sigmoid(reward_first - reward_second)`."""
         one, other = self.score([prompt, prompt], [first, second]).astype(np.float64)
-        return float(np.exp(-np.logaddexp(0.0, other - one)))  # which does not overflow, however far apart
+        return float(np.exp(-np.logaddexp(0.0, other - one)))  # does not overflow, however far apart they are
 
-    def _score_pieces(
+    def _score_chunks(
         self, sequences: Iterable[Any], completions: Iterable[Any] | None, options: Any, names: Any, normalize: bool
     ) -> Iterator[NDArray[np.float32]]:
         mean, std = self.normalization() if normalize else (0.0, 1.0)
         total = len(sequences) if isinstance(sequences, Sized) else None
-        whole = joined(sequences, completions)
+        texts = join_completions(sequences, completions)
         options = None if options is None else iter(options)
-        called = (f"row {number}" for number in count()) if names is None else iter(names)
-        before, done = self.cut, 0
+        names = (f"row {number}" for number in count()) if names is None else iter(names)
+        cut_before, done = self.cut, 0
         with tqdm(total=total, unit="seq", desc="scoring", delay=3, disable=None, leave=False) as bar:
-            while piece := list(islice(whole, _WINDOW)):
-                extra = None if options is None else _as_many(options, piece, "options", done)
-                ids = self.token_ids(piece, extra, _as_many(called, piece, "names", done))
-                done += len(piece)
+            while chunk := list(islice(texts, self.chunk_size)):
+                chunk_options = None if options is None else _take(options, len(chunk), "options", done)
+                ids = self.token_ids(chunk, chunk_options, _take(names, len(chunk), "names", done))
+                done += len(chunk)
                 rewards = self.engine.score(ids, bar.update)
                 yield ((rewards - mean) / std).astype(np.float32) if normalize else rewards
-        if self.cut > before:
+        if self.cut > cut_before:
             logger.warning(
-                "%d of %d sequences had more than %d tokens and were cut from the left", self.cut - before, done,
+                "%d of %d sequences had more than %d tokens and were cut from the left", self.cut - cut_before, done,
                 self.max_length,
             )  # fmt: skip
 
     def token_ids(
-        self, sequences: list[Sequence], options: list[dict[str, Any]] | None = None, names: list[str] | None = None
+        self,
+        sequences: list[TextOrChat],
+        options: list[dict[str, Any]] | None = None,
+        names: list[str] | None = None,
     ) -> list[list[int]]:
-        """What `engine.score` takes of N whole texts or conversations: rendered, and cut where too long.
+        """Render N whole texts or conversations as the token ids that `engine.score` takes, truncated where too long.
 
         Args:
             sequences: N texts or conversations.
             options: N dicts of keyword arguments for the chat template, if any.
-            names: What error messages call them; "row 3" and the like if `None`.
+            names: N names for error messages; "row 3" and the like if `None`.
 
         Raises:
-            DataError: One is malformed, refused by the chat template, or too long and `overlong` is "error".
+            DataError: A sequence is malformed, refused by the chat template, or too long while `overlong` is "error".
         """
         names = [f"row {number}" for number in range(len(sequences))] if names is None else names
         read = [read_sequence(sequence, name) for sequence, name in zip(sequences, names, strict=True)]
         ids = render(self.tokenizer, read, options, names=names)
-        if self.trained_on is not None and not self._has_warned:
-            self._look_at_forms(read, ids, names, self.trained_on)
-        return [self._fitted(each, name) for each, name in zip(ids, names, strict=True)]
+        if self.trained_on is not None and not self._has_warned_of_form:
+            self._warn_of_other_form(read, ids, names, self.trained_on)
+        return [self._truncate(each, name) for each, name in zip(ids, names, strict=True)]
 
-    def _look_at_forms(
-        self, sequences: list[Sequence], ids: list[list[int]], names: list[str], trained_on: str
+    def _warn_of_other_form(
+        self, sequences: list[TextOrChat], ids: list[list[int]], names: list[str], trained_on: str
     ) -> None:
+        """Warn once where a text is scored by a model of conversations, or the other way round."""
         special = set(self.tokenizer.all_special_ids)
         for sequence, own, name in zip(sequences, ids, names, strict=True):
             form = "texts" if isinstance(sequence, str) else "conversations"
-            # A text with special tokens inside is a conversation that a template has written before.
+            # A text with special tokens inside is a conversation that a template has rendered already.
             if form == trained_on or (form == "texts" and special.intersection(own[1:-1])):
                 continue
             logger.warning(
                 "%s is a %s, and the model was trained on %s: its reward means little. %s", name,
                 form.removesuffix("s"), trained_on, _FORMS[trained_on],
             )  # fmt: skip
-            self._has_warned = True
+            self._has_warned_of_form = True
             return
 
-    def _fitted(self, ids: list[int], name: str) -> list[int]:
+    def _truncate(self, ids: list[int], name: str) -> list[int]:
         if self.max_length is None or len(ids) <= self.max_length:
             return ids
         if self.overlong == "error":
@@ -308,10 +308,10 @@ class RewardModel:
         return front + ids[len(ids) - self.max_length + len(front) :]
 
     def normalization(self) -> tuple[float, float]:
-        """Mean and standard deviation of the rewards, as saved with the model.
+        """Return the mean and standard deviation of the rewards that were saved with the model.
 
         Raises:
-            ConfigError: None were saved.
+            ConfigError: They were not saved.
         """
         if self.scale is None or not self.scale[1] > 0:
             raise ConfigError(
@@ -321,14 +321,32 @@ class RewardModel:
         return self.scale
 
 
+def _check_options(options: dict[str, Any], known: list[str]) -> None:
+    if unknown := [option for option in options if option not in known]:
+        raise ConfigError(
+            f"RewardModel.from_pretrained has no option {unknown[0]!r}, only {', '.join(known)} beside its own. "
+            f"What transformers' `from_pretrained` takes goes into model_init_kwargs={{{unknown[0]!r}: ...}}."
+        )
+
+
+def _check_template(tokenizer: PreTrainedTokenizerBase, rendering: dict[str, Any], name: str) -> None:
+    if rendering["chat_template"] != template_hash(tokenizer):
+        logger.warning(
+            "%s: the chat template is not the one that the model was trained with, so its scores differ. Put that "
+            "template back; `plaudit verify` shows the difference.", name,
+        )  # fmt: skip
+
+
 def _scale(description: dict[str, Any], config: Any) -> tuple[float, float] | None:
-    """Mean and standard deviation as the folder says them; 0 and 1 say that nothing was measured."""
-    said = description.get("rewards") or {"mean": getattr(config, "mean", 0.0), "std": getattr(config, "std", 1.0)}
-    return None if (said["mean"], said["std"]) == (0.0, 1.0) else (said["mean"], said["std"])
+    """Return the mean and standard deviation that a folder names; 0 and 1 mean that they were not measured."""
+    rewards = description.get("rewards") or {"mean": getattr(config, "mean", 0.0), "std": getattr(config, "std", 1.0)}
+    scale = rewards["mean"], rewards["std"]
+    return None if scale == (0.0, 1.0) else scale
 
 
-def _as_many(given: Iterator[Any], piece: list[Any], what: str, before: int) -> list[Any]:
-    taken = list(islice(given, len(piece)))
-    if len(taken) < len(piece):
-        raise DataError(f"{what}: expected one for each sequence, and there are only {before + len(taken)}.")
-    return taken
+def _take(iterator: Iterator[Any], number: int, name: str, before: int) -> list[Any]:
+    """Take the next `number` items of an argument that must have one for each sequence."""
+    items = list(islice(iterator, number))
+    if len(items) < number:
+        raise DataError(f"{name}: expected one for each sequence, and there are only {before + len(items)}.")
+    return items

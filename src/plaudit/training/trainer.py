@@ -1,31 +1,45 @@
-"""`RewardTrainer`: transformers' `Trainer`, specialised for comparisons through a few overridden methods."""
+"""`RewardTrainer`: transformers' `Trainer` for comparisons of token sequences, over its public hooks."""
 
+import signal
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from datasets import Dataset, IterableDataset
 from torch import nn
-from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from transformers.trainer_utils import PredictionOutput, TrainOutput
+from torch.utils.data import DataLoader
+from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput, denumpify_detensorize
 
 from plaudit.checkpoint.card import TAGS
-from plaudit.data.tokenize import TokenizationReport, TokenizationRules, tokenize_dataset
+from plaudit.checkpoint.verify import Verification
+from plaudit.data.tokenize import TokenizationReport, tokenize_dataset
 from plaudit.errors import ConfigError
+from plaudit.forest.sampler import TokenBudgetBatchSampler
 from plaudit.models.adapters import base_model
-from plaudit.models.load import embedding_rows
-from plaudit.training.collator import COLUMNS, PreferenceCollator, comparisons_of, model_inputs, tokens_of, verdicts_of
+from plaudit.training.activation_offloading import offload_activations
+from plaudit.training.batch import Batch
+from plaudit.training.callbacks.finite import FiniteGuard, check_rewards_are_finite
+from plaudit.training.callbacks.flow import TrainingFlow, mean_logged_loss
+from plaudit.training.callbacks.largest_batch import TryLargestBatch
+from plaudit.training.callbacks.signals import StopOnSignal
+from plaudit.training.collator import make_collator
 from plaudit.training.config import RewardConfig
-from plaudit.training.description import DescribedSavingTrainer
-from plaudit.training.evaluation import RowwiseEvaluationTrainer
-from plaudit.training.forest import ForestTrainer
-from plaudit.training.guarded import GuardedTrainer
-from plaudit.training.layout import choose_layout
-from plaudit.training.meter import RewardMeter
+from plaudit.training.dataloaders import make_eval_loader, make_train_loader, prepare_loader, read_stream
+from plaudit.training.distributed import (
+    check_can_evaluate,
+    check_can_train,
+    check_devices,
+    is_sharded,
+    leave_process_group,
+)
+from plaudit.training.evaluated_comparisons import EvaluatedComparisons
+from plaudit.training.layout_choice import ConfirmLayout, choose_layout, confirm_layout
 from plaudit.training.objective import Objective
-from plaudit.training.setup import (
+from plaudit.training.preparation import (
     check_arguments,
     check_split,
     check_ties,
@@ -33,63 +47,76 @@ from plaudit.training.setup import (
     name_of,
     prepare_model,
     quiet_all_but_the_first,
+    tokenization_rules,
 )
+from plaudit.training.resumption import (
+    final_folder,
+    position_in_stream,
+    prepare_resumption,
+    remove_earlier_checkpoint,
+    without_incomplete_checkpoints,
+)
+from plaudit.training.reward_log import RewardLog
+from plaudit.training.reward_metadata import RewardMetadata
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from transformers import BitsAndBytesConfig, DataCollator
 
-
 __all__ = ["RewardTrainer"]
 
-# A threshold is one number of the size of a reward: at a model's learning rate it would hardly move.
-_THRESHOLD_LR = 0.01
+AnyDataset: TypeAlias = Dataset | IterableDataset
 
 
-class RewardTrainer(ForestTrainer, GuardedTrainer, RowwiseEvaluationTrainer, DescribedSavingTrainer):
+class RewardTrainer(Trainer):
     """Trains a reward model from preferences. A drop-in for TRL's trainer of that name.
 
     Example:
-        >>> trainer = RewardTrainer(
+        >>> trainer = RewardTrainer(  # doctest: +SKIP
         ...     model="Qwen/Qwen3-0.6B",
         ...     train_dataset=load_dataset("trl-lib/ultrafeedback_binarized", split="train"),
         ... )
-        >>> trainer.train()
+        >>> trainer.train()  # doctest: +SKIP
 
     Args:
         model: A hub id or a folder (also an adapter's), or a sequence classifier with one label, PEFT or not.
         args: Options; `RewardConfig("<model name>-Reward")` if `None`.
-        data_collator: Makes a batch of tokenised rows; your own in the shape of `DataCollatorForPreference` will do.
+        data_collator: Makes a batch of tokenised rows, as a dict in the shape of `DataCollatorForPreference`.
         train_dataset: Rows of any format in `plaudit.data.formats`, or tokenised ones; map-style or streaming.
-        eval_dataset: The same, or a dict of them.
+        eval_dataset: The same, or a dict of them. A stream is read once, and its token ids are kept in memory.
         processing_class: The tokenizer; that of the model if `None`.
-        compute_metrics: Sees `predictions` [C, 2], the rewards of chosen and rejected of each comparison exactly once
-            (a pair makes one), and `label_ids` [C]: 0, or 1 where `label` prefers the second, or -100 for a tie.
+        compute_metrics: Is given `predictions` [C, 2], the rewards of chosen and rejected of each comparison exactly
+            once (a pair makes one), and `label_ids` [C]: 0, or 1 where `label` prefers the second, or -100 for a tie.
         callbacks: Further callbacks.
         optimizers: Optimiser and scheduler, instead of those that `args` names.
         optimizer_cls_and_kwargs: Optimiser class and arguments, instead of `args.optim`.
-        preprocess_logits_for_metrics: Maps rewards [C, 2] and labels [C] to what `compute_metrics` sees.
+        preprocess_logits_for_metrics: Maps rewards [C, 2] and labels [C] to the `predictions` for `compute_metrics`.
         quantization_config: For loading a model given by name.
         peft_config: Train this adapter and the head instead of all weights.
 
     Attributes:
         layout: "forest" or "padded".
         objective: The loss, with its tie threshold if it has one.
-        reports: What became of each split when it was tokenised, by name.
-        dataset_name: What the model card calls the training data; set it before saving.
+        metadata: What is saved beside the weights, with the result of the last verification.
+        reports: The counts of kept and dropped rows of each split, by name.
+        dataset_name: The name of the training data in the model card; set it before saving.
+        stop_on: The signals that end `train` after the step, with a checkpoint and `SystemExit(128 + signal)`, unless
+            they are handled already.
 
     Raises:
-        ValueError: `train_dataset` is missing, or anything in `plaudit.errors` that is one.
+        ValueError: `train_dataset` is missing, or an error of `plaudit.errors` that is one.
         TypeError: `train_dataset` is no dataset.
     """
+
+    stop_on: tuple[int, ...] = (signal.SIGTERM,)
 
     def __init__(
         self,
         model: "str | PreTrainedModel | PeftModel",
         args: RewardConfig | None = None,
         data_collator: "DataCollator | None" = None,
-        train_dataset: Dataset | IterableDataset | None = None,
-        eval_dataset: "Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None" = None,
+        train_dataset: AnyDataset | None = None,
+        eval_dataset: "AnyDataset | dict[str, AnyDataset] | None" = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         compute_metrics: Callable[[EvalPrediction], dict[str, Any]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
@@ -101,37 +128,32 @@ class RewardTrainer(ForestTrainer, GuardedTrainer, RowwiseEvaluationTrainer, Des
     ) -> None:
         self.base_model_name = name_of(model)
         quiet_all_but_the_first()
-        self.dataset_name: str | None = None
         args = args or RewardConfig(f"{Path(self.base_model_name or 'model').resolve().name}-Reward")
         check_arguments(args, train_dataset, eval_dataset)
         model, tokenizer = prepare_model(
-            model,
-            args,
-            tokenizer=processing_class,
-            peft_config=peft_config,
-            quantization_config=quantization_config,
+            model, args, tokenizer=processing_class, peft_config=peft_config, quantization_config=quantization_config
         )
+        self.dataset_name: str | None = None
         self.reports: dict[str, TokenizationReport] = {}
-        self._rules = TokenizationRules(
-            args.max_length,
-            args.overlong,
-            args.overlong_max_fraction,
-            embedding_rows(model),
-            args.group_by_prompt,
-            ties=args.loss_type == "ties",
-        )
         self.conversational = is_conversational(train_dataset, tokenizer)
+        self._rules = tokenization_rules(args, model)
         train_dataset = self._prepare_dataset(train_dataset, tokenizer, args, "train")
-        eval_dataset = self._prepare_eval(eval_dataset, tokenizer, args)
-        self.meter = RewardMeter()
-        self.objective = Objective(args)
-        own_loss = type(self).compute_loss is not RewardTrainer.compute_loss
-        own_code = "`data_collator`" if data_collator is not None else "`compute_loss`" if own_loss else None
+        if isinstance(eval_dataset, dict):
+            splits = eval_dataset.items()
+            eval_dataset = {name: self._prepare_dataset(each, tokenizer, args, f"eval_{name}") for name, each in splits}
+        elif eval_dataset is not None:
+            eval_dataset = self._prepare_dataset(eval_dataset, tokenizer, args, "eval")
+
+        self.objective, self.reward_log, self.metadata = Objective(args), RewardLog(), RewardMetadata(self)
+        self.sampler: TokenBudgetBatchSampler | None = None
+        self.layout_is_confirmed = False
+        self._has_own_loss = type(self).compute_loss is not RewardTrainer.compute_loss
+        own_code = "`data_collator`" if data_collator is not None else "`compute_loss`" if self._has_own_loss else None
         layout = choose_layout(model, args, own_code=own_code)
         super().__init__(
             model=model,
             args=args,
-            data_collator=data_collator or _collator_of(args, tokenizer, layout),
+            data_collator=data_collator or make_collator(args, tokenizer, layout),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
@@ -141,37 +163,41 @@ class RewardTrainer(ForestTrainer, GuardedTrainer, RowwiseEvaluationTrainer, Des
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
-        # `compute_loss` divides by `num_items_in_batch` itself; the Trainer asks this flag whether it may.
-        self.model_accepts_loss_kwargs = True
+        check_devices(self)
+        # Our loss is divided by the comparisons of the whole step; a loss of a subclass is a mean over its batch.
+        self.loss_is_scaled_for_ga = not self._has_own_loss
         base_model(self.model).add_model_tags(list(TAGS))
+        self.guard = FiniteGuard(loss_is_scaled=getattr(self.accelerator, "scaler", None) is not None)
+        self.signals = StopOnSignal()
+        for callback in (ConfirmLayout(self), TryLargestBatch(self), self.guard, self.signals, TrainingFlow(self)):
+            self.add_callback(callback)
+
+    @property
+    def layout(self) -> str:
+        """The layout of batches: "forest" or "padded"."""
+        return getattr(self.data_collator, "layout", "padded")
+
+    @property
+    def verification(self) -> Verification | None:
+        """The result of the last verification of a save; `None` before."""
+        return self.metadata.verification
 
     # Data
 
     def _prepare_dataset(
-        self,
-        dataset: Dataset | IterableDataset,
-        processing_class: PreTrainedTokenizerBase,
-        args: RewardConfig,
-        dataset_name: str,
-    ) -> Dataset | IterableDataset:
+        self, dataset: AnyDataset, processing_class: PreTrainedTokenizerBase, args: RewardConfig, dataset_name: str
+    ) -> AnyDataset:
         with args.main_process_first(desc=f"tokenising {dataset_name}"):
-            dataset, self.reports[dataset_name] = tokenize_dataset(
+            dataset, report = tokenize_dataset(
                 dataset, processing_class, self._rules, split=dataset_name, num_proc=args.dataset_num_proc
             )
+        self.reports[dataset_name] = report
+        if report.streaming and dataset_name != "train":
+            with report.one_pass():
+                dataset = read_stream(dataset)
+            report.check()
         check_ties(dataset, args.loss_type, dataset_name)
         return dataset
-
-    def _first_rows(self) -> list[dict[str, Any]]:
-        with self.reports["train"].unchanged():  # a stream is read for them, and counts what it reads
-            return super()._first_rows()
-
-    def _prepare_eval(self, eval_dataset: Any, tokenizer: PreTrainedTokenizerBase, args: RewardConfig) -> Any:
-        if isinstance(eval_dataset, dict):
-            return {
-                name: self._prepare_dataset(split, tokenizer, args, f"eval_{name}")
-                for name, split in eval_dataset.items()
-            }
-        return None if eval_dataset is None else self._prepare_dataset(eval_dataset, tokenizer, args, "eval")
 
     def _prepare_split(self, split: Any, name: str) -> Any:
         if split is None or isinstance(split, str):  # the trainer's own, prepared already
@@ -179,57 +205,122 @@ class RewardTrainer(ForestTrainer, GuardedTrainer, RowwiseEvaluationTrainer, Des
         check_split(f"{name} dataset", split)
         return self._prepare_dataset(split, self.processing_class, self.args, name)
 
-    def _set_signature_columns_if_needed(self) -> None:
-        if self._signature_columns is None:
-            self._signature_columns = list(COLUMNS)
+    def get_train_dataloader(self) -> DataLoader:
+        """Return the training loader: by rows as the stock one, or by tokens and prompts if the options ask for it."""
+        if not is_sharded(self):  # weights of a sharded model are not on their devices yet
+            confirm_layout(self, self.model)
+        loader, self.sampler = make_train_loader(
+            self.train_dataset, self.data_collator, self.args, layout=self.layout, batch_size=self._train_batch_size
+        )
+        return prepare_loader(self.accelerator, loader)
+
+    def get_eval_dataloader(self, eval_dataset: "str | Dataset | None" = None) -> DataLoader:
+        """Return the loader of an evaluation set: one of the trainer's own by name, or tokenised rows."""
+        dataset = (
+            self.eval_dataset[eval_dataset] if isinstance(eval_dataset, str) else eval_dataset or self.eval_dataset
+        )
+        if dataset is None:
+            raise ConfigError("there is no `eval_dataset` to evaluate on. Pass one to `evaluate`, or to the trainer.")
+        return self.get_test_dataloader(dataset)
+
+    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
+        """Return a loader of tokenised rows in their order, with a short last batch."""
+        return prepare_loader(self.accelerator, make_eval_loader(test_dataset, self.data_collator, self.args))
 
     # Training
 
-    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Train, as `Trainer.train` does; then say what a stream left out."""
+    def train(
+        self,
+        resume_from_checkpoint: "str | Path | bool | None" = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """Train, as `Trainer.train` does; signals end it with a checkpoint.
+
+        Raises:
+            CheckpointError: The checkpoint to resume from is not complete, or the disk is full.
+            ConfigError: The options cannot work together, or the largest batch does not fit into memory.
+            TrainingError: A reward, a loss or the gradient is not finite; the optimiser has not taken that step.
+            SystemExit: A signal has ended the run, after a checkpoint.
+        """
+        check_can_train(self)
+        checkpoint = prepare_resumption(self, resume_from_checkpoint)
         report = self.reports["train"]
-        with report.one_pass():
-            output = super().train(*args, **kwargs)
+        with self.signals.listening(self.stop_on), report.one_pass(), without_incomplete_checkpoints(self):
+            try:
+                output = super().train(checkpoint, trial, ignore_keys_for_eval)
+            except SystemExit:
+                self.callback_handler.on_train_end(self.args, self.state, self.control)
+                self.end()
+                raise
         if report.streaming and output.global_step == 0:
             report.check()
-        return output
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+            self.metadata.restore(Path(self.state.best_model_checkpoint))
+        return output._replace(training_loss=output.metrics["train_loss"])
 
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | None:
-        """Comparisons in one accumulation step over all processes: what the sum of losses is divided by.
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        """Return the batches of one optimiser step, and the number that the sum of their losses is divided by.
 
-        A ranked group's count as one together, unless `group_weighting` says otherwise; a row's `weight` does not
-        change it, so that a row of weight 2 pulls as two rows do, and one of weight 0 not at all.
+        That is the number of their comparisons over all processes, where those of a ranked group count as one together,
+        unless `group_weighting` says otherwise. A row's `weight` does not change it, so that a row of weight 2 pulls
+        as two rows do, and one of weight 0 not at all. For a loss of a subclass it is `None`.
         """
-        if not batch_samples or type(self).compute_loss is not RewardTrainer.compute_loss:
-            return None  # a subclass's own loss is a mean over its batch, as TRL's is
-        count = torch.tensor(float(sum(_items_of(batch) for batch in batch_samples)), device=device)
-        return self.accelerator.gather(count).sum() / (self.get_tp_size() * self.get_cp_size() * self.get_sp_size())
+        if self.state.global_step >= self.state.max_steps:  # a run that has taken all its steps was resumed
+            return [], None
+        self.objective.zero_grad()  # the Trainer does it for the model
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not batches or self._has_own_loss:
+            return batches, None
+        count = torch.tensor(float(sum(batch.divisor for batch in batches)), device=device)
+        return batches, self.accelerator.gather(count).sum() / (
+            self.get_tp_size() * self.get_cp_size() * self.get_sp_size()
+        )
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Run one micro-batch forward and backward, and keep its loss for the guard against numbers not finite."""
+        try:
+            with self.activation_offloading():
+                loss = super().training_step(model, inputs, num_items_in_batch)
+        except torch.OutOfMemoryError as error:
+            if self.args.auto_find_batch_size:  # the Trainer starts again with smaller batches
+                raise
+            raise ConfigError(
+                f"a batch of {inputs.tokens.sum().item()} tokens does not fit into memory. Lower "
+                "`max_tokens_per_batch` or `per_device_train_batch_size`, or turn on `gradient_checkpointing`."
+            ) from error
+        self.guard.add(inputs, loss)
+        return loss
+
+    def activation_offloading(self) -> AbstractContextManager[None]:
+        """Return the context of a forward and backward pass, in which `activation_offloading` is at work if set."""
+        return offload_activations(self.model, self.args.activation_offloading)
 
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: dict[str, Any],
+        inputs: "Batch | dict[str, Any]",
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """The loss of a batch, from its rewards and comparisons alone.
+        """Return the loss of a batch, from its rewards and comparisons alone.
 
         Args:
-            model: Called once with the batch's tensors; gives `logits` [N, 1].
-            inputs: A batch as `plaudit.training.collator` describes it, or in TRL's shape.
+            model: Called once with the inputs of the batch; gives `logits` [N, 1].
+            inputs: A `Batch`, or a dict in TRL's shape.
             return_outputs: Also return the model's outputs, with `losses` [C] added.
-            num_items_in_batch: Comparisons of the whole accumulation step; the mean over this batch if `None`.
+            num_items_in_batch: Comparisons of the whole optimiser step; the mean over this batch if `None`.
         """
-        outputs = model(**model_inputs(inputs))
+        batch = Batch.of(inputs)
+        outputs = model(**batch.model_inputs)
         rewards = outputs.logits.float().squeeze(-1)  # [N]
-        losses = self.objective(rewards, inputs)  # [C]
+        losses = self.objective(rewards, batch)  # [C]
         if self.model.training:
-            self.watch.note(rewards, losses)
-            first, second = rewards[comparisons_of(inputs)].unbind(-1)
-            self.meter.add(first, second, tokens_of(inputs).sum(), verdicts_of(inputs))
-        loss = (losses * inputs["weight"] if "weight" in inputs else losses).sum()
+            self.guard.note(rewards, losses)
+            self.reward_log.add(batch, rewards)
+        loss = (losses if batch.loss_weight is None else losses * batch.loss_weight).sum()
         if num_items_in_batch is None:
-            loss = loss / _items_of(inputs)
+            loss = loss / batch.divisor
         else:
             # Processes average their gradients, so each counts its own share that many times.
             loss = loss / num_items_in_batch * (self.accelerator.num_processes // self.get_tp_size())
@@ -239,25 +330,16 @@ class RewardTrainer(ForestTrainer, GuardedTrainer, RowwiseEvaluationTrainer, Des
         return loss, outputs
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The stock optimiser, with the tie threshold if one is learnt."""
-        optimizer, threshold = super().create_optimizer(model), self.objective.raw_threshold
-        if threshold is None or any(threshold is each for group in optimizer.param_groups for each in group["params"]):
-            return optimizer
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled or self.lr_scheduler is not None:
-            raise ConfigError(
-                "tie_threshold: with FSDP, DeepSpeed or a scheduler of your own it cannot be learnt. Give a number."
-            )
-        optimizer.add_param_group({"params": [threshold], "lr": _THRESHOLD_LR, "weight_decay": 0.0})
-        return optimizer
+        """Return the stock optimiser, with the tie threshold if one is learnt."""
+        stock = not (self.is_fsdp_enabled or self.is_deepspeed_enabled or self.lr_scheduler is not None)
+        return self.objective.add_to_optimizer(super().create_optimizer(model), can_grow=stock)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, adding the interval's reward figures to the Trainer's own training entries."""
+        """Log, adding the reward figures of the interval to the entries about training."""
         if "loss" in logs or "train_runtime" in logs:
-            figures = self.meter.reduce(self.accelerator)
-            if figures:
-                earlier = (entry["num_tokens"] for entry in reversed(self.state.log_history) if "num_tokens" in entry)
-                figures["num_tokens"] += next(earlier, 0)
-            logs.update(figures)
+            logs.update(self.reward_log.reduce(self.state))
+        if "train_runtime" in logs:  # the Trainer's mean loss of a resumed run covers the steps since then alone
+            logs["train_loss"] = mean_logged_loss(self.state, default=logs["train_loss"])
         super().log(logs, start_time)
 
     # Evaluation
@@ -266,39 +348,142 @@ class RewardTrainer(ForestTrainer, GuardedTrainer, RowwiseEvaluationTrainer, Des
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Evaluate on `eval_dataset` (raw or tokenised, one or a dict of them), or on the trainer's own."""
-        if isinstance(self.eval_dataset if eval_dataset is None else eval_dataset, dict):
-            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)  # which calls this again for each
-        eval_dataset = self._prepare_split(eval_dataset, metric_key_prefix)
-        with self._one_pass(metric_key_prefix):
-            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        if not isinstance(eval_dataset, dict):  # of a dict the Trainer calls this again for each
+            eval_dataset = self._prepare_split(eval_dataset, metric_key_prefix)
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
     def predict(
         self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
     ) -> PredictionOutput:
-        """Rewards [C, 2] of chosen and rejected for a raw or tokenised dataset, and its metrics.
+        """Return the rewards [C, 2] of chosen and rejected for a raw or tokenised dataset, and its metrics.
 
         Each comparison counts once, in the dataset's order; pairs that are too long, or the same after tokenisation,
         are left out and counted in `reports`.
         """
-        test_dataset = self._prepare_split(test_dataset, metric_key_prefix)
-        with self._one_pass(metric_key_prefix):
-            return super().predict(test_dataset, ignore_keys, metric_key_prefix)
+        return super().predict(self._prepare_split(test_dataset, metric_key_prefix), ignore_keys, metric_key_prefix)
 
-    def _one_pass(self, name: str) -> AbstractContextManager[None]:
-        return self.reports[name].one_pass() if name in self.reports else nullcontext()
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: Any,
+        prediction_loss_only: bool,  # noqa: ARG002  # the signature of the hook
+        ignore_keys: list[str] | None = None,  # noqa: ARG002
+    ) -> tuple[None, None, None]:
+        """Keep the comparisons of a batch for `evaluation_loop`; the stock loop gathers nothing."""
+        batch = Batch.of(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        rewards = outputs.logits.float().squeeze(-1)
+        # A loss of a subclass gives no loss for each comparison: each then has the mean of its batch.
+        losses = outputs["losses"] if "losses" in outputs else loss.expand(len(batch.comparisons))
+        self._evaluated.append(
+            EvaluatedComparisons.of_batch(batch, rewards, losses, self.preprocess_logits_for_metrics)
+        )
+        return None, None, None
 
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,  # noqa: ARG002  # the signature of the hook
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Run the stock loop over the batches, and make the figures from all comparisons, each counted once.
 
-def _items_of(batch: dict[str, Any]) -> float | torch.Tensor:
-    return batch["unit"].sum() if "unit" in batch else len(comparisons_of(batch))
+        Raises:
+            TrainingError: A reward or a loss is not finite; it names the rows.
+        """
+        check_can_evaluate(self)
+        if not (is_sharded(self) or self.args.fp16_full_eval or self.args.bf16_full_eval):
+            confirm_layout(self, self.model)
+        self._evaluated: list[EvaluatedComparisons] = []
+        output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
+        compared = EvaluatedComparisons.gather(self._evaluated)
+        self._evaluated = []
+        check_rewards_are_finite(compared, dataloader.dataset, self.processing_class, metric_key_prefix)
+        if description == "Evaluation":  # and not a prediction, which may be on any data at all
+            self.metadata.reward_scale = compared.scale()
+        metrics = compared.metrics() | compared.compute(self.compute_metrics, self.args)
+        prefix = f"{metric_key_prefix}_"
+        named = {name if name.startswith(prefix) else prefix + name: value for name, value in metrics.items()}
+        figures = output.metrics | denumpify_detensorize(named)
+        return EvalLoopOutput(compared.predictions, compared.labels, figures, len(compared))
 
+    # Saving
 
-def _collator_of(args: RewardConfig, tokenizer: PreTrainedTokenizerBase, layout: str) -> PreferenceCollator:
-    return PreferenceCollator(
-        tokenizer.pad_token_id,
-        args.pad_to_multiple_of,
-        layout=layout,
-        group_weighting=args.group_weighting,
-        with_ties=args.loss_type == "ties",
-        with_rankings=args.loss_type == "plackett_luce",
-        margin_from_scores=args.margin_from_scores,
-    )
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the model, the tokenizer, `reward.json` and the model card.
+
+        A checkpoint is written in place, and is complete once the Trainer has put `trainer_state.json` into it. A final
+        model is written beside its place, put there as a whole, and reloaded in a fresh process (`verify_on_save`).
+
+        Raises:
+            CheckpointError: A weight is not finite, the disk is full, or the reloaded model gives other rewards.
+        """
+        takes_part = self.args.should_save or is_sharded(self)
+        metadata = self.metadata.prepare() if takes_part else {}
+        if _internal_call and output_dir:
+            remove_earlier_checkpoint(self, Path(output_dir))
+            self._write_model(Path(output_dir), metadata)
+            self.metadata.copy_for_push(Path(output_dir))
+            return
+        final = Path(output_dir or self.args.output_dir)
+        with final_folder(self, final) as folder:
+            self._write_model(folder, metadata)
+            if self.args.should_save:
+                self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+        if self.args.verify_on_save and self.args.should_save:
+            self.metadata.verify(final, again=not _internal_call)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _write_model(self, folder: Path, metadata: dict[str, Any]) -> None:
+        super().save_model(str(folder), _internal_call=True)
+        if self.is_fsdp_enabled and "FULL" not in str(self.accelerator.state.fsdp_plugin.state_dict_type):
+            self._save(str(folder), state_dict=self.accelerator.get_state_dict(self.model))  # beside the shards
+        if self.args.should_save:
+            self.metadata.write(folder, metadata)
+
+    def create_model_card(
+        self,
+        model_name: str | None = None,
+        dataset_name: str | None = None,
+        tags: str | list[str] | None = None,
+        **_: Any,
+    ) -> None:
+        """Write the model card into the output folder (TRL's signature; further arguments of the Trainer's pass)."""
+        if self.is_world_process_zero():
+            tags = [tags] if isinstance(tags, str) else tags or []
+            self.dataset_name = dataset_name or self.dataset_name
+            self.metadata.write_card(Path(self.args.output_dir), model_name=model_name, tags=tuple(tags))
+
+    def end(self) -> None:
+        """Finish the trackers and leave the other processes: the last line of a script that many of them run."""
+        leave_process_group(self.model_wrapped)
+        super().end()
+
+    # Private hooks of the Trainer, for which it has no public one; `tests/training/test_upstream_contract.py` watches.
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        # The guard needs the norm before the optimiser steps. `on_pre_optimizer_step` is not given it, and to measure
+        # it again there would read all gradients a second time: some 7% of a step of a small model on a CPU.
+        self.guard.gradient_norm = super()._get_grad_norm(model, grad_norm)
+        return self.guard.gradient_norm
+
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: Any,
+        trial: Any,
+    ) -> tuple[int, int]:
+        # The Trainer takes the first pass over a stream to last for all steps, and would resume a later one elsewhere.
+        epochs, batches = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        is_stream = isinstance(self.train_dataset, IterableDataset)
+        if resume_from_checkpoint is None or not is_stream or self.args.ignore_data_skip:
+            return epochs, batches
+        return position_in_stream(Path(resume_from_checkpoint), self.args.gradient_accumulation_steps)

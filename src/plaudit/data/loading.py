@@ -1,0 +1,230 @@
+"""Datasets loaded by hub id, file or folder, with their splits; the rows keep their format."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from plaudit.data.annotations import PAIR_ANNOTATIONS, annotation_features
+from plaudit.data.file_formats import FILE_SUFFIXES, Unreadable, explain_errors, format_of, open_rows
+from plaudit.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict, IterableDatasetDict
+
+__all__ = ["load_source", "take_split"]
+
+logger = logging.getLogger(__name__)
+
+_SPLIT_WORDS = {
+    "test": {"test", "testing"},
+    "validation": {"validation", "valid", "val", "dev", "eval"},
+    "train": {"train", "training"},
+}
+# `datasets` takes the columns and types of a JSON file from its first block, of 10 MB by default, and fails at an
+# optional field, or a fraction among whole numbers, that first comes later.
+_JSON_BLOCK = 1 << 27
+
+
+def load_source(
+    path: str, *, config: str | None = None, split: str | None = None, streaming: bool = False
+) -> DatasetDict | IterableDatasetDict:
+    """Load a dataset by hub id, or from a file or folder.
+
+    A file is one `train` split. In a folder, the names of files and subfolders decide the splits (`train`,
+    `validation`, `test`); without such names, all is `train`. A folder written by `save_to_disk` is loaded too.
+
+    Args:
+        path: A hub id; a .jsonl, .json or .csv file, gzipped or not; a .parquet file; or a folder.
+        config: The configuration of a hub dataset (or a copy of one in a folder) that has several.
+        split: Load only this split, or a slice of one such as `train[:10%]` (not of a stream).
+        streaming: Read rows when they are needed. A broken row is then an error only when it is reached.
+
+    Returns:
+        The splits by name; with `split`, only that one.
+
+    Raises:
+        ConfigError: A file is given together with a configuration, or a slice of a stream is asked for.
+        DataError: There is no such dataset or split, or it cannot be read, or it is empty.
+    """
+    local = Path(path).expanduser()
+    if local.is_dir():
+        splits = _load_folder(local, config, streaming)
+    elif local.is_file():
+        if config is not None:
+            raise ConfigError(f"{path} is a file, and a file has no configuration {config!r}; leave dataset_config out")
+        splits = _load_files({"train": [local]}, streaming)
+    elif format_of(local) or path.startswith(("/", ".", "~")) or path.count("/") > 1:
+        raise DataError(f"expected a file or folder at {path!r}, but there is none; looked in {os.getcwd()}")
+    else:
+        splits = _load_hub(path, config, streaming)
+    return splits if split is None else type(splits)({split: take_split(splits, split, path)})
+
+
+def take_split(splits: Any, name: str, path: str) -> Any:
+    """Return one split, or a slice of one.
+
+    Args:
+        splits: The splits by name.
+        name: One of these names, or a slice such as `train[:10%]`, or a sum of slices.
+        path: The source of the splits, for error messages.
+
+    Raises:
+        ConfigError: A slice of a stream is asked for.
+        DataError: There is no such split, or the slice is malformed.
+    """
+    if name in splits:
+        return splits[name]
+    there = f"{path} has the splits {', '.join(map(str, splits))}"
+    if re.split(r"[\[+]", name)[0] not in splits:
+        raise DataError(f"expected a split {name!r}, but {there}; name one of them, or name your files by split")
+    from datasets import ReadInstruction, concatenate_datasets
+
+    if not all(hasattr(part, "num_rows") for part in splits.values()):
+        raise ConfigError(f"a stream cannot be sliced as {name!r}; take the whole split or turn dataset_streaming off")
+    try:
+        slices = ReadInstruction.from_spec(name).to_absolute({s: part.num_rows for s, part in splits.items()})
+    except (AssertionError, ValueError) as error:
+        raise DataError(
+            f"cannot read {name!r} as a split or a slice such as 'train[:10%]' ({error}); {there}"
+        ) from None
+    parts = [(splits[piece.splitname], slice(piece.from_, piece.to)) for piece in slices]
+    return concatenate_datasets([part.select(range(part.num_rows)[rows]) for part, rows in parts])
+
+
+def _load_folder(folder: Path, config: str | None, streaming: bool) -> Any:
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        return _load_saved(folder, streaming)
+    if config is not None:
+        return _load_hub(str(folder), config, streaming)
+    found: dict[str | None, list[Path]] = defaultdict(list)
+    for file in sorted(folder.rglob("*")):
+        inner = file.relative_to(folder)
+        if file.is_file() and format_of(file) and not any(part.startswith(".") for part in inner.parts):
+            found[_split_of(inner)].append(file)
+    unnamed = found.pop(None, [])
+    if unnamed and found:
+        logger.warning(
+            "%s: files whose names contain no split are left out: %s", folder, ", ".join(f.name for f in unnamed)
+        )
+    files: dict[str, list[Path]] = {s: found[s] for s in ("train", "validation", "test") if s in found}
+    if not files and not unnamed:
+        raise DataError(
+            f"expected {FILE_SUFFIXES} files in the folder {folder}, or what save_to_disk writes; found neither"
+        )
+    return _load_files(files or {"train": unnamed}, streaming)
+
+
+def _split_of(path: Path) -> str | None:
+    """Return the split that the name of a file contains, or else that of its folder."""
+    for part in reversed(path.parts):
+        words = set(re.split(r"[^a-z]+", part.lower()))
+        for split, names in _SPLIT_WORDS.items():
+            if words & names:
+                return split
+    return None
+
+
+def _load_saved(folder: Path, streaming: bool) -> Any:
+    from datasets import DatasetDict, IterableDatasetDict, load_from_disk
+
+    try:
+        saved = load_from_disk(str(folder))
+    except Exception as error:
+        raise DataError(
+            f"cannot read {folder} as save_to_disk writes it: {_root_cause(error)}; save it again"
+        ) from error
+    splits = saved if isinstance(saved, DatasetDict) else DatasetDict({"train": saved})
+    return IterableDatasetDict({s: p.to_iterable_dataset() for s, p in splits.items()}) if streaming else splits
+
+
+def _load_hub(path: str, config: str | None, streaming: bool) -> Any:
+    from datasets import load_dataset
+
+    try:
+        return load_dataset(path, name=config, streaming=streaming)
+    except Exception as error:  # of many types, from the hub's client, the network and the dataset's own files
+        raise DataError(
+            f"cannot load the dataset {path!r}{f' ({config})' if config else ''}: {_root_cause(error)}; expected a "
+            "file, a folder or a hub id. Check the spelling and the configuration, that the hub can be reached "
+            "(HF_HUB_OFFLINE), and `hf auth login` for a private or gated dataset"
+        ) from error
+
+
+def _load_files(files: Mapping[str, Sequence[Path]], streaming: bool) -> Any:
+    from datasets import load_dataset
+
+    every = [file for split in files.values() for file in split]
+    if unknown := [file for file in every if format_of(file) is None]:
+        raise DataError(f"cannot tell what {unknown[0]} is: expected a {FILE_SUFFIXES} file")
+    formats = sorted({str(format_of(file)) for file in every})
+    if len(formats) > 1:
+        raise DataError(
+            f"expected files of one kind in {every[0].parent}, got {', '.join(formats)}; load them one by one"
+        )
+    options = _csv_options(every[0]) if formats == ["csv"] else {}
+    if formats == ["json"] and not streaming:
+        options = {"chunksize": _JSON_BLOCK}
+    names = {split: [str(file) for file in group] for split, group in files.items()}
+    listed = ", ".join(map(str, every[:3])) + (f" and {len(every) - 3} more" if len(every) > 3 else "")
+    try:
+        splits = load_dataset(formats[0], data_files=names, streaming=streaming, **options)
+        for column, kind in annotation_features(set(options.get("features", ())) & set(PAIR_ANNOTATIONS)).items():
+            splits = _cast_cells(splits, column, kind, listed)
+    except DataError:
+        raise
+    except Exception as error:
+        _raise_for_broken_row(every)
+        raise DataError(
+            f"cannot read {listed}: {_root_cause(error)}; expected the same columns of the same types in every file"
+        ) from error
+    for split, part in splits.items():
+        if streaming or not part.num_rows:
+            _raise_for_missing_rows(files[str(split)])
+    return splits
+
+
+def _csv_options(file: Path) -> dict[str, Any]:
+    """Return the options by which `datasets` reads every cell as text, and an empty cell as no value."""
+    from datasets import Features, Value
+
+    with explain_errors(file):
+        columns = open_rows(file).columns
+    return {"features": Features(dict.fromkeys(columns, Value("string"))), "keep_default_na": False, "na_values": [""]}
+
+
+def _cast_cells(splits: Any, column: str, kind: Any, files: str) -> Any:
+    try:
+        return splits.cast_column(column, kind)
+    except ValueError as error:  # Arrow's, with the cell
+        expected = "true or false" if column == "tie" else "a number"
+        raise DataError(f"{files}, column '{column}': expected {expected} or an empty cell: {error}") from error
+
+
+def _raise_for_missing_rows(files: Sequence[Path]) -> None:
+    for file in files:
+        with explain_errors(file):
+            if next(open_rows(file).records, None) is None:
+                raise DataError(f"expected rows in {file}, but there are none")
+
+
+def _raise_for_broken_row(files: Sequence[Path]) -> None:
+    """Raise for the first row that cannot be parsed, since the errors of `datasets` do not name it."""
+    _raise_for_missing_rows(files)
+    for file in files:
+        with explain_errors(file):
+            opened = open_rows(file)
+            for record in opened.records if format_of(file) != "parquet" else ():
+                if isinstance(row := opened.parse([record])[0], Unreadable):
+                    raise DataError(f"{file}: {row.reason}; mend or remove it")
+
+
+def _root_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

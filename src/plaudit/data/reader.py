@@ -1,0 +1,107 @@
+"""A source of rows, read as a stream of chunks in constant memory and without changing a value.
+
+Files are read by `plaudit.data.file_formats`. `datasets`, which training loads them with because it needs columns of
+one type, would guess types from the first rows, turn strings that look like dates into dates, and give every row the
+keys of all others. It reads folders and hub datasets here.
+"""
+
+from collections.abc import Container, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from plaudit.data.file_formats import Row, RowFile, Unreadable, explain_errors, format_of, open_rows
+from plaudit.data.loading import load_source, take_split
+from plaudit.errors import ConfigError, DataError
+
+__all__ = ["Chunk", "Row", "Source", "Unreadable"]
+
+
+class Chunk(NamedTuple):
+    """Consecutive rows of a source.
+
+    Attributes:
+        number: The index of the chunk, from 0.
+        first: The index of its first row in the source, from 0.
+        rows: Its rows.
+        share: The fraction of the source that has been read at the end of the chunk; `None` if that is unknown.
+    """
+
+    number: int
+    first: int
+    rows: list[Row | Unreadable]
+    share: float | None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows in a file, a folder or a dataset of the hub.
+
+    Attributes:
+        path: The file or folder, or the hub id.
+        config: The configuration of a hub dataset that has several.
+        split: The split to read; a file has only "train".
+
+    Raises:
+        ConfigError: A file is given together with a configuration or another split.
+    """
+
+    path: str
+    config: str | None = None
+    split: str = "train"
+
+    def __post_init__(self) -> None:
+        if self._file and (self.config is not None or self.split != "train"):
+            raise ConfigError(
+                f"{self.path} is a file: it has no --dataset_config and no --split but 'train'; leave them out."
+            )
+
+    def chunks(self, size: int, done: Container[int] = ()) -> Iterator[Chunk]:
+        """Read the rows in order, in constant memory.
+
+        Args:
+            size: Rows of a chunk; the last one may have fewer.
+            done: Indices of chunks to skip; their rows are not parsed.
+
+        Raises:
+            DataError: There are no rows, or the file is broken. A row that cannot be parsed is `Unreadable` instead.
+        """
+        with explain_errors(self.path):
+            file = open_rows(self._file) if self._file else RowFile([], iter(self._dataset()), list, lambda: None)
+        number = 0
+        while records := self._next(file.records, size):
+            if number not in done:
+                yield Chunk(number, number * size, file.parse(records), file.progress())
+            number += 1
+        if not number:
+            raise DataError(f"expected rows in {self.path}, but there are none")
+
+    def schema(self) -> pa.Schema | None:
+        """Return the types of the columns, if the source declares them."""
+        if self._file:
+            with explain_errors(self.path):
+                return pq.read_schema(self._file) if format_of(self._file) == "parquet" else None
+        features = getattr(self._dataset(), "features", None)
+        return features.arrow_schema if features else None
+
+    def holds(self, path: Path) -> bool:
+        """Return whether a file is the source itself, or lies in the folder that is the source."""
+        own, place = Path(self.path).expanduser().resolve(), path.resolve()
+        return own.exists() and (own == place or own in place.parents)
+
+    @property
+    def _file(self) -> Path | None:
+        """The source as a file of rows; `None` for a folder, a hub id or any other file."""
+        file = Path(self.path).expanduser()
+        return file if format_of(file) and file.is_file() else None
+
+    def _dataset(self) -> Any:
+        return take_split(load_source(self.path, config=self.config, streaming=True), self.split, self.path)
+
+    def _next(self, records: Iterator[Any], size: int) -> list[Any]:
+        with explain_errors(self.path):
+            return list(islice(records, size))

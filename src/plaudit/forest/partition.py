@@ -1,0 +1,193 @@
+"""Partition of a forest into blocks of bounded size, for attention block by block.
+
+A block is a run of tokens in depth-first order that hang below one token. Its queries attend to the path above them,
+which they have in common and see in full, and to the block itself, under the mask of the forest. So few scores are
+computed that the mask would hide, in few products of matrices.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from plaudit.forest.trie import Chain, chains_of
+
+__all__ = ["Block", "BlockLimits", "partition_forest"]
+
+IndexRanges = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class BlockLimits:
+    """Bounds on the size of blocks. The defaults were measured on CPUs.
+
+    Attributes:
+        subtree_tokens: Most tokens of the subtrees that make a block together. A further block costs as much as some
+            30,000 masked scores, which are those of two subtrees of 128 tokens.
+        scores: Most scores of a part of a long chain, over all heads. The default is 2 MB in float32, about the size of
+            the caches of a core.
+        queries: Least queries of a part of a long chain, however many scores: products of fewer rows are slow.
+    """
+
+    subtree_tokens: int = 256
+    scores: int = 1 << 19
+    queries: int = 32
+
+
+_LIMITS = BlockLimits()
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive queries below one token, and the keys that they may see.
+
+    Attributes:
+        start: Index of the first query.
+        stop: One past the last query.
+        path: Index ranges of the keys above the block, in the order of their positions.
+        first_position: Position of the first key of the path: 0, or more where a window hides the beginning.
+        positions: Positions of the queries, shape [L].
+        ends: `subtree_end` of the queries, shape [L].
+        window: Sliding window of the layer, as in `ScoreRules`.
+        device: Device of the masks.
+    """
+
+    start: int
+    stop: int
+    path: IndexRanges
+    first_position: int
+    positions: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    window: int | None = None
+    device: torch.device | str = "cpu"
+    _biases: dict[torch.dtype, torch.Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    @cached_property
+    def path_length(self) -> int:
+        """Number of keys above the block."""
+        return sum(stop - start for start, stop in self.path)
+
+    @cached_property
+    def rows(self) -> int:
+        """Number of queries, rounded up."""
+        return _round_up(self.stop - self.start)
+
+    @cached_property
+    def keys(self) -> int:
+        """Number of keys, rounded up."""
+        return _round_up(self.path_length + self.stop - self.start)
+
+    def bias(self, dtype: torch.dtype) -> torch.Tensor:
+        """Return the bias to add to the last n columns of the scores [rows, keys], shape [rows, n].
+
+        It is 0 where a query sees a key and -inf elsewhere; the columns before them are seen by all queries. Rows and
+        keys that only round a block up see everything and are not seen.
+        """
+        if dtype not in self._biases:  # all layers of a batch need the same
+            hidden = self._hidden()
+            queries, keys = hidden.shape
+            bias = np.zeros((self.rows, self.keys - self.path_length + keys - queries), dtype=np.float32)
+            bias[:queries, :keys][hidden] = -math.inf
+            bias[:queries, keys:] = -math.inf
+            self._biases[dtype] = torch.from_numpy(bias).to(self.device, dtype)
+        return self._biases[dtype]
+
+    def _hidden(self) -> NDArray[np.bool_]:
+        """Return which of its keys a query does not see [L, L], or with a window [L, path + L]."""
+        queries = np.arange(self.start, self.stop)[:, None]
+        hidden = (queries < queries.T) | (queries >= self.ends[None, :])
+        if self.window is None:
+            return hidden
+        path = np.arange(self.first_position, self.first_position + self.path_length)
+        distance = self.positions[:, None] - np.concatenate([path, self.positions])[None, :]
+        return (distance >= self.window) | np.pad(hidden, ((0, 0), (self.path_length, 0)))
+
+
+def partition_forest(
+    position_ids: NDArray[np.int64],
+    subtree_end: NDArray[np.int64],
+    heads: int,
+    window: int | None = None,
+    device: torch.device | str = "cpu",
+    limits: BlockLimits = _LIMITS,
+) -> list[Block]:
+    """Partition a forest into blocks of bounded size, in depth-first order.
+
+    Small subtrees of one parent make a block together; a long chain makes blocks of as many queries as the limit of
+    scores allows.
+
+    Args:
+        position_ids: Depth of each token, shape [T].
+        subtree_end: One past the last descendant of each token, shape [T].
+        heads: Number of attention heads, which share the limit of scores.
+        window: Sliding window of the layer, as in `ScoreRules`.
+        device: Device on which attention is computed.
+        limits: Bounds on the size of blocks.
+    """
+    chains = {chain.start: chain for chain in chains_of(position_ids, subtree_end)}
+    paths: dict[int, IndexRanges] = {-1: ()}
+    blocks: list[Block] = []
+
+    def add(start: int, stop: int, path: IndexRanges) -> None:
+        first = 0 if window is None else max(0, int(position_ids[start]) - window + 1)
+        seen = tuple(_from_position(path, first))
+        columns = position_ids[start:stop], subtree_end[start:stop]
+        blocks.append(Block(start, stop, seen, first, *columns, window, device))
+
+    start = 0
+    while start < len(position_ids):
+        chain = chains[start]
+        above = paths[chain.parent]
+        stop = _end_of_small_subtrees(chain, chains, subtree_end, limits.subtree_tokens)
+        if stop is not None:
+            add(start, stop, above)
+            start = stop
+            continue
+        paths[chain.start] = (*above, (chain.start, chain.stop))
+        while start < chain.stop:
+            keys = int(position_ids[start]) if window is None else min(int(position_ids[start]), window)
+            stop = min(chain.stop, start + max(limits.queries, _fitting_queries(keys, limits.scores / heads)))
+            add(start, stop, above if start == chain.start else (*above, (chain.start, start)))
+            start = stop
+    return blocks
+
+
+def _fitting_queries(keys: int, scores: float) -> int:
+    """Return the greatest number of queries for which `queries * (keys + queries)` is at most `scores`."""
+    return int((math.sqrt(keys * keys + 4 * scores) - keys) / 2)
+
+
+def _end_of_small_subtrees(
+    chain: Chain, chains: dict[int, Chain], subtree_end: NDArray[np.int64], most: int
+) -> int | None:
+    """Return the end of the run of at most `most` tokens that this chain's subtree and its next siblings make.
+
+    `None` if this chain's subtree alone has more.
+    """
+    stop = None
+    sibling: Chain | None = chain
+    while sibling is not None and sibling.parent == chain.parent:
+        end = int(subtree_end[sibling.start])
+        if end - chain.start > most:
+            break
+        stop = end
+        sibling = chains.get(end)
+    return stop
+
+
+def _from_position(path: IndexRanges, first: int) -> Iterator[tuple[int, int]]:
+    """Yield the index ranges of a path from position `first` on."""
+    for start, stop in path:
+        if stop - start > first:
+            yield start + first, stop
+        first = max(0, first - (stop - start))
+
+
+def _round_up(length: int) -> int:
+    # Few shapes: the first product of matrices of a shape generates a kernel, and takes ten times as long as the next.
+    step = 16 if length <= 128 else 64
+    return -(-length // step) * step

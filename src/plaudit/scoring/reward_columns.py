@@ -1,0 +1,153 @@
+"""Which columns of a row are scored, and the columns that its rewards become."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from plaudit.data.formats import TextOrChat, hint_about_token_ids, join_responses
+from plaudit.data.reader import Row, Unreadable
+from plaudit.errors import ConfigError, DataError
+from plaudit.scoring.completions import align_forms
+
+__all__ = ["KINDS", "RewardColumns", "ScorableRow", "parse_row", "row_with_rewards"]
+
+# The kinds of rows that can be scored, and the columns by which each is recognised.
+KINDS = {
+    "pair": ("chosen", "rejected"),
+    "group": ("completions",),
+    "completion": ("prompt", "completion"),
+    "messages": ("messages",),
+    "text": ("text",),
+}
+_ACCEPTED = (
+    "'chosen' and 'rejected', 'prompt' and 'completions', 'prompt' and 'completion', 'messages', or 'text'; "
+    "a 'prompt' and 'chosen' and 'rejected' all texts, or all lists of messages"
+)
+
+
+@dataclass(frozen=True)
+class RewardColumns:
+    """The options that choose the columns to score and name the columns of rewards.
+
+    Attributes:
+        kind: The kind of every row, a key of `KINDS`; each row's columns decide if `None`.
+        reward_column: Name of the column of rewards; in a pair "chosen_" and "rejected_" are put before it.
+        best_of: Keep only the best completion of a group, in the column `completion`.
+    """
+
+    kind: str | None = None
+    reward_column: str = "reward"
+    best_of: bool = False
+
+    def of_kind(self, kind: str) -> list[str]:
+        """Return the names of the columns of rewards of a row of this kind."""
+        sides = ("chosen_", "rejected_") if kind == "pair" else ("",)
+        return [side + self.reward_column for side in sides]
+
+
+@dataclass(frozen=True)
+class ScorableRow:
+    """A well-formed row and the K sequences in it that are scored.
+
+    Attributes:
+        number: Index of the row in the source, from 0.
+        row: The row as it was read.
+        kind: A key of `KINDS`.
+        sequences: K whole texts or conversations, prompt included.
+        names: K names of the sequences for error messages, such as "row 3, column 'chosen'".
+        template_options: Keyword arguments for the chat template.
+    """
+
+    number: int
+    row: Row
+    kind: str
+    sequences: list[TextOrChat]
+    names: list[str]
+    template_options: dict[str, Any]
+
+
+def parse_row(row: Row | Unreadable, number: int, columns: RewardColumns) -> ScorableRow:
+    """Find the sequences of a row that are to be scored.
+
+    Args:
+        row: The row.
+        number: Index of the row in the source, from 0.
+        columns: The columns to score.
+
+    Raises:
+        DataError: The row has nothing to score, is ambiguous, or is malformed.
+        ConfigError: A column of rewards has the name of a column that the row has.
+    """
+    if isinstance(row, Unreadable):
+        raise DataError(f"row {number}: {row.reason}")
+    kind = _kind_of(row, number, columns)
+    _check_new_columns(row, number, kind, columns)
+    prompt, responses = row.get("prompt"), _responses_of(row, number, kind)
+    if kind in ("text", "messages"):
+        prompt = None
+    elif kind != "pair" and prompt is not None:
+        prompt, aligned = align_forms(prompt, list(responses.values()))
+        responses = dict(zip(responses, aligned, strict=True))
+    sequences, options = join_responses(row | {"prompt": prompt}, responses, number)
+    names = [f"row {number}, column '{name}'" for name in responses]
+    return ScorableRow(number, row, kind, sequences, names, options)
+
+
+def row_with_rewards(scorable: ScorableRow, rewards: list[float], columns: RewardColumns) -> Row:
+    """Return the row with its rewards [K], in columns behind its own.
+
+    With `best_of`, the completion with the greatest reward (the first of equals) replaces the column `completions`.
+    """
+    row, names = scorable.row, columns.of_kind(scorable.kind)
+    if columns.best_of:
+        best = max(range(len(rewards)), key=rewards.__getitem__)
+        rest = {name: value for name, value in row.items() if name != "completions"}
+        return rest | {"completion": row["completions"][best], names[0]: rewards[best]}
+    if scorable.kind == "group":
+        return row | {names[0]: rewards}
+    return row | dict(zip(names, rewards, strict=True))
+
+
+def _kind_of(row: Row, number: int, columns: RewardColumns) -> str:
+    kinds = [kind for kind, needed in KINDS.items() if all(row.get(column) is not None for column in needed)]
+    if columns.kind is not None:
+        kinds = [kind for kind in kinds if kind == columns.kind]
+    if len(kinds) > 1:
+        raise DataError(
+            f"row {number}: expected one thing to score, got {', '.join(kinds)}. Choose with --kind {kinds[0]}, for "
+            "instance."
+        )
+    if not kinds:
+        expected = ", ".join(f"'{column}'" for column in KINDS[columns.kind]) if columns.kind else _ACCEPTED
+        filled = sorted(name for name, value in row.items() if value is not None)
+        raise DataError(
+            f"row {number}: expected {expected}; the row has values in {', '.join(map(repr, filled))}. "
+            f"{hint_about_token_ids(row)}".strip()
+        )
+    if columns.best_of and kinds != ["group"]:
+        raise DataError(f"row {number}: --best_of expected a group ('completions'), got a row of kind {kinds[0]}")
+    return kinds[0]
+
+
+def _check_new_columns(row: Row, number: int, kind: str, columns: RewardColumns) -> None:
+    for name in columns.of_kind(kind):
+        if row.get(name) is not None:
+            raise ConfigError(
+                f"row {number} has a column '{name}' already. Choose another name for the rewards with --reward_column."
+            )
+    if columns.best_of and row.get("completion") is not None:
+        raise ConfigError(
+            f"row {number} has a column 'completion' already, which is where --best_of writes the best completion. "
+            "Rename that column, or leave --best_of out."
+        )
+
+
+def _responses_of(row: Row, number: int, kind: str) -> dict[str, Any]:
+    """Return the responses to score by their place in the row, such as "chosen" or "completions[0]"."""
+    if kind == "pair":
+        return {name: row[name] for name in KINDS["pair"]}
+    if kind != "group":
+        return {KINDS[kind][-1]: row[KINDS[kind][-1]]}
+    completions = row["completions"]
+    if not isinstance(completions, list) or not completions:
+        raise DataError(f"row {number}, column 'completions': expected one or more in a list, got {completions!r:.80}")
+    return {f"completions[{place}]": completion for place, completion in enumerate(completions)}

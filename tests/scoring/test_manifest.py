@@ -1,0 +1,86 @@
+"""When an input or a model is still the same."""
+
+import json
+import os
+import shutil
+from types import SimpleNamespace
+
+import pytest
+
+from plaudit.checkpoint.metadata import write_metadata
+from plaudit.data.reader import Source
+from plaudit.scoring.manifest import differences, input_manifest, model_manifest
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """The commits of repositories; one that is not in it cannot be asked for."""
+    commits = {}
+    ask = SimpleNamespace(repo_info=lambda name, repo_type: SimpleNamespace(sha=commits[repo_type, name]))
+    monkeypatch.setattr("plaudit.scoring.manifest.HfApi", lambda: ask)
+    return commits
+
+
+def test_a_repository_of_the_hub_is_known_by_its_commit_and_offline_by_its_name(hub):
+    source = Source("someone/one", "main", "test")
+    assert input_manifest(source) == {"path": "someone/one", "commit": None, "config": "main", "split": "test"}
+    assert model_manifest("someone/one") == {"path": "someone/one", "commit": None}
+    hub["dataset", "someone/one"], hub["model", "someone/one"] = "a", "b"
+    assert input_manifest(source)["commit"] == "a"
+    assert model_manifest("someone/one")["commit"] == "b"
+
+
+def test_a_commit_that_is_unknown_is_no_difference():
+    known, unknown, other = ({"input": {"path": "one", "commit": commit}} for commit in ("a", None, "b"))
+    assert differences(known, unknown) == differences(unknown, known) == differences(known, known) == []
+    assert differences(known, other) == ["input: commit was a, is b"]
+
+
+def test_each_difference_is_named_with_its_part():
+    before = {"input": {"bytes": 1}, "options": {"threads": 1, "dtype": "auto"}}
+    now = {"input": {"bytes": 2}, "options": {"threads": 2, "dtype": "auto", "kind": "text"}}
+    assert differences(before, now) == [
+        "input: bytes was 1, is 2", "options: kind was None, is text", "options: threads was 1, is 2",
+    ]  # fmt: skip
+
+
+def test_an_input_is_the_same_as_long_as_all_of_its_files_are(tmp_path):
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    for name in ("a.jsonl", "deep/b.jsonl"):
+        (tmp_path / "in" / name).write_text('{"text": "Yes."}\n')
+    before = input_manifest(Source(str(tmp_path / "in")))
+    assert before == input_manifest(Source(str(tmp_path / "in")))
+    assert before != input_manifest(Source(str(tmp_path / "in"), split="test"))
+    os.utime(tmp_path / "in" / "deep" / "b.jsonl", (1, 1))
+    assert input_manifest(Source(str(tmp_path / "in"))) != before
+
+
+def test_a_model_that_is_verified_once_more_is_still_the_same(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    described = {"fingerprint": {"scores": [1.0, 2.0], "of": "a"}, "verified": "once"}
+    write_metadata(tmp_path, described)
+    before = model_manifest(str(tmp_path))
+    write_metadata(tmp_path, described | {"verified": "twice, and later"})
+    os.utime(tmp_path / "reward.json", (1, 1))
+    assert model_manifest(str(tmp_path)) == before
+    write_metadata(tmp_path, described | {"fingerprint": {"scores": [1.0, 2.5], "of": "a"}})
+    assert model_manifest(str(tmp_path)) != before
+
+
+def test_the_base_of_an_adapter_is_a_part_of_the_model(model_folder, tmp_path):
+    base, adapter = shutil.copytree(model_folder, tmp_path / "base"), tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    before = model_manifest(str(adapter))
+    assert model_manifest(str(adapter)) == before
+    os.utime(base / "config.json", (1, 1))
+    assert model_manifest(str(adapter)) != before
+
+
+def test_a_place_may_be_named_by_way_of_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "in.jsonl").write_text('{"text": "Yes."}\n')
+    assert input_manifest(Source("~/in.jsonl")) == input_manifest(Source(str(tmp_path / "in.jsonl")))
+    assert model_manifest("~/model") == model_manifest(str(tmp_path / "model"))
+    assert [each.rows for each in Source("~/in.jsonl").chunks(2)] == [[{"text": "Yes."}]]

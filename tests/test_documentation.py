@@ -1,0 +1,36 @@
+"""The documentation names every public name, and links between its files resolve. `make docs` checks the rest."""
+
+import importlib
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from transformers import TrainingArguments
+
+from plaudit import RewardConfig
+
+ROOT = Path(__file__).parents[1]
+REFERENCE = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs" / "reference").glob("*.md")))
+DOCUMENTED = set(re.findall(r"^::: (\S+)", REFERENCE, flags=re.MULTILINE))
+
+
+@pytest.mark.parametrize("package", ["plaudit", "plaudit.data", "plaudit.losses"])
+def test_the_reference_holds_every_public_name(package):
+    names = {f"{package}.{name}" for name in importlib.import_module(package).__all__}
+    assert names <= DOCUMENTED, f"add to docs/reference: {sorted(names - DOCUMENTED)}"
+
+
+def test_the_page_on_training_describes_every_option_of_its_own():
+    own = {each.name for each in fields(RewardConfig)} - {each.name for each in fields(TrainingArguments)}
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    described = set(re.findall(r"`(\w+)`", page[page.index("## Options beyond") : page.index("## Out of memory")]))
+    assert own <= described, f"add to docs/training.md: {sorted(own - described)}"
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links_from_the_root_of_the_repository_resolve(page):
+    """On a code host, these pages are read outside the site, which checks the links between its own pages."""
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", (ROOT / page).read_text(encoding="utf-8"))
+    missing = [link for link in links if not (ROOT / link).exists()]
+    assert not missing
