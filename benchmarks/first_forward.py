@@ -97,10 +97,10 @@ def compare(trainer, options):
 
 def main():
     from plaudit import RewardTrainer
-    from plaudit.cli import quickstart
+    from plaudit.quickstart.demonstration import run_quickstart
 
     parser = parse_options(__doc__, 100)
-    parser.add_argument("--rows", type=int, default=quickstart.TRAIN_PAIRS, help="pairs of the training split")
+    parser.add_argument("--rows", type=int, default=44_000, help="pairs of the training split")
     parser.add_argument("--by_hand", action="store_true")
     options = parser.parse_args()
     options.threads = torch.get_num_threads()
@@ -119,9 +119,8 @@ def main():
         sys.exit(differed > 0)
 
     RewardTrainer.train = train
-    quickstart.TRAIN_PAIRS, quickstart.TEST_PAIRS = options.rows, PAIRS
     with tempfile.TemporaryDirectory() as folder:
-        quickstart.run_quickstart(0, folder)
+        run_quickstart(0, folder, train_pairs=options.rows, test_pairs=PAIRS)
 
 
 if __name__ == "__main__":
