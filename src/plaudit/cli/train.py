@@ -195,12 +195,8 @@ def _show_result(trainer: "RewardTrainer", metrics: dict[str, float]) -> None:
 
 
 def _result_of_split(prefix: str, report: Any, metrics: dict[str, float], loss_type: str) -> list[tuple[str, str]]:
-    from plaudit.metrics import wilson_interval
-
-    accuracy, interval = metrics[f"{prefix}_accuracy"], ""
-    if not report.streaming:
-        low, high = wilson_interval(accuracy, report.kept)
-        interval = f" (95% interval {low:.1%} to {high:.1%}, {report.kept:,} pairs)"
+    accuracy, low, high = (metrics[f"{prefix}_accuracy{end}"] for end in ("", "_low", "_high"))
+    interval = f" (95% interval {low:.1%} to {high:.1%}, {report.kept:,} pairs)"
     guessing = " (0.6931 is guessing)" if loss_type == "bradley_terry" else ""
     return [
         (f"{prefix} accuracy", f"{accuracy:.1%}{interval}"),
