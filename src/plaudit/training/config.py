@@ -27,17 +27,17 @@ class RewardConfig(RewardOptions, TrainingArguments):
             `num_labels` is always 1 and cannot be overridden.
         trust_remote_code: Allow a model or tokenizer that ships its own code.
         reinit_head: Draw the head anew from `seed`. Otherwise the head of a reward model, or of an adapter, trains on.
-        chat_template_path: Where the chat template comes from: a Jinja file, a tokenizer folder or a hub id.
+        chat_template_path: The source of the chat template: a Jinja file, a tokenizer folder or a hub id.
         disable_dropout: Turn off all dropout, that of an adapter included: both sides of a pair see the same network.
         max_length: The most tokens a sequence may have, `None` for no limit.
-        overlong: What becomes of a longer pair: "drop", "truncate" (cut the prompt from the left, never the
+        overlong: The treatment of a longer pair: "drop", "truncate" (cut the prompt from the left, never the
             response's end) or "error".
         overlong_max_fraction: Stop when more than this fraction of a split is dropped for its length.
         eos_token: The token that closes a text, instead of the tokenizer's own.
         pad_token: The token to pad with. Unset, Plaudit finds one that is not EOS.
         pad_to_multiple_of: Pad lengths to a multiple of this; "auto" means 128 on Neuron and none elsewhere.
         dataset_num_proc: Processes that tokenise.
-        batch_layout: How a batch is laid out: "forest" (no padding, each shared prefix once), "padded", or "auto" for
+        batch_layout: The layout of a batch: "forest" (no padding, each shared prefix once), "padded", or "auto" for
             the best that the model allows.
         max_tokens_per_batch: Fill each batch of a process up to so many tokens, shared ones counted once, instead of
             `per_device_train_batch_size` rows.
@@ -45,13 +45,13 @@ class RewardConfig(RewardOptions, TrainingArguments):
         loss_type: "bradley_terry", "plackett_luce" for whole rankings, "ties" for rows that carry `tie`, or "hinge".
         group_weighting: "group": all comparisons of a ranked group together count as much as one pair; "comparison":
             each does.
-        label_smoothing: Probability that a verdict is flipped, from 0 to 0.5.
+        label_smoothing: Probability that a label is flipped, from 0 to 0.5.
         tie_threshold: The threshold of `loss_type="ties"`, in reward units (`plaudit.losses.rao_kupper`); learnt if
             `None`.
         margin_from_scores: In groups with `scores`, their difference is the margin of a comparison.
         center_rewards_coefficient: Adds `coefficient * mean((r_chosen + r_rejected)^2)` to the loss; 0.01 is usual.
         activation_offloading: Keep the tensors saved for backward on the CPU during the step.
-        verify_on_save: After `save_model`, reload the model in a fresh process and prove that it scores the same.
+        verify_on_save: After `save_model`, reload the model in a fresh process and check that it scores the same.
 
     Raises:
         ConfigError: An option has no such value.
@@ -67,7 +67,7 @@ class RewardConfig(RewardOptions, TrainingArguments):
         self._check_choices()
 
     def _check_numbers(self) -> None:
-        """What the Trainer would only trip over later, or train nothing for."""
+        """Check the numbers at which the Trainer would fail late, or train nothing."""
         whole = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
         for option in whole:
             value = getattr(self, option)
@@ -153,7 +153,7 @@ class RewardConfig(RewardOptions, TrainingArguments):
 
 
 def _computes_bf16_well(use_cpu: bool) -> bool:
-    """Whether bf16 matrix products run natively: Ampere and later GPUs, CPUs with AVX512-BF16 or AMX.
+    """Return whether bf16 matrix products run natively: Ampere and later GPUs, CPUs with AVX512-BF16 or AMX.
 
     Emulated bf16 (older CPUs, older GPUs, Apple's) runs, but slower than float32 or with no gain.
     """

@@ -1,4 +1,4 @@
-"""What the trainer needs before it trains: a model with its one forward, and a tokenizer with settled tokens."""
+"""Preparation of a run: the arguments checked, the model with its one forward, the tokenizer with settled tokens."""
 
 import logging
 import os
@@ -34,6 +34,8 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
 def prepare_model(
@@ -79,8 +81,8 @@ def _load_or_check(
     peft_config: "PeftConfig | None",
     quantization_config: Any,
 ) -> "PreTrainedModel | PeftModel":
-    """The model as a sequence classifier with one label, which can train with that `peft_config` or without one."""
-    set_seed(args.seed)  # a new head is drawn from the seed, not from what ran before
+    """Return a sequence classifier with one label that can train with that `peft_config`, or without one."""
+    set_seed(args.seed)  # for the draw of a new head
     if isinstance(model, str):
         model = load_model(
             model,
@@ -173,18 +175,18 @@ def settle_tokens(
 def disable_dropout(model: nn.Module) -> None:
     """Turn off dropout layers, and the rates that attention layers keep as plain numbers."""
     for module in model.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.p = 0.0
         for name, value in vars(module).items():
             if "dropout" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
+        if isinstance(module, _DROPOUTS):
+            module.p = 0.0
 
 
 def name_of(model: Any) -> str:
-    """Where the model came from, as far as it says.
+    """Return the hub id or the folder that a model was loaded from, "" if it is unknown.
 
     Raises:
-        ConfigError: It is no model.
+        ConfigError: The argument is no model.
     """
     if isinstance(model, str):
         return model
@@ -194,10 +196,10 @@ def name_of(model: Any) -> str:
 
 
 def check_arguments(args: Any, train_dataset: Any, eval_dataset: Any) -> None:
-    """Refuse early what would fail late.
+    """Check the arguments of the trainer before anything is loaded.
 
     Raises:
-        ConfigError: Something is missing, or cannot work together.
+        ConfigError: An argument is missing, or two cannot work together.
         TypeError: A split is no dataset.
     """
     if not isinstance(args, RewardConfig):
@@ -236,10 +238,10 @@ def check_split(name: str, split: Any) -> None:
 
 
 def check_ties(dataset: Dataset | IterableDataset, loss_type: str, split: str) -> None:
-    """Refuse pairs without a winner, for a loss that needs one; of a stream, the collator does.
+    """Refuse pairs without a winner for a loss that needs one; of a stream, the collator does so.
 
     Raises:
-        DataError: There are some.
+        DataError: A pair is a tie.
     """
     if loss_type == "ties" or isinstance(dataset, IterableDataset) or "tie" not in dataset.column_names:
         return
@@ -253,13 +255,13 @@ def check_ties(dataset: Dataset | IterableDataset, loss_type: str, split: str) -
 
 
 def quiet_all_but_the_first() -> None:
-    """Of several processes, the first says what Plaudit has to say."""
+    """Let the first of several processes log, and the others log errors only."""
     if os.environ.get("RANK", "0") != "0":
         logging.getLogger("plaudit").setLevel(logging.ERROR)
 
 
 def is_conversational(dataset: Dataset | IterableDataset, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether rows hold conversations; of rows that come tokenised, whether the tokenizer could write any."""
+    """Return whether rows hold conversations; of tokenised rows, whether the tokenizer has a chat template."""
     row: dict[str, Any] = next(iter(dataset), {})
     part = row.get("chosen") or next(iter(row.get("completions") or ()), None)
     return isinstance(part, list) if part is not None else bool(tokenizer.chat_template)
