@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from plaudit.checkpoint.atomic import staged_folder
 from plaudit.checkpoint.disk_full import explain_disk_full, is_disk_full
+from plaudit.checkpoint.integrity import mark_unfinished
 from plaudit.errors import CheckpointError
 
 WRITERS = {
@@ -79,6 +80,7 @@ def test_a_run_that_has_no_checkpoint_yet_starts_again(tmp_path):
 def test_in_a_runs_folder_the_checkpoint_that_was_being_written_is_named(tmp_path):
     checkpoint(tmp_path / "checkpoint-1", WRITERS["text"])
     checkpoint(tmp_path / "checkpoint-2", WRITERS["text"], marker=False)
+    mark_unfinished(tmp_path / "checkpoint-2")
     with pytest.raises(CheckpointError) as raised, explain_disk_full(tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert str(raised.value).startswith(f"'{tmp_path}/checkpoint-2' could not be written: [Errno {errno.ENOSPC}]")

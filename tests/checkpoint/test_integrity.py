@@ -12,6 +12,8 @@ from plaudit.checkpoint.integrity import (
     check_checkpoint,
     incomplete_checkpoints,
     last_complete_checkpoint,
+    mark_finished,
+    mark_unfinished,
     remove_checkpoint,
     remove_incomplete_checkpoints,
 )
@@ -45,6 +47,8 @@ def names(folder):
 
 def test_the_last_complete_checkpoint_is_the_newest_with_its_marker(run):
     assert last_complete_checkpoint(run) == f"{run}/checkpoint-10"
+    for step in (4, 10):
+        mark_unfinished(run / f"checkpoint-{step}")
     (run / "checkpoint-10" / TRAINER_STATE_NAME).unlink()
     assert last_complete_checkpoint(str(run)) == f"{run}/checkpoint-4"
     halve(run / "checkpoint-4" / TRAINER_STATE_NAME)  # killed while the marker itself was written
@@ -60,7 +64,11 @@ def test_a_folder_without_checkpoints_has_no_last_one(tmp_path):
 
 
 def test_incomplete_checkpoints_are_removed_and_nothing_else(run, caplog):
+    (run / "checkpoint-4" / TRAINER_STATE_NAME).unlink()  # by its owner, to save space
     (run / "checkpoint-10" / TRAINER_STATE_NAME).unlink()
+    mark_unfinished(run / "checkpoint-10")
+    mark_unfinished(run / "checkpoint-2")
+    mark_finished(run / "checkpoint-2")
     (run / "checkpoint-best").mkdir()  # no name of transformers
     (run / "checkpoint-11").write_text("a file")
     with caplog.at_level(logging.INFO, logger="plaudit"):

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from transformers.trainer_utils import get_last_checkpoint
 
 from plaudit import RewardModel
+from plaudit.checkpoint.integrity import mark_unfinished
 from plaudit.errors import CheckpointError
 
 
@@ -246,10 +247,15 @@ def test_a_run_first_puts_its_folder_in_order(make_trainer):
     for half in ("checkpoint-5", "_saving-model"):
         shutil.copytree(output / "checkpoint-2", output / half)
     (output / "checkpoint-5" / "trainer_state.json").unlink()  # killed while it was written
+    mark_unfinished(output / "checkpoint-5")
+    shutil.copytree(output / "checkpoint-2", output / "checkpoint-3")
+    (output / "checkpoint-3" / "trainer_state.json").unlink()  # by its owner, to save space
     resumed = make_trainer(max_steps=6, **options)
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.log_history[:2] == whole.state.log_history[:2]
-    assert sorted(path.name for path in output.iterdir()) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+    assert steps_saved(resumed) == [2, 3, 4, 6]
+    assert not list(output.glob("_*"))
+    assert not list(output.glob("checkpoint-*/_*"))
 
 
 def test_a_checkpoint_that_is_cut_short_is_not_resumed_from(make_trainer):

@@ -1,11 +1,14 @@
 import math
+import os
+import signal
 
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, DatasetDict, IterableDataset
+from datasets import Dataset, DatasetDict, IterableDataset, concatenate_datasets
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from torch.utils.data import DataLoader
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainerCallback
 
 from plaudit import DataCollatorForPreference, RewardTrainer
 from plaudit.errors import ConfigError, DataError, ModelError
@@ -612,3 +615,62 @@ def test_an_evaluated_stream_is_counted_once_each_time(make_trainer, text_rows):
     for _ in range(2):
         trainer.evaluate()
         assert (trainer.reports["eval"].pairs, trainer.reports["eval"].identical) == (len(text_rows) + 2, 2)
+
+
+# Code of a user in the trainer's place
+
+
+def test_trls_own_compute_loss_can_be_pasted_into_a_subclass(make_trainer, text_rows):
+    class Pasted(RewardTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            inputs["use_cache"] = False
+            outputs = model(**inputs)
+            rewards_chosen, rewards_rejected = torch.chunk(outputs.logits.squeeze(-1), chunks=2)
+            loss = -torch.nn.functional.logsigmoid(rewards_chosen - rewards_rejected).mean()
+            return (loss, outputs) if return_outputs else loss
+
+    pasted, own = (
+        make_trainer(trainer_class=each, eval_dataset=text_rows, max_steps=2, **SGD) for each in (Pasted, RewardTrainer)
+    )
+    for trainer in (pasted, own):
+        trainer.train()
+    assert greatest_difference(weights_of(pasted.model), weights_of(own.model)) < 1e-6
+    assert pasted.evaluate()["eval_loss"] == pytest.approx(own.evaluate()["eval_loss"], rel=1e-5)
+
+
+def test_a_loader_of_ones_own_may_give_dicts(make_trainer):
+    class OwnLoader(RewardTrainer):
+        def get_train_dataloader(self):
+            collator = DataCollatorForPreference(self.processing_class.pad_token_id)
+            rows = self.train_dataset.select_columns(["chosen_ids", "rejected_ids"])
+            return DataLoader(rows, batch_size=4, collate_fn=collator)
+
+    trainers = [make_trainer(trainer_class=each, max_steps=3, **SGD) for each in (OwnLoader, RewardTrainer)]
+    for trainer in trainers:
+        trainer.train()
+    assert greatest_difference(*(weights_of(trainer.model) for trainer in trainers)) < 1e-6
+
+
+def test_evaluation_sets_that_were_joined_after_tokenisation_count_every_row(make_trainer, text_rows):
+    sets = {"a": Dataset.from_list(text_rows[:6]), "b": Dataset.from_list(text_rows[4:])}
+    trainer = make_trainer(eval_dataset=sets)
+    trainer.eval_dataset = concatenate_datasets(list(trainer.eval_dataset.values()))
+    assert trainer.evaluate()["eval_num_tokens"] == sum(sum(row["sequence_lengths"]) for row in trainer.eval_dataset)
+
+
+def test_a_callback_that_is_added_later_still_sees_a_save_before_the_trainer_ends_the_run(make_trainer):
+    seen = []
+
+    class Uploader(TrainerCallback):
+        def on_step_begin(self, args, state, control, **_):
+            if state.global_step == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        def on_save(self, args, state, control, **_):
+            seen.append(state.global_step)
+
+    trainer = make_trainer(max_steps=4)
+    trainer.add_callback(Uploader())
+    with pytest.raises(SystemExit):
+        trainer.train()
+    assert seen == [2]

@@ -11,6 +11,7 @@ from transformers import Trainer
 from plaudit import RewardTrainer
 
 PUBLIC = {
+    "add_callback": ["callback"],
     "compute_loss": ["model", "inputs", "return_outputs", "num_items_in_batch"],
     "create_model_card": [
         "language",

@@ -1,7 +1,8 @@
 """Integrity of the checkpoints that transformers writes into a run's folder.
 
 The Trainer writes `trainer_state.json` as the last file of a checkpoint: it is the commit marker. A checkpoint is
-complete if the marker is there; whole if, besides, no file is missing or cut short, as after a broken copy.
+complete if the marker is there; whole if, besides, no file is missing or cut short, as after a broken copy. While it is
+written it has a mark of Plaudit's, by which an incomplete one is told from a folder whose marker a user has removed.
 """
 
 import json
@@ -19,6 +20,8 @@ __all__ = [
     "check_checkpoint",
     "incomplete_checkpoints",
     "last_complete_checkpoint",
+    "mark_finished",
+    "mark_unfinished",
     "remove_checkpoint",
     "remove_incomplete_checkpoints",
 ]
@@ -27,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 # transformers' names, written out so that no command imports torch for them; a test compares them.
 _MARKER = "trainer_state.json"
+_UNFINISHED = "_unfinished"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*", "global_step*")
@@ -42,8 +46,19 @@ def last_complete_checkpoint(run_dir: str | Path) -> str | None:
 
 
 def incomplete_checkpoints(run_dir: str | Path) -> list[Path]:
-    """Return the checkpoints in a run's folder that were not written to the end, in the order of their steps."""
-    return [path for path in _checkpoints(Path(run_dir)) if not _is_complete(path)]
+    """Return the checkpoints in a run's folder that a save began and did not complete, in the order of their steps."""
+    return [path for path in _checkpoints(Path(run_dir)) if (path / _UNFINISHED).exists() and not _is_complete(path)]
+
+
+def mark_unfinished(checkpoint: Path) -> None:
+    """Mark a checkpoint that is about to be written, which tells it from a folder of the user without the marker."""
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    (checkpoint / _UNFINISHED).touch()
+
+
+def mark_finished(checkpoint: Path) -> None:
+    """Take the mark of `mark_unfinished` away, once the checkpoint is complete."""
+    (checkpoint / _UNFINISHED).unlink(missing_ok=True)
 
 
 def remove_incomplete_checkpoints(run_dir: str | Path) -> None:
@@ -55,8 +70,9 @@ def remove_incomplete_checkpoints(run_dir: str | Path) -> None:
 
 def remove_checkpoint(checkpoint: Path) -> None:
     """Remove a checkpoint, the marker first, so that a kill never leaves a part that looks complete."""
-    (checkpoint / _MARKER).unlink(missing_ok=True)
     if checkpoint.exists():
+        mark_unfinished(checkpoint)
+        (checkpoint / _MARKER).unlink(missing_ok=True)
         shutil.rmtree(checkpoint)
 
 

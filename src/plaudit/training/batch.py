@@ -1,6 +1,6 @@
 """A batch of tokenised preference rows: the inputs of the model, and the comparisons that the loss is made of."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -16,8 +16,12 @@ _ANNOTATIONS = ("margin", "label", "tie", "weight")
 class Batch:
     """N sequences of R rows, laid out for the model, and C comparisons between them.
 
-    A batch can be read like the dict that TRL's collator makes: `batch["input_ids"]`, `"margin" in batch`, and
-    `model(**batch)` see the inputs of the model and the annotations of the rows.
+    A batch can be used like the dict that TRL's collator makes: `batch["input_ids"]`, `"margin" in batch`,
+    `batch["use_cache"] = False` and `model(**batch)` see the inputs of the model and the annotations of the rows.
+
+    A pair of weight 2 has `weight` 2, no `unit`, which counts as 1, and `share` 2. In a ranked group of three responses
+    and weight 2, each of the three comparisons has `weight` 2, `unit` 1/3 (with `group_weighting="group"`) and `share`
+    2/3.
 
     Attributes:
         model_inputs: The arguments of the model's forward by name. Padded: `input_ids` and `attention_mask` [N, L]. As
@@ -67,13 +71,19 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """Return the batch with all tensors on a device."""
+        return self._apply(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-        def moved(value: Any) -> Any:
-            return value.to(device, non_blocking=non_blocking) if isinstance(value, torch.Tensor) else value
+    def pin_memory(self) -> "Batch":
+        """Return the batch with all tensors in pinned memory, for a loader with `pin_memory`."""
+        return self._apply(torch.Tensor.pin_memory)
 
-        values = {each.name: moved(getattr(self, each.name)) for each in fields(self)}
+    def _apply(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        def applied(value: Any) -> Any:
+            return function(value) if isinstance(value, torch.Tensor) else value
+
+        values = {each.name: applied(getattr(self, each.name)) for each in fields(self)}
         return replace(
-            self, **values | {"model_inputs": {name: moved(each) for name, each in self.model_inputs.items()}}
+            self, **values | {"model_inputs": {name: applied(each) for name, each in self.model_inputs.items()}}
         )
 
     # Figures of the batch
@@ -126,22 +136,35 @@ class Batch:
         ids, mask = inputs["input_ids"][number], inputs.get("attention_mask")
         return ids.tolist() if mask is None else ids[mask[number].bool()].tolist()
 
-    # Reading it like the dict of TRL's collator
+    # The batch as the dict that TRL's collator makes
 
     def keys(self) -> list[str]:
         """Return the names of the model's inputs and of the annotations that the rows have."""
         return [*self.model_inputs, *(name for name in _ANNOTATIONS if getattr(self, name) is not None)]
 
-    def __getitem__(self, name: str) -> torch.Tensor:
+    def __getitem__(self, name: str) -> Any:
         if name not in self.keys():
             raise KeyError(name)
         return self.model_inputs[name] if name in self.model_inputs else getattr(self, name)
 
-    def __contains__(self, name: object) -> bool:
-        return name in self.keys()
+    def __setitem__(self, name: str, value: Any) -> None:
+        if name in _ANNOTATIONS:
+            object.__setattr__(self, name, value)
+        else:
+            self.model_inputs[name] = value
+
+    def __delitem__(self, name: str) -> None:
+        if name in self.model_inputs:
+            del self.model_inputs[name]
+        else:
+            self[name] = None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.keys())
 
     def __len__(self) -> int:
         return len(self.keys())
+
+    # Not a subclass: transformers rebuilds every Mapping from its items, which do not hold the comparisons.
+    __contains__, get, items, values = Mapping.__contains__, Mapping.get, Mapping.items, Mapping.values
+    pop, update, setdefault = MutableMapping.pop, MutableMapping.update, MutableMapping.setdefault

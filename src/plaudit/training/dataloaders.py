@@ -66,7 +66,7 @@ def make_train_loader(
         return DataLoader(dataset, batch_size=batch_size, **options), None
     rows = _select_columns(dataset, args)
     if args.max_tokens_per_batch is not None or args.group_by_prompt:
-        batch_sampler = make_batch_sampler(dataset, args, layout)
+        batch_sampler = make_batch_sampler(dataset, args, layout, rows=batch_size)
         _log_plan(batch_sampler, args)
         return DataLoader(rows, batch_sampler=batch_sampler, **options), batch_sampler
     sampler = (SequentialSampler if args.train_sampling_strategy == "sequential" else RandomSampler)(rows)
@@ -76,6 +76,10 @@ def make_train_loader(
 
 def make_eval_loader(dataset: Dataset, collator: Collator, args: RewardConfig) -> DataLoader:
     """Make a loader of all rows in their order, the last batch as short as it comes."""
+    numbers = dataset.with_format("numpy")["row_number"][:] if "row_number" in dataset.column_names else []
+    if len(np.unique(numbers)) < len(dataset):  # datasets that were joined after they were tokenised
+        numbered = dataset.remove_columns("row_number") if len(numbers) else dataset
+        dataset = numbered.add_column("row_number", np.arange(len(dataset)))
     return DataLoader(_select_columns(dataset, args), batch_size=args.eval_batch_size, **_options(collator, args))
 
 
@@ -121,7 +125,8 @@ class _ToBatch:
     collator: Collator
 
     def __call__(self, rows: list[dict[str, Any]]) -> Batch:
-        batch = Batch.of(self.collator(rows))
+        own = [{name: value for name, value in row.items() if name not in _ROW_COLUMNS} for row in rows]
+        batch = Batch.of(self.collator(own))
         columns: dict[str, Any] = {
             name: torch.tensor([row[name] for row in rows]) for name in _ROW_COLUMNS if name in rows[0]
         }
@@ -139,7 +144,7 @@ def _select_columns(dataset: Dataset, args: RewardConfig) -> Dataset:
 
 
 def make_batch_sampler(
-    dataset: Dataset, args: RewardConfig, layout: str, budget: int | None = None
+    dataset: Dataset, args: RewardConfig, layout: str, *, rows: int = 1, budget: int | None = None
 ) -> TokenBudgetBatchSampler:
     """Make the sampler of the batches of all processes.
 
@@ -147,6 +152,7 @@ def make_batch_sampler(
         dataset: Tokenised rows.
         args: The options of the run.
         layout: "forest" counts a shared prefix once, "padded" every sequence as long as the longest of all.
+        rows: Rows of a batch, without `max_tokens_per_batch`.
         budget: Tokens of a batch, instead of `max_tokens_per_batch`.
 
     Raises:
@@ -155,7 +161,7 @@ def make_batch_sampler(
     keys = np.asarray(dataset.with_format("numpy")["prompt_key"][:]) if args.group_by_prompt else None
     shared, capacity = None, budget or args.max_tokens_per_batch
     if capacity is None:
-        costs, capacity = np.ones(len(dataset), dtype=np.int64), args.train_batch_size
+        costs, capacity = np.ones(len(dataset), dtype=np.int64), rows
     else:
         costs = token_costs(dataset, layout)
         if keys is not None and layout == "forest":

@@ -1,5 +1,6 @@
 """Training on several processes: what is refused early, and the exchanges between processes."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -90,11 +91,18 @@ def zero_stage(accelerator: Accelerator) -> int:
     return 0 if plugin is None else plugin.zero_stage
 
 
-def greatest_over_processes(values: torch.Tensor) -> list[int]:
-    """Return the greatest of each value over all processes, each of which must call this with as many values."""
-    if distributed.is_initialized() and distributed.get_world_size() > 1:
-        distributed.all_reduce(values, distributed.ReduceOp.MAX)
-    return values.tolist()
+def greatest_over_processes(values: Sequence[int], device: torch.device) -> list[int]:
+    """Return the greatest of each value over all processes, each of which must call this with as many values.
+
+    Args:
+        values: Whole numbers or booleans.
+        device: The device on which processes exchange tensors.
+    """
+    if not (distributed.is_initialized() and distributed.get_world_size() > 1):
+        return list(values)
+    greatest = torch.tensor(values, dtype=torch.int, device=device)
+    distributed.all_reduce(greatest, distributed.ReduceOp.MAX)
+    return greatest.tolist()
 
 
 def leave_process_group(wrapped: torch.nn.Module) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from transformers import EvalPrediction, TrainingArguments
 from transformers.trainer_utils import denumpify_detensorize
 
-from plaudit.errors import DataError
+from plaudit.errors import ConfigError, DataError
 from plaudit.metrics import preference_metrics
 from plaudit.training.batch import Batch
 
@@ -62,8 +62,8 @@ class EvaluatedComparisons:
         preprocess: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
     ) -> "EvaluatedComparisons":
         """Make the table of one batch from its rewards [N] and losses [C]."""
-        assert batch.row_number is not None
-        assert batch.prompt_key is not None
+        if batch.row_number is None or batch.prompt_key is None:
+            raise ConfigError("the batches of an evaluation loader of your own lack `row_number` and `prompt_key`.")
         row = batch.comparison_row
         place = torch.arange(len(row), device=row.device) - torch.searchsorted(row, row)  # a row's stand together
         pairs = rewards[batch.comparisons]  # [C, 2]

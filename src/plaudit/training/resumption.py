@@ -14,6 +14,7 @@ from plaudit.checkpoint.disk_full import explain_disk_full
 from plaudit.checkpoint.integrity import (
     check_checkpoint,
     last_complete_checkpoint,
+    mark_unfinished,
     remove_checkpoint,
     remove_incomplete_checkpoints,
 )
@@ -26,10 +27,10 @@ if TYPE_CHECKING:
     from plaudit.training.trainer import RewardTrainer
 
 __all__ = [
+    "begin_checkpoint",
     "final_folder",
     "position_in_stream",
     "prepare_resumption",
-    "remove_earlier_checkpoint",
     "without_incomplete_checkpoints",
 ]
 
@@ -83,13 +84,15 @@ def _check_random_state(checkpoint: Path, args: "RewardConfig") -> None:
         )
 
 
-def remove_earlier_checkpoint(trainer: "RewardTrainer", checkpoint: Path) -> None:
-    """Remove a checkpoint of the same step by an earlier run, whose marker would cover a mixture of both.
+def begin_checkpoint(trainer: "RewardTrainer", checkpoint: Path) -> None:
+    """Make the folder of a checkpoint, in place of one of the same step that an earlier run has left.
 
-    All processes must call this.
+    The marker of an earlier one would cover a mixture of both. All processes must call this.
     """
     if trainer.args.should_save:
-        remove_checkpoint(checkpoint)
+        if trainer.signals.saved_step != trainer.state.global_step:
+            remove_checkpoint(checkpoint)
+        mark_unfinished(checkpoint)
     trainer.accelerator.wait_for_everyone()
 
 

@@ -1,5 +1,6 @@
 """`RewardTrainer`: transformers' `Trainer` for comparisons of token sequences, over its public hooks."""
 
+import logging
 import signal
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -50,10 +51,10 @@ from plaudit.training.preparation import (
     tokenization_rules,
 )
 from plaudit.training.resumption import (
+    begin_checkpoint,
     final_folder,
     position_in_stream,
     prepare_resumption,
-    remove_earlier_checkpoint,
     without_incomplete_checkpoints,
 )
 from plaudit.training.reward_log import RewardLog
@@ -64,6 +65,8 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, DataCollator
 
 __all__ = ["RewardTrainer"]
+
+logger = logging.getLogger(__name__)
 
 AnyDataset: TypeAlias = Dataset | IterableDataset
 
@@ -147,6 +150,7 @@ class RewardTrainer(Trainer):
         self.objective, self.reward_log, self.metadata = Objective(args), RewardLog(), RewardMetadata(self)
         self.sampler: TokenBudgetBatchSampler | None = None
         self.layout_is_confirmed = False
+        self._own_callbacks: list[TrainerCallback] = []
         self._eval_loaders: dict[int, tuple[Any, DataLoader]] = {}
         self._has_own_loss = type(self).compute_loss is not RewardTrainer.compute_loss
         own_code = "`data_collator`" if data_collator is not None else "`compute_loss`" if self._has_own_loss else None
@@ -170,8 +174,14 @@ class RewardTrainer(Trainer):
         base_model(self.model).add_model_tags(list(TAGS))
         self.guard = FiniteGuard(loss_is_scaled=getattr(self.accelerator, "scaler", None) is not None)
         self.signals = StopOnSignal()
-        for callback in (ConfirmLayout(self), TryLargestBatch(self), self.guard, self.signals, TrainingFlow(self)):
+        self._own_callbacks = [ConfirmLayout(self), TryLargestBatch(self), self.guard, self.signals, TrainingFlow(self)]
+        for callback in self._own_callbacks:
             self.add_callback(callback)
+
+    def add_callback(self, callback: Any) -> None:
+        """Add a callback before the trainer's own, which decide last whether to log and save, and end a run."""
+        super().add_callback(callback)
+        self.callback_handler.callbacks.sort(key=lambda each: any(each is own for own in self._own_callbacks))
 
     @property
     def layout(self) -> str:
@@ -222,7 +232,8 @@ class RewardTrainer(Trainer):
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:
             raise ConfigError("there is no `eval_dataset` to evaluate on. Pass one to `evaluate`, or to the trainer.")
-        if not self.args.dataloader_persistent_workers:
+        own = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+        if not self.args.dataloader_persistent_workers or not any(dataset is each for each in own):
             return self.get_test_dataloader(dataset)
         if id(dataset) not in self._eval_loaders:  # which keeps the dataset, so that its id stays its own
             self._eval_loaders[id(dataset)] = dataset, self.get_test_dataloader(dataset)
@@ -271,10 +282,8 @@ class RewardTrainer(Trainer):
         unless `group_weighting` says otherwise. A row's `weight` does not change it, so that a row of weight 2 pulls
         as two rows do, and one of weight 0 not at all. For a loss of a subclass it is `None`.
         """
-        if self.state.global_step >= self.state.max_steps:  # a run that has taken all its steps was resumed
-            return [], None
         self.objective.zero_grad()  # the Trainer does it for the model
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches = [Batch.of(each) for each in super().get_batch_samples(epoch_iterator, num_batches, device)[0]]
         if not batches or self._has_own_loss:
             return batches, None
         count = torch.tensor(float(sum(batch.divisor for batch in batches)), device=device)
@@ -367,6 +376,7 @@ class RewardTrainer(Trainer):
         ignore_keys: list[str] | None = None,  # noqa: ARG002
     ) -> tuple[None, None, None]:
         """Keep the comparisons of a batch for `evaluation_loop`; the stock loop gathers nothing."""
+        inputs = Batch.of(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
         # A loss of a subclass gives no loss for each comparison: each then has the mean of its batch.
@@ -416,7 +426,7 @@ class RewardTrainer(Trainer):
         takes_part = self.args.should_save or is_sharded(self)
         metadata = self.metadata.prepare() if takes_part else {}
         if _internal_call and output_dir:
-            remove_earlier_checkpoint(self, Path(output_dir))
+            begin_checkpoint(self, Path(output_dir))
             self._write_model(Path(output_dir), metadata)
             self.metadata.copy_for_push(Path(output_dir))
             return
@@ -462,8 +472,12 @@ class RewardTrainer(Trainer):
     def _init_training_state(
         self, max_steps: int, steps_per_epoch: int, epochs: int, checkpoint: str | None, trial: Any
     ) -> tuple[int, int]:
-        # The Trainer takes the first pass over a stream to last for all steps, and would resume a later one elsewhere.
+        # A run that has taken all its steps would train one step more, past the end of its schedule. And the Trainer
+        # takes the first pass over a stream to last for all steps, and would resume a later one elsewhere.
         position = super()._init_training_state(max_steps, steps_per_epoch, epochs, checkpoint, trial)
+        if self.state.global_step >= max_steps:
+            logger.warning("step %d of %d is done: there is nothing left to train", self.state.global_step, max_steps)
+            return epochs, 0
         if checkpoint is None or isinstance(self.train_dataset, Dataset) or self.args.ignore_data_skip:
             return position
         return position_in_stream(Path(checkpoint), self.args.gradient_accumulation_steps)

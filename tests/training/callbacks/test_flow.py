@@ -64,37 +64,10 @@ def test_a_run_without_a_sampler_begins_its_epochs(arguments):
     flow().on_epoch_begin(arguments(), TrainerState(epoch=1.0), TrainerControl())
 
 
-def test_a_resumed_run_that_has_taken_all_its_steps_stops_at_once_and_says_why(arguments, caplog):
-    finished, control = flow(), TrainerControl()
-    finished.on_train_begin(arguments(), TrainerState(global_step=9, max_steps=9), control)
-    assert control.should_training_stop
-    assert "step 9 of 9 is done" in caplog.text
-
-
-def test_the_end_of_its_epoch_neither_logs_nor_evaluates_nor_saves(arguments):
-    finished, state = flow(), TrainerState(global_step=9, max_steps=9)
-    finished.on_train_begin(arguments(), state, TrainerControl())
-    control = TrainerControl(should_log=True, should_evaluate=True, should_save=True)
-    finished.on_epoch_end(arguments(), state, control)
-    assert [control.should_log, control.should_evaluate, control.should_save] == [False] * 3
-
-
-def test_a_run_with_steps_left_is_not_stopped(arguments):
-    resumed, state = flow(), TrainerState(global_step=8, max_steps=9)
-    control = TrainerControl(should_save=True)
-    resumed.on_train_begin(arguments(), state, control)
-    assert not control.should_training_stop
-    resumed.on_epoch_end(arguments(), state, control)
-    assert control.should_save
-
-
-def test_a_trainer_that_trains_once_more_is_not_taken_for_finished(arguments):
-    again = flow()
-    again.on_train_begin(arguments(), TrainerState(global_step=9, max_steps=9), TrainerControl())
-    again.on_train_begin(arguments(), TrainerState(global_step=0, max_steps=9), TrainerControl())
-    control = TrainerControl(should_save=True)
-    again.on_epoch_end(arguments(), TrainerState(global_step=9, max_steps=9), control)
-    assert control.should_save
+def test_a_stop_that_an_evaluation_has_led_to_is_logged(arguments):
+    control = TrainerControl(should_training_stop=True)
+    flow().on_epoch_end(arguments(), TrainerState(global_step=5, max_steps=9), control)
+    assert control.should_log
 
 
 def test_the_mean_loss_of_a_run_weighs_each_log_by_its_steps():

@@ -62,7 +62,7 @@ def test_an_evaluation_that_is_terminated_is_ended_and_kept(signalled):
     folder, codes, _ = signalled
     assert codes["evaluating"][0] == 143
     state = state_of(get_last_checkpoint(str(folder / "evaluating" / "run")))
-    assert state["global_step"] == 3  # the processes vote once a step
+    assert state["global_step"] == 2
     assert [entry["step"] for entry in state["log_history"] if "eval_loss" in entry] == [2]
 
 
@@ -137,6 +137,16 @@ def stopped(trainer, code=143):
 def test_a_signal_saves_once_and_gives_back_the_handler(make_trainer):
     trainer = make_trainer(max_steps=5, callbacks=[SendsItself(3)])
     assert stopped(trainer) == ["checkpoint-3"]
+
+
+def test_a_signal_in_the_evaluation_after_the_last_epoch_is_not_lost(make_trainer, text_rows):
+    class Late(TrainerCallback):
+        def on_prediction_step(self, args, state, control, **_):
+            if state.global_step == 6:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    trainer = make_trainer(callbacks=[Late()], num_train_epochs=2, eval_dataset=text_rows, eval_strategy="epoch")
+    assert stopped(trainer) == ["checkpoint-6"]
 
 
 @pytest.mark.parametrize("event", ["on_step_end", "on_log", "on_save", "on_epoch_end"])

@@ -106,11 +106,11 @@ class FiniteGuard(TrainerCallback):
             TrainingError: It names the rows and the last checkpoint.
         """
         assert processing_class is not None
-        finite = torch.stack([each.is_finite() for each in self._seen]).all()
+        finite = torch.stack([torch.tensor(True, device=args.device), *(each.is_finite() for each in self._seen)]).all()
         norm = torch.as_tensor(0.0 if self.gradient_norm is None else self.gradient_norm)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         steep = ~norm.isfinite().to(finite.device) & (not self.loss_is_scaled)
-        bad_rows, bad_gradient = greatest_over_processes(torch.stack([~finite, steep]).int())
+        bad_rows, bad_gradient = greatest_over_processes(torch.stack([~finite, steep]).tolist(), args.device)
         if bad_rows or bad_gradient:
             raise TrainingError(self._message(args, state, processing_class, of_rows=bool(bad_rows)))
 

@@ -49,7 +49,7 @@ class TryLargestBatch(TrainerCallback):
         def largest_batch(smaller: int) -> list[int]:
             if smaller == budget:
                 return sampler.largest_batch
-            return make_batch_sampler(trainer.train_dataset, trainer.args, trainer.layout, smaller).largest_batch
+            return make_batch_sampler(trainer.train_dataset, trainer.args, trainer.layout, budget=smaller).largest_batch
 
         with keep_random_state(), trainer.objective.local_backward():
             trainer.model_wrapped.train()

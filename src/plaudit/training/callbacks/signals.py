@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from plaudit.training.distributed import greatest_over_processes
@@ -72,64 +71,71 @@ class SignalListener:
 class StopOnSignal(TrainerCallback):
     """Asks for a checkpoint when a process has received a signal, and ends the run when it is saved.
 
-    All processes vote once a step, so that they stop at the same one. The run ends with `SystemExit(128 + signal)`, as
-    a shell reports a program that a signal ended, from the hook after the save: the trainer would otherwise load the
-    best model, and remove checkpoints, as at the end of a complete run.
+    All processes vote after each step, after each evaluation and at the end of an epoch, so that they stop at the same
+    step. The run ends with `SystemExit(128 + signal)`, as a shell reports a program that a signal ended:
+
+    - in the middle of an epoch: after the evaluation and the save of the step;
+    - at the end of an epoch: after the evaluation and the save of the epoch.
+
+    It ends in the hook after the save, because the Trainer would then load the best model and remove checkpoints, as at
+    the end of a complete run.
 
     Attributes:
         listener: Receives the signals of this process.
         stop_signal: The signal that stops the run on all processes, 0 while there is none.
+        saved_step: The last step of this run with a checkpoint, -1 before the first.
     """
 
     def __init__(self) -> None:
         self.listener = SignalListener()
         self.stop_signal = 0
-        self._saved_step = -1
-        self._ends_on_save = False
+        self.saved_step = -1
+        self._is_listening = self._ends_on_save = False
 
     @contextmanager
     def listening(self, signals: Sequence[int]) -> Iterator[None]:
         """Listen to signals during one training; a signal that comes after the last vote is raised at the end."""
-        self.stop_signal, self._saved_step, self._ends_on_save = 0, -1, False
-        with self.listener.listening(signals):
-            yield
+        self.stop_signal, self.saved_step, self._is_listening, self._ends_on_save = 0, -1, True, False
+        try:
+            with self.listener.listening(signals):
+                yield
+        finally:
+            self._is_listening = False
         if self.listener.signal and not self.stop_signal:
             signal.raise_signal(self.listener.signal)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Vote; stop after this save in the middle of an epoch, and after all that is due at its end otherwise."""
-        self._vote(args)
-        if self.stop_signal:
-            control.should_training_stop = True
+        """Vote; in the middle of an epoch, ask for a checkpoint."""
+        if self._is_to_stop(args, control):
             self._ends_on_save = not _is_whole(state.epoch)
             control.should_save |= self._ends_on_save
 
-    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Vote again, for a signal that came during the log, the evaluation or the save of the last step."""
-        self._vote(args)
-        if not self.stop_signal:
-            return
-        if not _is_whole(state.epoch):  # the trainer takes the break in the epoch for its end
-            control.should_log = control.should_evaluate = False
-        if self._saved_step == state.global_step and not control.should_evaluate:
-            raise SystemExit(128 + self.stop_signal)
-        control.should_training_stop = control.should_save = self._ends_on_save = True
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
+        """Vote again, for a signal that came during the evaluation, which the save of its step follows."""
+        if self._is_listening and self._is_to_stop(args, control):
+            control.should_save = self._ends_on_save = True
 
-    def on_save(
-        self,
-        args: TrainingArguments,  # noqa: ARG002  # the signature of the hook
-        state: TrainerState,
-        control: TrainerControl,  # noqa: ARG002
-        **_: Any,
-    ) -> None:
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Vote again, for a signal that came during the log or the save of the last step."""
+        if not self._is_to_stop(args, control):
+            return
+        if not _is_whole(state.epoch):  # the Trainer left the epoch early, and would now do what is due at its end
+            control.should_log = control.should_evaluate = False
+        if self.saved_step == state.global_step and not control.should_evaluate:
+            raise SystemExit(128 + self.stop_signal)
+        control.should_save = self._ends_on_save = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
         """End the run, if it is to stop."""
-        self._saved_step = state.global_step
+        self.saved_step = state.global_step
         if self.stop_signal and self._ends_on_save:
             raise SystemExit(128 + self.stop_signal)
 
-    def _vote(self, args: TrainingArguments) -> None:
+    def _is_to_stop(self, args: TrainingArguments, control: TrainerControl) -> bool:
         if not self.stop_signal:
-            (self.stop_signal,) = greatest_over_processes(torch.tensor([self.listener.signal], device=args.device))
+            (self.stop_signal,) = greatest_over_processes([self.listener.signal], args.device)
+        control.should_training_stop |= self.stop_signal > 0
+        return self.stop_signal > 0
 
 
 def finish_early(trainer: "RewardTrainer") -> None:
