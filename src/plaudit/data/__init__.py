@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from plaudit.data.published_layouts import CONVERTERS, arena, helpsteer, hh, ranked, ultrafeedback
     from plaudit.data.rankings import comparisons_of_ranking, ties_of_ranking
     from plaudit.data.splits import split_by_prompt
-    from plaudit.data.synthetic import PreferenceWorld
 
 _HOMES = {
     "arena": "plaudit.data.published_layouts",
@@ -22,7 +21,6 @@ _HOMES = {
     "helpsteer": "plaudit.data.published_layouts",
     "hh": "plaudit.data.published_layouts",
     "load_source": "plaudit.data.loading",
-    "PreferenceWorld": "plaudit.data.synthetic",
     "ranked": "plaudit.data.published_layouts",
     "split_by_prompt": "plaudit.data.splits",
     "ties_of_ranking": "plaudit.data.rankings",
@@ -31,7 +29,6 @@ _HOMES = {
 
 __all__ = [
     "CONVERTERS",
-    "PreferenceWorld",
     "arena",
     "comparisons_of_ranking",
     "convert",
