@@ -7,6 +7,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -179,13 +180,13 @@ def _load_files(files: Mapping[str, Sequence[Path]], streaming: bool) -> Any:
     except DataError:
         raise
     except Exception as error:
-        _raise_for_broken_row(every)
+        _check_rows(every)
         raise DataError(
             f"cannot read {listed}: {_root_cause(error)}; expected the same columns of the same types in every file"
         ) from error
     for split, part in splits.items():
         if streaming or not part.num_rows:
-            _raise_for_missing_rows(files[str(split)])
+            _check_rows(files[str(split)], most=1)
     return splits
 
 
@@ -206,22 +207,16 @@ def _cast_cells(splits: Any, column: str, kind: Any, files: str) -> Any:
         raise DataError(f"{files}, column '{column}': expected {expected} or an empty cell: {error}") from error
 
 
-def _raise_for_missing_rows(files: Sequence[Path]) -> None:
+def _check_rows(files: Sequence[Path], most: int | None = None) -> None:
+    """Raise if a file has no rows, or a broken one among the first `most`: the errors of `datasets` name neither."""
     for file in files:
         with explain_errors(file):
-            if next(open_rows(file).records, None) is None:
-                raise DataError(f"expected rows in {file}, but there are none")
-
-
-def _raise_for_broken_row(files: Sequence[Path]) -> None:
-    """Raise for the first row that cannot be parsed, since the errors of `datasets` do not name it."""
-    _raise_for_missing_rows(files)
-    for file in files:
-        with explain_errors(file):
-            opened = open_rows(file)
-            for record in opened.records if format_of(file) != "parquet" else ():
-                if isinstance(row := opened.parse([record])[0], Unreadable):
+            row = None
+            for row in islice(open_rows(file).rows, most):
+                if isinstance(row, Unreadable):
                     raise DataError(f"{file}: {row.reason}; mend or remove it")
+            if row is None:
+                raise DataError(f"expected rows in {file}, but there are none")
 
 
 def _root_cause(error: BaseException) -> str:

@@ -7,7 +7,7 @@ keys of all others. It reads folders and hub datasets here.
 
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,20 +65,21 @@ class Source:
 
         Args:
             size: Rows of a chunk; the last one may have fewer.
-            done: Indices of chunks to skip; their rows are not parsed.
+            done: Indices of chunks to leave out.
 
         Raises:
             DataError: There are no rows, or the file is broken. A row that cannot be parsed is `Unreadable` instead.
         """
         with explain_errors(self.path):
-            file = open_rows(self._file) if self._file else RowFile([], iter(self._dataset()), list, lambda: None)
-        number = 0
-        while records := self._next(file.records, size):
-            if number not in done:
-                yield Chunk(number, number * size, file.parse(records), file.progress())
-            number += 1
-        if not number:
-            raise DataError(f"expected rows in {self.path}, but there are none")
+            file = open_rows(self._file) if self._file else RowFile([], iter(self._dataset()), lambda: None)
+            for number in count():
+                rows = list(islice(file.rows, size))
+                if not rows and not number:
+                    raise DataError(f"expected rows in {self.path}, but there are none")
+                if not rows:
+                    return
+                if number not in done:
+                    yield Chunk(number, number * size, rows, file.progress())
 
     def schema(self) -> pa.Schema | None:
         """Return the types of the columns, if the source declares them."""
@@ -101,7 +102,3 @@ class Source:
 
     def _dataset(self) -> Any:
         return take_split(load_source(self.path, config=self.config, streaming=True), self.split, self.path)
-
-    def _next(self, records: Iterator[Any], size: int) -> list[Any]:
-        with explain_errors(self.path):
-            return list(islice(records, size))
