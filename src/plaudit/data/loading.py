@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,12 +68,7 @@ def load_source(
 
 
 def take_split(splits: Any, name: str, path: str) -> Any:
-    """Return one split, or a slice of one.
-
-    Args:
-        splits: The splits by name.
-        name: One of these names, or a slice such as `train[:10%]`, or a sum of slices.
-        path: The source of the splits, for error messages.
+    """Return the split `name` of the splits of `path`, or a slice such as `train[:10%]`, or a sum of slices.
 
     Raises:
         ConfigError: A slice of a stream is asked for.
@@ -103,22 +98,20 @@ def _load_folder(folder: Path, config: str | None, streaming: bool) -> Any:
         return _load_saved(folder, streaming)
     if config is not None:
         return _load_hub(str(folder), config, streaming)
-    found: dict[str | None, list[Path]] = defaultdict(list)
+    found: dict[Any, list[Path]] = defaultdict(list)
     for file in sorted(folder.rglob("*")):
         inner = file.relative_to(folder)
         if file.is_file() and format_of(file) and not any(part.startswith(".") for part in inner.parts):
             found[_split_of(inner)].append(file)
-    unnamed = found.pop(None, [])
-    if unnamed and found:
-        logger.warning(
-            "%s: files whose names contain no split are left out: %s", folder, ", ".join(f.name for f in unnamed)
-        )
-    files: dict[str, list[Path]] = {s: found[s] for s in ("train", "validation", "test") if s in found}
-    if not files and not unnamed:
+    if not found:
         raise DataError(
             f"expected {FILE_SUFFIXES} files in the folder {folder}, or what save_to_disk writes; found neither"
         )
-    return _load_files(files or {"train": unnamed}, streaming)
+    unnamed = found.pop(None, [])
+    if unnamed and found:
+        names = ", ".join(file.name for file in unnamed)
+        logger.warning("%s: files whose names contain no split are left out: %s", folder, names)
+    return _load_files(found or {"train": unnamed}, streaming)
 
 
 def _split_of(path: Path) -> str | None:
@@ -161,24 +154,14 @@ def _load_files(files: Mapping[str, Sequence[Path]], streaming: bool) -> Any:
     from datasets import load_dataset
 
     every = [file for split in files.values() for file in split]
-    if unknown := [file for file in every if format_of(file) is None]:
-        raise DataError(f"cannot tell what {unknown[0]} is: expected a {FILE_SUFFIXES} file")
-    formats = sorted({str(format_of(file)) for file in every})
-    if len(formats) > 1:
-        raise DataError(
-            f"expected files of one kind in {every[0].parent}, got {', '.join(formats)}; load them one by one"
-        )
-    options = _csv_options(every[0]) if formats == ["csv"] else {}
-    if formats == ["json"] and not streaming:
+    kind = _common_format(every)
+    options = _csv_options(every[0]) if kind == "csv" else {}
+    if kind == "json" and not streaming:
         options = {"chunksize": _JSON_BLOCK}
     names = {split: [str(file) for file in group] for split, group in files.items()}
     listed = ", ".join(map(str, every[:3])) + (f" and {len(every) - 3} more" if len(every) > 3 else "")
     try:
-        splits = load_dataset(formats[0], data_files=names, streaming=streaming, **options)
-        for column, kind in annotation_features(set(options.get("features", ())) & set(PAIR_ANNOTATIONS)).items():
-            splits = _cast_cells(splits, column, kind, listed)
-    except DataError:
-        raise
+        splits = load_dataset(kind, data_files=names, streaming=streaming, **options)
     except Exception as error:
         _check_rows(every)
         raise DataError(
@@ -187,7 +170,18 @@ def _load_files(files: Mapping[str, Sequence[Path]], streaming: bool) -> Any:
     for split, part in splits.items():
         if streaming or not part.num_rows:
             _check_rows(files[str(split)], most=1)
-    return splits
+    return _with_annotation_types(splits, options["features"], listed) if kind == "csv" else splits
+
+
+def _common_format(files: Sequence[Path]) -> str:
+    for file in files:
+        if format_of(file) is None:
+            raise DataError(f"cannot tell what {file} is: expected a {FILE_SUFFIXES} file")
+    first, *others = sorted({str(format_of(file)) for file in files})
+    if others:
+        kinds = ", ".join([first, *others])
+        raise DataError(f"expected files of one kind in {files[0].parent}, got {kinds}; load them one by one")
+    return first
 
 
 def _csv_options(file: Path) -> dict[str, Any]:
@@ -199,12 +193,15 @@ def _csv_options(file: Path) -> dict[str, Any]:
     return {"features": Features(dict.fromkeys(columns, Value("string"))), "keep_default_na": False, "na_values": [""]}
 
 
-def _cast_cells(splits: Any, column: str, kind: Any, files: str) -> Any:
-    try:
-        return splits.cast_column(column, kind)
-    except ValueError as error:  # Arrow's, with the cell
-        expected = "true or false" if column == "tie" else "a number"
-        raise DataError(f"{files}, column '{column}': expected {expected} or an empty cell: {error}") from error
+def _with_annotation_types(splits: Any, columns: Iterable[str], files: str) -> Any:
+    """Turn the text of the cells that annotate pairs into numbers, or true and false."""
+    for column, kind in annotation_features(set(columns) & set(PAIR_ANNOTATIONS)).items():
+        try:
+            splits = splits.cast_column(column, kind)
+        except ValueError as error:  # Arrow's, with the cell
+            expected = "true or false" if column == "tie" else "a number"
+            raise DataError(f"{files}, column '{column}': expected {expected} or an empty cell: {error}") from error
+    return splits
 
 
 def _check_rows(files: Sequence[Path], most: int | None = None) -> None:

@@ -1,8 +1,8 @@
 """A source of rows, read as a stream of chunks in constant memory and without changing a value.
 
-Files are read by `plaudit.data.file_formats`. `datasets`, which training loads them with because it needs columns of
-one type, would guess types from the first rows, turn strings that look like dates into dates, and give every row the
-keys of all others. It reads folders and hub datasets here.
+Files are read by `plaudit.data.file_formats`, folders and hub datasets by `datasets`. Training loads files by
+`datasets` too, since it needs columns of one type; for scoring, `datasets` would guess types from the first rows, turn
+strings that look like dates into dates, and give every row the keys of all others.
 """
 
 from collections.abc import Container, Iterator
@@ -90,7 +90,7 @@ class Source:
         return features.arrow_schema if features else None
 
     def holds(self, path: Path) -> bool:
-        """Return whether a file is the source itself, or lies in the folder that is the source."""
+        """Return whether a file is the source itself, or lies in its folder."""
         own, place = Path(self.path).expanduser().resolve(), path.resolve()
         return own.exists() and (own == place or own in place.parents)
 
