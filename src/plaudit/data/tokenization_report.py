@@ -61,12 +61,12 @@ class TokenizationReport:
 
     @property
     def kept(self) -> int:
-        """Comparisons that are kept."""
+        """The number of comparisons that are kept."""
         return self.pairs - self.overlong - self.identical
 
     @property
     def dropped(self) -> int:
-        """Comparisons that are dropped."""
+        """The number of comparisons that are dropped."""
         return self.overlong + self.identical
 
     def add(self, *, kept: int, overlong: int, identical: int, tokens: int) -> None:
@@ -75,13 +75,10 @@ class TokenizationReport:
         Raises:
             DataError: As `check`, once enough of a stream has been read.
         """
-        first_drop = not self.dropped and (overlong or identical)
         self.pairs += kept + overlong + identical
         self.overlong += overlong
         self.identical += identical
         self.tokens += tokens
-        if self.streaming and first_drop:
-            logger.info("%s: pairs are dropped as the stream comes (%s so far)", self.split, self.causes())
         if self.streaming and self.pairs >= _STREAM_PAIRS_BEFORE_CHECK:
             self.check()
 

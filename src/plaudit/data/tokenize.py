@@ -2,12 +2,13 @@
 
 A pair gets the columns `chosen_ids` and `rejected_ids`, as users of TRL expect; in a split with ranked groups, a row
 gets `sequence_ids`, `ranks` and the `comparisons` between its sequences. One row stays one row, or is dropped. Rows
-that have these columns already go through the same checks.
+that have token ids already go through the same checks.
 """
 
 from __future__ import annotations
 
 import math
+import operator
 import warnings
 from collections import Counter
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ def tokenize_dataset(
     to_columns = _RowsToColumns(tokenizer, rules, schema, source_hash(), report if streaming else None)
     if streaming:
         mapped = dataset.map(to_columns, batched=True, batch_size=64, with_indices=True, remove_columns=columns)
-        return mapped.filter(_is_kept, input_columns="_kept").remove_columns(_COUNTS), report
+        return mapped.filter(operator.truth, input_columns="_kept").remove_columns(_COUNTS), report
     counted = dict.fromkeys(_COUNTS, Value("int64"))
     mapped = dataset.map(
         to_columns,
@@ -104,8 +105,8 @@ def _named_columns(dataset: Any, split: str) -> tuple[Any, list[str]]:
     columns = dataset.column_names
     if columns is None:  # a stream that does not know its columns before its first row
         columns = list(next(iter(dataset), {}))
-        if not columns:
-            TokenizationReport(split, TokenizationRules()).check()
+    if not columns:
+        TokenizationReport(split, TokenizationRules()).check()
     if _LEGACY_NAMES.keys() <= set(columns) and "chosen_ids" not in columns:
         warnings.warn(
             "The columns `chosen_input_ids` and `rejected_input_ids` are deprecated: rename them to `chosen_ids` and "
@@ -116,10 +117,6 @@ def _named_columns(dataset: Any, split: str) -> tuple[Any, list[str]]:
         dataset = dataset.rename_columns(_LEGACY_NAMES)
         columns = [_LEGACY_NAMES.get(column, column) for column in columns]
     return dataset, list(columns)
-
-
-def _is_kept(kept: int) -> bool:
-    return kept > 0
 
 
 @dataclass(frozen=True)
