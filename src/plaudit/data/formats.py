@@ -2,7 +2,8 @@
 
 A row is `{prompt?, chosen, rejected}`, all strings (standard) or all lists of messages (conversational), or a ranked
 group `{prompt?, completions, ranks or scores}`. An ambiguous row raises a `DataError` that names the row and the
-column. This module does not know tokenizers.
+column. Files are read by `plaudit.data.file_formats`; rows in other layouts are converted first, by
+`plaudit.data.published_layouts`.
 """
 
 import json
