@@ -30,29 +30,18 @@ _PARQUET_BUFFER = 1 << 20  # bytes of a column
 
 
 class Unreadable(NamedTuple):
-    """A record of a file that is no row.
+    """A record of a file that is no row."""
 
-    Attributes:
-        reason: The reason, with the place in the file.
-        content: The text of the record.
-    """
-
-    reason: str
-    content: str
+    reason: str  # with the place in the file
+    content: str  # the text of the record
 
 
 class RowFile(NamedTuple):
-    """An open file of rows.
+    """An open file of rows."""
 
-    Attributes:
-        columns: The column names, where the file declares them before its rows; else none.
-        rows: The rows in order, read as they are taken; a record that is no row is `Unreadable`.
-        progress: Returns the fraction of the file that has been read; `None` if it is unknown.
-    """
-
-    columns: list[str]
-    rows: Iterator[Row | Unreadable]
-    progress: Callable[[], float | None]
+    columns: list[str]  # where the file declares them before its rows, else none
+    rows: Iterator[Row | Unreadable]  # in order, read as they are taken
+    progress: Callable[[], float | None]  # returns the fraction of the file that has been read, if that is known
 
 
 def format_of(file: Path) -> str | None:

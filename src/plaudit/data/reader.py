@@ -22,37 +22,25 @@ __all__ = ["Chunk", "Row", "Source", "Unreadable"]
 
 
 class Chunk(NamedTuple):
-    """Consecutive rows of a source.
+    """Consecutive rows of a source."""
 
-    Attributes:
-        number: The index of the chunk, from 0.
-        first: The index of its first row in the source, from 0.
-        rows: Its rows.
-        share: The fraction of the source that has been read at the end of the chunk; `None` if that is unknown.
-    """
-
-    number: int
-    first: int
+    number: int  # the index of the chunk, from 0
+    first: int  # the index of the first row in the source, from 0
     rows: list[Row | Unreadable]
-    share: float | None
+    share: float | None  # the fraction of the source that has been read at the end of the chunk, if that is known
 
 
 @dataclass(frozen=True)
 class Source:
     """Rows in a file, a folder or a dataset of the hub.
 
-    Attributes:
-        path: The file or folder, or the hub id.
-        config: The configuration of a hub dataset that has several.
-        split: The split to read; a file has only "train".
-
     Raises:
         ConfigError: A file is given together with a configuration or another split.
     """
 
-    path: str
-    config: str | None = None
-    split: str = "train"
+    path: str  # a file, a folder or a hub id
+    config: str | None = None  # of a hub dataset that has several
+    split: str = "train"  # the only one of a file
 
     def __post_init__(self) -> None:
         if self._file and (self.config is not None or self.split != "train"):

@@ -31,19 +31,12 @@ _GROUP = '{"sequence_ids": [[5, 8, 2], [5, 9, 2]], "ranks": [0, 1]}'
 
 @dataclass(frozen=True)
 class ColumnSchema:
-    """The form of a split's rows, found from its column names.
+    """The form of a split's rows, found from its column names."""
 
-    Attributes:
-        groups: The tokenised rows are groups, not pairs.
-        tokenised: The rows have token ids already.
-        annotated: The columns of annotations that the tokenised rows have.
-        ties: The tokenised groups have a column `ties`.
-    """
-
-    groups: bool
-    tokenised: bool
-    annotated: tuple[str, ...]
-    ties: bool
+    groups: bool  # the tokenised rows are groups, not pairs
+    tokenised: bool  # the rows have token ids already
+    annotated: tuple[str, ...]  # the columns of annotations that the tokenised rows have
+    ties: bool  # the tokenised groups have a column `ties`
 
     @classmethod
     def of(cls, columns: Iterable[str], *, ties: bool = False) -> "ColumnSchema":

@@ -69,7 +69,7 @@ class TokenizationReport:
         """The number of comparisons that are dropped."""
         return self.overlong + self.identical
 
-    def add(self, *, kept: int, overlong: int, identical: int, tokens: int) -> None:
+    def add(self, kept: int, overlong: int, identical: int, tokens: int) -> None:
         """Count more comparisons and tokens; of a stream, check the counts so far too.
 
         Raises:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["TokenizationReport", "TokenizationRules", "tokenize_dataset"]
 
 _LEGACY_NAMES = {"chosen_input_ids": "chosen_ids", "rejected_input_ids": "rejected_ids"}
-_COUNTS = ["_kept", "_overlong", "_identical", "_tokens"]  # of each row, for the report; removed in the end
+_COUNTS = ["_kept", "_overlong", "_identical", "_tokens"]  # of each row, as the report adds them; removed in the end
 
 
 def tokenize_dataset(
@@ -91,7 +91,7 @@ def tokenize_dataset(
         desc=f"Tokenising {split}",
     )
     counts = mapped.select_columns(_COUNTS).with_format("numpy")[:]
-    report.add(**{name.removeprefix("_"): int(counts[name].sum()) for name in _COUNTS})
+    report.add(*(int(counts[name].sum()) for name in _COUNTS))
     mapped = mapped.remove_columns(_COUNTS)
     if not counts["_kept"].all():
         mapped = mapped.select(counts["_kept"].nonzero()[0])
@@ -139,7 +139,7 @@ class _RowsToColumns:
         ]
         columns = {name: [each[name] for each in values] for name in [*self.schema.features, *_COUNTS]}
         if self.report is not None:
-            self.report.add(**{name.removeprefix("_"): sum(columns[name]) for name in _COUNTS})
+            self.report.add(*(sum(columns[name]) for name in _COUNTS))
         return self.schema.passed_through(batch) | columns
 
     def _token_ids(self, rows: list[ParsedRow], indices: list[int]) -> list[list[list[int]]]:
@@ -153,16 +153,17 @@ class _RowsToColumns:
         return [[next(ids) for _ in row.sequences] for row in rows]
 
     def _values(self, row: ParsedRow, ids: list[list[int]], index: int) -> dict[str, Any]:
-        """Return the values of a row in all columns that pairs or groups have, and its counts."""
+        """Return the values of a row in the columns of pairs and in those of groups, and its counts."""
         for sequence, column in zip(ids, row.columns, strict=True):
             _check_usable(sequence, column, index, self.rules.vocabulary_rows)
         leading = {self.tokenizer.bos_token_id, self.tokenizer.cls_token_id}
         fitting = apply_max_length(ids, self.rules, index, leading)
-        ranks = [row.ranks[place] for place in fitting]
-        sequences = list(fitting.values())
+        sequences, ranks = list(fitting.values()), [row.ranks[place] for place in fitting]
+        with_ties = self.rules.ties or not self.schema.groups  # a pair is a comparison even if it is a tie
         comparisons = comparisons_of_ranking(sequences, ranks)
-        ties = ties_of_ranking(sequences, ranks) if self._with_ties else []
-        made, left, kept = self._comparable(row.ranks), self._comparable(ranks), len(comparisons) + len(ties)
+        ties = ties_of_ranking(sequences, ranks) if with_ties else []
+        kept = len(comparisons) + len(ties)
+        wanted, short_enough = _comparable(row.ranks, with_ties), _comparable(ranks, with_ties)
         if not kept:
             sequences = []
         lengths = [len(sequence) for sequence in sequences]
@@ -179,18 +180,8 @@ class _RowsToColumns:
             "num_tokens": _distinct_tokens(sequences),
             "sequence_lengths": lengths,
         }
-        counts = zip(_COUNTS, (kept, made - left, left - kept, sum(lengths)), strict=True)
+        counts = zip(_COUNTS, (kept, wanted - short_enough, short_enough - kept, sum(lengths)), strict=True)
         return values | dict(zip(PAIR_IDS, sequences or [[], []], strict=False)) | dict(counts)
-
-    @property
-    def _with_ties(self) -> bool:
-        """Two responses of equal rank make a comparison: a pair does even if it is a tie."""
-        return self.rules.ties or not self.schema.groups
-
-    def _comparable(self, ranks: list[float]) -> int:
-        """Return the number of comparisons between responses of these ranks, whatever their ids."""
-        tied = 0 if self._with_ties else sum(math.comb(count, 2) for count in Counter(ranks).values())
-        return math.comb(len(ranks), 2) - tied
 
     def _prompt_key(self, row: dict[str, Any], ids: list[list[int]]) -> int:
         given = row.get("prompt_key")
@@ -199,6 +190,12 @@ class _RowsToColumns:
         if self.schema.tokenised:  # sequences that share nothing stand alone
             return prompt_key(ids[0][: common_prefix(ids)] or ids)
         return prompt_key(prompt_of(row))
+
+
+def _comparable(ranks: list[float], with_ties: bool) -> int:
+    """Return the number of comparisons between responses of these ranks, whatever their ids."""
+    tied = 0 if with_ties else sum(math.comb(count, 2) for count in Counter(ranks).values())
+    return math.comb(len(ranks), 2) - tied
 
 
 def _distinct_tokens(sequences: list[list[int]]) -> int:
