@@ -83,11 +83,7 @@ class ParsedRow:
 
 
 def parse_row(row: dict[str, Any], index: int) -> ParsedRow:
-    """Parse one raw row, a pair or a ranked group.
-
-    Args:
-        row: The row as `datasets` yields it.
-        index: Its index in the split, counted from 0, for error messages.
+    """Parse row `index` of a split, a pair or a ranked group.
 
     Raises:
         DataError: The row is malformed; the message names the row, the column, the expected shape and an example.
@@ -131,15 +127,10 @@ def _parse_group(row: dict[str, Any], index: int) -> ParsedRow:
 def join_responses(
     row: dict[str, Any], responses: dict[str, Any], index: int
 ) -> tuple[list[TextOrChat], dict[str, Any]]:
-    """Put the prompt of a row, if the row has one, before each of its responses.
-
-    Args:
-        row: The row; its columns `prompt`, `tools` and `chat_template_kwargs` are read.
-        responses: K responses by their names in error messages.
-        index: The row's index, for error messages.
+    """Put the prompt of row `index`, if it has one, before each of K responses, given by their names in error messages.
 
     Returns:
-        The K whole sequences, and the row's keyword arguments for the chat template.
+        The K whole sequences, and the keyword arguments of the row for the chat template: see `template_options`.
 
     Raises:
         DataError: A part is malformed, or the parts are not all texts or all lists of messages.

@@ -32,9 +32,7 @@ _SPLIT_WORDS = {
 _JSON_BLOCK = 1 << 27
 
 
-def load_source(
-    path: str, *, config: str | None = None, split: str | None = None, streaming: bool = False
-) -> DatasetDict | IterableDatasetDict:
+def load_source(path: str, *, config: str | None = None, streaming: bool = False) -> DatasetDict | IterableDatasetDict:
     """Load a dataset by hub id, or from a file or folder.
 
     A file is one `train` split. In a folder, the names of files and subfolders decide the splits (`train`,
@@ -43,28 +41,25 @@ def load_source(
     Args:
         path: A hub id; a .jsonl, .json or .csv file, gzipped or not; a .parquet file; or a folder.
         config: The configuration of a hub dataset (or a copy of one in a folder) that has several.
-        split: Load only this split, or a slice of one such as `train[:10%]` (not of a stream).
         streaming: Read rows when they are needed. A broken row is then an error only when it is reached.
 
     Returns:
-        The splits by name; with `split`, only that one.
+        The splits by name.
 
     Raises:
-        ConfigError: A file is given together with a configuration, or a slice of a stream is asked for.
-        DataError: There is no such dataset or split, or it cannot be read, or it is empty.
+        ConfigError: A file is given together with a configuration.
+        DataError: There is no such dataset, or it cannot be read, or it is empty.
     """
     local = Path(path).expanduser()
     if local.is_dir():
-        splits = _load_folder(local, config, streaming)
-    elif local.is_file():
+        return _load_folder(local, config, streaming)
+    if local.is_file():
         if config is not None:
             raise ConfigError(f"{path} is a file, and a file has no configuration {config!r}; leave dataset_config out")
-        splits = _load_files({"train": [local]}, streaming)
-    elif format_of(local) or path.startswith(("/", ".", "~")) or path.count("/") > 1:
+        return _load_files({"train": [local]}, streaming)
+    if format_of(local) or path.startswith(("/", ".", "~")) or path.count("/") > 1:
         raise DataError(f"expected a file or folder at {path!r}, but there is none; looked in {os.getcwd()}")
-    else:
-        splits = _load_hub(path, config, streaming)
-    return splits if split is None else type(splits)({split: take_split(splits, split, path)})
+    return _load_hub(path, config, streaming)
 
 
 def take_split(splits: Any, name: str, path: str) -> Any:

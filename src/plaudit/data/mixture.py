@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from plaudit.data.annotations import annotation_features
 from plaudit.data.dataset_conversion import convert
-from plaudit.data.loading import load_source
+from plaudit.data.loading import load_source, take_split
 from plaudit.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class _Entry:
         return cls(**{**options, "path": str(options["path"])})
 
     def load(self, default_format: str | None) -> Dataset:
-        part = load_source(self.path, config=self.name, split=self.split)[self.split]
+        part = take_split(load_source(self.path, config=self.name), self.split, self.path)
         if self.columns is not None:
             if unknown := sorted(set(self.columns) - set(part.column_names)):
                 raise DataError(f"{self.path} has no column {unknown}: it has {', '.join(part.column_names)}")
