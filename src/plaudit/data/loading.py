@@ -93,7 +93,7 @@ def _load_folder(folder: Path, config: str | None, streaming: bool) -> Any:
         return _load_saved(folder, streaming)
     if config is not None:
         return _load_hub(str(folder), config, streaming)
-    found: dict[Any, list[Path]] = defaultdict(list)
+    found: dict[str | None, list[Path]] = defaultdict(list)
     for file in sorted(folder.rglob("*")):
         inner = file.relative_to(folder)
         if file.is_file() and format_of(file) and not any(part.startswith(".") for part in inner.parts):
@@ -106,7 +106,9 @@ def _load_folder(folder: Path, config: str | None, streaming: bool) -> Any:
     if unnamed and found:
         names = ", ".join(file.name for file in unnamed)
         logger.warning("%s: files whose names contain no split are left out: %s", folder, names)
-    return _load_files(found or {"train": unnamed}, streaming)
+    # `datasets` takes the columns of a stream from the first split.
+    files: dict[str, list[Path]] = {split: found[split] for split in ("train", "validation", "test") if split in found}
+    return _load_files(files or {"train": unnamed}, streaming)
 
 
 def _split_of(path: Path) -> str | None:
