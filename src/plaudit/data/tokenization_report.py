@@ -38,15 +38,15 @@ class TokenizationRules:
 
 @dataclass
 class TokenizationReport:
-    """The counts of one split after tokenisation; of a stream, those so far.
+    """The counts of one split after tokenisation, or of the rows of a stream that have been read.
 
     Attributes:
         split: The name of the split, for messages.
         rules: The rules by which it was tokenised.
         pairs: Comparisons in the rows: one in a pair (a tie too), and one for every two responses of a group that have
             unequal ranks, or any ranks if `rules.ties`.
-        overlong: Of these, dropped because a sequence exceeds `max_length`.
-        identical: Of these, dropped because both sequences have the same ids in the end.
+        overlong: Comparisons dropped because a sequence exceeds `max_length`.
+        identical: Comparisons dropped because both sequences have the same ids in the end.
         tokens: Tokens of the sequences that are kept, each sequence counted whole.
         streaming: The split is a stream, and the counts grow as it is read.
     """

@@ -101,7 +101,7 @@ def tokenize_dataset(
 
 
 def _named_columns(dataset: Any, split: str) -> tuple[Any, list[str]]:
-    """Return the dataset with TRL's old column names replaced, and its column names."""
+    """Return the dataset with TRL's old column names replaced, and its column names; raise if it has none."""
     columns = dataset.column_names
     if columns is None:  # a stream that does not know its columns before its first row
         columns = list(next(iter(dataset), {}))
