@@ -18,8 +18,8 @@ from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM, set_seed
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from plaudit import RewardFunction
-from plaudit.data.synthetic import PreferenceWorld, true_reward
 from plaudit.quickstart.demonstration import run_quickstart
+from plaudit.quickstart.synthetic import PreferenceWorld, true_reward
 
 RUNS = {"held near the imitating policy (beta 0.1)": 0.1, "let loose (beta 0)": 0.0}
 REWARDS = {"learnt": "tab:orange", "true": "tab:blue"}

@@ -10,8 +10,7 @@ from plaudit.errors import DataError
 
 def rows_of(path):
     with explain_errors(path):
-        opened = open_rows(path)
-        return opened.parse(list(opened.records))
+        return list(open_rows(path).rows)
 
 
 @pytest.mark.parametrize(

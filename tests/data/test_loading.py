@@ -4,7 +4,7 @@ import json
 import pytest
 from datasets import Dataset, DatasetDict, IterableDatasetDict
 
-from plaudit.data.loading import load_source
+from plaudit.data.loading import load_source, take_split
 from plaudit.errors import ConfigError, DataError
 
 ROWS = [{"prompt": f"p{i}", "chosen": f"good {i}", "rejected": "None" if i else 'bad, "so"\nto say'} for i in range(6)]
@@ -57,15 +57,16 @@ def test_optional_fields_may_come_late_and_numbers_may_turn_fractional(write):
 
 def test_one_split_or_a_slice_of_it(write):
     path = write("a.jsonl", ROWS)
-    assert list(load_source(path, split="train")) == ["train"]
-    assert load_source(path, split="train[:50%]")["train[:50%]"]["prompt"][:] == ["p0", "p1", "p2"]
-    assert load_source(path, split="train[:1]+train[-1:]")["train[:1]+train[-1:]"]["prompt"][:] == ["p0", "p5"]
+    splits = load_source(path)
+    assert take_split(splits, "train", path) is splits["train"]
+    assert take_split(splits, "train[:50%]", path)["prompt"][:] == ["p0", "p1", "p2"]
+    assert take_split(splits, "train[:1]+train[-1:]", path)["prompt"][:] == ["p0", "p5"]
     with pytest.raises(DataError, match=r"'test'.*has the splits train"):
-        load_source(path, split="test")
+        take_split(splits, "test", path)
     with pytest.raises(DataError, match=r"'train\[oops\]'.*has the splits train"):
-        load_source(path, split="train[oops]")
+        take_split(splits, "train[oops]", path)
     with pytest.raises(ConfigError, match=r"stream cannot be sliced.*dataset_streaming"):
-        load_source(path, split="train[:1]", streaming=True)
+        take_split(load_source(path, streaming=True), "train[:1]", path)
 
 
 @pytest.mark.parametrize("path", ["nowhere.jsonl", "data/nowhere.csv.gz", "/no/such/folder", "./data", "a/b/c"])

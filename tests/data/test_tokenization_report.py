@@ -75,14 +75,6 @@ def test_a_split_without_a_comparison_left_is_an_error():
         report(split="test").check()
 
 
-def test_a_stream_logs_its_first_drop_only(messages):
-    counts = report(kept=99, identical=1, streaming=True)
-    counts.add(kept=99, overlong=0, identical=1, tokens=0)
-    assert messages() == [
-        ("INFO", "train: pairs are dropped as the stream comes (1 with the same ids in chosen and rejected so far)")
-    ]
-
-
 def test_a_stream_is_checked_once_enough_of_it_is_read():
     rules = {"streaming": True, "max_length": 1, "overlong_max_fraction": 0.5}
     few = report(kept=4, overlong=36, **rules)

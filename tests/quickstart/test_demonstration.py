@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from plaudit import RewardModel, evaluate
-from plaudit.data.synthetic import PreferenceWorld, ceiling
 from plaudit.quickstart.demonstration import run_quickstart
+from plaudit.quickstart.synthetic import PreferenceWorld, ceiling
 
 
 @pytest.fixture(scope="module")

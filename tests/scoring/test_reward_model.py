@@ -17,8 +17,8 @@ from transformers import (
 )
 
 from plaudit import RewardModel
-from plaudit.data.synthetic import PreferenceWorld
 from plaudit.errors import ConfigError, DataError
+from plaudit.quickstart.synthetic import PreferenceWorld
 
 
 def texts_of(rows, side="chosen"):

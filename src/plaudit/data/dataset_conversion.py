@@ -1,4 +1,4 @@
-"""Conversion of whole datasets from a published layout: ties are dropped and counted, and a malformed row is named."""
+"""Conversion of whole datasets from a published layout: ties are dropped, and a malformed row is named."""
 
 from __future__ import annotations
 

@@ -30,31 +30,18 @@ _PARQUET_BUFFER = 1 << 20  # bytes of a column
 
 
 class Unreadable(NamedTuple):
-    """A record of a file that is no row.
+    """A record of a file that is no row."""
 
-    Attributes:
-        reason: The reason, with the place in the file.
-        content: The text of the record.
-    """
-
-    reason: str
-    content: str
+    reason: str  # with the place in the file
+    content: str  # the text of the record
 
 
 class RowFile(NamedTuple):
-    """An open file of rows.
+    """An open file of rows."""
 
-    Attributes:
-        columns: The column names, where the file declares them before its rows; else none.
-        records: The records of the file, not yet parsed.
-        parse: Parses some of the records, each to a row or `Unreadable`.
-        progress: Returns the fraction of the file that has been read; `None` if it is unknown.
-    """
-
-    columns: list[str]
-    records: Iterator[Any]
-    parse: Callable[[list[Any]], list[Row | Unreadable]]
-    progress: Callable[[], float | None]
+    columns: list[str]  # where the file declares them before its rows, else none
+    rows: Iterator[Row | Unreadable]  # in order, read as they are taken
+    progress: Callable[[], float | None]  # returns the fraction of the file that has been read, if that is known
 
 
 def format_of(file: Path) -> str | None:
@@ -64,24 +51,9 @@ def format_of(file: Path) -> str | None:
     return None if found == "parquet" and name.endswith(".gz") else found
 
 
-def open_rows(file: Path) -> RowFile:
-    """Open a file of rows, to be read in constant memory unless it is one JSON list.
-
-    Raises:
-        DataError: A CSV file has a column twice. What reading may raise besides is for `explain_errors`.
-    """
-    if format_of(file) == "parquet":
-        return _open_parquet(file)
-    raw = open(file, "rb")  # noqa: SIM115  # open as long as records are read
-    stream: BinaryIO = gzip.GzipFile(fileobj=raw) if file.name.lower().endswith(".gz") else raw  # type: ignore[assignment]
-    opened = _open_json(stream) if format_of(file) == "json" else _open_csv(stream, file)
-    size = max(file.stat().st_size, 1)
-    return opened._replace(progress=lambda: 1.0 if raw.closed else raw.tell() / size)
-
-
 @contextmanager
 def explain_errors(path: str | Path) -> Iterator[None]:
-    """Raise what goes wrong while a file is read as a `DataError` that names the file."""
+    """Raise what goes wrong while a file is opened or read as a `DataError` that names the file."""
     try:
         yield
     except DataError:
@@ -92,19 +64,40 @@ def explain_errors(path: str | Path) -> Iterator[None]:
         raise DataError(f"cannot read {path}: {reason}; check that it is whole, and in UTF-8") from error
 
 
-def _open_json(stream: BinaryIO) -> RowFile:
-    lines = iter(enumerate(stream, 1))
-    first = next(((number, line) for number, line in lines if line.strip()), None)
-    if first is None or not first[1].lstrip().startswith(b"["):
-        filled = ((number, line) for number, line in chain([first] if first else [], lines) if line.strip())
-        return RowFile([], filled, lambda some: [_parse_line(*record) for record in some], lambda: None)
-    try:  # one list
-        text = b"".join([b"\n" * (first[0] - 1), first[1], *(line for _, line in lines)])
-        rows = json.loads(text, object_pairs_hook=_with_unique_keys)
+def open_rows(file: Path) -> RowFile:
+    """Open a file of rows, to be read in constant memory unless it is one JSON list.
+
+    Opening and reading a broken file raise errors of many types, which `explain_errors` turns into one.
+
+    Raises:
+        DataError: A CSV file has a column twice.
+    """
+    if format_of(file) == "parquet":
+        return _open_parquet(file)
+    raw = open(file, "rb")  # noqa: SIM115  # open as long as rows are read
+    stream: BinaryIO = gzip.GzipFile(fileobj=raw) if file.name.lower().endswith(".gz") else raw  # type: ignore[assignment]
+    columns, rows = ([], _json_rows(stream)) if format_of(file) == "json" else _csv_header_and_rows(stream, file)
+    size = max(file.stat().st_size, 1)
+    return RowFile(columns, rows, lambda: 1.0 if raw.closed else raw.tell() / size)
+
+
+def _json_rows(stream: BinaryIO) -> Iterator[Row | Unreadable]:
+    filled = ((number, line) for number, line in enumerate(stream, 1) if line.strip())
+    for number, line in filled:
+        if line.lstrip().startswith(b"["):
+            yield from _rows_of_list(b"\n" * (number - 1) + line + stream.read())
+            return
+        for each in chain([(number, line)], filled):
+            yield _parse_line(*each)
+
+
+def _rows_of_list(text: bytes) -> Iterator[Row | Unreadable]:
+    try:
+        items = json.loads(text, object_pairs_hook=_with_unique_keys)
     except json.JSONDecodeError as error:
         raise ValueError(f"line {error.lineno} is not valid JSON ({error.msg})") from error
-    items = iter([(f"item {number}", row) for number, row in enumerate(rows)])
-    return RowFile([], items, lambda some: [_row_or_unreadable(*record) for record in some], lambda: None)
+    for number, item in enumerate(items):
+        yield _row_or_unreadable(f"item {number}", item)
 
 
 def _parse_line(number: int, line: bytes) -> Row | Unreadable:
@@ -130,9 +123,9 @@ def _with_unique_keys(pairs: list[tuple[str, Any]]) -> Row:
     return row
 
 
-def _open_csv(stream: BinaryIO, file: Path) -> RowFile:
-    rows = _csv_rows(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""))
-    columns = next(rows, [])
+def _csv_header_and_rows(stream: BinaryIO, file: Path) -> tuple[list[str], Iterator[Row | Unreadable]]:
+    lines = _csv_lines(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""))
+    columns = next(lines, [])
     if len(set(columns)) != len(columns):
         raise DataError(f"{file}: expected each column once, got {', '.join(columns)}")
 
@@ -141,18 +134,18 @@ def _open_csv(stream: BinaryIO, file: Path) -> RowFile:
             return {name: cell or None for name, cell in zip(columns, cells, strict=True)}
         return Unreadable(f"expected {len(columns)} fields, as the header has, got {len(cells)}", ",".join(cells))
 
-    return RowFile(columns, rows, lambda some: [parse(cells) for cells in some], lambda: None)
+    return columns, map(parse, lines)
 
 
-def _csv_rows(lines: Iterator[str]) -> Iterator[list[str]]:
+def _csv_lines(text: Iterator[str]) -> Iterator[list[str]]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default of 128 KiB is less than some conversations
-    # An empty line at the end makes an empty row, unless a quote is still open and has swallowed the lines before.
-    row: list[str] = []
-    for row in csv.reader(chain(lines, ["\n"])):
-        if row:
-            yield row
-    if row:
-        raise csv.Error(f"a quote is opened and never closed, before {row[-1]!r:.60}")
+    # An empty line at the end makes an empty list, unless a quote is still open and has swallowed the lines before.
+    cells: list[str] = []
+    for cells in csv.reader(chain(text, ["\n"])):
+        if cells:
+            yield cells
+    if cells:
+        raise csv.Error(f"a quote is opened and never closed, before {cells[-1]!r:.60}")
 
 
 def _open_parquet(file: Path) -> RowFile:
@@ -160,14 +153,11 @@ def _open_parquet(file: Path) -> RowFile:
     table = pq.ParquetFile(file, pre_buffer=False, buffer_size=_PARQUET_BUFFER)
     passed = 0
 
-    def records() -> Iterator[pa.RecordBatch]:
+    def rows() -> Iterator[Row]:
         nonlocal passed
         for batch in table.iter_batches(batch_size=1024):
-            for place in range(batch.num_rows):
+            for row in batch.to_pylist():
                 passed += 1
-                yield batch.slice(place, 1)
+                yield row
 
-    def parse(some: list[pa.RecordBatch]) -> list[Row | Unreadable]:
-        return pa.Table.from_batches(some).to_pylist()
-
-    return RowFile(table.schema_arrow.names, records(), parse, lambda: passed / max(table.metadata.num_rows, 1))
+    return RowFile(table.schema_arrow.names, rows(), lambda: passed / max(table.metadata.num_rows, 1))

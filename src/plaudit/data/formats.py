@@ -2,7 +2,8 @@
 
 A row is `{prompt?, chosen, rejected}`, all strings (standard) or all lists of messages (conversational), or a ranked
 group `{prompt?, completions, ranks or scores}`. An ambiguous row raises a `DataError` that names the row and the
-column. This module does not know tokenizers.
+column. Files are read by `plaudit.data.file_formats`; rows in other layouts are converted first, by
+`plaudit.data.published_layouts`.
 """
 
 import json
@@ -39,6 +40,7 @@ _CONVERSATIONAL = (
     '{"prompt": [{"role": "user", "content": "2+2?"}], "chosen": [{"role": "assistant", "content": "4."}], '
     '"rejected": [{"role": "assistant", "content": "5."}]}'
 )
+_BOTH = f"{_STANDARD} or {_CONVERSATIONAL}"
 _TOOLS = '[{"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {}}}]'
 _GROUP = '{"prompt": "2+2?", "completions": [" 4.", " 5.", " Four."], "ranks": [0, 1, 0]}'
 
@@ -81,11 +83,7 @@ class ParsedRow:
 
 
 def parse_row(row: dict[str, Any], index: int) -> ParsedRow:
-    """Parse one raw row, a pair or a ranked group.
-
-    Args:
-        row: The row as `datasets` yields it.
-        index: Its index in the split, counted from 0, for error messages.
+    """Parse row `index` of a split, a pair or a ranked group.
 
     Raises:
         DataError: The row is malformed; the message names the row, the column, the expected shape and an example.
@@ -102,9 +100,8 @@ def parse_row(row: dict[str, Any], index: int) -> ParsedRow:
         raise DataError(
             f"row {index}: expected the columns 'chosen' and 'rejected', but {_listed(missing)} "
             f"{'is' if len(missing) == 1 else 'are'} missing or empty; the row has {_listed(sorted(row))}. "
-            f"{hint_about_token_ids(row)}"
-            f"Rename your columns, or name a published layout with `dataset_format`. Examples of the right shape: "
-            f"{_STANDARD} or {_CONVERSATIONAL}"
+            f"{hint_about_token_ids(row)}Rename your columns, or name a published layout with `dataset_format`. "
+            f"Examples of the right shape: {_BOTH}"
         )
     sequences, options = join_responses(row, {column: row[column] for column in columns}, index)
     return ParsedRow.pair(columns, sequences, row, index, template_options=options)
@@ -113,11 +110,8 @@ def parse_row(row: dict[str, Any], index: int) -> ParsedRow:
 def hint_about_token_ids(row: Mapping[str, Any]) -> str:
     """Return a sentence for the error about a row that has token ids where text is needed, else an empty string."""
     names = [name for name, value in row.items() if str(name).endswith("_ids") and isinstance(value, list)]
-    if not names:
-        return ""
-    return (
-        f"{_listed(names)} may be token ids, which only training takes: give the rows as they were before tokenising. "
-    )
+    advice = "may be token ids, which only training takes: give the rows as they were before tokenising. "
+    return f"{_listed(names)} {advice}" if names else ""
 
 
 def _parse_group(row: dict[str, Any], index: int) -> ParsedRow:
@@ -133,48 +127,35 @@ def _parse_group(row: dict[str, Any], index: int) -> ParsedRow:
 def join_responses(
     row: dict[str, Any], responses: dict[str, Any], index: int
 ) -> tuple[list[TextOrChat], dict[str, Any]]:
-    """Put the prompt of a row, if the row has one, before each of its responses.
-
-    Args:
-        row: The row; its columns `prompt`, `tools` and `chat_template_kwargs` are read.
-        responses: K responses by their names in error messages.
-        index: The row's index, for error messages.
+    """Put the prompt of row `index`, if it has one, before each of K responses, given by their names in error messages.
 
     Returns:
-        The K whole sequences, and the row's keyword arguments for the chat template.
+        The K whole sequences, and the keyword arguments of the row for the chat template: see `template_options`.
 
     Raises:
         DataError: A part is malformed, or the parts are not all texts or all lists of messages.
     """
     prompt = row.get("prompt")
-    _check_same_kind(index, prompt=prompt, **responses)
+    _check_same_kind(responses if prompt is None else {"prompt": prompt, **responses}, index)
     options = template_options(row, index)
     if isinstance(prompt, list):
         _check_messages(prompt, f"row {index}, column 'prompt'")
-    return [
-        _with_prompt(prompt, response, f"row {index}, column '{name}'") for name, response in responses.items()
-    ], options
+    columns = {f"row {index}, column '{name}'": response for name, response in responses.items()}
+    return [_with_prompt(prompt, response, column) for column, response in columns.items()], options
 
 
-def _check_same_kind(index: int, **parts: Any) -> None:
+def _check_same_kind(parts: dict[str, Any], index: int) -> None:
     """Raise unless all parts are texts or all are lists of messages: a mixture has no unambiguous form."""
-    kinds = {name: _kind(part) for name, part in parts.items() if part is not None}
-    for name, kind in kinds.items():
-        if kind is None:
-            shapes = f"{_STANDARD} or {_CONVERSATIONAL}"
-            raise malformed(f"row {index}, column '{name}'", "a string or a list of messages", parts[name], shapes)
-    if len(set(kinds.values())) > 1:
+    for name, part in parts.items():
+        if not isinstance(part, str | list):
+            raise malformed(f"row {index}, column '{name}'", "a string or a list of messages", part, _BOTH)
+    if len({isinstance(part, str) for part in parts.values()}) > 1:
+        kinds = {name: "a string" if isinstance(part, str) else "a list of messages" for name, part in parts.items()}
         listed = ", ".join(f"'{name}' is {kind}" for name, kind in kinds.items())
         raise DataError(
             f"row {index}: expected all of one kind, all strings or all lists of messages, but {listed}. "
-            f"Examples of the right shape: {_STANDARD} or {_CONVERSATIONAL}"
+            f"Examples of the right shape: {_BOTH}"
         )
-
-
-def _kind(part: Any) -> str | None:
-    if isinstance(part, str):
-        return "a string"
-    return "a list of messages" if isinstance(part, list) else None
 
 
 def read_sequence(sequence: Any, name: str) -> TextOrChat:
@@ -183,7 +164,7 @@ def read_sequence(sequence: Any, name: str) -> TextOrChat:
     Raises:
         DataError: The sequence is neither, or a conversation that ends with the user; the message calls it `name`.
     """
-    if _kind(sequence) is None:
+    if not isinstance(sequence, str | list):
         expected = "a string or a list of messages"
         raise malformed(name, expected, sequence, '"2+2? 4." or [{"role": ..., "content": ...}, ...]')
     return _with_prompt(None, sequence, name)
@@ -199,7 +180,11 @@ def _with_prompt(prompt: Any, response: Any, where: str) -> TextOrChat:
     if response[-1]["role"] not in _RESPONDING_ROLES:
         expected = "the last message to be from the assistant or its tool, since the reward judges that message"
         raise malformed(where, expected, response[-1], _CONVERSATIONAL)
-    return [_drop_missing_keys(message) for message in (prompt or []) + response]
+    # Arrow fills missing keys with `None`, and templates test for the presence of a key.
+    return [
+        {key: without_none(value) for key, value in message.items() if value is not None or key == "content"}
+        for message in (prompt or []) + response
+    ]
 
 
 def _check_messages(messages: list[Any], where: str) -> None:
@@ -219,11 +204,6 @@ def _is_text(message: Message) -> bool:
     if isinstance(content, list):
         return all(isinstance(part, dict) and part.get("type") == "text" for part in content)
     return isinstance(content, str) or (content is None and bool(message.get("tool_calls")))
-
-
-def _drop_missing_keys(message: Message) -> Message:
-    """Drop the keys that Arrow filled with `None`, since templates test for the presence of a key."""
-    return {key: without_none(value) for key, value in message.items() if value is not None or key == "content"}
 
 
 def template_options(row: Mapping[str, Any], index: int) -> dict[str, Any]:

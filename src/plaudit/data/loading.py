@@ -6,7 +6,8 @@ import logging
 import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,9 +32,7 @@ _SPLIT_WORDS = {
 _JSON_BLOCK = 1 << 27
 
 
-def load_source(
-    path: str, *, config: str | None = None, split: str | None = None, streaming: bool = False
-) -> DatasetDict | IterableDatasetDict:
+def load_source(path: str, *, config: str | None = None, streaming: bool = False) -> DatasetDict | IterableDatasetDict:
     """Load a dataset by hub id, or from a file or folder.
 
     A file is one `train` split. In a folder, the names of files and subfolders decide the splits (`train`,
@@ -42,37 +41,29 @@ def load_source(
     Args:
         path: A hub id; a .jsonl, .json or .csv file, gzipped or not; a .parquet file; or a folder.
         config: The configuration of a hub dataset (or a copy of one in a folder) that has several.
-        split: Load only this split, or a slice of one such as `train[:10%]` (not of a stream).
         streaming: Read rows when they are needed. A broken row is then an error only when it is reached.
 
     Returns:
-        The splits by name; with `split`, only that one.
+        The splits by name.
 
     Raises:
-        ConfigError: A file is given together with a configuration, or a slice of a stream is asked for.
-        DataError: There is no such dataset or split, or it cannot be read, or it is empty.
+        ConfigError: A file is given together with a configuration.
+        DataError: There is no such dataset, or it cannot be read, or it is empty.
     """
     local = Path(path).expanduser()
     if local.is_dir():
-        splits = _load_folder(local, config, streaming)
-    elif local.is_file():
+        return _load_folder(local, config, streaming)
+    if local.is_file():
         if config is not None:
             raise ConfigError(f"{path} is a file, and a file has no configuration {config!r}; leave dataset_config out")
-        splits = _load_files({"train": [local]}, streaming)
-    elif format_of(local) or path.startswith(("/", ".", "~")) or path.count("/") > 1:
+        return _load_files({"train": [local]}, streaming)
+    if format_of(local) or path.startswith(("/", ".", "~")) or path.count("/") > 1:
         raise DataError(f"expected a file or folder at {path!r}, but there is none; looked in {os.getcwd()}")
-    else:
-        splits = _load_hub(path, config, streaming)
-    return splits if split is None else type(splits)({split: take_split(splits, split, path)})
+    return _load_hub(path, config, streaming)
 
 
 def take_split(splits: Any, name: str, path: str) -> Any:
-    """Return one split, or a slice of one.
-
-    Args:
-        splits: The splits by name.
-        name: One of these names, or a slice such as `train[:10%]`, or a sum of slices.
-        path: The source of the splits, for error messages.
+    """Return the split `name` of the splits of `path`, or a slice such as `train[:10%]`, or a sum of slices.
 
     Raises:
         ConfigError: A slice of a stream is asked for.
@@ -107,16 +98,16 @@ def _load_folder(folder: Path, config: str | None, streaming: bool) -> Any:
         inner = file.relative_to(folder)
         if file.is_file() and format_of(file) and not any(part.startswith(".") for part in inner.parts):
             found[_split_of(inner)].append(file)
-    unnamed = found.pop(None, [])
-    if unnamed and found:
-        logger.warning(
-            "%s: files whose names contain no split are left out: %s", folder, ", ".join(f.name for f in unnamed)
-        )
-    files: dict[str, list[Path]] = {s: found[s] for s in ("train", "validation", "test") if s in found}
-    if not files and not unnamed:
+    if not found:
         raise DataError(
             f"expected {FILE_SUFFIXES} files in the folder {folder}, or what save_to_disk writes; found neither"
         )
+    unnamed = found.pop(None, [])
+    if unnamed and found:
+        names = ", ".join(file.name for file in unnamed)
+        logger.warning("%s: files whose names contain no split are left out: %s", folder, names)
+    # `datasets` takes the columns of a stream from the first split.
+    files: dict[str, list[Path]] = {split: found[split] for split in ("train", "validation", "test") if split in found}
     return _load_files(files or {"train": unnamed}, streaming)
 
 
@@ -160,33 +151,34 @@ def _load_files(files: Mapping[str, Sequence[Path]], streaming: bool) -> Any:
     from datasets import load_dataset
 
     every = [file for split in files.values() for file in split]
-    if unknown := [file for file in every if format_of(file) is None]:
-        raise DataError(f"cannot tell what {unknown[0]} is: expected a {FILE_SUFFIXES} file")
-    formats = sorted({str(format_of(file)) for file in every})
-    if len(formats) > 1:
-        raise DataError(
-            f"expected files of one kind in {every[0].parent}, got {', '.join(formats)}; load them one by one"
-        )
-    options = _csv_options(every[0]) if formats == ["csv"] else {}
-    if formats == ["json"] and not streaming:
+    kind = _common_format(every)
+    options = _csv_options(every[0]) if kind == "csv" else {}
+    if kind == "json" and not streaming:
         options = {"chunksize": _JSON_BLOCK}
     names = {split: [str(file) for file in group] for split, group in files.items()}
     listed = ", ".join(map(str, every[:3])) + (f" and {len(every) - 3} more" if len(every) > 3 else "")
     try:
-        splits = load_dataset(formats[0], data_files=names, streaming=streaming, **options)
-        for column, kind in annotation_features(set(options.get("features", ())) & set(PAIR_ANNOTATIONS)).items():
-            splits = _cast_cells(splits, column, kind, listed)
-    except DataError:
-        raise
+        splits = load_dataset(kind, data_files=names, streaming=streaming, **options)
     except Exception as error:
-        _raise_for_broken_row(every)
+        _check_rows(every)
         raise DataError(
             f"cannot read {listed}: {_root_cause(error)}; expected the same columns of the same types in every file"
         ) from error
     for split, part in splits.items():
         if streaming or not part.num_rows:
-            _raise_for_missing_rows(files[str(split)])
-    return splits
+            _check_rows(files[str(split)], most=1)
+    return _with_annotation_types(splits, options["features"], listed) if kind == "csv" else splits
+
+
+def _common_format(files: Sequence[Path]) -> str:
+    for file in files:
+        if format_of(file) is None:
+            raise DataError(f"cannot tell what {file} is: expected a {FILE_SUFFIXES} file")
+    first, *others = sorted({str(format_of(file)) for file in files})
+    if others:
+        kinds = ", ".join([first, *others])
+        raise DataError(f"expected files of one kind in {files[0].parent}, got {kinds}; load them one by one")
+    return first
 
 
 def _csv_options(file: Path) -> dict[str, Any]:
@@ -198,30 +190,27 @@ def _csv_options(file: Path) -> dict[str, Any]:
     return {"features": Features(dict.fromkeys(columns, Value("string"))), "keep_default_na": False, "na_values": [""]}
 
 
-def _cast_cells(splits: Any, column: str, kind: Any, files: str) -> Any:
-    try:
-        return splits.cast_column(column, kind)
-    except ValueError as error:  # Arrow's, with the cell
-        expected = "true or false" if column == "tie" else "a number"
-        raise DataError(f"{files}, column '{column}': expected {expected} or an empty cell: {error}") from error
+def _with_annotation_types(splits: Any, columns: Iterable[str], files: str) -> Any:
+    """Turn the text of the cells that annotate pairs into numbers, or true and false."""
+    for column, kind in annotation_features(set(columns) & set(PAIR_ANNOTATIONS)).items():
+        try:
+            splits = splits.cast_column(column, kind)
+        except ValueError as error:  # Arrow's, with the cell
+            expected = "true or false" if column == "tie" else "a number"
+            raise DataError(f"{files}, column '{column}': expected {expected} or an empty cell: {error}") from error
+    return splits
 
 
-def _raise_for_missing_rows(files: Sequence[Path]) -> None:
+def _check_rows(files: Sequence[Path], most: int | None = None) -> None:
+    """Raise if a file has no rows, or a broken one among the first `most`: the errors of `datasets` name neither."""
     for file in files:
         with explain_errors(file):
-            if next(open_rows(file).records, None) is None:
-                raise DataError(f"expected rows in {file}, but there are none")
-
-
-def _raise_for_broken_row(files: Sequence[Path]) -> None:
-    """Raise for the first row that cannot be parsed, since the errors of `datasets` do not name it."""
-    _raise_for_missing_rows(files)
-    for file in files:
-        with explain_errors(file):
-            opened = open_rows(file)
-            for record in opened.records if format_of(file) != "parquet" else ():
-                if isinstance(row := opened.parse([record])[0], Unreadable):
+            row = None
+            for row in islice(open_rows(file).rows, most):
+                if isinstance(row, Unreadable):
                     raise DataError(f"{file}: {row.reason}; mend or remove it")
+            if row is None:
+                raise DataError(f"expected rows in {file}, but there are none")
 
 
 def _root_cause(error: BaseException) -> str:

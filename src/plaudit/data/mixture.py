@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from plaudit.data.annotations import annotation_features
 from plaudit.data.dataset_conversion import convert
-from plaudit.data.loading import load_source
+from plaudit.data.loading import load_source, take_split
 from plaudit.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class _Entry:
         return cls(**{**options, "path": str(options["path"])})
 
     def load(self, default_format: str | None) -> Dataset:
-        part = load_source(self.path, config=self.name, split=self.split)[self.split]
+        part = take_split(load_source(self.path, config=self.name), self.split, self.path)
         if self.columns is not None:
             if unknown := sorted(set(self.columns) - set(part.column_names)):
                 raise DataError(f"{self.path} has no column {unknown}: it has {', '.join(part.column_names)}")
@@ -69,15 +69,10 @@ class _Entry:
 
 
 def load_mixture(described: Sequence[Any], default_format: str | None, seed: int) -> Dataset:
-    """Load a mixture.
+    """Load the mixture that the entries of a YAML file describe, one entry after the other.
 
-    Args:
-        described: The entries of the YAML file: mappings with a `path`.
-        default_format: The published layout of entries that name none; `None` for Plaudit's own formats.
-        seed: Decides which rows are drawn.
-
-    Returns:
-        The rows of all entries, one entry after the other.
+    `default_format` is the published layout of entries that name none (`None` for Plaudit's own formats); the seed
+    decides which rows are drawn.
 
     Raises:
         ConfigError: An entry or the weights are malformed.
@@ -113,10 +108,7 @@ def _rows_to_draw(sizes: Sequence[int], weights: Sequence[float | None]) -> list
 
 
 def _with_common_types(parts: Sequence[Any], paths: Sequence[str]) -> list[Any]:
-    """Cast columns that all datasets have to the types of the first, and annotations to theirs.
-
-    `concatenate_datasets` fills a column that only some have with nulls in the others' rows.
-    """
+    """Cast the columns that all datasets have to the types of the first, and annotations to their own types."""
     common = set.intersection(*(set(part.column_names) for part in parts))
     ordered = all({"ranks", "scores"} & set(part.column_names) for part in parts)
     if not ({"chosen", "rejected"} <= common or ("completions" in common and ordered)):
@@ -124,6 +116,7 @@ def _with_common_types(parts: Sequence[Any], paths: Sequence[str]) -> list[Any]:
             f"{path} has {', '.join(part.column_names)}" for path, part in zip(paths, parts, strict=True)
         )
         raise DataError(f"expected the datasets of a mixture to be all pairs or all ranked groups, but {listed}")
+    # `concatenate_datasets` fills a column that only some datasets have with nulls in the rows of the others.
     wanted = {column: kind for column, kind in parts[0].features.items() if column in common}
     return [
         _cast(part, wanted | annotation_features(part.column_names), path)

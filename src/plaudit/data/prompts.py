@@ -24,15 +24,12 @@ def common_prefix(sequences: Sequence[Any]) -> int:
 
 
 def prompt_of(row: Mapping[str, Any]) -> Any:
-    """Return the prompt of a raw row.
+    """Return the prompt of a raw row, a pair or a ranked group, well formed or not.
 
-    That is its column `prompt`. Where the prompt is implicit, it is the common leading messages of the responses up to
-    the last that is not the assistant's; of texts, their common prefix cut back to the start of a reply, or to the last
-    line, sentence or word. Where the responses share nothing, it is the responses themselves, so that no other row has
-    the same prompt.
-
-    Args:
-        row: A pair or a ranked group, well formed or not.
+    The prompt is the column `prompt`. An implicit prompt is the common leading messages of the responses up to the last
+    that is not the assistant's; of texts, their common prefix cut back to the start of a reply, or to the last line,
+    sentence or word. Where the responses share nothing, they themselves are returned, so that no other row has the same
+    prompt.
     """
     if row.get("prompt"):  # an empty prompt stands beside whole texts
         return row["prompt"]

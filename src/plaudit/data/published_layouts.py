@@ -44,7 +44,20 @@ def hh(row: Row) -> dict[str, Any]:
     Raises:
         DataError: A column is missing, has no turn, or does not end with a turn of the assistant.
     """
-    return {side: _hh_chat(_need(row, "hh", side, str), side) for side in ("chosen", "rejected")}
+    chats = {side: _transcript(_need(row, "hh", side, str), side) for side in ("chosen", "rejected")}
+    for side, chat in chats.items():
+        if chat[-1]["role"] != "assistant":
+            raise DataError(f'expected the last turn of "{side}" to be the assistant\'s, got {shorten(chat[-1])}')
+    return chats
+
+
+def _transcript(text: str, column: str) -> list[Message]:
+    """Split a transcript into messages; text before the first turn becomes a system message."""
+    preamble, *turns = _HH_TURN.split(text)
+    if not turns:
+        raise DataError(f'expected a transcript of "Human:" and "Assistant:" in "{column}", got {shorten(text)}')
+    chat = [_message(_ROLES[role], turn.strip()) for role, turn in zip(turns[::2], turns[1::2], strict=True)]
+    return [_message("system", preamble.strip()), *chat] if preamble.strip() else chat
 
 
 def arena(row: Row) -> dict[str, Any]:
@@ -63,10 +76,46 @@ def arena(row: Row) -> dict[str, Any]:
     """
     if row.get("conversation_a") is not None:
         first, second = (_messages(_need(row, "arena", f"conversation_{x}"), f"conversation_{x}") for x in "ab")
-        return _pair(first, second, _arena_verdict(_need(row, "arena", "winner", str)))
+        return _pair(first, second, _winner_of_name(_need(row, "arena", "winner", str)))
     prompts = _turns(row, "prompt")
     first, second = (_interleave(prompts, _turns(row, f"response_{x}"), f"response_{x}") for x in "ab")
-    return _pair(first, second, _arena_flags(row))
+    return _pair(first, second, _winner_of_flags(row))
+
+
+def _turns(row: Row, column: str) -> list[str]:
+    """Return the turns of a battle from a list or a JSON string of one; a null turn is an empty one."""
+    value = _need(row, "arena", column)
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise DataError(f'expected a JSON list of turns in "{column}", got {shorten(value)}') from None
+    if not isinstance(value, list) or not value or not all(isinstance(turn, str | None) for turn in value):
+        raise DataError(f'expected a list of texts or nulls in "{column}", got {shorten(value)}')
+    return [turn or "" for turn in value]
+
+
+def _interleave(prompts: list[str], answers: list[str], column: str) -> list[Message]:
+    if len(prompts) != len(answers):
+        raise DataError(f'expected as many turns in "{column}" as in "prompt", got {len(answers)} and {len(prompts)}')
+    pairs = zip(prompts, answers, strict=True)
+    return [message for user, reply in pairs for message in (_message("user", user), _message("assistant", reply))]
+
+
+def _winner_of_flags(row: Row) -> int:
+    flags = {name: _number(_need(row, "arena", f"winner_{name}"), f"winner_{name}") for name in ("model_a", "model_b")}
+    flags["tie"] = _number(row.get("winner_tie") or 0, "winner_tie")
+    undecided = not any(flags.values()) and "winner_tie" not in row  # a tie, in a layout without that column
+    if sorted(flags.values()) != [0, 0, 1] and not undecided:
+        raise DataError(f"expected one of winner_model_a, winner_model_b and winner_tie to be 1, got {flags}")
+    return int(flags["model_a"] - flags["model_b"])
+
+
+def _winner_of_name(winner: str) -> int:
+    verdict = {"model_a": 1, "model_b": -1}.get(winner, 0)
+    if not verdict and not winner.startswith(("tie", "both")):  # "tie", "tie (bothbad)", "both_bad"
+        raise DataError(f'expected "model_a", "model_b" or a tie in the column "winner", got {shorten(winner)}')
+    return verdict
 
 
 def ultrafeedback(row: Row) -> dict[str, Any]:
@@ -97,6 +146,14 @@ def ultrafeedback(row: Row) -> dict[str, Any]:
     return _pair(first, second, high - low)
 
 
+def _same_score(row: Row) -> bool:
+    for columns in _BINARIZED_SCORES:
+        scores = [row.get(column) for column in columns]
+        if None not in scores:
+            return _number(scores[0], columns[0]) == _number(scores[1], columns[1])
+    return False
+
+
 def helpsteer(row: Row) -> dict[str, Any]:
     """Convert a scored pair (HelpSteer2-Preference, HelpSteer3, and the like) to a pair of chats with a margin.
 
@@ -118,9 +175,28 @@ def helpsteer(row: Row) -> dict[str, Any]:
     chat = _messages(prompt, "prompt") if not isinstance(prompt, str) else _marked_chat(prompt)
     suffixes = next((s for s in _SIDES if row.get(f"response{s[0]}") is not None), _SIDES[0])
     answers = [_need(row, "helpsteer", f"response{suffix}", str) for suffix in suffixes]
-    preference = _helpsteer_preference(row)
+    preference = _strength(row)
     first, second = ([*chat, _message("assistant", answer)] for answer in answers)
     return {**_pair(first, second, preference), "margin": abs(preference)}
+
+
+def _marked_chat(text: str) -> list[Message]:
+    opening, *turns = _HELPSTEER_TURN.split(text)
+    chat = [_message(_ROLES[role], turn) for role, turn in zip(turns[::2], turns[1::2], strict=True)]
+    return [_message("user", opening), *chat] if opening or not chat else chat
+
+
+def _strength(row: Row) -> float:
+    """Return by how much the first response is better; below 0 where the second is better."""
+    for column in _SIGNED:
+        if row.get(column) is not None:
+            return 0.0 - _number(row[column], column)  # not -x, which makes -0.0 of a tie
+    for stem in _SCORED:
+        for suffixes in _SIDES:
+            names = [stem + suffix for suffix in suffixes]
+            if all(row.get(name) is not None for name in names):
+                return _number(row[names[0]], names[0]) - _number(row[names[1]], names[1])
+    raise _missing(row, "helpsteer", '"preference_strength" (or "overall_preference", or "score_1" and "score_2")')
 
 
 def ranked(row: Row) -> dict[str, Any]:
@@ -140,15 +216,34 @@ def ranked(row: Row) -> dict[str, Any]:
     if row.get("answers") is not None:
         records = _records(row["answers"], "answers")
         answers, order = [r.get("answer") for r in records], [r.get("rank") for r in records]
-        prompt = _open_chat(prompt) if isinstance(prompt, str) and _HH_TURN.search(prompt) else prompt
+        if isinstance(prompt, str) and _HH_TURN.search(prompt):
+            prompt = _transcript(prompt, "prompt")
+            prompt = prompt[:-1] if prompt[-1] == _message("assistant", "") else prompt  # the turn of the answers
     else:
         native = row.get("completions") is not None
-        answers, order = _need(row, "ranked", "completions" if native else "responses", list), _order(row)
+        answers, order = _need(row, "ranked", "completions" if native else "responses", list), _order_of_responses(row)
         if native and isinstance(prompt, str) and all(isinstance(answer, str) for answer in answers):
-            return {"prompt": prompt, "completions": answers, **_dense(answers, order)}
+            return {"prompt": prompt, "completions": answers, **_ranks_and_tie(answers, order)}
     chat = [_message("user", prompt)] if isinstance(prompt, str) else _messages(prompt, "prompt")
     completions = [[_message("assistant", a)] if isinstance(a, str) else _messages(a, "completions") for a in answers]
-    return {"prompt": chat, "completions": completions, **_dense(completions, order)}
+    return {"prompt": chat, "completions": completions, **_ranks_and_tie(completions, order)}
+
+
+def _order_of_responses(row: Row) -> list[Any]:
+    for column in ("ranks", "rank", "scores"):
+        if row.get(column) is not None:
+            values = _need(row, "ranked", column, list)
+            return [-_number(value, column) for value in values] if column == "scores" else values
+    raise _missing(row, "ranked", '"ranks" (or "rank", or "scores")')
+
+
+def _ranks_and_tie(completions: list[Any], order: list[Any]) -> dict[str, Any]:
+    if len(completions) < 2 or len(completions) != len(order):
+        raise DataError(
+            f"expected at least two responses and a rank for each, got {len(completions)} responses, {len(order)} ranks"
+        )
+    ranks = dense_ranks([_number(value, "ranks") for value in order])
+    return {"ranks": ranks, "tie": not any(ranks)}
 
 
 CONVERTERS: dict[str, Callable[[Row], dict[str, Any]]] = {
@@ -224,102 +319,3 @@ def _pair(first: list[Message], second: list[Message], preference: float) -> dic
     """Build a pair whose chosen side is the first if `preference` is not negative, else the second."""
     chosen, rejected = (second, first) if preference < 0 else (first, second)
     return {"chosen": chosen, "rejected": rejected, "tie": preference == 0}
-
-
-def _hh_turns(text: str, column: str) -> list[Message]:
-    preamble, *turns = _HH_TURN.split(text)
-    if not turns:
-        raise DataError(f'expected a transcript of "Human:" and "Assistant:" in "{column}", got {shorten(text)}')
-    chat = [_message(_ROLES[role], turn.strip()) for role, turn in zip(turns[::2], turns[1::2], strict=True)]
-    return [_message("system", preamble.strip()), *chat] if preamble.strip() else chat
-
-
-def _hh_chat(text: str, column: str) -> list[Message]:
-    chat = _hh_turns(text, column)
-    if chat[-1]["role"] != "assistant":
-        raise DataError(f'expected the last turn of "{column}" to be the assistant\'s, got {shorten(chat[-1])}')
-    return chat
-
-
-def _open_chat(text: str) -> list[Message]:
-    chat = _hh_turns(text, "prompt")
-    return chat[:-1] if chat[-1] == _message("assistant", "") else chat  # the empty turn is that of the answers
-
-
-def _marked_chat(text: str) -> list[Message]:
-    opening, *turns = _HELPSTEER_TURN.split(text)
-    chat = [_message(_ROLES[role], turn) for role, turn in zip(turns[::2], turns[1::2], strict=True)]
-    return [_message("user", opening), *chat] if opening or not chat else chat
-
-
-def _turns(row: Row, column: str) -> list[str]:
-    """Return the turns of a battle from a list or a JSON string of one; a null turn is an empty one."""
-    value = _need(row, "arena", column)
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            raise DataError(f'expected a JSON list of turns in "{column}", got {shorten(value)}') from None
-    if not isinstance(value, list) or not value or not all(isinstance(turn, str | None) for turn in value):
-        raise DataError(f'expected a list of texts or nulls in "{column}", got {shorten(value)}')
-    return [turn or "" for turn in value]
-
-
-def _interleave(prompts: list[str], answers: list[str], column: str) -> list[Message]:
-    if len(prompts) != len(answers):
-        raise DataError(f'expected as many turns in "{column}" as in "prompt", got {len(answers)} and {len(prompts)}')
-    pairs = zip(prompts, answers, strict=True)
-    return [message for user, reply in pairs for message in (_message("user", user), _message("assistant", reply))]
-
-
-def _arena_flags(row: Row) -> int:
-    flags = {name: _number(_need(row, "arena", f"winner_{name}"), f"winner_{name}") for name in ("model_a", "model_b")}
-    flags["tie"] = _number(row.get("winner_tie") or 0, "winner_tie")
-    if sorted(flags.values()) not in ([0, 0, 1], [0, 0, 0]) or not (any(flags.values()) or "winner_tie" not in row):
-        raise DataError(f"expected one of winner_model_a, winner_model_b and winner_tie to be 1, got {flags}")
-    return int(flags["model_a"] - flags["model_b"])
-
-
-def _arena_verdict(winner: str) -> int:
-    verdict = {"model_a": 1, "model_b": -1}.get(winner, 0)
-    if not verdict and not winner.startswith(("tie", "both")):  # "tie", "tie (bothbad)", "both_bad"
-        raise DataError(f'expected "model_a", "model_b" or a tie in the column "winner", got {shorten(winner)}')
-    return verdict
-
-
-def _same_score(row: Row) -> bool:
-    for columns in _BINARIZED_SCORES:
-        scores = [row.get(column) for column in columns]
-        if None not in scores:
-            return _number(scores[0], columns[0]) == _number(scores[1], columns[1])
-    return False
-
-
-def _helpsteer_preference(row: Row) -> float:
-    """Return by how much the first response is better; below 0 where the second is better."""
-    for column in _SIGNED:
-        if row.get(column) is not None:
-            return 0.0 - _number(row[column], column)  # not -x, which makes -0.0 of a tie
-    for stem in _SCORED:
-        for suffixes in _SIDES:
-            names = [stem + suffix for suffix in suffixes]
-            if all(row.get(name) is not None for name in names):
-                return _number(row[names[0]], names[0]) - _number(row[names[1]], names[1])
-    raise _missing(row, "helpsteer", '"preference_strength" (or "overall_preference", or "score_1" and "score_2")')
-
-
-def _order(row: Row) -> list[Any]:
-    for column in ("ranks", "rank", "scores"):
-        if row.get(column) is not None:
-            values = _need(row, "ranked", column, list)
-            return [-_number(value, column) for value in values] if column == "scores" else values
-    raise _missing(row, "ranked", '"ranks" (or "rank", or "scores")')
-
-
-def _dense(completions: list[Any], order: list[Any]) -> dict[str, Any]:
-    if len(completions) < 2 or len(completions) != len(order):
-        raise DataError(
-            f"expected at least two responses and a rank for each, got {len(completions)} responses, {len(order)} ranks"
-        )
-    ranks = dense_ranks([_number(value, "ranks") for value in order])
-    return {"ranks": ranks, "tie": not any(ranks)}

@@ -1,13 +1,13 @@
 """A source of rows, read as a stream of chunks in constant memory and without changing a value.
 
-Files are read by `plaudit.data.file_formats`. `datasets`, which training loads them with because it needs columns of
-one type, would guess types from the first rows, turn strings that look like dates into dates, and give every row the
-keys of all others. It reads folders and hub datasets here.
+Files are read by `plaudit.data.file_formats`, folders and hub datasets by `datasets`. Training loads files by
+`datasets` too, since it needs columns of one type; for scoring, `datasets` would guess types from the first rows, turn
+strings that look like dates into dates, and give every row the keys of all others.
 """
 
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,37 +22,25 @@ __all__ = ["Chunk", "Row", "Source", "Unreadable"]
 
 
 class Chunk(NamedTuple):
-    """Consecutive rows of a source.
+    """Consecutive rows of a source."""
 
-    Attributes:
-        number: The index of the chunk, from 0.
-        first: The index of its first row in the source, from 0.
-        rows: Its rows.
-        share: The fraction of the source that has been read at the end of the chunk; `None` if that is unknown.
-    """
-
-    number: int
-    first: int
+    number: int  # the index of the chunk, from 0
+    first: int  # the index of the first row in the source, from 0
     rows: list[Row | Unreadable]
-    share: float | None
+    share: float | None  # the fraction of the source that has been read at the end of the chunk, if that is known
 
 
 @dataclass(frozen=True)
 class Source:
     """Rows in a file, a folder or a dataset of the hub.
 
-    Attributes:
-        path: The file or folder, or the hub id.
-        config: The configuration of a hub dataset that has several.
-        split: The split to read; a file has only "train".
-
     Raises:
         ConfigError: A file is given together with a configuration or another split.
     """
 
-    path: str
-    config: str | None = None
-    split: str = "train"
+    path: str  # a file, a folder or a hub id
+    config: str | None = None  # of a hub dataset that has several
+    split: str = "train"  # the only one of a file
 
     def __post_init__(self) -> None:
         if self._file and (self.config is not None or self.split != "train"):
@@ -65,20 +53,21 @@ class Source:
 
         Args:
             size: Rows of a chunk; the last one may have fewer.
-            done: Indices of chunks to skip; their rows are not parsed.
+            done: Indices of chunks to leave out.
 
         Raises:
             DataError: There are no rows, or the file is broken. A row that cannot be parsed is `Unreadable` instead.
         """
         with explain_errors(self.path):
-            file = open_rows(self._file) if self._file else RowFile([], iter(self._dataset()), list, lambda: None)
-        number = 0
-        while records := self._next(file.records, size):
-            if number not in done:
-                yield Chunk(number, number * size, file.parse(records), file.progress())
-            number += 1
-        if not number:
-            raise DataError(f"expected rows in {self.path}, but there are none")
+            file = open_rows(self._file) if self._file else RowFile([], iter(self._dataset()), lambda: None)
+            for number in count():
+                rows = list(islice(file.rows, size))
+                if not rows and not number:
+                    raise DataError(f"expected rows in {self.path}, but there are none")
+                if not rows:
+                    return
+                if number not in done:
+                    yield Chunk(number, number * size, rows, file.progress())
 
     def schema(self) -> pa.Schema | None:
         """Return the types of the columns, if the source declares them."""
@@ -89,7 +78,7 @@ class Source:
         return features.arrow_schema if features else None
 
     def holds(self, path: Path) -> bool:
-        """Return whether a file is the source itself, or lies in the folder that is the source."""
+        """Return whether a file is the source itself, or lies in its folder."""
         own, place = Path(self.path).expanduser().resolve(), path.resolve()
         return own.exists() and (own == place or own in place.parents)
 
@@ -101,7 +90,3 @@ class Source:
 
     def _dataset(self) -> Any:
         return take_split(load_source(self.path, config=self.config, streaming=True), self.split, self.path)
-
-    def _next(self, records: Iterator[Any], size: int) -> list[Any]:
-        with explain_errors(self.path):
-            return list(islice(records, size))

@@ -71,16 +71,10 @@ def render(
 def _encode(
     tokenizer: PreTrainedTokenizerBase, texts: list[Any], names: list[str], *, add_special_tokens: bool
 ) -> list[list[int]]:
-    # verbose=False: the warning about the maximum length would come before the overlong policy is applied.
     options: dict[str, Any] = {"add_special_tokens": add_special_tokens, "return_attention_mask": False}
     try:
-        if not _is_plain_fast_tokenizer(tokenizer):
-            return tokenizer(texts, **options, verbose=False)["input_ids"]
-        # The first text goes through transformers, which resets the truncation and padding that an earlier call left in
-        # the backend. The backend gives the other texts the same ids, without offsets and a fifth faster.
-        first = tokenizer(texts[:1], **options, verbose=False)["input_ids"]
-        rest = tokenizer.backend_tokenizer.encode_batch_fast(texts[1:], add_special_tokens=add_special_tokens)
-        return first + [encoding.ids for encoding in rest]
+        # verbose=False: the warning about the maximum length would come before the overlong policy is applied.
+        return tokenizer(texts, **options, verbose=False)["input_ids"]
     except (TypeError, UnicodeError):
         for text, name in zip(texts, names, strict=True):
             if half := _SURROGATE.search(text):
@@ -89,14 +83,6 @@ def _encode(
                     f"cut in two, or written by a program that counts in UTF-16. Remove it, or write '?' for it."
                 ) from None
         raise
-
-
-def _is_plain_fast_tokenizer(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Return whether the ids come from the Rust backend alone, with no encoding code in a class of its own."""
-    from transformers import PreTrainedTokenizerFast as Fast
-
-    kind = type(tokenizer)
-    return isinstance(tokenizer, Fast) and ((kind.__call__, kind._encode_plus) == (Fast.__call__, Fast._encode_plus))
 
 
 def _apply_chat_template(tokenizer: PreTrainedTokenizerBase, messages: Any, options: dict[str, Any], name: str) -> str:
@@ -130,11 +116,11 @@ def _with_supported_content(tokenizer: PreTrainedTokenizerBase, conversations: l
         written = tokenizer.apply_chat_template(sample, tokenize=False)
         if _SAMPLE in written and "'type'" not in written and '"type"' not in written:
             return conversations
-    return [[message | {"content": _joined(message["content"])} for message in messages] for messages in conversations]
 
+    def joined(content: Any) -> Any:
+        return "".join(part.get("text") or "" for part in content) if isinstance(content, list) else content
 
-def _joined(content: Any) -> Any:
-    return "".join(part.get("text") or "" for part in content) if isinstance(content, list) else content
+    return [[message | {"content": joined(message["content"])} for message in messages] for messages in conversations]
 
 
 def _with_one_bos(ids: list[int], bos: int | None) -> list[int]:

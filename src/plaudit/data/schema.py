@@ -1,4 +1,4 @@
-"""The columns of a split: those that its rows are read from, and those that its tokenised rows have.
+"""The columns of a split: the columns that its rows are read from, and the columns of its tokenised rows.
 
 A split of pairs stays one. A split with a column of groups (`completions`, or `sequence_ids` if it comes tokenised)
 becomes a split of groups only, in which a pair is a group of two.
@@ -12,6 +12,7 @@ from plaudit.data.annotations import (
     GROUP_ANNOTATIONS,
     PAIR_ANNOTATIONS,
     annotation_features,
+    malformed,
     parse_group_annotations,
     refuse_pair_annotations,
     shorten,
@@ -24,25 +25,18 @@ __all__ = ["ColumnSchema", "PAIR_IDS"]
 PAIR_IDS = ["chosen_ids", "rejected_ids"]
 _CONSUMED = {*PAIR_COLUMNS, *GROUP_COLUMNS, *TEMPLATE_COLUMNS, *PAIR_ANNOTATIONS, *PAIR_IDS, "sequence_ids"}
 _CONSUMED_OF_GROUPS = {"scores", "comparisons", "ties"}  # in a split of pairs these are columns of the user
-_PAIR_EXAMPLE = '{"chosen_ids": [5, 8, 2], "rejected_ids": [5, 9, 2]}'
-_GROUP_EXAMPLE = '{"sequence_ids": [[5, 8, 2], [5, 9, 2]], "ranks": [0, 1]}'
+_PAIR = '{"chosen_ids": [5, 8, 2], "rejected_ids": [5, 9, 2]}'
+_GROUP = '{"sequence_ids": [[5, 8, 2], [5, 9, 2]], "ranks": [0, 1]}'
 
 
 @dataclass(frozen=True)
 class ColumnSchema:
-    """The form of a split's rows, found from its column names.
+    """The form of a split's rows, found from its column names."""
 
-    Attributes:
-        groups: The tokenised rows are groups, not pairs.
-        tokenised: The rows have token ids already.
-        annotated: The columns of annotations that the tokenised rows have.
-        ties: The tokenised groups have a column `ties`.
-    """
-
-    groups: bool
-    tokenised: bool
-    annotated: tuple[str, ...]
-    ties: bool
+    groups: bool  # the tokenised rows are groups, not pairs
+    tokenised: bool  # the rows have token ids already
+    annotated: tuple[str, ...]  # the columns of annotations that the tokenised rows have
+    ties: bool  # the tokenised groups have a column `ties`
 
     @classmethod
     def of(cls, columns: Iterable[str], *, ties: bool = False) -> "ColumnSchema":
@@ -65,10 +59,7 @@ class ColumnSchema:
 
     @property
     def features(self) -> dict[str, Any]:
-        """The types of the columns that Plaudit makes, as `datasets` features.
-
-        They are needed because `datasets` finds no type in a first batch of which no row is kept.
-        """
+        """The types of the columns that Plaudit makes; `datasets` finds none in a first batch that keeps no row."""
         from datasets import List, Value
 
         ids, pairs = List(Value("int32")), List(List(Value("int32")))
@@ -102,9 +93,8 @@ class ColumnSchema:
 
     def _check_columns_known(self, row: dict[str, Any], index: int) -> None:
         """Raise if a row of a stream has a value in a column that the first row did not have: it would be lost."""
-        columns = GROUP_ANNOTATIONS if self.groups else PAIR_ANNOTATIONS
-        if not (self.groups or self.tokenised):
-            columns = ("completions", *columns)
+        columns: tuple[str, ...] = GROUP_ANNOTATIONS if self.groups else PAIR_ANNOTATIONS
+        columns += () if self.groups or self.tokenised else ("completions",)
         for column in columns:
             if column not in self.annotated and row.get(column) is not None:
                 raise DataError(
@@ -116,25 +106,19 @@ class ColumnSchema:
 def _tokenised_group(row: dict[str, Any], index: int) -> ParsedRow:
     sequences = row["sequence_ids"]
     if not isinstance(sequences, list) or len(sequences) < 2:
-        raise DataError(
-            f"row {index}, column 'sequence_ids': expected two or more lists of token ids, got {shorten(sequences)}. "
-            f"Example of the right shape: {_GROUP_EXAMPLE}"
-        )
+        raise malformed(f"row {index}, column 'sequence_ids'", "two or more lists of token ids", sequences, _GROUP)
     columns = [f"sequence_ids[{place}]" for place in range(len(sequences))]
     for ids, column in zip(sequences, columns, strict=True):
-        _check_ids(ids, index, column, _GROUP_EXAMPLE)
+        _check_ids(ids, index, column, _GROUP)
     return ParsedRow(sequences, columns, **parse_group_annotations(row, index, len(sequences), derived=True))
 
 
 def _tokenised_pair(row: dict[str, Any], index: int) -> ParsedRow:
     for column in PAIR_IDS:
-        _check_ids(row[column], index, column, _PAIR_EXAMPLE)
+        _check_ids(row[column], index, column, _PAIR)
     return ParsedRow.pair(["chosen", "rejected"], [row[column] for column in PAIR_IDS], row, index)
 
 
 def _check_ids(ids: Any, index: int, column: str, example: str) -> None:
     if not isinstance(ids, list) or not ids or not all(isinstance(token, int) for token in ids):
-        raise DataError(
-            f"row {index}, column '{column}': expected a list of one or more token ids, got {shorten(ids)}. "
-            f"Example of the right shape: {example}"
-        )
+        raise malformed(f"row {index}, column '{column}'", "a list of one or more token ids", ids, example)

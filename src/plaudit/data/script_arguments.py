@@ -15,22 +15,17 @@ class ScriptArguments:
         metadata={"help": "Hub id of a dataset, or the path of a file or folder. Ignored if `datasets` is given."},
     )
     dataset_config: str | None = field(
-        default=None,
-        metadata={"help": "Name of the dataset's configuration on the hub, for a dataset that has several."},
+        default=None, metadata={"help": "Configuration of the dataset on the hub, for a dataset that has several."}
     )
     dataset_train_split: str = field(
-        default="train",
-        metadata={"help": "Split to train on; a slice such as `train[:1000]` is possible."},
+        default="train", metadata={"help": "Split to train on; a slice such as `train[:1000]` is possible."}
     )
     dataset_test_split: str = field(
         default="test",
-        metadata={
-            "help": "Split to evaluate on. If there is no `test` split and none was named, nothing is evaluated."
-        },
+        metadata={"help": "Split to evaluate on. Without a `test` split, and none named, nothing is evaluated."},
     )
     dataset_streaming: bool = field(
-        default=False,
-        metadata={"help": "Stream the dataset instead of storing it on disk first."},
+        default=False, metadata={"help": "Stream the dataset instead of storing it on disk first."}
     )
     ignore_bias_buffers: bool = field(
         default=False,

@@ -1,4 +1,4 @@
-"""The special tokens of a tokenizer that a run settles before rendering: EOS, pad, and the chat template's."""
+"""Special tokens and chat template of a tokenizer, settled before a run: EOS, pad, and the tokens of the template."""
 
 from __future__ import annotations
 
@@ -81,17 +81,13 @@ def _unused_special_token(tokenizer: PreTrainedTokenizerBase, embedding_rows: in
         for token_id, token in sorted(tokenizer.added_tokens_decoder.items())
         if token.special and token_id < embedding_rows and token.content not in roles and token.content not in template
     ]
-    named = [[token for token in spare if name in token.lower()] for name in _SPARE_NAMES]
-    return next((tokens[0] for tokens in named if tokens), None)
+    return next((token for name in _SPARE_NAMES for token in spare if name in token.lower()), None)
 
 
 def set_chat_template(tokenizer: PreTrainedTokenizerBase, path: str, *, trust_remote_code: bool = False) -> None:
-    """Set the chat template to that of a Jinja file, or of another tokenizer together with its special tokens and EOS.
+    """Set the chat template of a tokenizer to that of a Jinja file, or of another tokenizer (a folder or a hub id).
 
-    Args:
-        tokenizer: Changed in place; the special tokens of the other tokenizer are added to it.
-        path: A Jinja file, a tokenizer folder, or a hub id.
-        trust_remote_code: Allow a tokenizer that ships its own code.
+    The special tokens of the other tokenizer are added, and its EOS becomes the EOS.
 
     Raises:
         ConfigError: No file or tokenizer of that name can be loaded, or the tokenizer has no chat template.

@@ -25,17 +25,11 @@ logger = logging.getLogger(__name__)
 
 
 def load_splits(args: ScriptArguments, seed: int) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset | None]:
-    """Load the training and evaluation splits in one of Plaudit's own formats.
+    """Load the training and the evaluation split that the options name, in one of Plaudit's own formats.
 
-    The evaluation split is `eval_fraction` of the training rows if that is set, else the test split. There is none if
-    no test split was named and the dataset has no split `test`.
-
-    Args:
-        args: The options that name the data.
-        seed: Decides which rows a mixture draws and which are held out.
-
-    Returns:
-        The training split, and the evaluation split or `None`.
+    The evaluation split is `eval_fraction` of the training rows if that is set, else the test split. It is `None` if no
+    test split was named and the dataset has no split `test`. The seed decides which rows a mixture draws and which are
+    held out.
 
     Raises:
         ConfigError: Options contradict each other.
@@ -47,46 +41,41 @@ def load_splits(args: ScriptArguments, seed: int) -> tuple[Dataset | IterableDat
             f"both eval_fraction={args.eval_fraction} and dataset_test_split={args.dataset_test_split!r} are set; "
             "evaluate on rows held out of the training split or on a split of their own: give one of the two"
         )
+    if args.datasets and args.dataset_streaming:
+        raise ConfigError("a mixture cannot be streamed; turn dataset_streaming off, or name one dataset to stream")
     if args.datasets:
-        train, test = _load_mixture(args, seed), None
+        if args.dataset_name:
+            logger.warning("both datasets and dataset_name are set: dataset_name (%s) is ignored", args.dataset_name)
+        train, test = load_mixture(args.datasets, args.dataset_format, seed), None
     elif args.dataset_name:
-        train, test = _load_named(args, named_test)
+        train, test = _load_named(args, args.dataset_name, named_test)
     else:
         raise ConfigError("nothing to train on: give dataset_name (a hub id, a file or a folder) or a datasets mixture")
     return (train, test) if args.eval_fraction is None else split_by_prompt(train, args.eval_fraction, seed)
 
 
-def _load_named(args: ScriptArguments, named_test: bool) -> tuple[Any, Any]:
-    assert args.dataset_name is not None
-    splits = load_source(args.dataset_name, config=args.dataset_config, streaming=args.dataset_streaming)
-    train = take_split(splits, args.dataset_train_split, args.dataset_name)
-    test = None
+def _load_named(args: ScriptArguments, path: str, named_test: bool) -> tuple[Any, Any]:
+    splits = load_source(path, config=args.dataset_config, streaming=args.dataset_streaming)
+    train, test = take_split(splits, args.dataset_train_split, path), None
     if args.eval_fraction is None and (named_test or args.dataset_test_split in splits):
-        test = take_split(splits, args.dataset_test_split, args.dataset_name)
+        test = take_split(splits, args.dataset_test_split, path)
     elif args.eval_fraction is None:
         logger.info(
             "There is no %r split, so nothing will be evaluated; `eval_fraction` (say 0.1) holds some rows out.",
             args.dataset_test_split,
         )
-    if args.dataset_format is None:
-        return train, test
-    return tuple(part if part is None else convert(part, args.dataset_format) for part in (train, test))  # type: ignore[return-value]
-
-
-def _load_mixture(args: ScriptArguments, seed: int) -> Dataset:
-    if args.dataset_name:
-        logger.warning("both datasets and dataset_name are set: dataset_name (%s) is ignored", args.dataset_name)
-    if args.dataset_streaming:
-        raise ConfigError("a mixture cannot be streamed; turn dataset_streaming off, or name one dataset to stream")
-    return load_mixture(args.datasets or [], args.dataset_format, seed)
+    if args.dataset_format is not None:
+        train = convert(train, args.dataset_format)
+        test = None if test is None else convert(test, args.dataset_format)
+    return train, test
 
 
 def split_by_prompt(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
     """Hold out a fraction of the rows so that no prompt is in both splits.
 
-    The prompt of a row is that of `prompt_of`. The implicit prompt of plain texts without a mark of the reply is a
-    guess: give such rows a column `prompt`. Prompts are drawn by a hash with the seed, so that a change of few rows
-    moves few others between the splits.
+    The implicit prompt of plain texts without a mark of the reply is a guess (see `plaudit.data.prompts.prompt_of`):
+    give such rows a column `prompt`. Prompts are drawn by a hash with the seed, so that a change of few rows moves few
+    others between the splits.
 
     Args:
         dataset: Rows in one of Plaudit's formats.
@@ -123,12 +112,12 @@ def split_by_prompt(dataset: Dataset, fraction: float, seed: int) -> tuple[Datas
             f"cannot hold out {fraction:g} of {dataset.num_rows} rows: they have {len(groups)} distinct prompts, and "
             "rows with the same prompt stay together; give rows of two prompts or more, or a test split of its own"
         )
-    held = set(_draw_groups(groups, max(1, round(fraction * dataset.num_rows))))
+    held = set(_held_out(groups, max(1, round(fraction * dataset.num_rows))))
     train = [index for index in range(dataset.num_rows) if index not in held]
     return dataset.select(train), dataset.select(sorted(held))
 
 
-def _draw_groups(groups: Mapping[str, list[int]], wanted: int) -> Iterator[int]:
+def _held_out(groups: Mapping[str, list[int]], wanted: int) -> Iterator[int]:
     """Yield the row indices of whole groups in hash order, as long as they fit; of the smallest group if none fits."""
     left = wanted
     for key in sorted(groups)[1:]:  # one group is never held out

@@ -38,15 +38,15 @@ class TokenizationRules:
 
 @dataclass
 class TokenizationReport:
-    """The counts of one split after tokenisation; of a stream, those so far.
+    """The counts of one split after tokenisation, or of the rows of a stream that have been read.
 
     Attributes:
         split: The name of the split, for messages.
         rules: The rules by which it was tokenised.
         pairs: Comparisons in the rows: one in a pair (a tie too), and one for every two responses of a group that have
             unequal ranks, or any ranks if `rules.ties`.
-        overlong: Of these, dropped because a sequence exceeds `max_length`.
-        identical: Of these, dropped because both sequences have the same ids in the end.
+        overlong: Comparisons dropped because a sequence exceeds `max_length`.
+        identical: Comparisons dropped because both sequences have the same ids in the end.
         tokens: Tokens of the sequences that are kept, each sequence counted whole.
         streaming: The split is a stream, and the counts grow as it is read.
     """
@@ -61,27 +61,24 @@ class TokenizationReport:
 
     @property
     def kept(self) -> int:
-        """Comparisons that are kept."""
+        """The number of comparisons that are kept."""
         return self.pairs - self.overlong - self.identical
 
     @property
     def dropped(self) -> int:
-        """Comparisons that are dropped."""
+        """The number of comparisons that are dropped."""
         return self.overlong + self.identical
 
-    def add(self, *, kept: int, overlong: int, identical: int, tokens: int) -> None:
+    def add(self, kept: int, overlong: int, identical: int, tokens: int) -> None:
         """Count more comparisons and tokens; of a stream, check the counts so far too.
 
         Raises:
             DataError: As `check`, once enough of a stream has been read.
         """
-        first_drop = not self.dropped and (overlong or identical)
         self.pairs += kept + overlong + identical
         self.overlong += overlong
         self.identical += identical
         self.tokens += tokens
-        if self.streaming and first_drop:
-            logger.info("%s: pairs are dropped as the stream comes (%s so far)", self.split, self.causes())
         if self.streaming and self.pairs >= _STREAM_PAIRS_BEFORE_CHECK:
             self.check()
 

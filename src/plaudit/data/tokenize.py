@@ -2,12 +2,13 @@
 
 A pair gets the columns `chosen_ids` and `rejected_ids`, as users of TRL expect; in a split with ranked groups, a row
 gets `sequence_ids`, `ranks` and the `comparisons` between its sequences. One row stays one row, or is dropped. Rows
-that have these columns already go through the same checks.
+that have token ids already go through the same checks.
 """
 
 from __future__ import annotations
 
 import math
+import operator
 import warnings
 from collections import Counter
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["TokenizationReport", "TokenizationRules", "tokenize_dataset"]
 
 _LEGACY_NAMES = {"chosen_input_ids": "chosen_ids", "rejected_input_ids": "rejected_ids"}
-_COUNTS = ["_kept", "_overlong", "_identical", "_tokens"]  # of each row, for the report; removed in the end
+_COUNTS = ["_kept", "_overlong", "_identical", "_tokens"]  # of each row, as the report adds them; removed in the end
 
 
 def tokenize_dataset(
@@ -78,7 +79,7 @@ def tokenize_dataset(
     to_columns = _RowsToColumns(tokenizer, rules, schema, source_hash(), report if streaming else None)
     if streaming:
         mapped = dataset.map(to_columns, batched=True, batch_size=64, with_indices=True, remove_columns=columns)
-        return mapped.filter(_is_kept, input_columns="_kept").remove_columns(_COUNTS), report
+        return mapped.filter(operator.truth, input_columns="_kept").remove_columns(_COUNTS), report
     counted = dict.fromkeys(_COUNTS, Value("int64"))
     mapped = dataset.map(
         to_columns,
@@ -90,7 +91,7 @@ def tokenize_dataset(
         desc=f"Tokenising {split}",
     )
     counts = mapped.select_columns(_COUNTS).with_format("numpy")[:]
-    report.add(**{name.removeprefix("_"): int(counts[name].sum()) for name in _COUNTS})
+    report.add(*(int(counts[name].sum()) for name in _COUNTS))
     mapped = mapped.remove_columns(_COUNTS)
     if not counts["_kept"].all():
         mapped = mapped.select(counts["_kept"].nonzero()[0])
@@ -100,12 +101,12 @@ def tokenize_dataset(
 
 
 def _named_columns(dataset: Any, split: str) -> tuple[Any, list[str]]:
-    """Return the dataset with TRL's old column names replaced, and its column names."""
+    """Return the dataset with TRL's old column names replaced, and its column names; raise if it has none."""
     columns = dataset.column_names
     if columns is None:  # a stream that does not know its columns before its first row
         columns = list(next(iter(dataset), {}))
-        if not columns:
-            TokenizationReport(split, TokenizationRules()).check()
+    if not columns:
+        TokenizationReport(split, TokenizationRules()).check()
     if _LEGACY_NAMES.keys() <= set(columns) and "chosen_ids" not in columns:
         warnings.warn(
             "The columns `chosen_input_ids` and `rejected_input_ids` are deprecated: rename them to `chosen_ids` and "
@@ -116,10 +117,6 @@ def _named_columns(dataset: Any, split: str) -> tuple[Any, list[str]]:
         dataset = dataset.rename_columns(_LEGACY_NAMES)
         columns = [_LEGACY_NAMES.get(column, column) for column in columns]
     return dataset, list(columns)
-
-
-def _is_kept(kept: int) -> bool:
-    return kept > 0
 
 
 @dataclass(frozen=True)
@@ -142,7 +139,7 @@ class _RowsToColumns:
         ]
         columns = {name: [each[name] for each in values] for name in [*self.schema.features, *_COUNTS]}
         if self.report is not None:
-            self.report.add(**{name.removeprefix("_"): sum(columns[name]) for name in _COUNTS})
+            self.report.add(*(sum(columns[name]) for name in _COUNTS))
         return self.schema.passed_through(batch) | columns
 
     def _token_ids(self, rows: list[ParsedRow], indices: list[int]) -> list[list[list[int]]]:
@@ -156,16 +153,17 @@ class _RowsToColumns:
         return [[next(ids) for _ in row.sequences] for row in rows]
 
     def _values(self, row: ParsedRow, ids: list[list[int]], index: int) -> dict[str, Any]:
-        """Return the values of a row in all columns that pairs or groups have, and its counts."""
+        """Return the values of a row in the columns of pairs and in those of groups, and its counts."""
         for sequence, column in zip(ids, row.columns, strict=True):
             _check_usable(sequence, column, index, self.rules.vocabulary_rows)
         leading = {self.tokenizer.bos_token_id, self.tokenizer.cls_token_id}
         fitting = apply_max_length(ids, self.rules, index, leading)
-        ranks = [row.ranks[place] for place in fitting]
-        sequences = list(fitting.values())
+        sequences, ranks = list(fitting.values()), [row.ranks[place] for place in fitting]
+        with_ties = self.rules.ties or not self.schema.groups  # a pair is a comparison even if it is a tie
         comparisons = comparisons_of_ranking(sequences, ranks)
-        ties = ties_of_ranking(sequences, ranks) if self._with_ties else []
-        made, left, kept = self._comparable(row.ranks), self._comparable(ranks), len(comparisons) + len(ties)
+        ties = ties_of_ranking(sequences, ranks) if with_ties else []
+        kept = len(comparisons) + len(ties)
+        wanted, short_enough = _comparable(row.ranks, with_ties), _comparable(ranks, with_ties)
         if not kept:
             sequences = []
         lengths = [len(sequence) for sequence in sequences]
@@ -182,18 +180,8 @@ class _RowsToColumns:
             "num_tokens": _distinct_tokens(sequences),
             "sequence_lengths": lengths,
         }
-        counts = zip(_COUNTS, (kept, made - left, left - kept, sum(lengths)), strict=True)
+        counts = zip(_COUNTS, (kept, wanted - short_enough, short_enough - kept, sum(lengths)), strict=True)
         return values | dict(zip(PAIR_IDS, sequences or [[], []], strict=False)) | dict(counts)
-
-    @property
-    def _with_ties(self) -> bool:
-        """Two responses of equal rank make a comparison: a pair does even if it is a tie."""
-        return self.rules.ties or not self.schema.groups
-
-    def _comparable(self, ranks: list[float]) -> int:
-        """Return the number of comparisons between responses of these ranks, whatever their ids."""
-        tied = 0 if self._with_ties else sum(math.comb(count, 2) for count in Counter(ranks).values())
-        return math.comb(len(ranks), 2) - tied
 
     def _prompt_key(self, row: dict[str, Any], ids: list[list[int]]) -> int:
         given = row.get("prompt_key")
@@ -202,6 +190,12 @@ class _RowsToColumns:
         if self.schema.tokenised:  # sequences that share nothing stand alone
             return prompt_key(ids[0][: common_prefix(ids)] or ids)
         return prompt_key(prompt_of(row))
+
+
+def _comparable(ranks: list[float], with_ties: bool) -> int:
+    """Return the number of comparisons between responses of these ranks, whatever their ids."""
+    tied = 0 if with_ties else sum(math.comb(count, 2) for count in Counter(ranks).values())
+    return math.comb(len(ranks), 2) - tied
 
 
 def _distinct_tokens(sequences: list[list[int]]) -> int:

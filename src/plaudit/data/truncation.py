@@ -12,20 +12,11 @@ __all__ = ["apply_max_length"]
 def apply_max_length(
     sequences: list[list[int]], rules: TokenizationRules, index: int, leading: Container[int | None]
 ) -> dict[int, list[int]]:
-    """Apply the overlong policy to the sequences of one row.
+    """Apply the overlong policy to the K sequences of row `index`, and return those kept by their index in the row.
 
-    A cut is made only in the prefix that all sequences share, by the same number of ids in all, right behind a leading
-    special token. It never takes the last id of a sequence, since the reward is read there. A sequence that needs a
-    deeper cut would lose the start of its response, and is dropped.
-
-    Args:
-        sequences: K lists of token ids.
-        rules: The policy.
-        index: The index of the row, for error messages.
-        leading: Ids of special tokens (BOS and the like) that a cut keeps at the start.
-
-    Returns:
-        The sequences that are kept, by their index in the row.
+    A cut is made only in the prefix that all sequences share, by the same number of ids in all, right behind a special
+    token in `leading` (BOS and the like). It never takes the last id of a sequence, since the reward is read there. A
+    sequence that needs a deeper cut would lose the start of its response, and is dropped.
 
     Raises:
         DataError: A sequence is too long and the policy is "error".

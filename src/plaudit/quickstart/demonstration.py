@@ -17,9 +17,9 @@ from transformers import (
     set_seed,
 )
 
-from plaudit.data.synthetic import PreferenceWorld, SyntheticPair, ceiling
 from plaudit.evaluation.baselines import BagOfWords, longer_wins
 from plaudit.metrics import rank_correlation
+from plaudit.quickstart.synthetic import PreferenceWorld, SyntheticPair, ceiling
 from plaudit.scoring.reward_model import RewardModel
 from plaudit.training.config import RewardConfig
 from plaudit.training.trainer import RewardTrainer

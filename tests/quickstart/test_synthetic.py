@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plaudit.data import synthetic
-from plaudit.data.synthetic import PreferenceWorld, SyntheticPair, ceiling, true_reward
 from plaudit.errors import DataError
 from plaudit.evaluation.baselines import BagOfWords, longer_wins
+from plaudit.quickstart import synthetic
+from plaudit.quickstart.synthetic import PreferenceWorld, SyntheticPair, ceiling, true_reward
 
 CAPITAL = "What is the capital of France?"
 LARGER = "Which is larger, two or five?"
