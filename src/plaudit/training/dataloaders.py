@@ -1,4 +1,4 @@
-"""Data loaders: from tokenised rows to batches, by rows or by tokens, with every row known by its number."""
+"""Data loaders: from tokenised rows to batches, by rows or by tokens."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -193,7 +193,7 @@ def token_costs(dataset: Dataset, layout: str) -> NDArray[np.int64]:
     """Return the tokens that each row takes in a batch of a layout [R]."""
     if layout == "forest":
         return np.asarray(dataset.with_format("numpy")["num_tokens"][:], dtype=np.int64)
-    # A batch is padded to its longest sequence, whichever rows meet there: none is larger than with the longest of all.
+    # A batch is padded to its longest sequence. The longest sequence of all bounds the size of every batch.
     lengths = dataset["sequence_lengths"][:]
     longest = max(max(row) for row in lengths)
     return np.array([len(row) * longest for row in lengths], dtype=np.int64)

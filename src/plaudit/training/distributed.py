@@ -29,7 +29,7 @@ def check_devices(trainer: "Trainer") -> None:
     """Refuse several GPUs in one process, and a sharded model whose saves would hold no weights.
 
     Raises:
-        ConfigError: It names the setting to change.
+        ConfigError: The message names the setting to change.
     """
     if trainer.args.n_gpu > 1:
         raise ConfigError(
@@ -55,7 +55,7 @@ def check_can_train(trainer: "Trainer") -> None:
     """Refuse to train a model that ZeRO-3 has set up already, for an evaluation or another training.
 
     Raises:
-        ConfigError: It says how to evaluate instead.
+        ConfigError: The message says how to evaluate instead.
     """
     if zero_stage(trainer.accelerator) == 3 and trainer.deepspeed is not None:
         raise ConfigError(
@@ -68,7 +68,7 @@ def check_can_evaluate(trainer: "Trainer") -> None:
     """Refuse to evaluate before training under ZeRO-1 and ZeRO-2, which set a model up for training alone.
 
     Raises:
-        ConfigError: It says how to evaluate instead.
+        ConfigError: The message says how to evaluate instead.
     """
     if zero_stage(trainer.accelerator) in (1, 2) and trainer.deepspeed is None:
         raise ConfigError(
@@ -110,8 +110,8 @@ def leave_process_group(wrapped: torch.nn.Module) -> None:
 
     Gloo's threads let go of a gathered tensor a moment after its result is there, and need Python's lock for it. Where
     a script ends in that moment, the end of Python aborts the process; or DDP's reducer, the last to hold the group,
-    waits for those threads with that lock in hand, for ever. Without the reducer, the group itself is the last, and
-    waits without the lock.
+    waits for those threads while it holds that lock, and never returns. Without the reducer, the group itself is the
+    last, and waits without the lock.
     """
     if isinstance(wrapped, DistributedDataParallel):
         del wrapped.reducer, wrapped.logger

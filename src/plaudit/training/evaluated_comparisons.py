@@ -99,7 +99,7 @@ class EvaluatedComparisons:
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """The better column of the predictions: 0, or 1 where a soft label says so, or -100 for a tie."""
+        """The better column of the predictions: 0, or 1 where a soft label prefers the second, or -100 for a tie."""
         return _labels(torch.from_numpy(self.preferences)).numpy()
 
     def metrics(

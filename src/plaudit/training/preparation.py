@@ -11,13 +11,14 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from plaudit.data.special_tokens import choose_pad_token, set_chat_template, set_eos_token
-from plaudit.data.tokenize import TokenizationRules
+from plaudit.data.tokenize import TokenizationReport, TokenizationRules, tokenize_dataset
 from plaudit.errors import ConfigError, DataError, ModelError
 from plaudit.models.adapters import add_adapter, base_model, check_head_is_trained
 from plaudit.models.classifier_conversion import is_language_model, to_sequence_classifier
 from plaudit.models.load import embedding_rows, grow_embedding, load_model, load_tokenizer
 from plaudit.models.reward_head import bind_reward_forward, check_one_label, reset_head
 from plaudit.training.config import RewardConfig
+from plaudit.training.dataloaders import read_stream
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -31,6 +32,7 @@ __all__ = [
     "prepare_model",
     "quiet_all_but_the_first",
     "tokenization_rules",
+    "tokenize_split",
 ]
 
 logger = logging.getLogger(__name__)
@@ -235,6 +237,28 @@ def check_split(name: str, split: Any) -> None:
             f"`{name}` must be a `Dataset` or `IterableDataset`, got `{type(split).__name__}`. Of a `DatasetDict`, "
             f"train on one split, such as dataset['train']; of a list of rows, make `Dataset.from_list(rows)`."
         )
+
+
+def tokenize_split(
+    dataset: Dataset | IterableDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    args: RewardConfig,
+    rules: TokenizationRules,
+    name: str,
+) -> tuple[Dataset | IterableDataset, TokenizationReport]:
+    """Tokenise a split; of streams, the one named "train" stays a stream, and others are read to their end.
+
+    Raises:
+        DataError: A row is malformed, no row is left, or a pair is a tie and the loss needs a winner.
+    """
+    with args.main_process_first(desc=f"tokenising {name}"):
+        dataset, report = tokenize_dataset(dataset, tokenizer, rules, split=name, num_proc=args.dataset_num_proc)
+    if report.streaming and name != "train":
+        with report.one_pass():
+            dataset = read_stream(dataset)
+        report.check()
+    check_ties(dataset, args.loss_type, name)
+    return dataset, report
 
 
 def check_ties(dataset: Dataset | IterableDataset, loss_type: str, split: str) -> None:

@@ -17,7 +17,7 @@ from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOu
 
 from plaudit.checkpoint.card import TAGS
 from plaudit.checkpoint.verify import Verification
-from plaudit.data.tokenize import TokenizationReport, tokenize_dataset
+from plaudit.data.tokenize import TokenizationReport
 from plaudit.errors import ConfigError
 from plaudit.forest.sampler import TokenBudgetBatchSampler
 from plaudit.models.adapters import base_model
@@ -29,7 +29,7 @@ from plaudit.training.callbacks.largest_batch import TryLargestBatch, explain_ou
 from plaudit.training.callbacks.signals import StopOnSignal, finish_early
 from plaudit.training.collator import make_collator
 from plaudit.training.config import RewardConfig
-from plaudit.training.dataloaders import make_eval_loader, make_train_loader, prepare_loader, read_stream
+from plaudit.training.dataloaders import make_eval_loader, make_train_loader, prepare_loader
 from plaudit.training.distributed import (
     check_can_evaluate,
     check_can_train,
@@ -43,12 +43,12 @@ from plaudit.training.objective import Objective
 from plaudit.training.preparation import (
     check_arguments,
     check_split,
-    check_ties,
     is_conversational,
     name_of,
     prepare_model,
     quiet_all_but_the_first,
     tokenization_rules,
+    tokenize_split,
 )
 from plaudit.training.resumption import (
     begin_checkpoint,
@@ -174,6 +174,8 @@ class RewardTrainer(Trainer):
         base_model(self.model).add_model_tags(list(TAGS))
         self.guard = FiniteGuard(loss_is_scaled=getattr(self.accelerator, "scaler", None) is not None)
         self.signals = StopOnSignal()
+        # In this order: the trials before anything else, the guard before a step, then the vote to stop, and last the
+        # decision to log, which depends on whether the others save.
         self._own_callbacks = [ConfirmLayout(self), TryLargestBatch(self), self.guard, self.signals, TrainingFlow(self)]
         for callback in self._own_callbacks:
             self.add_callback(callback)
@@ -198,16 +200,8 @@ class RewardTrainer(Trainer):
     def _prepare_dataset(
         self, dataset: AnyDataset, processing_class: PreTrainedTokenizerBase, args: RewardConfig, dataset_name: str
     ) -> AnyDataset:
-        with args.main_process_first(desc=f"tokenising {dataset_name}"):
-            dataset, report = tokenize_dataset(
-                dataset, processing_class, self._rules, split=dataset_name, num_proc=args.dataset_num_proc
-            )
+        dataset, report = tokenize_split(dataset, processing_class, args, self._rules, dataset_name)
         self.reports[dataset_name] = report
-        if report.streaming and dataset_name != "train":
-            with report.one_pass():
-                dataset = read_stream(dataset)
-            report.check()
-        check_ties(dataset, args.loss_type, dataset_name)
         return dataset
 
     def _prepare_split(self, split: Any, name: str) -> Any:
@@ -424,8 +418,9 @@ class RewardTrainer(Trainer):
             CheckpointError: A weight is not finite, the disk is full, or the reloaded model gives other rewards.
         """
         takes_part = self.args.should_save or is_sharded(self)
+        is_push = _internal_call and output_dir is None
         metadata = self.metadata.prepare() if takes_part else {}
-        if _internal_call and output_dir:
+        if _internal_call and output_dir:  # a checkpoint
             begin_checkpoint(self, Path(output_dir))
             self._write_model(Path(output_dir), metadata)
             self.metadata.copy_for_push(Path(output_dir))
@@ -436,8 +431,8 @@ class RewardTrainer(Trainer):
             if self.args.should_save:
                 self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
         if self.args.verify_on_save and self.args.should_save:
-            self.metadata.verify(final, again=not _internal_call)
-        if self.args.push_to_hub and not _internal_call:
+            self.metadata.verify(final, again=not is_push)
+        if self.args.push_to_hub and not is_push:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _write_model(self, folder: Path, metadata: dict[str, Any]) -> None:

@@ -76,7 +76,7 @@ class FiniteGuard(TrainerCallback):
         self._noted: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
 
     def note(self, rewards: torch.Tensor, losses: torch.Tensor) -> None:
-        """Keep the rewards [N] and losses [C] of the micro-batch that `add` is called with next."""
+        """Keep the rewards [N] and losses [C] of `compute_loss` for the call of `add` after the backward pass."""
         self._noted = rewards.detach(), losses.detach()
 
     def add(self, batch: Batch, loss: torch.Tensor) -> None:
@@ -123,7 +123,9 @@ class FiniteGuard(TrainerCallback):
         if of_rows:
             found = "a loss or a reward is not finite. It belongs to a batch with these rows"
         else:
-            found = "the gradient is not finite, though all rewards and losses are. The step was made of these rows"
+            found = (
+                "the gradient is not finite, but all rewards and losses are finite. The step was made of these rows"
+            )
         last = last_complete_checkpoint(Path(args.output_dir))
         kept = f"The last checkpoint, '{last}', was saved before." if last else "There is no checkpoint yet."
         return "\n  ".join([f"step {state.global_step + 1}: {found}:", *lines]) + (

@@ -1,7 +1,7 @@
-"""A trial of the largest batch before the first step: a run that would end for want of memory ends at once."""
+"""A trial of the largest batch before the first step, so that a lack of memory shows at once."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +21,7 @@ __all__ = ["TryLargestBatch", "explain_out_of_memory", "fitting_budget"]
 
 
 class TryLargestBatch(TrainerCallback):
-    """Runs the costliest batch of the first epoch forward and backward, and forgets it, if batches go by tokens.
+    """Runs the costliest batch of the first epoch forward and backward, without a step, if batches go by tokens.
 
     Batches are filled to at least 95% of the budget wherever that can be, so one of another epoch costs little more.
 
@@ -100,21 +100,15 @@ def fitting_budget(
         budget: Tokens of a batch.
         least: Tokens of the largest row: no budget below it can be set.
     """
-    while not _fits(run, largest_batch(budget)):
+    while True:
+        with suppress(torch.OutOfMemoryError):
+            run(largest_batch(budget))
+            return budget
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if budget <= least:
             return None
         budget = max(budget // 2, least)
-    return budget
-
-
-def _fits(run: Callable[[list[int]], None], rows: list[int]) -> bool:
-    try:
-        run(rows)
-    except torch.OutOfMemoryError:
-        return False
-    return True
 
 
 @contextmanager
@@ -122,7 +116,7 @@ def explain_out_of_memory(args: TrainingArguments, batch: Batch) -> Iterator[Non
     """Explain a step that runs out of memory, unless the Trainer itself looks for a smaller batch size.
 
     Raises:
-        ConfigError: It says what to lower.
+        ConfigError: The batch does not fit. The message says what to lower.
     """
     try:
         yield
