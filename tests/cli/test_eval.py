@@ -17,8 +17,8 @@ def loaded_models(monkeypatch):
     """The models that are loaded, whose rewards are written in the responses, and a console of 80 columns."""
 
     class Fixed(RewardModel):
-        def __init__(self, cut):
-            self.cut = cut
+        def __init__(self, truncated):
+            self.truncated = truncated
 
         def score(self, sequences, **_):
             return np.array([float(text.split("=")[1]) for text in sequences], dtype=np.float32)

@@ -43,7 +43,7 @@ class LengthExecutor:
                     rejected.append({"row": number, "reason": f"row {number}: {row.reason}", "content": row.content})
                 else:
                     rows.append(row | {"reward": float(len(row["text"]))})
-            yield ScoredChunk(chunk.number, rows, rejected, 10, 1, chunk.share, f"worker {chunk.number % 2}")
+            yield ScoredChunk(chunk.number, rows, rejected, 10, 1, chunk.fraction_read, f"worker {chunk.number % 2}")
 
 
 @pytest.fixture
@@ -276,7 +276,7 @@ def test_progress_is_reported_within_a_chunk(score, executor, tmp_path):
     def chunks(config, source, done, on_batch):
         for chunk in source.chunks(config.chunk_rows, done):
             on_batch(chunk, 0.5)
-            yield ScoredChunk(chunk.number, [{"reward": 0.5} for _ in chunk.rows], [], 10, 0, chunk.share)
+            yield ScoredChunk(chunk.number, [{"reward": 0.5} for _ in chunk.rows], [], 10, 0, chunk.fraction_read)
 
     executor.score, reported = chunks, []
     (tmp_path / "data").mkdir()

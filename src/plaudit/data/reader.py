@@ -28,13 +28,13 @@ class Chunk(NamedTuple):
         number: The index of the chunk, from 0.
         first: The index of its first row in the source, from 0.
         rows: Its rows.
-        share: The fraction of the source that has been read at the end of the chunk; `None` if that is unknown.
+        fraction_read: The fraction of the source that has been read at the end of the chunk; `None` if that is unknown.
     """
 
     number: int
     first: int
     rows: list[Row | Unreadable]
-    share: float | None
+    fraction_read: float | None
 
 
 @dataclass(frozen=True)

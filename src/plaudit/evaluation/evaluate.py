@@ -85,7 +85,7 @@ def evaluate(
         data = read_preferences(rows)
     if isinstance(model, (str, Path)):
         model = _load_model(model, model_options)
-    already_truncated = model.cut
+    truncated_before = model.truncated
     with _naming_dataset(name):
         rewards = _score(model, data)
     lengths = np.array([count_characters(sequence) for sequence in data.sequences], dtype=np.float64)
@@ -95,7 +95,7 @@ def evaluate(
         overall=compute_figures(data, rewards, lengths, np.ones(len(data.subsets), dtype=bool)),
         subsets={subset: compute_figures(data, rewards, lengths, rows) for subset, rows in _subsets(data)},
         calibration=calibration_table(data, rewards),
-        cut=model.cut - already_truncated,
+        cut=model.truncated - truncated_before,
     )
 
 

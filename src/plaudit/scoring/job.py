@@ -144,7 +144,7 @@ class _Tracker:
         self._update(self._store.counts.rows, chunk.fraction_read)
 
     def on_batch(self, chunk: Chunk, fraction: float) -> None:
-        rows, end = fraction * len(chunk.rows), chunk.share  # the end of the chunk has been read already
+        rows, end = fraction * len(chunk.rows), chunk.fraction_read  # the end of the chunk has been read already
         done = None if end is None else end * (chunk.first + rows) / (chunk.first + len(chunk.rows))
         self._update(self._store.counts.rows + int(rows), done)
 

@@ -112,10 +112,10 @@ class Worker:
             ConfigError: A column of rewards has the name of a column that a row has.
         """
         scorable, rejected = self._parse(chunk)
-        truncated = self.reward_model.cut
+        truncated = self.reward_model.truncated
         scorable, ids = self._tokenize(scorable, rejected)
         if rejected and not self._config.skip_bad_rows:
-            return ScoredChunk(chunk.number, [], rejected, 0, 0, chunk.share)
+            return ScoredChunk(chunk.number, [], rejected, 0, 0, chunk.fraction_read)
         rewards, rows = iter(self._rewards(ids, on_batch)), []
         for row in scorable:
             own = [next(rewards) for _ in row.sequences]
@@ -126,7 +126,9 @@ class Worker:
                 rejected.append(_rejection(row.number, row.row, reason))
         rejected.sort(key=lambda each: each["row"])
         tokens = sum(map(len, ids))
-        return ScoredChunk(chunk.number, rows, rejected, tokens, self.reward_model.cut - truncated, chunk.share)
+        return ScoredChunk(
+            chunk.number, rows, rejected, tokens, self.reward_model.truncated - truncated, chunk.fraction_read
+        )
 
     def _parse(self, chunk: Chunk) -> tuple[list[ScorableRow], list[Row]]:
         scorable, rejected = [], []
