@@ -1,7 +1,7 @@
 import pytest
 
 from plaudit.errors import DataError
-from plaudit.scoring.completions import align_forms, join_completions
+from plaudit.scoring.completions import align_forms, count_characters, join_completions
 
 
 def message(role, text):
@@ -74,3 +74,10 @@ def test_what_is_wrong_with_a_pair_is_said_when_it_is_reached(prompts, completio
     assert next(joined) == "a c"
     with pytest.raises(DataError, match=reason):
         next(joined)
+
+
+def test_lengths_are_characters_of_what_is_said():
+    assert count_characters("four") == 4
+    parts = [{"type": "text", "text": "ab"}, {"type": "text", "text": "c"}]
+    calls = {"role": "assistant", "content": None, "tool_calls": [{}]}
+    assert count_characters([*message("user", "12345"), *message("assistant", parts), calls]) == 8

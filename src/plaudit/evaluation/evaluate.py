@@ -14,7 +14,8 @@ from plaudit.data.dataset_conversion import convert
 from plaudit.data.loading import load_source, take_split
 from plaudit.errors import ConfigError, DataError, ModelError
 from plaudit.evaluation.figures import calibration_table, compute_figures
-from plaudit.evaluation.preference_data import PreferenceData, count_characters, read_preferences
+from plaudit.evaluation.preference_data import PreferenceData, read_preferences
+from plaudit.scoring.completions import count_characters
 
 if TYPE_CHECKING:
     from plaudit.scoring.reward_model import RewardModel

@@ -1,12 +1,13 @@
 """Prompts and completions, as a caller hands them over, joined into the sequences that are scored."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import zip_longest
 from typing import Any
 
 from plaudit.data.formats import TextOrChat
 from plaudit.errors import DataError
 
-__all__ = ["align_forms", "join_completions"]
+__all__ = ["align_forms", "count_characters", "join_completions"]
 
 
 def join_completions(sequences: Iterable[Any], completions: Iterable[Any] | None) -> Iterator[TextOrChat]:
@@ -42,6 +43,15 @@ def align_forms(prompt: Any, responses: list[Any]) -> tuple[Any, list[Any]]:
     return _as_messages(prompt, "user"), [_as_messages(response, "assistant") for response in responses]
 
 
+def count_characters(sequence: TextOrChat) -> int:
+    """Return the length in characters of a text, or of the contents of all messages of a conversation."""
+    if isinstance(sequence, str):
+        return len(sequence)
+    contents = [message["content"] or "" for message in sequence]
+    parts = [[part.get("text") or "" for part in each] if isinstance(each, list) else [each] for each in contents]
+    return sum(len(text) for texts in parts for text in texts)
+
+
 def _check_not_single(sequences: Any, completions: Any) -> None:
     if isinstance(sequences, str) or (isinstance(sequences, list) and sequences and isinstance(sequences[0], dict)):
         if completions is not None:
@@ -60,26 +70,19 @@ def _check_not_single(sequences: Any, completions: Any) -> None:
 
 
 def _joined_pairs(prompts: Iterable[Any], completions: Iterable[Any]) -> Iterator[TextOrChat]:
-    pairs, number = zip(prompts, completions, strict=True), 0
-    while True:
-        try:
-            prompt, completion = next(pairs)
-        except StopIteration:
-            return
-        except ValueError as error:  # zip's message does not tell where
+    missing = object()
+    for number, pair in enumerate(zip_longest(prompts, completions, fillvalue=missing)):
+        if pair[0] is missing or pair[1] is missing:
             raise DataError(
                 f"expected a completion for each prompt; one of the two ends after {number}, and the other goes on."
-            ) from error
-        yield _join(prompt, completion, number)
-        number += 1
-
-
-def _join(prompt: Any, completion: Any, number: int) -> TextOrChat:
-    for name, part in (("prompt", prompt), ("completion", completion)):
-        if not isinstance(part, (str, list)):
-            raise DataError(f"row {number}: expected the {name} to be a string or a list of messages, got {part!r:.80}")
-    prompt, (completion,) = align_forms(prompt, [completion])
-    return prompt + completion
+            )
+        for name, part in zip(("prompt", "completion"), pair, strict=True):
+            if not isinstance(part, (str, list)):
+                raise DataError(
+                    f"row {number}: expected the {name} to be a string or a list of messages, got {part!r:.80}"
+                )
+        prompt, (completion,) = align_forms(pair[0], [pair[1]])
+        yield prompt + completion
 
 
 def _as_messages(part: Any, role: str) -> Any:
