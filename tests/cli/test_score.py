@@ -203,7 +203,7 @@ def test_bad_rows_stop_the_run_or_are_written_beside_the_output(score, refused, 
     options = ("--overlong", "error", "--batch_rows", 1)
     said = refused(rows, *options)
     assert said.startswith("row 1: line 2 is not valid JSON")
-    assert "The same command with --on_error skip writes such rows to" in said
+    assert "The same command with --on_error skip (and without --restart) writes such rows to" in said
     assert "goes on after the 1 rows that are scored" in said
     said = score(rows, *options, "--on_error", "skip")
     assert "Going on after 1 rows that an earlier start has scored" in said

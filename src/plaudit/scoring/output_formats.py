@@ -24,7 +24,7 @@ _CHUNKS_PER_ROW_GROUP = 16  # of Parquet
 
 
 def check_output(path: Path) -> None:
-    """Raise unless rows can be written to a file of this name.
+    """Check that rows can be written to a file of this name.
 
     Raises:
         ConfigError: The suffix is unknown, the name is that of a folder, or nothing can be written beside it.
@@ -41,7 +41,7 @@ def check_output(path: Path) -> None:
 
 
 def write_chunk(rows: list[Row], file: BinaryIO, output: Path, schema: pa.Schema | None) -> None:
-    """Write the rows of a chunk so that `join_chunks` can make them a part of the output.
+    """Write the rows of a chunk in the form in which `join_chunks` reads them.
 
     Args:
         rows: One or more rows.
@@ -64,7 +64,7 @@ def write_chunk(rows: list[Row], file: BinaryIO, output: Path, schema: pa.Schema
 
 
 def write_rejected(rows: Iterable[Row], file: BinaryIO) -> None:
-    """Write rows as JSON lines for a person to read: a value that JSON does not have is written as its `repr`."""
+    """Write rows as JSON lines; a value that JSON does not have is written as its `repr`."""
     file.writelines(_as_line(row, _as_shown) for row in rows)
 
 
@@ -109,9 +109,9 @@ def _join_csv(parts: list[Path], file: BinaryIO) -> None:
 
 
 class _WithoutCarriageReturns(NamedTuple):
-    """A text file whose lines end with a line feed alone.
+    """A text file of lines that end with a line feed alone, for the CSV writer.
 
-    The CSV writer must end them with a carriage return too, or it quotes no cell that has one.
+    The writer itself ends lines with a carriage return too, or it would not quote a cell that has one.
     """
 
     file: io.TextIOBase
