@@ -289,9 +289,7 @@ def test_progress_is_reported_within_a_chunk(score, executor, tmp_path):
 # In this process
 
 
-def test_the_local_executor_scores_as_a_worker_does_and_loads_the_model_at_once(
-    score, model_folder, tmp_path
-):
+def test_the_local_executor_scores_as_a_worker_does_and_loads_the_model_at_once(score, model_folder, tmp_path):
     config = ScoringConfig(str(model_folder), "cpu", 1, chunk_rows=3)
     fractions = []
     rows = Source(str(write(tmp_path / "in.jsonl", texts(5))))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from plaudit.cli import display
 from plaudit.cli.interrupts import exit_code, sigterm_as_interrupt
 from plaudit.errors import ConfigError
 
@@ -50,7 +51,7 @@ def command(options: tuple[str, ...]) -> None:
         click.echo(_short_help(), nl=False)
         return
     # Not at the top of the module: these imports take seconds, and `--help` must not wait for them.
-    from plaudit.cli.display import LiveProgress, console, show_log_messages
+    from plaudit.cli.live_progress import LiveProgress
     from plaudit.training.preparation import quiet_all_but_the_first
     from plaudit.training.recipe import build_trainer, checkpoint_to_resume, final_evaluation
 
@@ -58,7 +59,7 @@ def command(options: tuple[str, ...]) -> None:
         _parser().print_help()
         return
     script, model, config = _parse(options)
-    show_log_messages()
+    display.show_log_messages()
     quiet_all_but_the_first()
     resume = checkpoint_to_resume(config)
     trainer = build_trainer(script, model, config, callbacks=[LiveProgress()])
@@ -76,13 +77,13 @@ def command(options: tuple[str, ...]) -> None:
     except KeyboardInterrupt as interrupt:
         trainer.save_model()
         where = f"The trained model is in [bold]{config.output_dir}[/bold]"
-        console.print(f"The evaluation was stopped. {where}", soft_wrap=True)
+        display.console.print(f"The evaluation was stopped. {where}", soft_wrap=True)
         trainer.end()
         sys.exit(exit_code(interrupt))
     _show_result(trainer, metrics)
     trainer.save_model()  # a signal ends a save at once: it is complete or not there
     if trainer.is_world_process_zero():
-        console.print(f"The reward model is in [bold]{config.output_dir}[/bold]", soft_wrap=True)
+        display.console.print(f"The reward model is in [bold]{config.output_dir}[/bold]", soft_wrap=True)
     trainer.end()
 
 
@@ -129,8 +130,6 @@ def _default_output(given: Namespace) -> str:
 
 
 def _show_plan(trainer: "RewardTrainer", model: "ModelConfig") -> None:
-    from plaudit.cli.display import show_table
-
     if not trainer.is_world_process_zero():
         return
     args, parameters = trainer.args, list(trainer.model.parameters())
@@ -144,7 +143,7 @@ def _show_plan(trainer: "RewardTrainer", model: "ModelConfig") -> None:
     if (bits := 4 * model.load_in_4bit + 8 * model.load_in_8bit) != 0:
         weights = f"{bits} bits and {weights}"
     processes = f"{args.world_size} process{'es' if args.world_size > 1 else ''}"
-    show_table(
+    display.show_table(
         "What will run",
         [
             ("model", f"{model.model_name_or_path} ({type(trainer.model).__name__})"),
@@ -166,24 +165,16 @@ def _describe_split(report: Any) -> str:
 
 
 def _show_how_to_resume(trainer: "RewardTrainer", options: tuple[str, ...]) -> None:
-    from plaudit.cli.display import console
-
     if not trainer.is_world_process_zero():
         return
-    kept = list(options)
-    if "--resume_from_checkpoint" in kept:
-        place = kept.index("--resume_from_checkpoint")
-        del kept[place : place + 2]
     checkpoint = Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}"
-    resume = shlex.join(["plaudit", "train", *kept, "--resume_from_checkpoint", str(checkpoint)])
+    resume = shlex.join(["plaudit", "train", *options, "--resume_from_checkpoint", str(checkpoint)])
     stop = f"Stopped after step {trainer.state.global_step}; saved [bold]{checkpoint}[/bold]. Go on with:"
-    console.print(stop, soft_wrap=True)
-    console.print(f"  {resume}", soft_wrap=True, markup=False)
+    display.console.print(stop, soft_wrap=True)
+    display.console.print(f"  {resume}", soft_wrap=True, markup=False)
 
 
 def _show_result(trainer: "RewardTrainer", metrics: dict[str, float]) -> None:
-    from plaudit.cli.display import show_table
-
     if not trainer.is_world_process_zero():
         return
     last = {name: value for entry in trainer.state.log_history for name, value in entry.items()}
@@ -191,7 +182,7 @@ def _show_result(trainer: "RewardTrainer", metrics: dict[str, float]) -> None:
     for prefix, report in ((name, report) for name, report in trainer.reports.items() if name != "train"):
         if f"{prefix}_accuracy" in metrics:
             rows += _result_of_split(prefix, report, metrics, trainer.args.loss_type)
-    show_table("Result", rows)
+    display.show_table("Result", rows)
 
 
 def _result_of_split(prefix: str, report: Any, metrics: dict[str, float], loss_type: str) -> list[tuple[str, str]]:
