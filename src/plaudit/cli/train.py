@@ -32,13 +32,13 @@ COMMON_OPTIONS = {
     "gradient_accumulation_steps": "Batches of an optimiser step.",
     "lr_scheduler_type": "Course of the learning rate, such as linear, cosine or constant.",
     "warmup_steps": "Steps in which the learning rate rises; below 1, as a fraction of all steps.",
-    "eval_strategy": "When to evaluate during training: no, steps or epoch.",
-    "save_strategy": "When to write a checkpoint: no, steps, epoch or best.",
+    "eval_strategy": "Evaluation during training: no, steps or epoch.",
+    "save_strategy": "Checkpoints during training: no, steps, epoch or best.",
     "save_steps": "Steps between checkpoints; below 1, as a fraction of all steps.",
     "save_total_limit": "Most checkpoints to keep.",
     "resume_from_checkpoint": "Checkpoint to go on from, or 'last'.",
     "seed": "Seed of the order of the rows and of a new head.",
-    "report_to": "Where logs go, such as wandb, tensorboard or none.",
+    "report_to": "Receivers of the logs, such as wandb, tensorboard or none.",
     "push_to_hub": "Upload the model to the hub.",
 }
 
@@ -46,7 +46,7 @@ COMMON_OPTIONS = {
 @click.command("train", add_help_option=False, context_settings={"ignore_unknown_options": True})
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def command(options: tuple[str, ...]) -> None:
-    """Train a reward model on your preference data."""
+    """Train a reward model on preference data."""
     if {"-h", "--help"} & set(options):
         click.echo(_short_help(), nl=False)
         return
@@ -96,7 +96,7 @@ def _short_help() -> str:
     formatter = click.HelpFormatter(max_width=100)
     formatter.write_usage("plaudit train", _USAGE.removeprefix("plaudit train "))
     formatter.write_paragraph()
-    formatter.write_text("Train a reward model on your preference data.")
+    formatter.write_text("Train a reward model on preference data.")
     formatter.write_paragraph()
     formatter.write_text("Options may also be lines of a YAML file, such as `learning_rate: 1e-5`; flags win.")
     for title, group in (("Data", ScriptArguments), ("Model", ModelConfig), ("Training", RewardOptions)):
