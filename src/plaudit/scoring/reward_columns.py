@@ -1,4 +1,4 @@
-"""Which columns of a row are scored, and the columns that its rewards become."""
+"""The columns of a row that are scored, and the columns of its rewards."""
 
 from dataclasses import dataclass
 from typing import Any
