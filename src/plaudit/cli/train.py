@@ -15,9 +15,7 @@ from plaudit.errors import ConfigError
 
 if TYPE_CHECKING:
     from plaudit.cli.options import OptionParser
-    from plaudit.data.script_arguments import ScriptArguments
     from plaudit.models.model_config import ModelConfig
-    from plaudit.training.config import RewardConfig
     from plaudit.training.trainer import RewardTrainer
 
 __all__ = ["COMMON_OPTIONS", "command"]
@@ -58,7 +56,8 @@ def command(options: tuple[str, ...]) -> None:
     if "--help_all" in options:
         _parser().print_help()
         return
-    script, model, config = _parse(options)
+    script, model, config = _parser().parse(options, output_dir=_default_output)
+    config.disable_tqdm = True  # the command shows its own bar
     display.show_log_messages()
     quiet_all_but_the_first()
     resume = checkpoint_to_resume(config)
@@ -117,12 +116,6 @@ def _parser() -> "OptionParser":
     return OptionParser((ScriptArguments, ModelConfig, RewardConfig), usage=_USAGE)
 
 
-def _parse(options: tuple[str, ...]) -> "tuple[ScriptArguments, ModelConfig, RewardConfig]":
-    script, model, config = _parser().parse(options, output_dir=_default_output)
-    config.disable_tqdm = True  # the command shows its own bar
-    return script, model, config
-
-
 def _default_output(given: Namespace) -> str:
     if given.model_name_or_path is None:
         raise ConfigError("--model_name_or_path: name the model to start from, a hub id or a folder.")
@@ -179,18 +172,14 @@ def _show_result(trainer: "RewardTrainer", metrics: dict[str, float]) -> None:
         return
     last = {name: value for entry in trainer.state.log_history for name, value in entry.items()}
     rows = [("steps", f"{trainer.state.global_step:,}"), ("training loss", f"{last['train_loss']:.4f}")]
-    for prefix, report in ((name, report) for name, report in trainer.reports.items() if name != "train"):
-        if f"{prefix}_accuracy" in metrics:
-            rows += _result_of_split(prefix, report, metrics, trainer.args.loss_type)
+    guessing = " (0.6931 is guessing)" if trainer.args.loss_type == "bradley_terry" else ""
+    for name, report in trainer.reports.items():
+        if f"{name}_accuracy" in metrics:
+            low, high = (metrics[f"{name}_accuracy_{end}"] for end in ("low", "high"))
+            interval = f" (95% interval {low:.1%} to {high:.1%}, {report.kept:,} pairs)"
+            rows += [
+                (f"{name} accuracy", f"{metrics[f'{name}_accuracy']:.1%}{interval}"),
+                (f"{name} loss", f"{metrics[f'{name}_loss']:.4f}{guessing}"),
+                (f"{name} margin", f"{metrics[f'{name}_margin']:.3f}"),
+            ]
     display.show_table("Result", rows)
-
-
-def _result_of_split(prefix: str, report: Any, metrics: dict[str, float], loss_type: str) -> list[tuple[str, str]]:
-    accuracy, low, high = (metrics[f"{prefix}_accuracy{end}"] for end in ("", "_low", "_high"))
-    interval = f" (95% interval {low:.1%} to {high:.1%}, {report.kept:,} pairs)"
-    guessing = " (0.6931 is guessing)" if loss_type == "bradley_terry" else ""
-    return [
-        (f"{prefix} accuracy", f"{accuracy:.1%}{interval}"),
-        (f"{prefix} loss", f"{metrics[f'{prefix}_loss']:.4f}{guessing}"),
-        (f"{prefix} margin", f"{metrics[f'{prefix}_margin']:.3f}"),
-    ]

@@ -56,9 +56,6 @@ def read_preferences(rows: Iterable[Any]) -> PreferenceData:
     half. A ranked group makes a comparison of each two different responses of unequal rank. A row of weight zero makes
     none.
 
-    Args:
-        rows: Dictionaries in one of Plaudit's formats.
-
     Raises:
         DataError: A row is malformed (the message names it), or no row makes a comparison.
     """

@@ -41,13 +41,9 @@ def check_output(path: Path) -> None:
 
 
 def write_chunk(rows: list[Row], file: BinaryIO, output: Path, schema: pa.Schema | None) -> None:
-    """Write the rows of a chunk in the form in which `join_chunks` reads them.
+    """Write one or more rows in the form in which `join_chunks` reads them for this output.
 
-    Args:
-        rows: One or more rows.
-        file: Where they are written.
-        output: The output, whose suffix decides the format.
-        schema: The types of the source's columns, if the source has types.
+    In Parquet, columns in `schema` keep its types; those of other columns follow from the rows.
 
     Raises:
         DataError: A value cannot be written in that format.
@@ -76,12 +72,7 @@ def join_files(parts: Iterable[Path], file: Any) -> None:
 
 
 def join_chunks(parts: list[Path], file: BinaryIO, output: Path) -> None:
-    """Join chunks into the output, in their order, in constant memory.
-
-    Args:
-        parts: The files of one or more chunks that `write_chunk` wrote.
-        file: Where the output is written.
-        output: The output, whose suffix decides the format.
+    """Join the files of one or more chunks that `write_chunk` wrote for this output, in constant memory.
 
     Raises:
         DataError: The types of the chunks' columns have no common type in that format.
