@@ -83,7 +83,7 @@ class _ChunkSource(Datasource):
         self._source, self._chunk_rows, self._done = source, chunk_rows, done
 
     def estimate_inmemory_data_size(self) -> int | None:
-        """Return `None`: unknown."""
+        """Return `None`, for an unknown size."""
         return None
 
     def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:  # noqa: ARG002  # one task reads
@@ -103,22 +103,18 @@ class _RayWorker:
 
     def __init__(self, config: ScoringConfig) -> None:
         disable_progress_bar()  # transformers' bar would appear on the driver's terminal
-        self._worker: Worker | PlauditError
-        try:
-            self._worker = Worker(config)
-        except PlauditError as error:
-            self._worker = error
+        self._config = config
+        self._worker: Worker | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Score the one chunk of a batch."""
+        """Score the one chunk of a batch; an error of the source is passed on."""
         result: Chunk | ScoredChunk | PlauditError = pickle.loads(batch["pickled"][0])
-        if isinstance(self._worker, PlauditError):
-            result = self._worker
-        elif isinstance(result, Chunk):
-            try:
+        try:
+            if isinstance(result, Chunk):
+                self._worker = self._worker or Worker(self._config)
                 result = self._worker.score(result)
-            except PlauditError as error:
-                result = error
+        except PlauditError as error:
+            result = error
         return {"pickled": [pickle.dumps(result)]}
 
 
