@@ -49,7 +49,6 @@ class Table(dict):
         (ASKED + ANSWERED, None, "got a single one"),
         ("Is it?", ["Yes."], r"got a single prompt.*rank\(prompt, completions\)"),
         (["Is it?"], "Yes.", "expected a list of completions, got a single one: 'Yes.'"),
-        ([{"prompt": "Is it?", "completion": "Yes."}], None, "row 0: .* got a dict with 'prompt', 'completion'"),
         (5, None, "expected a list of texts or of conversations, got 5"),
         (Table(text=["Yes."]), None, "got a Table. Pass one of its columns"),
         (["Is it?"], {"text": ["Yes."]}, "got a dict. Pass one of its columns"),

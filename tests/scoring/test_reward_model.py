@@ -106,7 +106,7 @@ def test_a_single_sequence_is_not_taken_for_many(scorer, single):
 
 
 def test_rows_are_not_taken_for_messages(scorer):
-    with pytest.raises(DataError, match=r"got a dict with 'prompt', 'completion'. Of rows with prompt and completion"):
+    with pytest.raises(DataError, match="row 0: expected a string or a list of messages, got dict {'prompt'"):
         scorer.score([{"prompt": "a", "completion": "b"}])
 
 

@@ -21,14 +21,21 @@ def join_completions(sequences: Iterable[Any], completions: Iterable[Any] | None
         DataError: An argument is a single text or conversation, or a table; or, while iterating, a part is neither a
             string nor a list, or there are not as many completions as prompts.
     """
-    _check_not_single(sequences, completions)
     for given in (sequences, completions):
         if given is not None and not isinstance(given, Iterable):
             raise DataError(f"expected a list of texts or of conversations, got {given!r:.80}.")
-        # A table would be iterated by the names of its columns.
-        if isinstance(given, Mapping) or hasattr(given, "columns"):
+        if isinstance(given, Mapping) or hasattr(given, "columns"):  # iterating one yields the names of its columns
             kind = type(given).__name__
             raise DataError(f"expected a list of texts or of conversations, got a {kind}. Pass one of its columns.")
+    if isinstance(completions, str):
+        raise DataError(f"expected a list of completions, got a single one: {completions!r:.80}. Wrap it in a list.")
+    if _is_single(sequences) and completions is not None:
+        raise DataError(
+            "expected as many prompts as completions, got a single prompt. For one prompt with several completions: "
+            "rank(prompt, completions), or score([prompt] * len(completions), completions)."
+        )
+    if _is_single(sequences):
+        raise DataError("expected a list of texts or of conversations, got a single one. Wrap it: score([...]).")
     return iter(sequences) if completions is None else _joined_pairs(sequences, completions)
 
 
@@ -52,21 +59,9 @@ def count_characters(sequence: TextOrChat) -> int:
     return sum(len(text) for texts in parts for text in texts)
 
 
-def _check_not_single(sequences: Any, completions: Any) -> None:
-    if isinstance(sequences, str) or (isinstance(sequences, list) and sequences and isinstance(sequences[0], dict)):
-        if completions is not None:
-            raise DataError(
-                "expected as many prompts as completions, got a single prompt. For one prompt with several "
-                "completions: rank(prompt, completions), or score([prompt] * len(completions), completions)."
-            )
-        if not isinstance(sequences, str) and "role" not in sequences[0]:
-            raise DataError(
-                f"row 0: expected a text or a conversation, got a dict with {', '.join(map(repr, sequences[0]))}. "
-                "Of rows with prompt and completion: score([row['prompt'] for ...], [row['completion'] for ...])."
-            )
-        raise DataError("expected a list of texts or of conversations, got a single one. Wrap it: score([...]).")
-    if isinstance(completions, str):
-        raise DataError(f"expected a list of completions, got a single one: {completions!r:.80}. Wrap it in a list.")
+def _is_single(sequences: Any) -> bool:
+    first = sequences[0] if isinstance(sequences, list) and sequences else None
+    return isinstance(sequences, str) or (isinstance(first, dict) and "role" in first)
 
 
 def _joined_pairs(prompts: Iterable[Any], completions: Iterable[Any]) -> Iterator[TextOrChat]:
