@@ -15,7 +15,9 @@ REFERENCE = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT 
 DOCUMENTED = set(re.findall(r"^::: (\S+)", REFERENCE, flags=re.MULTILINE))
 
 
-@pytest.mark.parametrize("package", ["plaudit", "plaudit.data", "plaudit.losses"])
+@pytest.mark.parametrize(
+    "package", ["plaudit", "plaudit.data", "plaudit.losses", "plaudit.evaluation.figures", "plaudit.evaluation.limits"]
+)
 def test_the_reference_holds_every_public_name(package):
     names = {f"{package}.{name}" for name in importlib.import_module(package).__all__}
     assert names <= DOCUMENTED, f"add to docs/reference: {sorted(names - DOCUMENTED)}"

@@ -56,17 +56,10 @@ def calibration_bins(
     the response with the greater one. It does not depend on which response is called the first. Bins hold equal weight,
     with equal confidences in one bin, and there are fewer than `bins` where one would hold fewer than 20 comparisons.
 
-    Args:
-        differences: Rewards of the first minus those of the second responses, shape [C].
-        labels: Probability that the first response is the better one, shape [C]; 1 where `None`.
-        weights: Weight of each comparison, not all zero, shape [C]; 1 where `None`.
-        bins: The greatest number of bins.
+    Arguments of shape [C], and errors, are those of `log_loss`.
 
     Returns:
         Mean confidence, accuracy, and share of the weight of each bin, shape [bins, 3].
-
-    Raises:
-        ValueError: The arrays are empty or of different shapes, a label is no probability, or a weight is negative.
 
     Example:
         >>> calibration_bins([0.0] * 20 + [3.0] * 15 + [-3.0] * 5).round(3)
@@ -95,16 +88,7 @@ def calibration_error(
 
     C. Guo, G. Pleiss, Y. Sun and K. Weinberger, "On calibration of modern neural networks" (ICML 2017), with the bins
     of equal mass of K. Nguyen and B. O'Connor (EMNLP 2015). Chance alone makes the error up to `0.4 sqrt(bins / C)`, so
-    a small sample looks worse calibrated than it is.
-
-    Args:
-        differences: Rewards of the first minus those of the second responses, shape [C].
-        labels: Probability that the first response is the better one, shape [C]; 1 where `None`.
-        weights: Weight of each comparison, not all zero, shape [C]; 1 where `None`.
-        bins: The greatest number of bins.
-
-    Raises:
-        ValueError: The arrays are empty or of different shapes, a label is no probability, or a weight is negative.
+    a small sample looks worse calibrated than it is. Arguments and errors are those of `calibration_bins`.
 
     Example:
         >>> round(calibration_error([0.0] * 20 + [3.0] * 15 + [-3.0] * 5), 3)
@@ -121,18 +105,11 @@ def best_temperature(
 
     A temperature above 1 means that the rewards are too far apart for their probabilities, below 1 too close. The loss
     is convex in 1/T, so its slope has one zero, which is bracketed by doubling and found by bisection to twelve digits.
-
-    Args:
-        differences: Rewards of the first minus those of the second responses, shape [C].
-        labels: Probability that the first response is the better one, shape [C]; 1 where `None`.
-        weights: Weight of each comparison, shape [C]; 1 where `None`.
+    Arguments of shape [C], and errors, are those of `log_loss`.
 
     Returns:
         T. Zero where the greater reward is always right, so that larger rewards are always better. Infinity where equal
         rewards would be at least as good.
-
-    Raises:
-        ValueError: The arrays are empty or of different shapes, a label is no probability, or a weight is negative.
 
     Example:
         >>> round(best_temperature([2.0, 2.0, 2.0, -2.0]), 4)

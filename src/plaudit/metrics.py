@@ -19,8 +19,6 @@ __all__ = [
     "wilson_interval",
 ]
 
-_MAX_DRAWS_IN_MEMORY = 1 << 22  # 32 MiB of indices
-
 
 def preference_metrics(
     first: ArrayLike,
@@ -138,7 +136,6 @@ def accuracy_interval_by_prompt(
     *,
     resamples: int = 2000,
     seed: int = 0,
-    draws_in_memory: int = _MAX_DRAWS_IN_MEMORY,
 ) -> tuple[float, float]:
     """Return the 95% interval of `accuracy`, with the comparisons of one prompt treated as dependent.
 
@@ -155,7 +152,6 @@ def accuracy_interval_by_prompt(
         weights: Weight of each comparison, above 0, shape [C]; 1 where `None`.
         resamples: Number of bootstrap samples.
         seed: Seed of the draws.
-        draws_in_memory: Number of draws that are held in memory at once. The result does not depend on it.
 
     Raises:
         ValueError: The arrays are empty or of different shapes, or a weight is negative.
@@ -171,12 +167,11 @@ def accuracy_interval_by_prompt(
     independent = count == len(one) and np.ptp(weight) <= 1e-9 * weight[0]
     if independent or np.ptp(accuracies) <= 1e-9:
         return wilson_interval(float(won.sum() / total.sum()), count)
-    generator, chunk = np.random.default_rng(seed), max(1, draws_in_memory // count)
-    samples = []
-    for start in range(0, resamples, chunk):
-        drawn = generator.integers(count, size=(min(chunk, resamples - start), count))
-        samples.append(won[drawn].sum(1) / total[drawn].sum(1))
-    low, high = np.quantile(np.concatenate(samples), [0.025, 0.975])
+    generator, samples = np.random.default_rng(seed), np.empty(resamples)
+    for number in range(resamples):
+        drawn = generator.integers(count, size=count)
+        samples[number] = won[drawn].sum() / total[drawn].sum()
+    low, high = np.quantile(samples, [0.025, 0.975])
     return float(low), float(high)
 
 

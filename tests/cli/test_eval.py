@@ -17,8 +17,8 @@ def loaded_models(monkeypatch):
     """The models that are loaded, whose rewards are written in the responses, and a console of 80 columns."""
 
     class Fixed(RewardModel):
-        def __init__(self, cut):
-            self.cut = cut
+        def __init__(self, truncated):
+            self.truncated = truncated
 
         def score(self, sequences, **_):
             return np.array([float(text.split("=")[1]) for text in sequences], dtype=np.float32)
@@ -224,8 +224,8 @@ def test_a_figure_that_is_not_defined_fails(tmp_path):
         ("--fail_under", "accuracy=high", "expected METRIC=VALUE with a number"),
         ("--fail_under", "accuracy=nan", "expected METRIC=VALUE with a number"),
         ("--fail_under", "accuracy=70", "expected a share from 0 to 1, such as accuracy=0.7 for 70%"),
-        ("--output", "missing/result.json", "expected the path of a file in a folder that exists"),
-        ("--output", ".", "expected the path of a file in a folder that exists"),
+        ("--output", "missing/result.json", "expected the path of a file in a folder that you may write to"),
+        ("--output", ".", "expected the path of a file in a folder that you may write to"),
     ],
 )
 def test_a_limit_or_a_path_without_use_is_refused_before_loading(data, loaded_models, option, bound, message):
@@ -236,7 +236,7 @@ def test_a_limit_or_a_path_without_use_is_refused_before_loading(data, loaded_mo
 
 def test_a_folder_that_cannot_be_written_to_is_refused_before_loading(data, loaded_models, monkeypatch):
     monkeypatch.setattr("os.access", lambda *_: False)
-    with pytest.raises(ValueError, match="expected a folder that you may write to"):
+    with pytest.raises(ValueError, match="expected the path of a file in a folder that you may write to"):
         run(data, "--output", "result.json")
     assert loaded_models == []
 

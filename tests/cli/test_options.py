@@ -36,7 +36,7 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(parse, tmp_path):
     config = parse(file, "--learning_rate", "2e-5")[2]
     assert (config.learning_rate, config.max_length, config.load_options) == (2e-5, None, {"dtype": "bfloat16"})
     assert config.activation_checkpointing is False
-    assert parse("--config", file)[2].learning_rate == 1e-5
+    assert parse("--config", file)[2].learning_rate == parse(f"--config={file}")[2].learning_rate == 1e-5
 
 
 def test_a_mixture_comes_from_the_file(parse, tmp_path):
@@ -68,7 +68,7 @@ def test_booleans_are_flags_or_take_a_value(parse):
         (["--dtype", "int4"], "--dtype.*'int4'"),
         (["--zzz", "1"], "`plaudit train --help_all` lists them all"),
         (["nowhere.yaml"], "expected a YAML file of options at 'nowhere.yaml'"),
-        (["--config"], "--config: expected the path"),
+        (["--config"], "argument --config: expected one argument"),
         (["--learning_rate", "1", "stray"], "unexpected argument 'stray'"),
     ],
 )

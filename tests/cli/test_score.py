@@ -203,7 +203,7 @@ def test_bad_rows_stop_the_run_or_are_written_beside_the_output(score, refused, 
     options = ("--overlong", "error", "--batch_rows", 1)
     said = refused(rows, *options)
     assert said.startswith("row 1: line 2 is not valid JSON")
-    assert "The same command with --on_error skip writes such rows to" in said
+    assert "The same command with --on_error skip (and without --restart) writes such rows to" in said
     assert "goes on after the 1 rows that are scored" in said
     said = score(rows, *options, "--on_error", "skip")
     assert "Going on after 1 rows that an earlier start has scored" in said
@@ -261,10 +261,7 @@ def test_a_terminal_shows_a_bar_and_is_put_right_again(started, monkeypatch, fai
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("restart", [False, True])
-def test_signals_end_a_run_with_their_own_code_and_say_how_to_go_on(
-    started, score, tmp_path, monkeypatch, sent, code, restart
-):
+def test_signals_end_a_run_with_their_own_code_and_say_how_to_go_on(started, score, tmp_path, monkeypatch, sent, code):
     plain, before = Worker.score, signal.getsignal(signal.SIGTERM)
 
     def interrupted(worker, chunk, on_batch):
@@ -274,10 +271,9 @@ def test_signals_end_a_run_with_their_own_code_and_say_how_to_go_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(Worker, "score", interrupted)
-        result = started(texts(5), "--batch_rows", 3, *["--restart"] * restart)
+        result = started(texts(5), "--batch_rows", 3)
     assert result.exit_code == code
-    without = " without --restart" if restart else ""
-    assert f"Stopped after 3 rows. The same command{without} goes on." in result.output
+    assert "Stopped after 3 rows. The same command (without --restart) goes on." in result.output
     assert signal.getsignal(signal.SIGTERM) is before
     assert "Going on after 3 rows that an earlier start has scored" in score(texts(5), "--batch_rows", 3)
     assert len(read(tmp_path / "out.jsonl")) == 5

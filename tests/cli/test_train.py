@@ -118,7 +118,7 @@ def test_a_signal_saves_a_checkpoint_and_the_command_that_goes_on_is_printed(
             signal.raise_signal(sent)
 
     with monkeypatch.context() as patch:
-        patch.setattr("plaudit.cli.display.LiveProgress.on_step_end", interrupt)
+        patch.setattr("plaudit.cli.live_progress.LiveProgress.on_step_end", interrupt)
         result = train(arguments(max_steps=100_000))
     assert result.exit_code == code
     step = int(re.search(r"Stopped after step (\d+)", result.output)[1])

@@ -54,7 +54,7 @@ def test_chunks_have_the_rows_in_order_and_the_fraction_that_is_read(write, name
         chunks = list(source.chunks(4, done))
         assert [(chunk.number, chunk.first) for chunk in chunks] == [(n, 4 * n) for n in range(10) if n not in done]
         assert all(chunk.rows == rows[chunk.first : chunk.first + 4] for chunk in chunks)
-        shares = [chunk.share for chunk in chunks]
+        shares = [chunk.fraction_read for chunk in chunks]
         assert shares == sorted(shares)
         assert shares[-1] == 1
         if name != "in.jsonl.gz":  # a small file, read at once
@@ -94,7 +94,7 @@ def test_a_folder_is_streamed_with_its_types(tmp_path):
     source = Source(str(tmp_path), split="test")
     assert source.schema() == pa.schema([("text", pa.large_string())])
     chunks = list(source.chunks(3, {0}))
-    assert [(chunk.number, chunk.first, chunk.rows, chunk.share) for chunk in chunks] == [
+    assert [(chunk.number, chunk.first, chunk.rows, chunk.fraction_read) for chunk in chunks] == [
         (1, 3, [{"text": "3"}, {"text": "4"}], None)
     ]
 

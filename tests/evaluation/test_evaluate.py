@@ -23,7 +23,7 @@ class Fixed(RewardModel):
     """A reward for each text, by a function."""
 
     def __init__(self, reward):
-        self.reward, self.cut = reward, 0
+        self.reward, self.truncated = reward, 0
 
     def score(self, sequences, **_):
         return np.array([self.reward(sequence) for sequence in sequences], dtype=np.float32)

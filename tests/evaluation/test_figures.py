@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from plaudit.evaluation.figures import METRICS, calibration_table, compute_figures
-from plaudit.evaluation.preference_data import count_characters, read_preferences
+from plaudit.evaluation.preference_data import read_preferences
 from plaudit.metrics import preference_metrics, wilson_interval
+from plaudit.scoring.completions import count_characters
 
 COUNTS = ("rows", "prompts", "comparisons", "ties", "identical")
 

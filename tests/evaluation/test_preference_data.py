@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from plaudit.errors import DataError
-from plaudit.evaluation.preference_data import count_characters, read_preferences
+from plaudit.evaluation.preference_data import read_preferences
 
 PAIR = {"prompt": "2+2? ", "chosen": "4.", "rejected": "Five."}
 
@@ -97,12 +97,6 @@ def test_a_malformed_row_is_named(row, message):
 def test_rows_without_a_comparison_are_refused(rows):
     with pytest.raises(DataError, match=f"got none in {len(rows)} rows"):
         read_preferences(rows)
-
-
-def test_lengths_are_characters_of_what_is_said():
-    assert count_characters("four") == 4
-    parts = [{"type": "text", "text": "ab"}, {"type": "text", "text": "c"}]
-    assert count_characters([*chat("12345", parts), {"role": "assistant", "content": None, "tool_calls": [{}]}]) == 8
 
 
 def test_the_arrays_are_numbers():

@@ -1,7 +1,7 @@
 import pytest
 
 from plaudit.errors import DataError
-from plaudit.scoring.completions import align_forms, join_completions
+from plaudit.scoring.completions import align_forms, count_characters, join_completions
 
 
 def message(role, text):
@@ -49,7 +49,6 @@ class Table(dict):
         (ASKED + ANSWERED, None, "got a single one"),
         ("Is it?", ["Yes."], r"got a single prompt.*rank\(prompt, completions\)"),
         (["Is it?"], "Yes.", "expected a list of completions, got a single one: 'Yes.'"),
-        ([{"prompt": "Is it?", "completion": "Yes."}], None, "row 0: .* got a dict with 'prompt', 'completion'"),
         (5, None, "expected a list of texts or of conversations, got 5"),
         (Table(text=["Yes."]), None, "got a Table. Pass one of its columns"),
         (["Is it?"], {"text": ["Yes."]}, "got a dict. Pass one of its columns"),
@@ -74,3 +73,10 @@ def test_what_is_wrong_with_a_pair_is_said_when_it_is_reached(prompts, completio
     assert next(joined) == "a c"
     with pytest.raises(DataError, match=reason):
         next(joined)
+
+
+def test_lengths_are_characters_of_what_is_said():
+    assert count_characters("four") == 4
+    parts = [{"type": "text", "text": "ab"}, {"type": "text", "text": "c"}]
+    calls = {"role": "assistant", "content": None, "tool_calls": [{}]}
+    assert count_characters([*message("user", "12345"), *message("assistant", parts), calls]) == 8

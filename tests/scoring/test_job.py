@@ -12,13 +12,13 @@ import torch
 from plaudit.data.reader import Source, Unreadable
 from plaudit.errors import CheckpointError, ConfigError, DataError, ModelError
 from plaudit.scoring.chunk_store import Counts
-from plaudit.scoring.job import LocalExecutor, score_file
+from plaudit.scoring.job import Executor, score_file
 from plaudit.scoring.worker import ScoredChunk, ScoringConfig
 
 OUTPUTS = ["out.jsonl", "out.jsonl.gz", "out.csv", "out.parquet"]
 
 
-class LengthExecutor:
+class LengthExecutor(Executor):
     """Rewards each text with its length, in this process. It notes the chunks that it scores, and stops at one."""
 
     def __init__(self):
@@ -43,7 +43,7 @@ class LengthExecutor:
                     rejected.append({"row": number, "reason": f"row {number}: {row.reason}", "content": row.content})
                 else:
                     rows.append(row | {"reward": float(len(row["text"]))})
-            yield ScoredChunk(chunk.number, rows, rejected, 10, 1, chunk.share, f"worker {chunk.number % 2}")
+            yield ScoredChunk(chunk.number, rows, rejected, 10, 1, chunk.fraction_read, f"worker {chunk.number % 2}")
 
 
 @pytest.fixture
@@ -125,19 +125,14 @@ def test_skipping_can_be_asked_for_at_the_row_that_is_bad(score, executor, tmp_p
     reason, advice = str(raised.value).split("\n")
     assert reason.startswith("row 7: line 8 is not valid JSON")
     assert advice == (
-        f"The same command with --on_error skip writes such rows to '{tmp_path}/out.jsonl.rejected.jsonl' and goes on "
-        "after the 6 rows that are scored."
+        f"The same command with --on_error skip (and without --restart) writes such rows to "
+        f"'{tmp_path}/out.jsonl.rejected.jsonl' and goes on after the 6 rows that are scored."
     )
     assert not (tmp_path / "out.jsonl").exists()
     # No reward depends on the trust in a model's code.
     score(rows, skip_bad_rows=True, model_options={"trust_remote_code": True})
     assert executor.scored == [0, 1, 2, 2, 3]
     assert len(read(tmp_path / "out.jsonl")) == 11
-
-
-def test_after_a_restart_the_advice_is_to_go_on_without_it(score):
-    with pytest.raises(DataError, match="with --on_error skip and without --restart writes such rows"):
-        score(["{"], restart=True)
 
 
 def test_what_ends_a_job_after_its_output_is_there_costs_nothing(score, executor, tmp_path, monkeypatch):
@@ -249,7 +244,7 @@ def test_a_full_disk_is_said_and_gone_on_from(score, executor, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", full_after_the_first_chunk)
-        with pytest.raises(CheckpointError, match="The same command goes on after the 3 rows"):
+        with pytest.raises(CheckpointError, match="The same command .without --restart. goes on after the 3 rows"):
             score(texts(8))
     score(texts(8))
     assert executor.scored == [0, 1, 1, 2]
@@ -276,7 +271,7 @@ def test_progress_is_reported_within_a_chunk(score, executor, tmp_path):
     def chunks(config, source, done, on_batch):
         for chunk in source.chunks(config.chunk_rows, done):
             on_batch(chunk, 0.5)
-            yield ScoredChunk(chunk.number, [{"reward": 0.5} for _ in chunk.rows], [], 10, 0, chunk.share)
+            yield ScoredChunk(chunk.number, [{"reward": 0.5} for _ in chunk.rows], [], 10, 0, chunk.fraction_read)
 
     executor.score, reported = chunks, []
     (tmp_path / "data").mkdir()
@@ -298,7 +293,7 @@ def test_the_local_executor_scores_as_a_worker_does_and_loads_the_model_at_once(
     config = ScoringConfig(str(model_folder), "cpu", 1, chunk_rows=3)
     fractions = []
     rows = Source(str(write(tmp_path / "in.jsonl", texts(5))))
-    chunks = list(LocalExecutor().score(config, rows, frozenset([0]), lambda chunk, done: fractions.append(done)))
+    chunks = list(Executor().score(config, rows, frozenset([0]), lambda chunk, done: fractions.append(done)))
     assert [chunk.number for chunk in chunks] == [1]
     assert len(chunks[0].rows) == 2
     assert fractions[-1] == 1
@@ -307,7 +302,7 @@ def test_the_local_executor_scores_as_a_worker_does_and_loads_the_model_at_once(
     shutil.copytree(model_folder, tmp_path / "broken")
     (tmp_path / "broken" / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="model.safetensors"):
-        LocalExecutor().score(ScoringConfig(str(tmp_path / "broken")), rows, frozenset(), print)
+        Executor().score(ScoringConfig(str(tmp_path / "broken")), rows, frozenset(), print)
 
 
 def test_a_job_that_failed_before_any_row_was_scored_leaves_nothing(tmp_path):

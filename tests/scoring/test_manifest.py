@@ -9,7 +9,9 @@ import pytest
 
 from plaudit.checkpoint.metadata import write_metadata
 from plaudit.data.reader import Source
-from plaudit.scoring.manifest import differences, input_manifest, model_manifest
+from plaudit.scoring.manifest import differences, input_manifest, job_manifest, model_manifest
+from plaudit.scoring.reward_columns import RewardColumns
+from plaudit.scoring.worker import ScoringConfig
 
 
 @pytest.fixture
@@ -42,6 +44,20 @@ def test_each_difference_is_named_with_its_part():
     assert differences(before, now) == [
         "input: bytes was 1, is 2", "options: kind was None, is text", "options: threads was 1, is 2",
     ]  # fmt: skip
+
+
+def test_the_manifest_holds_all_options_that_decide_rewards_and_no_other(hub):
+    options = {"max_length": 9, "trust_remote_code": True}
+    config = ScoringConfig("someone/model", "cpu", 1, False, RewardColumns("text"), True, model_options=options)
+    source = Source("someone/one")
+    assert job_manifest(source, config) == {
+        "input": input_manifest(source),
+        "model": model_manifest("someone/model"),
+        "options": {
+            "device": "cpu", "threads": 1, "normalize": False, "kind": "text", "reward_column": "reward",
+            "best_of": False, "max_length": 9, "batch_rows": 512,
+        },
+    }  # fmt: skip
 
 
 def test_an_input_is_the_same_as_long_as_all_of_its_files_are(tmp_path):

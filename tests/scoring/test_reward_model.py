@@ -106,7 +106,7 @@ def test_a_single_sequence_is_not_taken_for_many(scorer, single):
 
 
 def test_rows_are_not_taken_for_messages(scorer):
-    with pytest.raises(DataError, match=r"got a dict with 'prompt', 'completion'. Of rows with prompt and completion"):
+    with pytest.raises(DataError, match="row 0: expected a string or a list of messages, got dict {'prompt'"):
         scorer.score([{"prompt": "a", "completion": "b"}])
 
 
@@ -268,8 +268,8 @@ def test_what_is_too_long_is_cut_from_the_left_and_counted(make_model, new_token
     with caplog.at_level("WARNING", logger="plaudit"):
         rewards = scorer.score(["Yes", long])
     assert rewards[1] == pytest.approx(expected, abs=2e-6)
-    assert scorer.cut == 1
-    assert "1 of 2 sequences had more than 10 tokens and were cut from the left" in caplog.text
+    assert scorer.truncated == 1
+    assert "1 of 2 sequences had more than 10 tokens and were truncated from the left" in caplog.text
     strict = RewardModel(make_model(vocab_size=330), tokenizer, max_length=10, overlong="error")
     with pytest.raises(DataError, match="row 1 has .* tokens, more than 10"):
         strict.score(["Yes", long])
@@ -305,7 +305,7 @@ def test_a_model_without_positions_takes_any_length(tokenizer):
     scorer = RewardModel(AutoModelForSequenceClassification.from_config(config), tokenizer)
     assert scorer.max_length is None
     assert len(set(scorer.score(["Is it? " * 100 + end for end in ("Yes.", "No.")]).round(4))) == 2
-    assert scorer.cut == 0
+    assert scorer.truncated == 0
 
 
 def test_importing_it_loads_neither_peft_nor_the_modelling_code_of_transformers():

@@ -212,12 +212,3 @@ def test_each_batch_is_reported_with_the_fraction_that_is_scored(make_worker, ch
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1
     assert len(fractions) > 2
-
-
-def test_the_manifest_holds_all_options_that_decide_rewards_and_no_other():
-    options = {"max_length": 9, "trust_remote_code": True}
-    config = ScoringConfig("model", "cpu", 1, columns=RewardColumns("text"), skip_bad_rows=True, model_options=options)
-    assert config.manifest() == {
-        "device": "cpu", "threads": 1, "normalize": False, "kind": "text", "reward_column": "reward", "best_of": False,
-        "max_length": 9, "batch_rows": 512,
-    }  # fmt: skip

@@ -13,14 +13,14 @@ from plaudit.errors import PlauditError
 
 __all__ = ["cli", "main"]
 
-# Here and not in the modules of the commands, none of which `plaudit --help` needs to import.
+# The help texts are here so that `plaudit --help` imports no module of a command.
 _COMMANDS = {
-    "quickstart": "Train, prove and use a small reward model on built-in data. No network, no GPU, three minutes.",
-    "train": "Train a reward model on your preference data.",
-    "verify": "Reload a saved reward model in a fresh process and prove that it scores the same.",
-    "eval": "Evaluate a reward model on preference data, beside what needs no model.",
-    "merge": "Merge an adapter into its base model, with the same scores.",
-    "score": "Give the rows of a file or a hub dataset their rewards; a killed run goes on.",
+    "quickstart": "Train, evaluate and use a small reward model on built-in data: three minutes, no network, no GPU.",
+    "train": "Train a reward model on preference data.",
+    "verify": "Check that a saved reward model, reloaded in a new process, gives the same rewards.",
+    "eval": "Evaluate a reward model on preference data, and compare it with baselines.",
+    "merge": "Merge an adapter into its base model, and check that the rewards stay the same.",
+    "score": "Add rewards to the rows of a file or a hub dataset; an interrupted run can be resumed.",
 }
 
 

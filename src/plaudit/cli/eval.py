@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
 
+from plaudit.cli import display
+from plaudit.cli.model_options import model_options
 from plaudit.errors import ConfigError
 
 if TYPE_CHECKING:
     from plaudit.evaluation.evaluate import Evaluation
-    from plaudit.evaluation.limits import Limit
 
 __all__ = ["command"]
 
@@ -25,43 +29,16 @@ __all__ = ["command"]
 @click.option("--split", help="Split to evaluate on.  [default: test, else validation, else the only one]")
 @click.option("--dataset_config", help="Configuration of a hub dataset that has several.")
 @click.option("--dataset_format", help="Published layout of the rows: arena, helpsteer, hh, ranked or ultrafeedback.")
-@click.option("--max_length", type=click.IntRange(min=1), help="Most tokens of a sequence.  [default: the model's]")
-@click.option(
-    "--overlong",
-    type=click.Choice(["truncate", "error"]),
-    default="truncate",
-    show_default=True,
-    help="Treatment of a longer sequence: truncate it from the left, or stop with an error that names the row.",
-)
-@click.option(
-    "--max_tokens_per_batch",
-    type=click.IntRange(min=1),
-    default=4096,
-    show_default=True,
-    help="Most distinct tokens in a batch.",
-)
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "bfloat16", "float16", "float32"]),
-    default="auto",
-    show_default=True,
-    help="Precision of the weights.",
-)
-@click.option("--device", help="Device of the model, such as cpu or cuda:1.  [default: an accelerator if there is one]")
-@click.option("--trust_remote_code", is_flag=True, help="Allow a model or tokenizer that ships its own code.")
+@model_options
 @click.option("--output", help="JSON file for all figures.")
 @click.option(
-    "--fail_under",
-    multiple=True,
-    metavar="METRIC=VALUE",
+    "--fail_under", multiple=True, metavar="METRIC=VALUE",
     help="Exit with 1 if a figure of any dataset is less, such as accuracy=0.7. May be repeated.",
-)
+)  # fmt: skip
 @click.option(
-    "--fail_over",
-    multiple=True,
-    metavar="METRIC=VALUE",
+    "--fail_over", multiple=True, metavar="METRIC=VALUE",
     help="Exit with 1 if a figure of any dataset is greater, such as log_loss=0.69. May be repeated.",
-)
+)  # fmt: skip
 def command(
     model: str,
     data: tuple[str, ...],
@@ -71,7 +48,7 @@ def command(
     output: str | None,
     fail_under: tuple[str, ...],
     fail_over: tuple[str, ...],
-    **model_options: Any,
+    **options: Any,
 ) -> None:
     """Evaluate MODEL (a folder or a hub id) on DATA: files, folders or hub ids of pairs or ranked groups.
 
@@ -79,16 +56,16 @@ def command(
     the shorter response, which a reward model has to exceed.
     """
     from plaudit.checkpoint.atomic import write_atomically
-    from plaudit.cli.display import show_log_messages
     from plaudit.evaluation import evaluate as evaluation
-    from plaudit.evaluation.limits import failures
+    from plaudit.evaluation.limits import failures, parse_limit
     from plaudit.scoring.reward_model import RewardModel
 
-    limits = [*_parse_limits("--fail_under", fail_under), *_parse_limits("--fail_over", fail_over)]
-    if output is not None:
-        _check_output(Path(output))
-    show_log_messages()
-    reward_model = RewardModel.from_pretrained(model, **model_options)
+    limits = [parse_limit(text, upper=False) for text in fail_under]
+    limits += [parse_limit(text, upper=True) for text in fail_over]
+    if output is not None and (Path(output).is_dir() or not os.access(Path(output).resolve().parent, os.W_OK)):
+        raise ConfigError(f"--output {output}: expected the path of a file in a folder that you may write to.")
+    display.show_log_messages()
+    reward_model = RewardModel.from_pretrained(model, **options)
     data_options = {"split": split, "dataset_config": dataset_config, "dataset_format": dataset_format}
     evaluations = []
     for path in data:
@@ -103,47 +80,18 @@ def command(
         mean = evaluation.finite_or_none(means)
         content = {"model": model, "datasets": datasets, "mean": mean, "failed": failed}
         write_atomically(Path(output), json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-    _show_failures(failed)
+    for line in failed:
+        display.console.print("[red]FAILED[/red]", escape(line), soft_wrap=True)
     sys.exit(1 if failed else 0)
 
 
-# Options
-
-
-def _parse_limits(option: str, texts: Sequence[str]) -> "list[Limit]":
-    from plaudit.evaluation.limits import parse_limit
-
-    limits = []
-    for text in texts:
-        try:
-            limits.append(parse_limit(text, upper=option == "--fail_over"))
-        except ConfigError as error:
-            raise ConfigError(f"{option} {text}: {error}") from error
-    return limits
-
-
-def _check_output(path: Path) -> None:
-    folder = path.resolve().parent
-    if path.is_dir() or not folder.is_dir():
-        raise ConfigError(f"--output {path}: expected the path of a file in a folder that exists.")
-    if not os.access(folder, os.W_OK):
-        raise ConfigError(f"--output {path}: expected a folder that you may write to. Name a file in another folder.")
-
-
-# Tables
-
-
 def _show_evaluation(evaluation: "Evaluation") -> None:
-    from rich.markup import escape
-
-    from plaudit.cli.display import console, show_table
-
     figures = evaluation.overall
-    show_table(escape(_title(evaluation)), _rows(figures))
+    display.show_table(escape(_title(evaluation)), _rows(figures))
     length = max(("longer", "shorter"), key=lambda word: figures[f"{word}_wins"])
     if figures["accuracy_low"] <= figures[f"{length}_wins"]:
         verdict = "Worse" if figures["accuracy_high"] < figures[f"{length}_wins"] else "Not clearly better"
-        console.print(f"[yellow]{verdict} than preferring the {length} response.[/yellow]")
+        display.console.print(f"[yellow]{verdict} than preferring the {length} response.[/yellow]")
     if len(evaluation.subsets) > 1:
         _show_comparison("subset", evaluation.subsets.items())
 
@@ -194,9 +142,7 @@ def _interval(figures: dict[str, float]) -> str:
 
 
 def _show_summary(evaluations: "Sequence[Evaluation]", means: dict[str, float]) -> None:
-    from plaudit.cli.display import console
-
-    console.print("\n[bold]Summary[/bold]")
+    display.console.print("\n[bold]Summary[/bold]")
     names = [str(each.dataset) for each in evaluations]
     names = [Path(name).resolve().name if Path(name).exists() else name for name in names]
     figures = [each.overall for each in evaluations]
@@ -205,12 +151,6 @@ def _show_summary(evaluations: "Sequence[Evaluation]", means: dict[str, float]) 
 
 def _show_comparison(heading: str, figures: Iterable[tuple[str, dict[str, float]]]) -> None:
     """Print a line for each subset or dataset, within 80 columns."""
-    from rich.box import SIMPLE_HEAD
-    from rich.markup import escape
-    from rich.table import Table
-
-    from plaudit.cli.display import console
-
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column(heading, style="cyan", overflow="fold")
     for name in ("pairs", "accuracy", "95% interval", "log\nloss", "calib.\nerror", "longer\nwins"):
@@ -222,13 +162,4 @@ def _show_comparison(heading: str, figures: Iterable[tuple[str, dict[str, float]
             escape(name), counted, _percent(each["accuracy"]), interval, f"{each['log_loss']:.3f}",
             _percent(each["calibration_error"]), _percent(each["longer_wins"]),
         )  # fmt: skip
-    console.print(table)
-
-
-def _show_failures(lines: Sequence[str]) -> None:
-    from rich.markup import escape
-
-    from plaudit.cli.display import console
-
-    for line in lines:
-        console.print("[red]FAILED[/red]", escape(line), soft_wrap=True)
+    display.console.print(table)

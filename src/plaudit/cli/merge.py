@@ -1,6 +1,10 @@
 """`plaudit merge`: make one plain model of an adapter and its base, with the same scores."""
 
 import click
+from rich.markup import escape
+
+from plaudit.cli import display
+from plaudit.cli.verify import show_verification
 
 __all__ = ["command"]
 
@@ -16,14 +20,10 @@ __all__ = ["command"]
 @click.option("--trust_remote_code", is_flag=True, help="Allow a model that ships its own code.")
 def command(adapter: str, output: str, dtype: str | None, trust_remote_code: bool) -> None:
     """Merge ADAPTER (a folder or a hub id) into its base model, and verify that the result scores the same."""
-    from rich.markup import escape
-
     from plaudit.checkpoint.merge import merge_adapter
-    from plaudit.cli.display import console, show_log_messages
-    from plaudit.cli.verify import show_verification
 
-    show_log_messages()
-    with console.status("Merging, then reloading in a fresh process ..."):
+    display.show_log_messages()
+    with display.console.status("Merging, then reloading in a fresh process ..."):
         verification = merge_adapter(adapter, output, dtype=dtype, trust_remote_code=trust_remote_code)
     show_verification(output, verification)
-    console.print(f"The merged reward model is in [bold]{escape(output)}[/bold]")
+    display.console.print(f"The merged reward model is in [bold]{escape(output)}[/bold]")

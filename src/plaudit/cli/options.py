@@ -37,6 +37,7 @@ class OptionParser(HfArgumentParser):
             ] or action.option_strings
             if action.type in (int, float) and NoneType in get_args(hints[action.dest]):
                 action.type = _or_none(action.type)
+        self.add_argument("--config", help="YAML file of options; may also stand alone in front of the flags.")
 
     def parse(self, arguments: Sequence[str], **defaults: Callable[[Any], Any]) -> tuple[Any, ...]:
         """Fill the dataclasses from `[CONFIG.yaml] --option value ...`.
@@ -52,16 +53,11 @@ class OptionParser(HfArgumentParser):
         Raises:
             ConfigError: An option is unknown, a value is not one of its values, or the file cannot be read.
         """
-        flags = [
-            part for flag in arguments for part in (flag.split("=", 1) if flag.startswith("--config=") else [flag])
-        ]
-        if flags and not flags[0].startswith("-"):
-            self._set_from_yaml(Path(flags.pop(0)))
-        elif "--config" in flags:  # as TRL's scripts spell it
-            place = flags.index("--config")
-            self._set_from_yaml(Path(_value_of(flags, place)))
-            del flags[place : place + 2]
+        flags = ["--config", *arguments] if arguments and not arguments[0].startswith("-") else list(arguments)
         given, unknown = self.parse_known_args(flags)
+        if given.config is not None:
+            self._set_from_yaml(Path(given.config))
+            given, _ = self.parse_known_args(flags)
         if unknown and not unknown[0].startswith("-"):
             raise ConfigError(f"unexpected argument {unknown[0]!r}. Options are written `--name value`.")
         if unknown:
@@ -69,7 +65,8 @@ class OptionParser(HfArgumentParser):
         self.set_defaults(
             **{name: default(given) for name, default in defaults.items() if getattr(given, name) is None}
         )
-        return self.parse_args_into_dataclasses(flags)
+        *filled, _ = self.parse_args_into_dataclasses(flags)  # the last one holds `config`
+        return tuple(filled)
 
     def _set_from_yaml(self, path: Path) -> None:
         try:
@@ -98,12 +95,6 @@ class OptionParser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise an error instead of printing the usage and leaving."""
         raise ConfigError(message)
-
-
-def _value_of(flags: list[str], place: int) -> str:
-    if place + 1 == len(flags):
-        raise ConfigError("--config: expected the path of a YAML file.")
-    return flags[place + 1]
 
 
 def _or_none(convert: Callable[[str], Any]) -> Callable[[str], Any]:

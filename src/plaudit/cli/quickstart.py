@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from plaudit.cli import display
+
 __all__ = ["command"]
 
 _NEXT = """
@@ -25,17 +27,17 @@ and in Python:
 @click.option("--seed", default=0, show_default=True, help="Seed of the data, of the initial weights and of the order.")
 @click.option("--output_dir", default="quickstart-reward-model", show_default=True, help="Folder to save the model in.")
 def command(seed: int, output_dir: str) -> None:
-    """Train, evaluate and use a small reward model on built-in data. No network, no GPU, three minutes."""
-    from plaudit.cli.display import LiveProgress, console, show_log_messages, show_table
+    """Train, evaluate and use a small reward model on built-in data: three minutes, no network, no GPU."""
+    from plaudit.cli.live_progress import LiveProgress
     from plaudit.quickstart.demonstration import run_quickstart
 
-    show_log_messages()
-    console.print(
+    display.show_log_messages()
+    display.console.print(
         "Drawing preferences between responses whose true reward is known, and training a small decoder on them from "
         "scratch."
     )
     result = run_quickstart(seed, output_dir, callbacks=[LiveProgress()])
-    show_table(
+    display.show_table(
         f"On {result.pairs:,} held-out pairs, after {result.seconds:.0f} seconds",
         [
             ("accuracy", f"{result.accuracy:.1%} (95% interval {result.interval[0]:.1%} to {result.interval[1]:.1%})"),
@@ -46,9 +48,9 @@ def command(seed: int, output_dir: str) -> None:
             ("rank correlation", f"{result.correlation:.2f} of learnt and true reward"),
         ],
     )
-    show_table(
+    display.show_table(
         f"Saved, loaded again from {output_dir}, and asked: {result.prompt}",
         [(response, f"{reward:+.2f}") for response, reward in result.rewards.items()],
     )
     activate = "" if shutil.which("plaudit") else f"\n  . {Path(sys.executable).with_name('activate')}"
-    console.print(_NEXT.format(output=output_dir, activate=activate), markup=False, soft_wrap=True)
+    display.console.print(_NEXT.format(output=output_dir, activate=activate), markup=False, soft_wrap=True)

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from plaudit.cli import display
 from plaudit.cli.interrupts import exit_code, sigterm_as_interrupt
 from plaudit.errors import ConfigError
 
 if TYPE_CHECKING:
     from plaudit.cli.options import OptionParser
-    from plaudit.data.script_arguments import ScriptArguments
     from plaudit.models.model_config import ModelConfig
-    from plaudit.training.config import RewardConfig
     from plaudit.training.trainer import RewardTrainer
 
 __all__ = ["COMMON_OPTIONS", "command"]
@@ -31,13 +30,13 @@ COMMON_OPTIONS = {
     "gradient_accumulation_steps": "Batches of an optimiser step.",
     "lr_scheduler_type": "Course of the learning rate, such as linear, cosine or constant.",
     "warmup_steps": "Steps in which the learning rate rises; below 1, as a fraction of all steps.",
-    "eval_strategy": "When to evaluate during training: no, steps or epoch.",
-    "save_strategy": "When to write a checkpoint: no, steps, epoch or best.",
+    "eval_strategy": "Evaluation during training: no, steps or epoch.",
+    "save_strategy": "Checkpoints during training: no, steps, epoch or best.",
     "save_steps": "Steps between checkpoints; below 1, as a fraction of all steps.",
     "save_total_limit": "Most checkpoints to keep.",
     "resume_from_checkpoint": "Checkpoint to go on from, or 'last'.",
     "seed": "Seed of the order of the rows and of a new head.",
-    "report_to": "Where logs go, such as wandb, tensorboard or none.",
+    "report_to": "Receivers of the logs, such as wandb, tensorboard or none.",
     "push_to_hub": "Upload the model to the hub.",
 }
 
@@ -45,20 +44,21 @@ COMMON_OPTIONS = {
 @click.command("train", add_help_option=False, context_settings={"ignore_unknown_options": True})
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def command(options: tuple[str, ...]) -> None:
-    """Train a reward model on your preference data."""
+    """Train a reward model on preference data."""
     if {"-h", "--help"} & set(options):
         click.echo(_short_help(), nl=False)
         return
     # Not at the top of the module: these imports take seconds, and `--help` must not wait for them.
-    from plaudit.cli.display import LiveProgress, console, show_log_messages
+    from plaudit.cli.live_progress import LiveProgress
     from plaudit.training.preparation import quiet_all_but_the_first
     from plaudit.training.recipe import build_trainer, checkpoint_to_resume, final_evaluation
 
     if "--help_all" in options:
         _parser().print_help()
         return
-    script, model, config = _parse(options)
-    show_log_messages()
+    script, model, config = _parser().parse(options, output_dir=_default_output)
+    config.disable_tqdm = True  # the command shows its own bar
+    display.show_log_messages()
     quiet_all_but_the_first()
     resume = checkpoint_to_resume(config)
     trainer = build_trainer(script, model, config, callbacks=[LiveProgress()])
@@ -76,13 +76,13 @@ def command(options: tuple[str, ...]) -> None:
     except KeyboardInterrupt as interrupt:
         trainer.save_model()
         where = f"The trained model is in [bold]{config.output_dir}[/bold]"
-        console.print(f"The evaluation was stopped. {where}", soft_wrap=True)
+        display.console.print(f"The evaluation was stopped. {where}", soft_wrap=True)
         trainer.end()
         sys.exit(exit_code(interrupt))
     _show_result(trainer, metrics)
     trainer.save_model()  # a signal ends a save at once: it is complete or not there
     if trainer.is_world_process_zero():
-        console.print(f"The reward model is in [bold]{config.output_dir}[/bold]", soft_wrap=True)
+        display.console.print(f"The reward model is in [bold]{config.output_dir}[/bold]", soft_wrap=True)
     trainer.end()
 
 
@@ -95,7 +95,7 @@ def _short_help() -> str:
     formatter = click.HelpFormatter(max_width=100)
     formatter.write_usage("plaudit train", _USAGE.removeprefix("plaudit train "))
     formatter.write_paragraph()
-    formatter.write_text("Train a reward model on your preference data.")
+    formatter.write_text("Train a reward model on preference data.")
     formatter.write_paragraph()
     formatter.write_text("Options may also be lines of a YAML file, such as `learning_rate: 1e-5`; flags win.")
     for title, group in (("Data", ScriptArguments), ("Model", ModelConfig), ("Training", RewardOptions)):
@@ -116,12 +116,6 @@ def _parser() -> "OptionParser":
     return OptionParser((ScriptArguments, ModelConfig, RewardConfig), usage=_USAGE)
 
 
-def _parse(options: tuple[str, ...]) -> "tuple[ScriptArguments, ModelConfig, RewardConfig]":
-    script, model, config = _parser().parse(options, output_dir=_default_output)
-    config.disable_tqdm = True  # the command shows its own bar
-    return script, model, config
-
-
 def _default_output(given: Namespace) -> str:
     if given.model_name_or_path is None:
         raise ConfigError("--model_name_or_path: name the model to start from, a hub id or a folder.")
@@ -129,8 +123,6 @@ def _default_output(given: Namespace) -> str:
 
 
 def _show_plan(trainer: "RewardTrainer", model: "ModelConfig") -> None:
-    from plaudit.cli.display import show_table
-
     if not trainer.is_world_process_zero():
         return
     args, parameters = trainer.args, list(trainer.model.parameters())
@@ -144,7 +136,7 @@ def _show_plan(trainer: "RewardTrainer", model: "ModelConfig") -> None:
     if (bits := 4 * model.load_in_4bit + 8 * model.load_in_8bit) != 0:
         weights = f"{bits} bits and {weights}"
     processes = f"{args.world_size} process{'es' if args.world_size > 1 else ''}"
-    show_table(
+    display.show_table(
         "What will run",
         [
             ("model", f"{model.model_name_or_path} ({type(trainer.model).__name__})"),
@@ -166,40 +158,28 @@ def _describe_split(report: Any) -> str:
 
 
 def _show_how_to_resume(trainer: "RewardTrainer", options: tuple[str, ...]) -> None:
-    from plaudit.cli.display import console
-
     if not trainer.is_world_process_zero():
         return
-    kept = list(options)
-    if "--resume_from_checkpoint" in kept:
-        place = kept.index("--resume_from_checkpoint")
-        del kept[place : place + 2]
     checkpoint = Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}"
-    resume = shlex.join(["plaudit", "train", *kept, "--resume_from_checkpoint", str(checkpoint)])
+    resume = shlex.join(["plaudit", "train", *options, "--resume_from_checkpoint", str(checkpoint)])
     stop = f"Stopped after step {trainer.state.global_step}; saved [bold]{checkpoint}[/bold]. Go on with:"
-    console.print(stop, soft_wrap=True)
-    console.print(f"  {resume}", soft_wrap=True, markup=False)
+    display.console.print(stop, soft_wrap=True)
+    display.console.print(f"  {resume}", soft_wrap=True, markup=False)
 
 
 def _show_result(trainer: "RewardTrainer", metrics: dict[str, float]) -> None:
-    from plaudit.cli.display import show_table
-
     if not trainer.is_world_process_zero():
         return
     last = {name: value for entry in trainer.state.log_history for name, value in entry.items()}
     rows = [("steps", f"{trainer.state.global_step:,}"), ("training loss", f"{last['train_loss']:.4f}")]
-    for prefix, report in ((name, report) for name, report in trainer.reports.items() if name != "train"):
-        if f"{prefix}_accuracy" in metrics:
-            rows += _result_of_split(prefix, report, metrics, trainer.args.loss_type)
-    show_table("Result", rows)
-
-
-def _result_of_split(prefix: str, report: Any, metrics: dict[str, float], loss_type: str) -> list[tuple[str, str]]:
-    accuracy, low, high = (metrics[f"{prefix}_accuracy{end}"] for end in ("", "_low", "_high"))
-    interval = f" (95% interval {low:.1%} to {high:.1%}, {report.kept:,} pairs)"
-    guessing = " (0.6931 is guessing)" if loss_type == "bradley_terry" else ""
-    return [
-        (f"{prefix} accuracy", f"{accuracy:.1%}{interval}"),
-        (f"{prefix} loss", f"{metrics[f'{prefix}_loss']:.4f}{guessing}"),
-        (f"{prefix} margin", f"{metrics[f'{prefix}_margin']:.3f}"),
-    ]
+    guessing = " (0.6931 is guessing)" if trainer.args.loss_type == "bradley_terry" else ""
+    for name, report in trainer.reports.items():
+        if f"{name}_accuracy" in metrics:
+            low, high = (metrics[f"{name}_accuracy_{end}"] for end in ("low", "high"))
+            interval = f" (95% interval {low:.1%} to {high:.1%}, {report.kept:,} pairs)"
+            rows += [
+                (f"{name} accuracy", f"{metrics[f'{name}_accuracy']:.1%}{interval}"),
+                (f"{name} loss", f"{metrics[f'{name}_loss']:.4f}{guessing}"),
+                (f"{name} margin", f"{metrics[f'{name}_margin']:.3f}"),
+            ]
+    display.show_table("Result", rows)

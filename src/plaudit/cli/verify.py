@@ -4,6 +4,9 @@ import sys
 from typing import TYPE_CHECKING
 
 import click
+from rich.markup import escape
+
+from plaudit.cli import display
 
 if TYPE_CHECKING:
     from plaudit.checkpoint.verify import Verification
@@ -21,10 +24,9 @@ def command(path: str, trust_remote_code: bool) -> None:
     scores the probes that were saved with it. The exit code is 0 only if all layers hold and the rewards are the same.
     """
     from plaudit.checkpoint.verify import verify
-    from plaudit.cli.display import console, show_log_messages
 
-    show_log_messages()
-    with console.status("Reloading in a fresh process ..."):
+    display.show_log_messages()
+    with display.console.status("Reloading in a fresh process ..."):
         verification = verify(path, trust_remote_code=trust_remote_code)
     show_verification(path, verification)
     sys.exit(0 if verification.status == "verified" else 1)
@@ -32,16 +34,12 @@ def command(path: str, trust_remote_code: bool) -> None:
 
 def show_verification(path: str, verification: "Verification") -> None:
     """Print one line for each layer, then the verdict."""
-    from rich.markup import escape
-
-    from plaudit.cli.display import console, show_table
-
     marks = {True: "[green]holds[/green]", False: "[red]BROKEN[/red]", None: "[yellow]open[/yellow]"}
     rows = [(each.layer, f"{marks[each.holds]}  {escape(each.message)}") for each in verification.findings]
-    show_table(escape(path), rows)
+    display.show_table(escape(path), rows)
     if verification.status == "verified":
-        console.print(f"[green]verified[/green]: {verification.engine} gives the same scores")
+        display.console.print(f"[green]verified[/green]: {verification.engine} gives the same scores")
     elif verification.status == "failed":
-        console.print(f"[red]failed[/red]: {', '.join(each.layer for each in verification.broken)}")
+        display.console.print(f"[red]failed[/red]: {', '.join(each.layer for each in verification.broken)}")
     else:
-        console.print("[yellow]NOT VERIFIED[/yellow]: no rewards could be compared")
+        display.console.print("[yellow]NOT VERIFIED[/yellow]: no rewards could be compared")

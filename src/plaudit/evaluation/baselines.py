@@ -19,14 +19,9 @@ __all__ = ["BagOfWords", "longer_wins"]
 def longer_wins(chosen: Sequence[str], rejected: Sequence[str]) -> float:
     """Return the accuracy of preferring the response of more characters; equal lengths count one half.
 
-    Args:
-        chosen: The preferred responses.
-        rejected: The other responses, as many.
-
     Raises:
-        DataError: There are no pairs, or the two lists are of different lengths.
+        ValueError: There are no pairs, or the two lists are of different lengths.
     """
-    _check_pairs(chosen, rejected)
     return accuracy([len(text) for text in chosen], [len(text) for text in rejected])
 
 
@@ -50,14 +45,13 @@ class BagOfWords:
     def fit(self, chosen: Sequence[str], rejected: Sequence[str]) -> Self:
         """Fit the weights to pairs of responses.
 
-        Args:
-            chosen: The preferred responses.
-            rejected: The other responses, as many.
-
         Raises:
             DataError: There are no pairs, or the two lists are of different lengths.
         """
-        _check_pairs(chosen, rejected)
+        if not len(chosen) or len(chosen) != len(rejected):
+            raise DataError(
+                f"expected one or more pairs, but got {len(chosen)} chosen and {len(rejected)} rejected responses"
+            )
         frequency = Counter(word for texts in (chosen, rejected) for text in texts for word in _words(text))
         # Alphabetical among equally frequent words, so that the vocabulary does not depend on the order of the rows.
         vocabulary = sorted(frequency, key=lambda word: (-frequency[word], word))[: self.vocabulary_size]
@@ -72,23 +66,10 @@ class BagOfWords:
     def accuracy(self, chosen: Sequence[str], rejected: Sequence[str]) -> float:
         """Return the share of pairs whose chosen response has the greater reward; equal rewards count one half.
 
-        Args:
-            chosen: The preferred responses.
-            rejected: The other responses, as many.
-
         Raises:
-            DataError: There are no pairs, or the two lists are of different lengths.
+            ValueError: There are no pairs, or the two lists are of different lengths.
         """
-        _check_pairs(chosen, rejected)
         return accuracy(self.score(chosen), self.score(rejected))
-
-
-def _check_pairs(chosen: Sequence[str], rejected: Sequence[str]) -> None:
-    if not len(chosen) or len(chosen) != len(rejected):
-        raise DataError(
-            f"expected one or more pairs, but got {len(chosen)} chosen and {len(rejected)} rejected responses; "
-            "give two lists of the same length"
-        )
 
 
 def _words(text: str) -> list[str]:
@@ -106,12 +87,12 @@ def _counts(texts: Sequence[str], vocabulary: Sequence[str]) -> np.ndarray:
     return counts
 
 
-def _objective(x: np.ndarray, w: np.ndarray, l2: float) -> float:
-    return float(np.logaddexp(0, -x @ w).sum() + l2 / 2 * w @ w)
-
-
 def _minimise(x: np.ndarray, l2: float, tolerance: float = 1e-6, most_steps: int = 50) -> np.ndarray:
     """Minimise by Newton's method, halving a step that overshoots, as it may where a few words separate the pairs."""
+
+    def loss(w: np.ndarray) -> float:
+        return float(np.logaddexp(0, -x @ w).sum() + l2 / 2 * w @ w)
+
     w = np.zeros(x.shape[1])
     for _ in range(most_steps):
         p = 1 / (1 + np.exp(np.clip(x @ w, -500, 500)))  # [pairs]: probability of the rejected response
@@ -120,8 +101,8 @@ def _minimise(x: np.ndarray, l2: float, tolerance: float = 1e-6, most_steps: int
             break
         hessian = (x * (p * (1 - p))[:, None]).T @ x + l2 * np.eye(len(w))
         step = np.linalg.solve(hessian, gradient)
-        before = _objective(x, w, l2)
-        while _objective(x, w - step, l2) > before and np.abs(step).max() > tolerance:
+        before = loss(w)
+        while loss(w - step) > before and np.abs(step).max() > tolerance:
             step /= 2
         w -= step
     return w

@@ -14,7 +14,8 @@ from plaudit.data.dataset_conversion import convert
 from plaudit.data.loading import load_source, take_split
 from plaudit.errors import ConfigError, DataError, ModelError
 from plaudit.evaluation.figures import calibration_table, compute_figures
-from plaudit.evaluation.preference_data import PreferenceData, count_characters, read_preferences
+from plaudit.evaluation.preference_data import PreferenceData, read_preferences
+from plaudit.scoring.completions import count_characters
 
 if TYPE_CHECKING:
     from plaudit.scoring.reward_model import RewardModel
@@ -74,18 +75,20 @@ def evaluate(
         DataError: The dataset cannot be read, a row is malformed (the message names it), or no row has a preference.
         ModelError: The model is no reward model, or a reward is not finite.
     """
-    if model_options and not isinstance(model, (str, Path)):
-        raise ConfigError(
-            f"{', '.join(sorted(model_options))}: the reward model is loaded already. Give these to "
-            f"`RewardModel.from_pretrained`, or pass `evaluate` a path."
-        )
     name = str(dataset) if isinstance(dataset, (str, Path)) else None
     rows, split = _load_rows(dataset, split=split, dataset_config=dataset_config, dataset_format=dataset_format)
     with _naming_dataset(name):
         data = read_preferences(rows)
     if isinstance(model, (str, Path)):
-        model = _load_model(model, model_options)
-    already_truncated = model.cut
+        from plaudit.scoring.reward_model import RewardModel  # takes seconds to import
+
+        model = RewardModel.from_pretrained(model, **model_options)
+    elif model_options:
+        raise ConfigError(
+            f"{', '.join(sorted(model_options))}: the reward model is loaded already. Give these to "
+            f"`RewardModel.from_pretrained`, or pass `evaluate` a path."
+        )
+    truncated_before = model.truncated
     with _naming_dataset(name):
         rewards = _score(model, data)
     lengths = np.array([count_characters(sequence) for sequence in data.sequences], dtype=np.float64)
@@ -95,7 +98,7 @@ def evaluate(
         overall=compute_figures(data, rewards, lengths, np.ones(len(data.subsets), dtype=bool)),
         subsets={subset: compute_figures(data, rewards, lengths, rows) for subset, rows in _subsets(data)},
         calibration=calibration_table(data, rewards),
-        cut=model.cut - already_truncated,
+        cut=model.truncated - truncated_before,
     )
 
 
@@ -111,12 +114,6 @@ def finite_or_none(value: Any) -> Any:
     if isinstance(value, list):
         return [finite_or_none(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _load_model(path: str | Path, options: dict[str, Any]) -> "RewardModel":
-    from plaudit.scoring.reward_model import RewardModel  # takes seconds to import
-
-    return RewardModel.from_pretrained(path, **options)
 
 
 def _load_rows(

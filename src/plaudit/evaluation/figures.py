@@ -11,6 +11,7 @@ from plaudit.metrics import difference_correlation, preference_metrics
 
 __all__ = ["COUNTS", "METRICS", "SHARES", "calibration_table", "compute_figures"]
 
+# The figures of an evaluation, in the order in which they are shown, and their meanings.
 METRICS = {
     "rows": "number of rows, of any kind",
     "prompts": "number of different prompts of the comparisons",

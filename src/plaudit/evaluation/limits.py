@@ -49,7 +49,7 @@ class Limit:
 
 
 def parse_limit(text: str, *, upper: bool) -> Limit:
-    """Read a limit from `METRIC=VALUE`.
+    """Read a limit of `--fail_under`, or of `--fail_over` if `upper`, from `METRIC=VALUE`.
 
     Raises:
         ConfigError: There is no such figure, or the value is not a number that the figure can have.
@@ -59,7 +59,10 @@ def parse_limit(text: str, *, upper: bool) -> Limit:
         number = float(value)
     except ValueError:
         number = math.nan
-    return Limit(metric, number, upper)
+    try:
+        return Limit(metric, number, upper)
+    except ConfigError as error:
+        raise ConfigError(f"{'--fail_over' if upper else '--fail_under'} {text}: {error}") from error
 
 
 def failures(evaluation: "Evaluation", limits: Sequence[Limit]) -> list[str]:

@@ -13,7 +13,7 @@ from plaudit.data.prompts import prompt_key, prompt_of
 from plaudit.data.rankings import comparisons_of_ranking, ties_of_ranking
 from plaudit.errors import DataError
 
-__all__ = ["PreferenceData", "count_characters", "read_preferences"]
+__all__ = ["PreferenceData", "read_preferences"]
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,6 @@ def read_preferences(rows: Iterable[Any]) -> PreferenceData:
     half. A ranked group makes a comparison of each two different responses of unequal rank. A row of weight zero makes
     none.
 
-    Args:
-        rows: Dictionaries in one of Plaudit's formats.
-
     Raises:
         DataError: A row is malformed (the message names it), or no row makes a comparison.
     """
@@ -90,22 +87,9 @@ def read_preferences(rows: Iterable[Any]) -> PreferenceData:
     )  # fmt: skip
 
 
-def count_characters(sequence: TextOrChat) -> int:
-    """Return the length in characters of a text, or of the contents of all messages of a conversation."""
-    if isinstance(sequence, str):
-        return len(sequence)
-    return sum(_characters_of_content(message["content"]) for message in sequence)
-
-
 def _compare_responses(row: ParsedRow) -> tuple[list[tuple[int, int, float]], int]:
     """Return a row's comparisons (better, worse, label), and the number of ties."""
     label = 1.0 if row.label is None else row.label
     pairs = comparisons_of_ranking(row.sequences, row.ranks)
     compared = [(one, two, label) if label >= 0.5 else (two, one, 1 - label) for one, two in pairs]
     return compared, len(ties_of_ranking(row.sequences, row.ranks))
-
-
-def _characters_of_content(content: Any) -> int:
-    if isinstance(content, list):
-        return sum(len(part.get("text") or "") for part in content)
-    return len(content or "")

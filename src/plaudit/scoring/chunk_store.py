@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,7 +31,7 @@ __all__ = ["ChunkStore", "Counts", "rejected_path"]
 
 @dataclass(frozen=True)
 class Counts:
-    """The numbers of some chunks.
+    """Counts of some chunks.
 
     Attributes:
         rows: Rows with rewards.
@@ -46,7 +46,7 @@ class Counts:
     truncated: int = 0
 
     def __add__(self, other: "Counts") -> "Counts":
-        return Counts(*(mine + its for mine, its in zip(asdict(self).values(), asdict(other).values(), strict=True)))
+        return Counts(*map(sum, zip(astuple(self), astuple(other), strict=True)))
 
 
 def rejected_path(output: Path) -> Path:
@@ -62,7 +62,7 @@ class ChunkStore:
         restart: Discard the chunks of earlier starts, and replace the output if it exists.
 
     Attributes:
-        options: The options of the start before; empty if there was none.
+        options: The options in the manifest of an earlier start; empty if there was none.
         done: The numbers of the chunks that are complete.
         counts: The counts of these chunks.
 
@@ -72,7 +72,7 @@ class ChunkStore:
 
     def __init__(self, output: Path, *, restart: bool = False) -> None:
         check_output(output)
-        self.output, self._restart = output, restart
+        self.output = output
         self._folder = output.with_name(f"_scoring-{output.name}")
         self._lock = FileLock(f"{self._folder}.lock")  # the system releases it however this process ends
         try:
@@ -104,7 +104,7 @@ class ChunkStore:
         self._close()
 
     def check_manifest(self, manifest: Manifest) -> None:
-        """Raise unless the complete chunks were scored with this manifest; without such chunks, store the manifest.
+        """Compare a manifest with that of the complete chunks; if there are none, store it.
 
         Raises:
             ConfigError: The manifests differ; the message names each difference.
@@ -120,11 +120,7 @@ class ChunkStore:
             )
 
     def add(self, chunk: ScoredChunk, schema: pa.Schema | None) -> None:
-        """Write a chunk.
-
-        Args:
-            chunk: The chunk.
-            schema: The types of the source's columns, if the source has types.
+        """Write a chunk, with the types of the source's columns if the source has types.
 
         Raises:
             DataError: The rows cannot be written in the output's format.
@@ -180,10 +176,9 @@ class ChunkStore:
     @contextmanager
     def _writing(self, name: str, target: Path | None = None) -> Iterator[BinaryIO]:
         """Open a file of the folder for writing; when it is complete, rename it to `target`, by default its name."""
-        again = "The same command without --restart" if self._restart else "The same command"
         advice = (
-            f"A run needs that of its output twice. Make room. {again} goes on after the {self.counts.rows:,} rows "
-            f"that are scored."
+            "Make room for twice the size of the output. The same command (without --restart) goes on after the "
+            f"{self.counts.rows:,} rows that are scored."
         )
         staging = self._folder / f"_{name}-{os.getpid()}"
         with explain_disk_full(self.output, advice), staged_file(target or self._folder / name, staging) as file:

@@ -5,7 +5,6 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
 
@@ -13,20 +12,20 @@ from plaudit.data.reader import Chunk, Source
 from plaudit.errors import ConfigError, DataError
 from plaudit.models.placement import resolve_device
 from plaudit.scoring.chunk_store import ChunkStore, Counts, rejected_path
-from plaudit.scoring.manifest import input_manifest, model_manifest
+from plaudit.scoring.manifest import input_manifest, job_manifest
 from plaudit.scoring.worker import ScoredChunk, ScoringConfig, Worker
 
-__all__ = ["Executor", "LocalExecutor", "Progress", "score_file"]
+__all__ = ["Executor", "Progress", "score_file"]
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a job is, its earlier starts included.
+    """The progress of a job, its earlier starts included.
 
     Attributes:
         counts: The counts of the complete chunks.
         rows: Rows with rewards, those of the chunk that is being scored included.
-        fraction: How much of the source is done, from 0 to 1, if that is known.
+        fraction: The fraction of the source that is scored, from 0 to 1, if that is known.
         workers: Number of workers that have scored a chunk since this start.
     """
 
@@ -36,38 +35,26 @@ class Progress:
     workers: int
 
 
-class Executor(Protocol):
-    """Where the chunks of a job are scored."""
+class Executor:
+    """Score the chunks of a job one after the other in this process; a subclass scores them elsewhere."""
 
     def default_device(self) -> str:
         """Return the device to run on if neither the options nor an earlier start name one."""
-
-    def score(
-        self, config: ScoringConfig, source: Source, done: frozenset[int], on_batch: Callable[[Chunk, float], object]
-    ) -> Generator[ScoredChunk]:
-        """Load the model where that is possible at once, and return the scored chunks of a source, in any order.
-
-        Args:
-            config: The options, device and threads settled.
-            source: The rows.
-            done: Numbers of the chunks to leave out.
-            on_batch: Called after each batch with its chunk and the fraction of that chunk's sequences that are
-                scored, if the executor can tell.
-        """
-
-
-class LocalExecutor:
-    """Score chunks one after the other in this process."""
-
-    def default_device(self) -> str:
-        """Return the accelerator if there is one, else the CPU."""
         return resolve_device(None).type
 
     def score(
         self, config: ScoringConfig, source: Source, done: frozenset[int], on_batch: Callable[[Chunk, float], object]
     ) -> Generator[ScoredChunk]:
-        """Load the model, and return the scored chunks of a source, in order."""
-        worker = Worker(config)  # loaded now, not when the first chunk is asked for
+        """Load the model, and return the scored chunks of a source; those of a subclass may come in any order.
+
+        Args:
+            config: The options, with device and threads chosen.
+            source: The rows.
+            done: Numbers of the chunks to leave out.
+            on_batch: Called after each batch with its chunk and the fraction of that chunk's sequences that are scored.
+                A subclass need not call it.
+        """
+        worker = Worker(config)  # outside of the generator, which would load the model when the first chunk is taken
         return (worker.score(chunk, partial(on_batch, chunk)) for chunk in source.chunks(config.chunk_rows, done))
 
 
@@ -104,23 +91,26 @@ def score_file(
         DataError: The source cannot be read, or, unless `skip_bad_rows`, a row cannot be scored.
         CheckpointError: The disk is full.
     """
-    executor = executor or LocalExecutor()
+    executor = executor or Executor()
     if source.holds(output):
         raise ConfigError(
             f"--output: '{output}' lies in INPUT, and would be read as a part of it. Name a place outside."
         )
     with ChunkStore(output, restart=restart) as store:
-        config = _settled(config, store.options, executor)
-        manifest = {
-            "input": input_manifest(source), "model": model_manifest(config.model), "options": config.manifest(),
-        }  # fmt: skip
+        # Another device or another number of threads would change the last bits of the rewards.
+        config = replace(
+            config,
+            device=config.device or store.options.get("device") or executor.default_device(),
+            threads=config.threads or store.options.get("threads") or torch.get_num_threads(),
+        )
+        manifest = job_manifest(source, config)
         store.check_manifest(manifest)
         tracker, schema = _Tracker(store, report), source.schema()
         with closing(executor.score(config, source, frozenset(store.done), tracker.on_batch)) as chunks:
-            tracker.on_ready()
+            tracker.show()
             for chunk in chunks:
                 if chunk.rejected and not config.skip_bad_rows:
-                    raise DataError(_bad_row(chunk, store, restart))
+                    raise DataError(_bad_row(chunk, store))
                 store.add(chunk, schema)
                 tracker.on_chunk(chunk)
         store.check_manifest(manifest | {"input": input_manifest(source)})  # nothing was written to it meanwhile
@@ -129,42 +119,30 @@ def score_file(
 
 
 class _Tracker:
-    """Counts what is scored, and reports it."""
+    """The progress of a job, reported as it changes."""
 
     def __init__(self, store: ChunkStore, report: Callable[[Progress], object]) -> None:
         self._store, self._report = store, report
         self._workers: set[str] = set()
-        self.on_ready()
+        self.show()
 
-    def on_ready(self) -> None:
-        self._update(self._store.counts.rows, None)
+    def show(self, rows: int = 0, fraction: float | None = None) -> None:
+        counts = self._store.counts
+        self.progress = Progress(counts, counts.rows + rows, fraction, len(self._workers))
+        self._report(self.progress)
 
     def on_chunk(self, chunk: ScoredChunk) -> None:
         self._workers.add(chunk.worker)
-        self._update(self._store.counts.rows, chunk.fraction_read)
+        self.show(fraction=chunk.fraction_read)
 
     def on_batch(self, chunk: Chunk, fraction: float) -> None:
-        rows, end = fraction * len(chunk.rows), chunk.share  # the end of the chunk has been read already
+        rows, end = fraction * len(chunk.rows), chunk.fraction_read  # the end of the chunk has been read already
         done = None if end is None else end * (chunk.first + rows) / (chunk.first + len(chunk.rows))
-        self._update(self._store.counts.rows + int(rows), done)
-
-    def _update(self, rows: int, fraction: float | None) -> None:
-        self.progress = Progress(self._store.counts, rows, fraction, len(self._workers))
-        self._report(self.progress)
+        self.show(int(rows), done)
 
 
-def _settled(config: ScoringConfig, earlier: dict[str, Any], executor: Executor) -> ScoringConfig:
-    """Fill in the device and the threads: another number of threads or another device would give other last bits."""
-    return replace(
-        config,
-        device=config.device or earlier.get("device") or executor.default_device(),
-        threads=config.threads or earlier.get("threads") or torch.get_num_threads(),
-    )
-
-
-def _bad_row(chunk: ScoredChunk, store: ChunkStore, restart: bool) -> str:
-    start = " and without --restart" if restart else ""
+def _bad_row(chunk: ScoredChunk, store: ChunkStore) -> str:
     return (
-        f"{chunk.rejected[0]['reason']}\nThe same command with --on_error skip{start} writes such rows to "
-        f"'{rejected_path(store.output)}' and goes on after the {store.counts.rows:,} rows that are scored."
+        f"{chunk.rejected[0]['reason']}\nThe same command with --on_error skip (and without --restart) writes such "
+        f"rows to '{rejected_path(store.output)}' and goes on after the {store.counts.rows:,} rows that are scored."
     )

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,22 @@ from huggingface_hub import HfApi
 
 from plaudit.checkpoint.metadata import read_metadata
 from plaudit.data.reader import Source
+from plaudit.scoring.worker import ScoringConfig
 
-__all__ = ["Manifest", "differences", "input_manifest", "model_manifest"]
+__all__ = ["Manifest", "differences", "input_manifest", "job_manifest", "model_manifest"]
 
 # By part ("input", "model", "options"), the properties of the part.
 Manifest = dict[str, dict[str, Any]]
 
 _MODEL_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py")
+
+
+def job_manifest(source: Source, config: ScoringConfig) -> Manifest:
+    """Return the properties that two starts of one job must have in common; options by their names in the command."""
+    own = {"device": config.device, "threads": config.threads, "normalize": config.normalize}
+    of_model = {name: value for name, value in config.model_options.items() if name != "trust_remote_code"}
+    options = own | asdict(config.columns) | of_model | {"batch_rows": config.chunk_rows}
+    return {"input": input_manifest(source), "model": model_manifest(config.model), "options": options}
 
 
 def input_manifest(source: Source) -> dict[str, Any]:
@@ -30,10 +40,9 @@ def input_manifest(source: Source) -> dict[str, Any]:
 
 
 def model_manifest(path: str) -> dict[str, Any]:
-    """Return the properties that tell a model from another.
+    """Return the properties that tell a model from another: fingerprint, sizes and times of its files, or its commit.
 
-    They are the fingerprint in `reward.json` and the sizes and times of the model's files, with those of an adapter's
-    base if that is a folder; or the commit on the hub.
+    The files of an adapter include those of its base, if that is a folder.
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():

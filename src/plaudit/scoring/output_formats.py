@@ -24,7 +24,7 @@ _CHUNKS_PER_ROW_GROUP = 16  # of Parquet
 
 
 def check_output(path: Path) -> None:
-    """Raise unless rows can be written to a file of this name.
+    """Check that rows can be written to a file of this name.
 
     Raises:
         ConfigError: The suffix is unknown, the name is that of a folder, or nothing can be written beside it.
@@ -41,13 +41,9 @@ def check_output(path: Path) -> None:
 
 
 def write_chunk(rows: list[Row], file: BinaryIO, output: Path, schema: pa.Schema | None) -> None:
-    """Write the rows of a chunk so that `join_chunks` can make them a part of the output.
+    """Write one or more rows in the form in which `join_chunks` reads them for this output.
 
-    Args:
-        rows: One or more rows.
-        file: Where they are written.
-        output: The output, whose suffix decides the format.
-        schema: The types of the source's columns, if the source has types.
+    In Parquet, columns in `schema` keep its types; those of other columns follow from the rows.
 
     Raises:
         DataError: A value cannot be written in that format.
@@ -64,7 +60,7 @@ def write_chunk(rows: list[Row], file: BinaryIO, output: Path, schema: pa.Schema
 
 
 def write_rejected(rows: Iterable[Row], file: BinaryIO) -> None:
-    """Write rows as JSON lines for a person to read: a value that JSON does not have is written as its `repr`."""
+    """Write rows as JSON lines; a value that JSON does not have is written as its `repr`."""
     file.writelines(_as_line(row, _as_shown) for row in rows)
 
 
@@ -76,12 +72,7 @@ def join_files(parts: Iterable[Path], file: Any) -> None:
 
 
 def join_chunks(parts: list[Path], file: BinaryIO, output: Path) -> None:
-    """Join chunks into the output, in their order, in constant memory.
-
-    Args:
-        parts: The files of one or more chunks that `write_chunk` wrote.
-        file: Where the output is written.
-        output: The output, whose suffix decides the format.
+    """Join the files of one or more chunks that `write_chunk` wrote for this output, in constant memory.
 
     Raises:
         DataError: The types of the chunks' columns have no common type in that format.
@@ -109,9 +100,9 @@ def _join_csv(parts: list[Path], file: BinaryIO) -> None:
 
 
 class _WithoutCarriageReturns(NamedTuple):
-    """A text file whose lines end with a line feed alone.
+    """A text file of lines that end with a line feed alone, for the CSV writer.
 
-    The CSV writer must end them with a carriage return too, or it quotes no cell that has one.
+    The writer itself ends lines with a carriage return too, or it would not quote a cell that has one.
     """
 
     file: io.TextIOBase

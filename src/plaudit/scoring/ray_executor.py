@@ -13,6 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from plaudit.data.reader import Chunk, Source
 from plaudit.errors import ConfigError, PlauditError
+from plaudit.scoring.job import Executor
 from plaudit.scoring.worker import ScoredChunk, ScoringConfig, Worker
 
 try:
@@ -26,8 +27,8 @@ except ImportError as error:
 __all__ = ["RayExecutor"]
 
 
-class RayExecutor:
-    """Score chunks in the workers of a Ray cluster: that of RAY_ADDRESS or of this machine, else a new one here.
+class RayExecutor(Executor):
+    """Score chunks in the workers of a Ray cluster: the one of RAY_ADDRESS, else one that runs or is started here.
 
     Args:
         min_workers: Number of workers at the start.
@@ -49,11 +50,7 @@ class RayExecutor:
         done: frozenset[int],
         on_batch: Callable[[Chunk, float], object],  # noqa: ARG002  # batches run in other processes
     ) -> Generator[ScoredChunk]:
-        """Return the scored chunks of a source, which is read on this machine, in the order in which they get ready.
-
-        Raises:
-            PlauditError: As raised in a worker.
-        """
+        """Return the scored chunks of a source, in any order; raise the errors that a worker raised."""
         _connect()
         # Ray's processes run in folders of their own.
         config, source = replace(config, model=_absolute(config.model)), replace(source, path=_absolute(source.path))
@@ -86,7 +83,7 @@ class _ChunkSource(Datasource):
         self._source, self._chunk_rows, self._done = source, chunk_rows, done
 
     def estimate_inmemory_data_size(self) -> int | None:
-        """Return `None`, since the size is unknown."""
+        """Return `None`, for an unknown size."""
         return None
 
     def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:  # noqa: ARG002  # one task reads
@@ -102,33 +99,29 @@ class _ChunkSource(Datasource):
 
 
 class _RayWorker:
-    """A `Worker` in a process of its own. It returns Plaudit's errors, which Ray would wrap in tracebacks if raised."""
+    """A `Worker` in a process of its own, which returns Plaudit's errors: Ray would wrap raised ones in tracebacks."""
 
     def __init__(self, config: ScoringConfig) -> None:
         disable_progress_bar()  # transformers' bar would appear on the driver's terminal
-        self._worker: Worker | PlauditError
-        try:
-            self._worker = Worker(config)
-        except PlauditError as error:
-            self._worker = error
+        self._config = config
+        self._worker: Worker | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Score the one chunk of a batch."""
+        """Score the one chunk of a batch; an error of the source is passed on."""
         result: Chunk | ScoredChunk | PlauditError = pickle.loads(batch["pickled"][0])
-        if isinstance(self._worker, PlauditError):
-            result = self._worker
-        elif isinstance(result, Chunk):
-            try:
+        try:
+            if isinstance(result, Chunk):
+                self._worker = self._worker or Worker(self._config)
                 result = self._worker.score(result)
-            except PlauditError as error:
-                result = error
+        except PlauditError as error:
+            result = error
         return {"pickled": [pickle.dumps(result)]}
 
 
 def _connect() -> None:
     if not ray.is_initialized():
         ray.init(logging_level=logging.WARNING)
-    logging.getLogger("ray.data").setLevel(logging.WARNING)  # it logs its plans
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # Ray logs its plans
 
 
 def _absolute(path: str) -> str:

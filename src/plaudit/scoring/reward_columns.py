@@ -1,4 +1,4 @@
-"""Which columns of a row are scored, and the columns that its rewards become."""
+"""The columns of a row that are scored, and the columns of its rewards."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -66,12 +66,7 @@ class ScorableRow:
 
 
 def parse_row(row: Row | Unreadable, number: int, columns: RewardColumns) -> ScorableRow:
-    """Find the sequences of a row that are to be scored.
-
-    Args:
-        row: The row.
-        number: Index of the row in the source, from 0.
-        columns: The columns to score.
+    """Find the sequences to score in the row with index `number` of the source.
 
     Raises:
         DataError: The row has nothing to score, is ambiguous, or is malformed.
@@ -129,16 +124,11 @@ def _kind_of(row: Row, number: int, columns: RewardColumns) -> str:
 
 
 def _check_new_columns(row: Row, number: int, kind: str, columns: RewardColumns) -> None:
-    for name in columns.of_kind(kind):
+    for name in [*columns.of_kind(kind), *(["completion"] if columns.best_of else [])]:
         if row.get(name) is not None:
             raise ConfigError(
-                f"row {number} has a column '{name}' already. Choose another name for the rewards with --reward_column."
+                f"row {number} has a column '{name}' already. Rename that column, or the rewards with --reward_column."
             )
-    if columns.best_of and row.get("completion") is not None:
-        raise ConfigError(
-            f"row {number} has a column 'completion' already, which is where --best_of writes the best completion. "
-            "Rename that column, or leave --best_of out."
-        )
 
 
 def _responses_of(row: Row, number: int, kind: str) -> dict[str, Any]:

@@ -1,11 +1,9 @@
 """Reward models as the functions that RL trainers call, alone or combined with other reward functions."""
 
 import functools
-import inspect
 import logging
 import math
-import pickle
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import numpy as np
 
 from plaudit.data.formats import TEMPLATE_COLUMNS, template_options
 from plaudit.errors import ConfigError, DataError, ModelError
+from plaudit.scoring.completions import count_characters
 from plaudit.scoring.reward_model import RewardModel
 
 __all__ = ["RewardFunction", "combine"]
@@ -62,8 +61,7 @@ class RewardFunction:
                 f"For a model in memory: RewardModel(model, tokenizer)."
             )
         self.normalize, self.bounds = normalize, _bounds(clip)
-        is_cost = isinstance(length_penalty, Real) and length_penalty >= 0 and math.isfinite(length_penalty)
-        if length_penalty is not None and not is_cost:
+        if length_penalty is not None and not (isinstance(length_penalty, Real) and 0 <= length_penalty < math.inf):
             raise ConfigError(f"length_penalty: expected a number of 0 or more, got {length_penalty!r}.")
         self.length_penalty = length_penalty
         self.__name__ = name or Path(source).name or "reward_model"
@@ -90,8 +88,7 @@ class RewardFunction:
             ConfigError: `normalize` is set, and the model was saved without mean and standard deviation.
             ModelError: A reward is not finite; TRL would leave such a completion out.
         """
-        rows = _template_rows(columns, len(completions))
-        options = [template_options(row, number) for number, row in enumerate(rows)]
+        options = _template_options(columns, len(completions))
         rewards = self.reward_model.score(prompts, completions, options, normalize=self.normalize).astype(np.float64)
         invalid = np.flatnonzero(~np.isfinite(rewards))
         if len(invalid):
@@ -106,20 +103,7 @@ class RewardFunction:
         return rewards.tolist()
 
     def __getstate__(self) -> dict[str, Any]:
-        if self._path is not None:
-            return self.__dict__ | {"_model": None}
-        try:
-            return self.__dict__ | {"_model": pickle.dumps(self._model)}
-        except (AttributeError, TypeError, pickle.PicklingError) as error:
-            raise ModelError(
-                f"{self.__name__}: its model cannot be pickled for another process ({error}). Save the model and "
-                f"pass the folder, from which each worker loads its own."
-            ) from error
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        if isinstance(self._model, bytes):
-            self._model = pickle.loads(self._model)
+        return self.__dict__ | ({} if self._path is None else {"_model": None})
 
     def __repr__(self) -> str:
         return f"RewardFunction({self._path or self._model!r}, name={self.__name__!r})"
@@ -139,7 +123,7 @@ def combine(parts: Mapping[Any, float], *, name: str = "combined") -> Callable[.
         name: The name under which trainers log the sum.
 
     Raises:
-        ConfigError: There are no parts, two have the same name, one is asynchronous, or a weight is not finite.
+        ConfigError: There are no parts, two have the same name, or a weight is not finite.
     """
     return _Combined(parts, name)
 
@@ -154,15 +138,13 @@ class _Combined:
         self.weights = [float(weight) for weight in parts.values()]
         if not parts:
             raise ConfigError("combine: expected one or more reward functions with their weights, got none.")
-        for part, part_name, weight in zip(self.parts, self.names, self.weights, strict=True):
+        for part_name, weight in zip(self.names, self.weights, strict=True):
             if not math.isfinite(weight):
                 raise ConfigError(f"combine: expected a finite weight for {part_name!r}, got {weight}.")
             if self.names.count(part_name) > 1:
                 raise ConfigError(
                     f"combine: two parts are called {part_name!r}, and parts are logged by name. Give one another name."
                 )
-            if any(map(inspect.iscoroutinefunction, (part, part.__call__))):
-                raise ConfigError(f"combine: {part_name!r} is asynchronous. Pass it to the trainer beside the others.")
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
         rewards = [
@@ -185,10 +167,6 @@ class _Combined:
 
 
 def _checked(rewards: Any, part_name: str, count: int) -> list[float]:
-    if inspect.isawaitable(rewards):
-        if inspect.iscoroutine(rewards):
-            rewards.close()  # or Python warns of a coroutine that was never awaited
-        raise ConfigError(f"combine: {part_name!r} is asynchronous. Pass it to the trainer beside the others.")
     try:
         rewards = list(rewards)
         values = [math.nan if each is None else float(each) for each in rewards]
@@ -212,16 +190,15 @@ def _name_of(function: Any) -> str:
     return getattr(function, "__name__", type(function).__name__)
 
 
-def _template_rows(columns: Mapping[str, Any], count: int) -> Iterator[dict[str, Any]]:
-    """Yield for each completion the values of the columns that go to the chat template."""
+def _template_options(columns: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
+    """Return for each completion the keyword arguments of the chat template that the trainer's columns hold."""
     here = {name: columns[name] for name in TEMPLATE_COLUMNS if columns.get(name) is not None}
     for name, values in here.items():
         if not isinstance(values, list) or len(values) != count:
             raise DataError(
                 f"column '{name}': expected a list of {count} values, one for each completion, got {values!r:.80}"
             )
-    for number in range(count):
-        yield {name: values[number] for name, values in here.items()}
+    return [template_options({name: here[name][number] for name in here}, number) for number in range(count)]
 
 
 def _absolute(path: str | Path) -> str:
@@ -248,10 +225,6 @@ def _bounds(clip: float | tuple[float, float] | None) -> tuple[float, float] | N
 
 
 def _characters(completion: Any) -> int:
-    if isinstance(completion, str):
-        return len(completion)
-    return sum(_text_length(message["content"]) for message in completion if message["role"] == "assistant")
-
-
-def _text_length(content: Any) -> int:
-    return len(content) if isinstance(content, str) else sum(len(part.get("text") or "") for part in content or [])
+    if isinstance(completion, list):
+        completion = [message for message in completion if message["role"] == "assistant"]
+    return count_characters(completion)

@@ -68,14 +68,14 @@ class RewardModel:
             sequences begin with counts once.
         max_length: The most tokens of a sequence; as many as the model has positions if `None`.
         overlong: "truncate" cuts a longer sequence from the left, never the end of the response, and reports how many
-            were cut; "error" raises.
+            were truncated; "error" raises.
         scale: Mean and standard deviation of the rewards, for `normalize=True`.
         trained_on: "texts" or "conversations", if known: a sequence of the other form brings one warning.
 
     Attributes:
         name: The folder or hub id that the model was loaded from.
         chunk_size: How many sequences are read and rendered together.
-        cut: How many sequences have been truncated so far.
+        truncated: How many sequences have been truncated so far.
     """
 
     chunk_size = 4096
@@ -100,7 +100,7 @@ class RewardModel:
         self.engine = ScoringEngine(model, max_tokens_per_batch)
         self.tokenizer = tokenizer
         self.max_length, self.overlong = max_length or max_positions(base_model(model)), overlong
-        self.scale, self.trained_on, self.cut = scale, trained_on, 0
+        self.scale, self.trained_on, self.truncated = scale, trained_on, 0
         self._has_warned_of_form = False
         self.name = str(base_model(model).name_or_path)
 
@@ -241,7 +241,7 @@ class RewardModel:
         texts = join_completions(sequences, completions)
         options = None if options is None else iter(options)
         names = (f"row {number}" for number in count()) if names is None else iter(names)
-        cut_before, done = self.cut, 0
+        truncated_before, done = self.truncated, 0
         with tqdm(total=total, unit="seq", desc="scoring", delay=3, disable=None, leave=False) as bar:
             while chunk := list(islice(texts, self.chunk_size)):
                 chunk_options = None if options is None else _take(options, len(chunk), "options", done)
@@ -249,9 +249,9 @@ class RewardModel:
                 done += len(chunk)
                 rewards = self.engine.score(ids, bar.update)
                 yield ((rewards - mean) / std).astype(np.float32) if normalize else rewards
-        if self.cut > cut_before:
+        if (truncated := self.truncated - truncated_before) > 0:
             logger.warning(
-                "%d of %d sequences had more than %d tokens and were cut from the left", self.cut - cut_before, done,
+                "%d of %d sequences had more than %d tokens and were truncated from the left", truncated, done,
                 self.max_length,
             )  # fmt: skip
 
@@ -303,7 +303,7 @@ class RewardModel:
                 f"{name} has {len(ids):,} tokens, more than {self.max_length:,}. Shorten it, or set "
                 f"`overlong='truncate'`."
             )
-        self.cut += 1
+        self.truncated += 1
         front = ids[:1] if ids[0] in (self.tokenizer.bos_token_id, self.tokenizer.cls_token_id) else []
         return front + ids[len(ids) - self.max_length + len(front) :]
 

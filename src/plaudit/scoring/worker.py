@@ -1,10 +1,10 @@
-"""A worker scores chunks of rows with one reward model, in this process or in one of a cluster."""
+"""Chunks of rows scored with one reward model, in this process or in one of a cluster."""
 
 import math
 import os
 import socket
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,8 +17,8 @@ from plaudit.scoring.reward_model import RewardModel
 
 __all__ = ["ScoredChunk", "ScoringConfig", "Worker"]
 
-# Scored before any row, so that the model's layout is the same in each process and after each start. Their common
-# prefix is long enough to be shared.
+# Scored before any row, so that the engine chooses the same layout of batches in each process and after each start.
+# Their common prefix is long enough to be shared.
 _STORY = "The ferry leaves the harbour at nine, and the captain counts the passengers one by one. " * 4
 _PROBES = [_STORY + end for end in ("Nobody is late.", "Two are late, and wave from the pier.", "")]
 
@@ -48,12 +48,6 @@ class ScoringConfig:
     chunk_rows: int = 512
     model_options: dict[str, Any] = field(default_factory=dict)
 
-    def manifest(self) -> dict[str, Any]:
-        """Return what two starts of one job must have in common, by the names of the command's options."""
-        own = {"device": self.device, "threads": self.threads, "normalize": self.normalize}
-        options = {name: value for name, value in self.model_options.items() if name != "trust_remote_code"}
-        return own | asdict(self.columns) | options | {"batch_rows": self.chunk_rows}
-
 
 @dataclass(frozen=True)
 class ScoredChunk:
@@ -65,7 +59,7 @@ class ScoredChunk:
         rejected: The rows that could not be scored, each as `row` (its index in the source), `reason` and `content`.
         tokens: Tokens that were scored; the prompt of a group counts once for each completion.
         truncated: Number of sequences that were too long and were truncated.
-        fraction_read: How much of the source had been read at the end of the chunk, from 0 to 1, if that is known.
+        fraction_read: The fraction of the source that had been read at the end of the chunk, if that is known.
         worker: The machine and the process that scored the chunk.
     """
 
@@ -82,7 +76,7 @@ class Worker:
     """A reward model that scores chunks.
 
     Args:
-        config: The same in all workers of a job, its device and threads settled.
+        config: The options, the same in all workers of a job, with device and threads chosen.
 
     Raises:
         ModelError: The model cannot be loaded.
@@ -111,11 +105,11 @@ class Worker:
         Raises:
             ConfigError: A column of rewards has the name of a column that a row has.
         """
-        scorable, rejected = self._parse(chunk)
-        truncated = self.reward_model.cut
-        scorable, ids = self._tokenize(scorable, rejected)
+        rejected: list[Row] = []
+        truncated_before = self.reward_model.truncated
+        scorable, ids = self._tokenize(list(self._parse(chunk, rejected)), rejected)
         if rejected and not self._config.skip_bad_rows:
-            return ScoredChunk(chunk.number, [], rejected, 0, 0, chunk.share)
+            return ScoredChunk(chunk.number, [], rejected, 0, 0, chunk.fraction_read)
         rewards, rows = iter(self._rewards(ids, on_batch)), []
         for row in scorable:
             own = [next(rewards) for _ in row.sequences]
@@ -125,23 +119,18 @@ class Worker:
                 reason = f"row {row.number}: expected finite rewards, got {own}. Try --dtype float32."
                 rejected.append(_rejection(row.number, row.row, reason))
         rejected.sort(key=lambda each: each["row"])
-        tokens = sum(map(len, ids))
-        return ScoredChunk(chunk.number, rows, rejected, tokens, self.reward_model.cut - truncated, chunk.share)
+        tokens, truncated = sum(map(len, ids)), self.reward_model.truncated - truncated_before
+        return ScoredChunk(chunk.number, rows, rejected, tokens, truncated, chunk.fraction_read)
 
-    def _parse(self, chunk: Chunk) -> tuple[list[ScorableRow], list[Row]]:
-        scorable, rejected = [], []
+    def _parse(self, chunk: Chunk, rejected: list[Row]) -> Iterator[ScorableRow]:
         for number, row in enumerate(chunk.rows, chunk.first):
             try:
-                scorable.append(parse_row(row, number, self._config.columns))
+                yield parse_row(row, number, self._config.columns)
             except DataError as error:
                 rejected.append(_rejection(number, row, str(error)))
-        return scorable, rejected
 
     def _tokenize(self, rows: list[ScorableRow], rejected: list[Row]) -> tuple[list[ScorableRow], list[list[int]]]:
-        """Return the token ids of all sequences, and the rows that they belong to.
-
-        If a sequence is refused, each row is tried alone to find the row that it is in.
-        """
+        """Return the rows that can be tokenised and their token ids; after an error, try each row alone to find it."""
         sequences = [sequence for row in rows for sequence in row.sequences]
         names = [name for row in rows for name in row.names]
         options = [row.template_options for row in rows for _ in row.sequences]

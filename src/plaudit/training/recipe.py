@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 def build_trainer(
     script: ScriptArguments, model: ModelConfig, config: RewardConfig, callbacks: Sequence[TrainerCallback] = ()
 ) -> RewardTrainer:
-    """Load the data that the options name, hold rows out if they say so, and make the trainer.
+    """Load the data that the options name, and make the trainer.
 
     Args:
         script: The data.
@@ -105,11 +105,7 @@ def final_evaluation(trainer: RewardTrainer) -> dict[str, float]:
 
 
 def _model_init_kwargs(model: ModelConfig) -> dict[str, Any]:
-    options = {
-        "revision": model.model_revision,
-        "attn_implementation": model.attn_implementation,
-        "dtype": model.dtype,
-    }
+    options = {"revision": model.model_revision, "attn_implementation": model.attn_implementation, "dtype": model.dtype}
     return {name: value for name, value in options.items() if value is not None}
 
 

@@ -19,7 +19,7 @@ class RewardOptions:
 
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of AdamW."})
     logging_steps: float = field(
-        default=10, metadata={"help": "Log every so many steps; below 1, as a fraction of all steps."}
+        default=10, metadata={"help": "Steps between log entries; below 1, as a fraction of all steps."}
     )
     bf16: bool | None = field(
         default=None,
@@ -55,7 +55,7 @@ class RewardOptions:
     overlong: str = field(
         default="drop",
         metadata={
-            "help": "What becomes of a pair longer than max_length; truncate cuts the prompt from the left.",
+            "help": "Treatment of a pair longer than max_length; truncate cuts the prompt from the left.",
             "choices": list(CHOICES["overlong"]),
         },
     )
@@ -71,22 +71,22 @@ class RewardOptions:
     batch_layout: str = field(
         default="auto",
         metadata={
-            "help": "How a batch is laid out; auto: the best the model allows.",
+            "help": "Layout of a batch; auto: the best that the model allows.",
             "choices": list(CHOICES["batch_layout"]),
         },
     )
     max_tokens_per_batch: int | None = field(
         default=None,
-        metadata={"help": "Fill batches up to so many tokens, shared ones once, instead of a number of rows."},
+        metadata={"help": "Most tokens of a batch, shared ones counted once, instead of a number of rows."},
     )
     group_by_prompt: bool = field(default=False, metadata={"help": "Place rows of one prompt in one batch."})
     loss_type: str = field(
-        default="bradley_terry", metadata={"help": "What is minimised.", "choices": list(CHOICES["loss_type"])}
+        default="bradley_terry", metadata={"help": "Loss to minimise.", "choices": list(CHOICES["loss_type"])}
     )
     group_weighting: str = field(
         default="group",
         metadata={
-            "help": "Whether each ranked group counts the same, or each comparison.",
+            "help": "Unit that counts the same in the loss: each ranked group, or each comparison.",
             "choices": list(CHOICES["group_weighting"]),
         },
     )
