@@ -14,7 +14,6 @@ from plaudit.data.special_tokens import choose_pad_token, set_chat_template, set
 from plaudit.data.tokenize import TokenizationRules
 from plaudit.errors import ConfigError, DataError, ModelError
 from plaudit.models.adapters import add_adapter, base_model, check_head_is_trained
-from plaudit.models.classifier_conversion import is_language_model, to_sequence_classifier
 from plaudit.models.load import embedding_rows, grow_embedding, load_model, load_tokenizer
 from plaudit.models.reward_head import bind_reward_forward, check_one_label, reset_head
 from plaudit.training.config import RewardConfig
@@ -51,7 +50,7 @@ def prepare_model(
         ModelError: The model cannot be a reward model.
     """
     source = model if isinstance(model, str) else None
-    model = _load_or_check(model, args, tokenizer, peft_config, quantization_config)
+    model = _load_or_check(model, args, peft_config, quantization_config)
     base = base_model(model)
     tokenizer = tokenizer if tokenizer is not None else _load_tokenizer(source, base, args)
     adapted = peft_config is not None or isinstance(model, PeftModel)
@@ -75,11 +74,10 @@ def prepare_model(
 def _load_or_check(
     model: "str | PreTrainedModel | PeftModel",
     args: RewardConfig,
-    tokenizer: PreTrainedTokenizerBase | None,
     peft_config: "PeftConfig | None",
     quantization_config: Any,
 ) -> "PreTrainedModel | PeftModel":
-    """The model as a sequence classifier with one label, which can train with that `peft_config` or without one."""
+    """Return the model as a sequence classifier with one label that can train, with `peft_config` or without one."""
     set_seed(args.seed)  # a new head is drawn from the seed, not from what ran before
     if isinstance(model, str):
         model = load_model(
@@ -99,8 +97,13 @@ def _load_or_check(
             "`peft_config` is given, but the model already has an adapter. Leave `peft_config` (`--use_peft`) out to "
             "train that one on, or merge it first (`plaudit merge`)."
         )
-    if isinstance(model, PeftModel) and is_language_model(model.get_base_model()):
-        model = to_sequence_classifier(model, [tokenizer.name_or_path] if tokenizer is not None else [])
+    if isinstance(model, PeftModel) and model.get_base_model().get_output_embeddings() is not None:
+        raise ModelError(
+            "the model is a language model with an adapter and without a reward head, which PEFT leaves out there. "
+            "Pass the adapter's folder itself, as a string: RewardTrainer(model='the/adapter/folder', ...), or load it "
+            "with AutoPeftModelForSequenceClassification.from_pretrained('the/adapter/folder', num_labels=1, "
+            "is_trainable=True)."
+        )
     check_one_label(base_model(model))
     if peft_config is None and not isinstance(model, PeftModel) and getattr(model, "is_quantized", False):
         raise ConfigError(
