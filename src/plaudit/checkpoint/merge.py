@@ -25,6 +25,7 @@ from plaudit.models.load import load_model, load_tokenizer
 from plaudit.models.precision import compute_dtype
 from plaudit.models.quantization import dequantize
 from plaudit.models.reward_head import bind_reward_forward, head_names
+from plaudit.models.saved_adapter import SavedAdapter
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -72,7 +73,9 @@ def merge_adapter(
     conversational = recorded.get("rendering", {}).get("sequences", "conversations") == "conversations"
     _fingerprint(model, tokenizer, conversational)  # the first forward of a process can, rarely, be off: not kept
     fingerprint = _fingerprint(model, tokenizer, conversational)
-    merged = dequantize(model).merge_and_unload()
+    if getattr(base_model(model), "is_quantized", False):  # PEFT would quantise the merged weights again
+        model = SavedAdapter.read(adapter).attach_to(dequantize(model.unload()), is_trainable=False)
+    merged = model.merge_and_unload()
     if dtype is not None:
         merged = merged.to(getattr(torch, dtype))
     rendering = rendering_metadata(tokenizer, fingerprint.ids[0], conversational=conversational, max_length=None)
