@@ -21,6 +21,7 @@ __all__ = [
     "check_head_is_trained",
     "exclude_known_heads",
     "get_peft_config",
+    "has_virtual_tokens",
     "is_peft_model",
     "suppress_peft_warning",
 ]
@@ -50,8 +51,8 @@ def add_adapter(
 ) -> "PeftModel":
     """Wrap a model so that the adapter and the whole head train, and both are saved.
 
-    All layers outside the backbone, and those that the checkpoint of the base lacks, train in full as well: on an
-    encoder the layers before the head are as new as the head is, and a reload would draw other weights for them.
+    All layers outside the backbone, and new layers of the backbone, train in full as well: on an encoder the layers
+    before the head are as new as the head is, and a reload would draw other weights for them.
 
     Args:
         model: A sequence classifier with one label.
@@ -128,7 +129,7 @@ def check_head_is_trained(model: "PeftModel") -> None:
     """Raise where the head of a PEFT model would not train in full, or not be saved.
 
     Raises:
-        ModelError: No head parameter requires a gradient, or the head has an adapter.
+        ModelError: The weight of the head requires no gradient, or the head has an adapter.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -152,6 +153,11 @@ def check_head_is_trained(model: "PeftModel") -> None:
 def is_peft_model(model: Any) -> "TypeGuard[PeftModel]":
     """Return whether a model is a `PeftModel`, without importing PEFT."""
     return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+
+
+def has_virtual_tokens(model: "PreTrainedModel | PeftModel") -> bool:
+    """Return whether an adapter puts virtual tokens before every sequence, as prefix and prompt tuning do."""
+    return is_peft_model(model) and any(config.is_prompt_learning for config in model.peft_config.values())
 
 
 def base_model(model: Any) -> "PreTrainedModel":

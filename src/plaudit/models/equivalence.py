@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from plaudit.errors import ModelError
 from plaudit.forest.trie import SHARED_TOKENS
-from plaudit.models.adapters import base_model, is_peft_model
+from plaudit.models.adapters import base_model, has_virtual_tokens
 from plaudit.models.precision import compute_dtype, in_float32, rounding_tolerance, rounds_inputs
 from plaudit.models.reward_head import class_forward, has_reward_forward, reads_last_position, unbind_reward_forward
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-__all__ = ["has_virtual_tokens", "layouts_differ", "probe_size", "reason_for_padding", "settle_layout"]
+__all__ = ["layouts_differ", "probe_size", "reason_for_padding", "settle_layout"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_n
 
 
 def reason_for_padding(model: "PreTrainedModel | PeftModel") -> str | None:
-    """Return why the class or configuration of a model rules the forest out; `None` if nothing does."""
+    """Return the reason why the class or configuration of a model rules the forest out; `None` if nothing does."""
     base = base_model(model)
     if not reads_last_position(base):
         return f"{type(base).__name__} is an encoder: every token sees every other"
@@ -40,26 +40,15 @@ def reason_for_padding(model: "PreTrainedModel | PeftModel") -> str | None:
     return unsupported_reason(base)
 
 
-def has_virtual_tokens(model: "PreTrainedModel | PeftModel") -> bool:
-    """Return whether an adapter puts virtual tokens before every sequence, as prefix and prompt tuning do."""
-    return is_peft_model(model) and any(config.is_prompt_learning for config in model.peft_config.values())
-
-
-# The sequences of a probe
-
-
 def probe_size(lengths: Sequence[int]) -> int:
-    """Return how many of the first sequences to compare layouts on: at least two, as far as memory is cheap.
+    """Return how many of the first sequences to compare layouts on: two, or more while padded they take 8192 positions.
 
     Args:
-        lengths: Tokens of each sequence; padded, the sequences of a probe take at most 8192 positions.
+        lengths: Tokens of each sequence.
     """
     longest = np.maximum.accumulate(np.asarray(lengths))
     fitting = longest * np.arange(1, len(longest) + 1) <= _MAX_PROBE_POSITIONS
     return max(int(fitting.sum()), min(2, len(longest)))
-
-
-# The comparison
 
 
 def layouts_differ(
@@ -121,17 +110,13 @@ def layouts_differ(
 
 
 class _RoundingHidesDifference(Exception):  # noqa: N818  # a result, and no error
-    """Raised where rounding in the dtype of a comparison could hide a difference, so the comparison decides nothing."""
+    """Raised where rounding could hide a difference, so that the comparison decides nothing."""
 
 
 def _compare_once(
     model: "PreTrainedModel", score: Callable[[str], torch.Tensor], dtype: torch.dtype, reference: str, candidate: str
 ) -> tuple[str | None, bool]:
-    """Return what speaks against the candidate layout, and whether that is a difference between rewards.
-
-    Raises:
-        _RoundingHidesDifference: The rewards agree up to rounding, and lie so close together that guesses would too.
-    """
+    """Return the reason against the candidate layout, if any, and whether it is a difference between rewards."""
     expected = score(reference).double()
     try:
         rewards = score(candidate).double()
@@ -147,14 +132,13 @@ def _compare_once(
     difference, size = (rewards - expected).abs().max().item(), expected.square().mean().sqrt().item()
     share = rounding_tolerance(dtype)
     if difference <= share * size:
-        # The rewards of a trained model may lie close together and far from zero.
+        # The rewards of a trained model may lie close together and far from zero: then guesses would agree as well.
         if dtype != torch.float32 and share * size > expected.std(correction=0).item() / 2 > 0:
             raise _RoundingHidesDifference
         return None, False
     return (
-        f"on {len(expected)} sequences the rewards of the two layouts differ by up to "
-        f"{difference:.3g}, more than {str(dtype).removeprefix('torch.')} explains ({share:.1g} of their size, "
-        f"{size:.3g})"
+        f"on {len(expected)} sequences the rewards of the two layouts differ by up to {difference:.3g}, more than "
+        f"{str(dtype).removeprefix('torch.')} explains ({share:.1g} of their size, {size:.3g})"
     ), True
 
 
@@ -182,9 +166,6 @@ def _routes_experts(model: "PreTrainedModel") -> bool:
     """Return whether tokens are routed to experts: rounding may flip a choice, which moves a reward by much more."""
     config: Any = model.config.get_text_config()
     return any((getattr(config, name, None) or 0) > 1 for name in _EXPERT_COUNTS)
-
-
-# The layout to score in
 
 
 def settle_layout(
@@ -217,12 +198,11 @@ def settle_layout(
     probe = list(sequences[: probe_size([len(ids) for ids in sequences[:_PROBED_SEQUENCES]])])
 
     def differ(probe: list[NDArray[np.int64]], reference: str, candidate: str) -> str | None:
-        def score(name: str, _: bool) -> torch.Tensor:
-            return run(probe, name)
+        return layouts_differ(
+            base, lambda name, _: run(probe, name), dtype=compute_dtype(base), reference=reference, candidate=candidate
+        )
 
-        return layouts_differ(model, score, dtype=compute_dtype(base), reference=reference, candidate=candidate)
-
-    if has_reward_forward(base) and _own_forward_differs(model, lambda: run(probe, "alone")):
+    if has_reward_forward(base) and _own_forward_differs(base, lambda: run(probe, "alone")):
         unbind_reward_forward(base)
         layout = "padded"
     if layout == "forest":
@@ -239,30 +219,23 @@ def settle_layout(
     return layout, len(set(map(len, probe))) > 1
 
 
-def _own_forward_differs(model: "PreTrainedModel | PeftModel", run: Callable[[], torch.Tensor]) -> bool:
+def _own_forward_differs(model: "PreTrainedModel", run: Callable[[], torch.Tensor]) -> bool:
     """Return whether the forward of a class from outside transformers gives other rewards than Plaudit's forward."""
-    base = base_model(model)
-    if type(base).forward.__module__.startswith("transformers."):
+    if type(model).forward.__module__.startswith("transformers."):
         return False
 
     def score(forward: str, _: bool) -> torch.Tensor:
-        with class_forward(base) if forward == "its own" else nullcontext():
+        with class_forward(model) if forward == "its own" else nullcontext():
             return run()
 
-    dtype = compute_dtype(base)
-    reason = layouts_differ(model, score, dtype=dtype, reference="its own", candidate="Plaudit's")
+    reason = layouts_differ(model, score, dtype=compute_dtype(model), reference="its own", candidate="Plaudit's")
     if reason is not None:
-        logger.warning("scoring with the forward that %s ships, since %s", type(base).__name__, reason)
+        logger.warning("scoring with the forward that %s ships, since %s", type(model).__name__, reason)
     return reason is not None
 
 
 def _branching_pair(ids: NDArray[np.int64], max_positions: int | None) -> list[NDArray[np.int64]]:
-    """Make two sequences that share a prefix from the tokens of one, since a wrong mask shows only where tokens branch.
-
-    Args:
-        ids: One or more token ids, repeated as often as needed.
-        max_positions: The most tokens the model takes. Without room for a shared prefix, the list is empty.
-    """
+    """Make two sequences that share a prefix, if there is room for one: a wrong mask shows only where tokens branch."""
     size = min(2 * SHARED_TOKENS, max_positions or 2 * SHARED_TOKENS)
     if size <= SHARED_TOKENS + 16:
         return []

@@ -53,7 +53,7 @@ def exclude_head(quantization_config: Any, config: PretrainedConfig, others: Seq
     layers only the last.
 
     Args:
-        quantization_config: One of transformers' own; a config that cannot name modules is returned as it is.
+        quantization_config: The user's; one that cannot name modules is returned as it is.
         config: The configuration of the model that will be loaded.
         others: Names of further modules to exclude.
 
@@ -79,7 +79,7 @@ def exclude_head(quantization_config: Any, config: PretrainedConfig, others: Seq
 
 
 def check_head_not_quantized(model: "PreTrainedModel", name: str, new: Sequence[str] = ()) -> None:
-    """Raise where the head, another layer outside the backbone, or a new layer is quantised.
+    """Raise where the head, another layer outside the backbone, or a new layer is quantised, so that it cannot train.
 
     Args:
         model: A sequence classifier.
@@ -87,7 +87,7 @@ def check_head_not_quantized(model: "PreTrainedModel", name: str, new: Sequence[
         new: Names of the modules that the checkpoint lacks.
 
     Raises:
-        ModelError: Such a layer is quantised, so it could not train.
+        ModelError: Such a layer is quantised.
     """
     for part in (*outside_backbone(model), *new):
         if any(is_quantized_layer(module) for module in model.get_submodule(part).modules()):
