@@ -1,6 +1,7 @@
 """Merging an adapter into its base: one plain model that gives the scores of both together."""
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from plaudit.checkpoint.metadata import (
 )
 from plaudit.checkpoint.verify import Reload, Verification, verify_and_record
 from plaudit.errors import ConfigError, ModelError
-from plaudit.models.adapters import base_model
+from plaudit.models.adapters import base_model, has_virtual_tokens, is_peft_model
 from plaudit.models.load import load_model, load_tokenizer
 from plaudit.models.precision import compute_dtype
 from plaudit.models.quantization import dequantize
@@ -61,9 +62,7 @@ def merge_adapter(
         ModelError: `adapter` is no adapter, or of a kind that cannot be merged.
         CheckpointError: The merged model does not score the same (its files are kept), or the disk is full.
     """
-    adapter, output = str(adapter), Path(output)
-    if adapter.startswith("~"):
-        adapter = str(Path(adapter).expanduser())
+    adapter, output = os.path.expanduser(adapter), Path(output)
     recover(output)  # an earlier merge may have been killed while it wrote
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"--output: '{output}' is not empty. Name a new folder.")
@@ -79,7 +78,17 @@ def merge_adapter(
     if dtype is not None:
         merged = merged.to(getattr(torch, dtype))
     rendering = rendering_metadata(tokenizer, fingerprint.ids[0], conversational=conversational, max_length=None)
-    metadata = {"rendering": rendering} | recorded | _metadata(merged, fingerprint, adapter)
+    metadata = (
+        {"rendering": rendering}
+        | recorded
+        | {
+            "versions": library_versions(),
+            "merged_from": adapter,
+            "head": {"name": head_names(merged)[0].split(".")[0], "trained_in": "float32"},
+            "quantization": None,
+            "fingerprint": fingerprint.as_json(),
+        }
+    )
     with staged_folder(output) as folder:
         _save(folder, merged, tokenizer, metadata)
         _write_card(folder, output, adapter, metadata)
@@ -87,8 +96,6 @@ def merge_adapter(
 
 
 def _load(adapter: str, trust_remote_code: bool) -> "PeftModel":
-    from peft import PeftModel
-
     model = load_model(
         adapter,
         model_init_kwargs={"dtype": training_dtype(adapter)},
@@ -96,9 +103,9 @@ def _load(adapter: str, trust_remote_code: bool) -> "PeftModel":
         is_trainable=False,
         new_head=False,
     )
-    if not isinstance(model, PeftModel):
+    if not is_peft_model(model):
         raise ModelError(f"{adapter} is a whole model and not an adapter: there is nothing to merge.")
-    if any(config.is_prompt_learning for config in model.peft_config.values()):
+    if has_virtual_tokens(model):
         raise ModelError(f"{adapter}: prefix and prompt tuning add tokens and no weights, and cannot be merged.")
     bind_reward_forward(base_model(model))
     return model
@@ -113,17 +120,6 @@ def _fingerprint(model: "PeftModel", tokenizer: PreTrainedTokenizerBase, convers
         dtype=compute_dtype(base),
         longest=getattr(base.config.get_text_config(), "max_position_embeddings", None),
     )
-
-
-def _metadata(merged: PreTrainedModel, fingerprint: Fingerprint, adapter: str) -> dict[str, Any]:
-    """Return the entries of `reward.json` that merging changes."""
-    return {
-        "versions": library_versions(),
-        "merged_from": adapter,
-        "head": {"name": head_names(merged)[0].split(".")[0], "trained_in": "float32"},
-        "quantization": None,
-        "fingerprint": fingerprint.as_json(),
-    }
 
 
 def _save(folder: Path, merged: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, metadata: dict[str, Any]) -> None:

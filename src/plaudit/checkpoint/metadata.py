@@ -117,7 +117,7 @@ def rendering_metadata(
 
     Args:
         tokenizer: The model's tokenizer.
-        rendered: The token ids of any text or conversation: BOS and EOS are recorded if they are there.
+        rendered: The token ids of any text or conversation; BOS and EOS are recorded if they are among them.
         conversational: Whether the model was trained on conversations.
         max_length: The most tokens of a training sequence.
     """

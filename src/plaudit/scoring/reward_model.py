@@ -1,6 +1,7 @@
 """`RewardModel`: the scorer of texts and conversations, in the form in which the model was trained."""
 
 import logging
+import os
 from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
 from inspect import signature
@@ -139,7 +140,7 @@ class RewardModel:
         """
         _check_options(options, list(signature(cls).parameters)[2:])
         device = resolve_device(device)
-        name = str(Path(path_or_id).expanduser()) if str(path_or_id).startswith("~") else str(path_or_id)
+        name = os.path.expanduser(path_or_id)
         hub = {option: value for option, value in (model_init_kwargs or {}).items() if option in _HUB_OPTIONS}
         description = read_metadata(name, **hub)
         if dtype is None or dtype == "auto":
