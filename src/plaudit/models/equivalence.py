@@ -35,7 +35,7 @@ def reason_for_padding(model: "PreTrainedModel | PeftModel") -> str | None:
         return f"{type(base).__name__} is an encoder: every token sees every other"
     if has_virtual_tokens(model):
         return "prefix and prompt tuning put virtual tokens before every sequence"
-    from plaudit.forest.attention import unsupported_reason
+    from plaudit.forest.attention import unsupported_reason  # late, since it imports the code of transformers' models
 
     return unsupported_reason(base)
 

@@ -216,6 +216,7 @@ def _forest_forward(
     **kwargs: Any,
 ) -> SequenceClassifierOutputWithPast:
     """Return the rewards of the N sequences of a forest (see `plaudit.forest.trie`) as `logits` [N, 1] in float32."""
+    # Imported late, since they import the code of transformers' models.
     from plaudit.forest.attention import ForestAttention, check_every_layer, enabled_backend
     from plaudit.forest.flex import fill_blocks
 
