@@ -1,14 +1,14 @@
-"""How fast does Plaudit score, and in how much memory, beside TRL's reward-model path and transformers' pipeline?
+"""Speed and memory of scoring with Plaudit, with TRL's reward-model path and with transformers' pipeline.
 
 Each scores the same conversations with the same saved model in a process of its own:
 
 - `plaudit`: `RewardModel.from_pretrained(path).score(conversations)`.
-- `trl`: what GRPO of TRL does with a reward model's path: loads it with `num_labels=1`, renders with its chat template,
-  pads one generation batch of 16 on the right, `logits[:, 0]`; in the order given.
+- `trl`: as TRL's GRPO treats a reward model's path: load it with `num_labels=1`, render with its chat template, pad one
+  generation batch of 16 on the right, take `logits[:, 0]`; in the order given.
 - `pipeline`: transformers' text-classification pipeline, batches of 16, sorted by length, raw scores.
 
 Workloads: `best_of_16` (prompts of the file, each with 16 replies drawn from the whole file) and the pairs of files.
-Rewards must agree; the largest difference is printed. Of `--repeats` passes over the data the fastest counts.
+The rewards must agree; the largest difference is printed. The fastest of `--repeats` passes over the data counts.
 
 Usage: python benchmarks/score_speed.py [--data FOLDER] [--rows 100] [--groups 25] [--repeats 2] [--device cpu]
 """
@@ -38,7 +38,7 @@ def plaudit_scorer(path, device):
 
 
 def trl_scorer(path, device):
-    """Its own calls, in its own order: see `GRPOTrainer.__init__` and `_calculate_rewards` of TRL 1.16."""
+    """Return a scorer with the calls of `GRPOTrainer.__init__` and `_calculate_rewards` of TRL 1.16."""
     model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1).to(device).eval()
     tokenizer = AutoTokenizer.from_pretrained(path)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
@@ -58,7 +58,7 @@ def trl_scorer(path, device):
 
 
 def pipeline_scorer(path, device):
-    """What a user of transformers writes, with the texts sorted by length."""
+    """Return a scorer by transformers' pipeline, with the texts sorted by length."""
     classify = pipeline("text-classification", model=str(path), tokenizer=str(path), device=device)
     tokenizer = classify.tokenizer
 
@@ -79,11 +79,11 @@ SCORERS = {"plaudit": plaudit_scorer, "trl": trl_scorer, "pipeline": pipeline_sc
 
 
 def run_once(name, path, data, result, repeats, device):
-    """Score in this process and write what came of it."""
+    """Score in this process, and write seconds, bytes and rewards to a file."""
     disable_progress_bar()
     conversations = json.loads(Path(data).read_text())
     score = SCORERS[name](path, device)
-    score(conversations[:BATCH])  # the first call makes kernels, and is nobody's speed
+    score(conversations[:BATCH])  # the first call compiles kernels
     before = start_measuring_memory(device)
     seconds = []
     for _ in range(repeats):
@@ -95,7 +95,7 @@ def run_once(name, path, data, result, repeats, device):
 
 
 def best_of_groups(rows, groups):
-    """Conversations of `groups` prompts with 16 replies each, drawn from all replies of the rows."""
+    """Return conversations of `groups` prompts with 16 replies each, drawn from all replies of the rows."""
     drawn = random.Random(0)
     replies = [row[side] for row in rows for side in ("chosen", "rejected")]
     return [row["prompt"] + reply for row in drawn.sample(rows, groups) for reply in drawn.sample(replies, BATCH)]
@@ -106,7 +106,7 @@ def pairs_of(rows, count):
 
 
 def compare(name, conversations, model, scratch, options):
-    """A line for each library, and the ratios of Plaudit to the others."""
+    """Print a line for each library, with its seconds as a multiple of Plaudit's."""
     data = scratch / "conversations.json"
     data.write_text(json.dumps(conversations))
     figures = {}

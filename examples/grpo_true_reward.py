@@ -3,9 +3,9 @@
     make rl         # or, with TRL and matplotlib installed: python examples/grpo_true_reward.py
 
 A reward model learns from preferences (`plaudit quickstart`). A small policy learns to imitate the world's responses,
-half of which are wrong. Then GRPO trains it to please the reward model, twice: held near the imitating policy (`beta`),
-and let loose. Only the learnt reward trains it; the true one is looked at beside it, on held-out prompts. Both are
-log-odds of preference, so their gains share one scale: where the learnt one gains more, the policy deceives its judge.
+half of which are wrong. Then GRPO trains it on the learnt reward, twice: with a KL penalty that holds it near the
+imitating policy (`beta`), and without one. The true reward is only measured, on held-out prompts. Both rewards are
+log-odds of preference, so their gains share one scale: a learnt reward that gains more is over-optimised.
 """
 
 import argparse
@@ -28,18 +28,18 @@ QUIET = {"report_to": "none", "save_strategy": "no", "use_cpu": True, "bf16": Fa
 
 
 def true(prompts, completions, **columns):
-    """The true reward, as TRL calls a reward function."""
+    """Return the true rewards, as a reward function of TRL."""
     pairs = zip(prompts, completions, strict=True)
     return [true_reward(prompt[-1]["content"], completion[-1]["content"]) for prompt, completion in pairs]
 
 
 def asking(prompts):
-    """Rows with conversational prompts."""
+    """Return a dataset of conversational prompts."""
     return Dataset.from_list([{"prompt": [{"role": "user", "content": prompt}]} for prompt in prompts])
 
 
 def new_policy(tokenizer, seed):
-    """A decoder of half a million parameters, its weights random."""
+    """Return a decoder of half a million parameters with random weights."""
     set_seed(seed)
     return Qwen3ForCausalLM(
         Qwen3Config(
@@ -51,7 +51,7 @@ def new_policy(tokenizer, seed):
 
 
 def imitate(tokenizer, world, options):
-    """Supervised training on the world's responses, right and wrong ones; returns the policy's folder."""
+    """Train a policy on the world's responses, right and wrong ones, and return its folder."""
     seen = world.responses(options.imitated, "train")
     answers = [[{"role": "assistant", "content": each.response}] for each in seen]
     config = SFTConfig(
@@ -66,7 +66,7 @@ def imitate(tokenizer, world, options):
 
 
 def reinforce(policy, beta, world, options):
-    """GRPO on the learnt reward; returns the steps and both mean rewards on held-out prompts."""
+    """Train a policy by GRPO on the learnt reward; return the steps and both mean rewards on held-out prompts."""
     held_out = sorted(set(world.prompts(4 * options.judged, "test")))[: options.judged]
     config = GRPOConfig(
         str(options.output_dir), max_steps=options.steps, num_generations=RESPONSES_A_PROMPT, beta=beta,
@@ -86,7 +86,7 @@ def reinforce(policy, beta, world, options):
 
 
 def draw(runs, path):
-    """Both rewards as gains over the imitating policy: rewards of a reward model have no zero of their own."""
+    """Plot both rewards as gains over the imitating policy, since the rewards of a reward model have no zero."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4.2), layout="constrained")

@@ -1,4 +1,4 @@
-"""`plaudit train` as launchers start it: two CPU processes give the run of one, and say everything once."""
+"""`plaudit train` as launchers start it: two CPU processes give the run of one, and print everything once."""
 
 import json
 import os
@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from transformers import AutoModelForSequenceClassification
+
+from plaudit.cli import cli
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -16,7 +19,7 @@ ACCELERATE = [
     "accelerate.commands.launch", "--config_file", ROOT / "examples/accelerate/ddp.yaml", "--num_processes", "2",
     "--main_process_port", "0",
 ]  # fmt: skip
-# Read by Python as each process starts: it notes what DDP wraps.
+# Python imports it as each process starts; it writes down what DDP wraps.
 WATCH = """
 import os
 if "RANK" in os.environ:
@@ -43,22 +46,28 @@ def data_file(tmp_path, text_rows):
     return path
 
 
+def arguments(tmp_path, base_folder, data_file, name, *more):
+    """The arguments of a run of four steps."""
+    options = [
+        "train", "--model_name_or_path", base_folder, "--dataset_name", data_file, "--eval_fraction", "0.2",
+        "--output_dir", tmp_path / name, "--use_cpu", "true", "--bf16", "false", "--learning_rate", "1e-3",
+        "--lr_scheduler_type", "constant", "--logging_steps", "1", "--save_strategy", "no",
+        "--train_sampling_strategy", "sequential", "--report_to", "none", *more,
+    ]  # fmt: skip
+    return [str(option) for option in options]
+
+
 def launch(launcher, tmp_path, base_folder, data_file, name, *more):
-    """The folder that a run has saved, and what it printed."""
+    """Start two processes; the folder that they have saved, and what they printed."""
     (tmp_path / "sitecustomize.py").write_text(WATCH)
     path = os.pathsep.join(filter(None, [str(tmp_path), str(ROOT / "src"), os.environ.get("PYTHONPATH")]))
     environment = os.environ | {
         "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "160", "PYTHONPATH": path,
         "WATCHED": str(tmp_path / f"{name}."),
     }  # fmt: skip
-    command = [
-        sys.executable, "-m", *launcher, "-m", "plaudit.cli", "train", "--model_name_or_path", base_folder,
-        "--dataset_name", data_file, "--eval_fraction", "0.2", "--output_dir", tmp_path / name, "--use_cpu", "true",
-        "--bf16", "false", "--learning_rate", "1e-3", "--lr_scheduler_type", "constant", "--logging_steps", "1",
-        "--save_strategy", "no", "--train_sampling_strategy", "sequential", *more,
-    ]  # fmt: skip
+    command = [sys.executable, "-m", *map(str, launcher), "-m", "plaudit.cli"]
     done = subprocess.run(
-        [str(part) for part in command if part != ""], env=environment, stdout=subprocess.PIPE,
+        [*command, *arguments(tmp_path, base_folder, data_file, name, *more)], env=environment, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-6000:]
@@ -76,19 +85,23 @@ def numbers_of(folder):
 
 
 @pytest.fixture
-def alone(tmp_path, base_folder, data_file):
-    one_process = ["torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
-    return launch(
-        one_process, tmp_path, base_folder, data_file, "alone", "--per_device_train_batch_size", 4, "--max_steps", 4
-    )[0]
+def alone(tmp_path, base_folder, data_file, monkeypatch):
+    """The folder of a run in this process."""
+    monkeypatch.setattr("plaudit.cli.display.show_log_messages", lambda: None)  # it takes over the root logger
+    options = ("--per_device_train_batch_size", 4, "--max_steps", 4, "--verify_on_save", "false")
+    done = CliRunner().invoke(cli, arguments(tmp_path, base_folder, data_file, "alone", *options))
+    assert done.exit_code == 0, done.exception
+    return tmp_path / "alone"
 
 
 def test_two_launched_processes_give_the_run_of_one_and_say_it_once(alone, tmp_path, base_folder, data_file):
     expected = dict(AutoModelForSequenceClassification.from_pretrained(alone).named_parameters())
     for name, launcher in (("torchrun", TORCHRUN), ("accelerate", ACCELERATE)):
+        verify = str(name == "accelerate")  # a fresh process takes seconds
         folder, said = launch(
-            launcher, tmp_path, base_folder, data_file, name, "--per_device_train_batch_size", 2, "--max_steps", 4
-        )
+            launcher, tmp_path, base_folder, data_file, name, "--per_device_train_batch_size", 2, "--max_steps", 4,
+            "--verify_on_save", verify,
+        )  # fmt: skip
         for rank in (0, 1):
             assert (tmp_path / f"{name}.{rank}").read_text() == "Qwen3ForSequenceClassification gloo\n"
         both, one = numbers_of(folder), numbers_of(alone)
@@ -106,8 +119,9 @@ def test_two_launched_processes_give_the_run_of_one_and_say_it_once(alone, tmp_p
 
 def test_a_launched_run_by_tokens_reports_its_balance_once_and_trains_on_every_row(tmp_path, base_folder, data_file):
     folder, said = launch(
-        TORCHRUN, tmp_path, base_folder, data_file, "tokens", "--max_tokens_per_batch", 65, "--num_train_epochs", 1
-    )
+        TORCHRUN, tmp_path, base_folder, data_file, "tokens", "--max_tokens_per_batch", 65, "--num_train_epochs", 1,
+        "--verify_on_save", "false",
+    )  # fmt: skip
     assert said.count("times the mean over processes") == 1
     tokens = [entry["num_tokens"] for entry in history_of(folder) if "num_tokens" in entry]
     assert said.count(f"8 pairs, {tokens[-1]:,.0f} tokens") >= 1  # those of the plan, each counted once

@@ -43,7 +43,6 @@ EVERY_KIND = [
 @pytest.fixture(autouse=True)
 def in_process(monkeypatch):
     monkeypatch.setattr("plaudit.cli.display.show_log_messages", lambda: None)  # it takes over the root logger
-    monkeypatch.setenv("COLUMNS", "1000")
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Two updates of TRL's last PPO trainer with a Plaudit reward model; `test_trl_ppo.py` runs it beside that TRL.
 
-Usage: ppo.py FOLDER_OF_THE_REWARD_MODEL FOLDER_OF_THE_POLICY OUTPUT. Prints what came of it as one line of JSON.
+Usage: ppo.py FOLDER_OF_THE_REWARD_MODEL FOLDER_OF_THE_POLICY OUTPUT. Prints its figures as one line of JSON.
 """
 
 import copy

@@ -21,7 +21,7 @@ CHATS = [[{"role": "user", "content": question}] for question in QUESTIONS]
 
 @pytest.fixture
 def reward_folder(make_trainer, chat_rows, text_rows):
-    """A folder as a Plaudit run leaves it: of a model trained on conversations, or on texts."""
+    """Train a model on conversations, or on texts, and return the folder of the run."""
 
     def train(kind="chat", **options):
         rows = chat_rows if kind == "chat" else text_rows
@@ -66,7 +66,7 @@ def reinforce(tmp_path, policy_folder):
 
 
 def rewards_of(trainer, prompts, completions):
-    """What the trainer's own code makes of these completions, by reward function, [N, functions]."""
+    """Return the rewards of completions by the trainer's own code, [N, functions]."""
     rows = [{"prompt": prompt} for prompt in prompts]
     return trainer._calculate_rewards(rows, prompts, completions, [[1]] * len(prompts)).numpy()
 

@@ -153,7 +153,10 @@ def test_from_each_format_to_each_format_no_value_changes(tmp_path, name, output
     source = Source(str(tmp_path / name))
     written = join(tmp_path, [chunk.rows for chunk in source.chunks(2)], output, source.schema())
     again = [row for chunk in Source(str(written)).chunks(9) for row in chunk.rows]
-    assert again == TYPED
+    if ".csv" in name + output:  # an empty cell is no value
+        assert again == [{name: value or None for name, value in row.items()} for row in TYPED]
+    else:
+        assert again == TYPED
 
 
 def test_from_parquet_to_parquet_types_are_kept(tmp_path):

@@ -93,7 +93,7 @@ def test_a_prompt_that_comes_twice_runs_once(scorer):
     assert sum(seen) <= sum(map(len, distinct)) + 4  # an EOS each
 
 
-def test_it_is_called_what_the_path_says_or_what_it_is_told(scorer, folder):
+def test_its_name_is_that_of_the_path_or_the_one_that_was_given(scorer, folder):
     assert RewardFunction(folder).__name__ == "my-reward"
     assert RewardFunction("someone/their-reward").__name__ == "their-reward"
     assert RewardFunction(scorer).__name__ == "reward_model"
@@ -185,37 +185,33 @@ def test_a_reward_that_is_not_finite_is_an_error_and_no_silent_skip(scorer):
 
 
 WORKER = """
-import pickle, sys
-function, arguments = pickle.load(sys.stdin.buffer)
-print(function.__name__, function._model is None, *function(*arguments))
+import json, pickle, sys
+functions, arguments = pickle.load(sys.stdin.buffer)
+print(json.dumps([[function.__name__, function(*arguments)] for function in functions]))
 """
 
 
-def in_a_worker(function, cwd):
-    """What a fresh process, in another folder, makes of it."""
-    stdin = pickle.dumps((function, (PROMPTS, TEXTS)))
+def in_a_worker(functions, cwd):
+    """The name and the rewards of each function, in a fresh process that runs in another folder."""
+    stdin = pickle.dumps((functions, (PROMPTS, TEXTS)))
     result = subprocess.run([sys.executable, "-c", WORKER], input=stdin, capture_output=True, cwd=cwd, check=False)
     assert result.returncode == 0, result.stderr.decode()
-    name, lazy, *rewards = result.stdout.decode().split()
-    return name, lazy == "True", [float(reward) for reward in rewards]
+    return json.loads(result.stdout)
 
 
-def test_a_path_pickles_as_a_path_and_loads_where_it_is_called(folder, tmp_path, monkeypatch):
+def test_functions_reward_the_same_in_other_processes(scorer, make_model, tokenizer, folder, tmp_path, monkeypatch):
     monkeypatch.chdir(folder.parent)
-    function = RewardFunction("my-reward", clip=50, name="mine")
-    expected = function(PROMPTS, TEXTS)
-    assert len(pickle.dumps(function)) < 1_000
-    (elsewhere := tmp_path / "elsewhere").mkdir()
-    assert in_a_worker(function, elsewhere) == ("mine", True, pytest.approx(expected, abs=2e-6))
-
-
-@pytest.mark.parametrize("layout", ["forest", "padded"])
-def test_a_model_pickles_whole(scorer, tmp_path, layout):
-    function = RewardFunction(scorer)
-    expected = function(PROMPTS, TEXTS)
+    by_path, whole = RewardFunction("my-reward", clip=50, name="mine"), RewardFunction(scorer)
+    padded = RewardFunction(RewardModel(make_model(), tokenizer), name="padded")
+    expected = {each.__name__: each(PROMPTS, TEXTS) for each in (by_path, whole, padded)}
+    assert len(pickle.dumps(by_path)) < 1_000  # a path is loaded where the function is called
+    assert len(pickle.dumps(whole)) > 10_000
     assert scorer.engine.layout == "forest"
-    scorer.engine.layout = layout  # as if the layouts had differed: its attention stays that of forests
-    assert in_a_worker(function, tmp_path) == ("reward_model", False, pytest.approx(expected, abs=2e-6))
+    padded.reward_model.engine.layout = "padded"  # as if the layouts had differed: its attention stays that of forests
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    for name, rewards in in_a_worker((by_path, whole, padded), elsewhere):
+        assert rewards == pytest.approx(expected.pop(name), abs=2e-6)
+    assert not expected
 
 
 def renamed():

@@ -41,6 +41,9 @@ def score(path: str, sequences: list[Any], ids: list[list[int]] | None = None, *
     """
     from transformers import AutoTokenizer
 
+    # The first call of MKL's vector mathematics is not thread-safe: with one element, one thread makes it
+    # (https://github.com/pytorch/pytorch/issues/188792).
+    torch.zeros(1).cos()
     code = {"trust_remote_code": options.pop("trust_remote_code", False)}
     adapter = Path(path, "adapter_config.json").is_file()
     model = as_trained(load(path, adapter, **options, **code))

@@ -2,18 +2,18 @@
 
 import logging
 import os
-import signal
 import sys
 from importlib import import_module
 from typing import Any, NoReturn
 
 import click
 
+from plaudit.cli.interrupts import exit_code
 from plaudit.errors import PlauditError
 
-__all__ = ["main"]
+__all__ = ["cli", "main"]
 
-# Said here and not in the modules, so that `plaudit --help` imports none of them, and no torch.
+# Here and not in the modules of the commands, none of which `plaudit --help` needs to import.
 _COMMANDS = {
     "quickstart": "Train, prove and use a small reward model on built-in data. No network, no GPU, three minutes.",
     "train": "Train a reward model on your preference data.",
@@ -25,7 +25,7 @@ _COMMANDS = {
 
 
 class _Commands(click.Group):
-    """Loads a subcommand's module when it is called."""
+    """A group that imports the module of a command when that command is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's signature
         return list(_COMMANDS)
@@ -34,12 +34,12 @@ class _Commands(click.Group):
         return import_module(f"plaudit.cli.{cmd_name}").command if cmd_name in _COMMANDS else None
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; Ctrl-C ends it with the code that a shell gives a program which a signal ended."""
+        """Run the command; Ctrl-C ends it with the exit code 130, as a shell reports it."""
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:  # click would say "Aborted!" and 1, which is also that of a failed verification
+        except KeyboardInterrupt as interrupt:  # click's exit code, 1, is also that of a failed verification
             click.echo("\nStopped.", err=True)
-            sys.exit(128 + signal.SIGINT)
+            sys.exit(exit_code(interrupt))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
@@ -55,10 +55,10 @@ def cli() -> None:
 def main() -> None:
     """Run the command line.
 
-    Plaudit's own errors are shown without a traceback, with exit code 2. So are those of the libraries below it for
-    bad values, missing files and missing packages; `PLAUDIT_TRACEBACK=1` shows where they come from.
+    Errors of Plaudit are printed without a traceback, with exit code 2. So are the errors of the libraries below for
+    bad values, missing files and missing packages; `PLAUDIT_TRACEBACK=1` shows their tracebacks.
     """
-    # It remarks at its import, whatever is done, that a package of faster kernels is not there.
+    # bitsandbytes warns at its import that an optional package of faster kernels is missing.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         cli()

@@ -1,4 +1,4 @@
-"""Options from dataclasses, in flags or in a YAML file, flags winning."""
+"""A parser of options that are fields of dataclasses: in flags or in a YAML file, flags winning."""
 
 import difflib
 from argparse import SUPPRESS
@@ -10,6 +10,7 @@ from typing import Any, NoReturn, get_args, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
+from plaudit.cli.option_help import YAML_ONLY
 from plaudit.errors import ConfigError
 
 __all__ = ["OptionParser"]
@@ -19,18 +20,18 @@ class OptionParser(HfArgumentParser):
     """transformers' parser of dataclasses, with a YAML file in front and errors that name the nearest option.
 
     Args:
-        dataclasses: What to fill; their fields are the options.
+        dataclasses: The dataclasses to fill; their fields are the options.
         usage: One line of usage.
     """
 
     def __init__(self, dataclasses: Sequence[type], usage: str) -> None:
-        super().__init__(dataclasses, usage=usage, allow_abbrev=False)
-        self._known = {action.dest for action in self._actions if action.dest != "help"}
+        super().__init__(dataclasses, usage=usage, allow_abbrev=False, add_help=False)
+        self._known = {action.dest for action in self._actions}
         hints = {name: hint for each in dataclasses for name, hint in get_type_hints(each).items()}
         for action in self._actions:
-            if action.dest == "datasets":
-                action.help = SUPPRESS  # a mixture is written in YAML
-            # Each option is also known with dashes; showing both would double the help.
+            if action.dest in YAML_ONLY:
+                action.help = SUPPRESS
+            # transformers accepts each option with dashes too, and would list both spellings.
             action.option_strings = [
                 name for name in action.option_strings if "-" not in name[2:]
             ] or action.option_strings
@@ -38,14 +39,18 @@ class OptionParser(HfArgumentParser):
                 action.type = _or_none(action.type)
 
     def parse(self, arguments: Sequence[str], **defaults: Callable[[Any], Any]) -> tuple[Any, ...]:
-        """The dataclasses, filled from `[CONFIG.yaml] --option value ...`.
+        """Fill the dataclasses from `[CONFIG.yaml] --option value ...`.
 
         Args:
-            arguments: The command line after the command.
-            **defaults: For an option that was not given: a function from all that was (a namespace) to its value.
+            arguments: The command line behind the name of the command.
+            **defaults: By option, a function that returns the value of that option if it was not given, from the
+                namespace of all options.
+
+        Returns:
+            An instance of each dataclass.
 
         Raises:
-            ConfigError: An option is unknown or has no such value, or the file cannot be read.
+            ConfigError: An option is unknown, a value is not one of its values, or the file cannot be read.
         """
         flags = [
             part for flag in arguments for part in (flag.split("=", 1) if flag.startswith("--config=") else [flag])
@@ -87,11 +92,11 @@ class OptionParser(HfArgumentParser):
 
     def _unknown(self, name: str, *, dashes: str) -> str:
         near = difflib.get_close_matches(name, self._known, n=1)
-        hint = f"did you mean {dashes}{near[0]}?" if near else "`plaudit train --help` lists them all."
+        hint = f"did you mean {dashes}{near[0]}?" if near else "`plaudit train --help_all` lists them all."
         return f"unknown option {dashes}{name}: {hint}"
 
     def error(self, message: str) -> NoReturn:
-        """Raise instead of printing two hundred lines of usage."""
+        """Raise an error instead of printing the usage and leaving."""
         raise ConfigError(message)
 
 
@@ -102,7 +107,7 @@ def _value_of(flags: list[str], place: int) -> str:
 
 
 def _or_none(convert: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Let a number that may be None be set to it: `--max_length none`."""
+    """Return a conversion that also takes "none", for a number that may be `None`: `--max_length none`."""
 
     def converted(text: str) -> Any:
         return None if text.lower() in ("none", "null") else convert(text)

@@ -1,16 +1,14 @@
 """`plaudit score`: a column of rewards for the rows of a file or a hub dataset."""
 
 import re
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from plaudit.cli.interrupts import exit_code, sigterm_as_interrupt
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -26,7 +24,7 @@ _SECONDS_BETWEEN_LINES = 10
 
 
 class WorkerRange(click.ParamType):
-    """A number of workers such as 4, or a range such as 1:8 or 1: (no limit)."""
+    """A number of workers such as 4, or a range such as 1:8, or 1: without a limit."""
 
     name = "MIN[:MAX]"
 
@@ -78,18 +76,12 @@ class WorkerRange(click.ParamType):
     "--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
     help="Score in this process, or on Ray: the cluster of RAY_ADDRESS, or this machine with several models.",
 )  # fmt: skip
-@click.option(
-    "--workers",
-    type=WorkerRange(),
-    default="1:",
-    show_default=True,
-    help="Models on Ray; no MAX, no limit.",
-)
+@click.option("--workers", type=WorkerRange(), default="1:", show_default=True, help="Models on Ray; no MAX: no limit.")
 @click.option("--restart", is_flag=True, help="Score all rows anew, and replace OUTPUT.")
 def command(source: str, output: str, restart: bool, **options: Any) -> None:
     """Score the rows of INPUT (JSON lines, CSV, Parquet, a folder or a hub dataset) and write them with their rewards.
 
-    A run that was stopped, by whatever, goes on where it was when the same command is given again.
+    A run that was stopped or killed goes on where it was when the same command is given again.
     """
     # Not at the top of the module: these imports take seconds, and `--help` must not wait for them.
     from plaudit.cli.display import show_log_messages
@@ -101,11 +93,11 @@ def command(source: str, output: str, restart: bool, **options: Any) -> None:
     executor = _executor(options["engine"], options["workers"])
     rows = Source(source, options["dataset_config"], options["split"])
     try:
-        with _sigterm_as_ctrl_c(), display:
+        with sigterm_as_interrupt(), display:
             score_file(rows, path, _config(options), executor=executor, restart=restart, report=display.update)
-    except KeyboardInterrupt as stop:
+    except KeyboardInterrupt as interrupt:
         display.show_stop(restart)
-        sys.exit(128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT))
+        sys.exit(exit_code(interrupt))
     display.show_result(path, options["max_length"])
 
 
@@ -132,27 +124,6 @@ def _config(options: dict[str, Any]) -> "ScoringConfig":
         chunk_rows=options["batch_rows"],
         model_options={name: options[name] for name in model_options},
     )
-
-
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, as batch systems send it."""
-
-
-@contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM stop the run as Ctrl-C does, so that the terminal is restored and a message printed."""
-
-    def stop(*_: Any) -> None:
-        raise _Terminated
-
-    if threading.current_thread() is not threading.main_thread():  # Python sets signal handlers in no other thread
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 class _Display:
@@ -224,17 +195,18 @@ class _Display:
         self._console.print(f"Stopped after {rows:,} rows. {again} goes on.")
 
     def show_result(self, output: Path, max_length: int | None) -> None:
-        """Print what the output holds, and the rows and sequences that were not scored as they are."""
+        """Print what the output holds, and how many rows and sequences were not scored as they are."""
         from plaudit.scoring.chunk_store import rejected_path
 
         assert self._last is not None
         counts, workers = self._last.counts, self._last.workers
         by = f" by {workers} workers" if workers > 1 else ""
-        self._console.print(f"Scored {counts.rows:,} rows of {counts.tokens:,} tokens{by} into [bold]{output}[/bold]")
+        lines = [f"Scored {counts.rows:,} rows of {counts.tokens:,} tokens{by} into [bold]{output}[/bold]"]
         if counts.rejected:
             reasons = f"the reasons are in {rejected_path(output)}"
-            self._console.print(f"[yellow]{counts.rejected:,} rows could not be scored[/yellow]: {reasons}")
+            lines.append(f"[yellow]{counts.rejected:,} rows could not be scored[/yellow]: {reasons}")
         if counts.truncated:
             limit = f"{max_length:,} tokens" if max_length else "the model has positions"
             what = f"{counts.truncated:,} sequences had more than {limit}"
-            self._console.print(f"[yellow]{what}[/yellow] and were truncated from the left")
+            lines.append(f"[yellow]{what}[/yellow] and were truncated from the left")
+        self._console.print("\n".join(lines), soft_wrap=True)  # a path in pieces could not be copied

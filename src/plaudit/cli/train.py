@@ -1,106 +1,125 @@
 """`plaudit train`: from preference data and a model to a trained, evaluated, saved reward model."""
 
-import dataclasses
-import logging
 import shlex
 import signal
 import sys
 from argparse import Namespace
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from plaudit.cli.interrupts import exit_code, sigterm_as_interrupt
 from plaudit.errors import ConfigError
 
 if TYPE_CHECKING:
+    from plaudit.cli.options import OptionParser
+    from plaudit.data.script_arguments import ScriptArguments
     from plaudit.models.model_config import ModelConfig
     from plaudit.training.config import RewardConfig
     from plaudit.training.trainer import RewardTrainer
 
-__all__ = ["command"]
+__all__ = ["COMMON_OPTIONS", "command"]
 
-_USAGE = "plaudit train [CONFIG.yaml] --model_name_or_path MODEL --dataset_name DATA [--option value ...]"
+_USAGE = "plaudit train [CONFIG.yaml] --model_name_or_path MODEL --dataset_name DATA [--option VALUE ...]"
+# Those of transformers' options that most runs set; importing transformers for its own help takes seconds.
+COMMON_OPTIONS = {
+    "output_dir": "Folder for the model and its checkpoints; by default the model's name with '-Reward'.",
+    "num_train_epochs": "Passes over the training rows.",
+    "max_steps": "Optimiser steps, instead of passes.",
+    "per_device_train_batch_size": "Rows of a batch of one process; see also max_tokens_per_batch.",
+    "gradient_accumulation_steps": "Batches of an optimiser step.",
+    "lr_scheduler_type": "Course of the learning rate, such as linear, cosine or constant.",
+    "warmup_steps": "Steps in which the learning rate rises; below 1, as a fraction of all steps.",
+    "eval_strategy": "When to evaluate during training: no, steps or epoch.",
+    "save_strategy": "When to write a checkpoint: no, steps, epoch or best.",
+    "save_steps": "Steps between checkpoints; below 1, as a fraction of all steps.",
+    "save_total_limit": "Most checkpoints to keep.",
+    "resume_from_checkpoint": "Checkpoint to go on from, or 'last'.",
+    "seed": "Seed of the order of the rows and of a new head.",
+    "report_to": "Where logs go, such as wandb, tensorboard or none.",
+    "push_to_hub": "Upload the model to the hub.",
+}
 
 
 @click.command("train", add_help_option=False, context_settings={"ignore_unknown_options": True})
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def command(options: tuple[str, ...]) -> None:
     """Train a reward model on your preference data."""
-    # Here and not above: these imports take seconds, and `plaudit --help` must not wait for them.
-    import torch
-    from transformers import PrinterCallback
-
+    if {"-h", "--help"} & set(options):
+        click.echo(_short_help(), nl=False)
+        return
+    # Not at the top of the module: these imports take seconds, and `--help` must not wait for them.
     from plaudit.cli.display import LiveProgress, console, show_log_messages
-    from plaudit.data.splits import load_splits
-    from plaudit.models.adapters import get_peft_config
-    from plaudit.models.quantization import get_quantization_config
     from plaudit.training.preparation import quiet_all_but_the_first
-    from plaudit.training.trainer import RewardTrainer
+    from plaudit.training.recipe import build_trainer, checkpoint_to_resume, final_evaluation
 
-    script, config, model = _parse(options)
+    if "--help_all" in options:
+        _parser().print_help()
+        return
+    script, model, config = _parse(options)
     show_log_messages()
     quiet_all_but_the_first()
-    _warn_of_idle_options(model)
-    resume = _resume_from(config)
-    train_dataset, eval_dataset = load_splits(script, config.seed)
-    config.model_init_kwargs = _model_init_kwargs(model, config)
-    trainer = RewardTrainer(
-        model=model.model_name_or_path,
-        args=config,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        callbacks=[LiveProgress()],
-        quantization_config=get_quantization_config(model),
-        peft_config=get_peft_config(model),
-    )
-    trainer.remove_callback(PrinterCallback)
-    if script.ignore_bias_buffers:  # DDP's own list of what it leaves alone
-        buffers = trainer.model.named_buffers()
-        trainer.model._ddp_params_and_buffers_to_ignore = [
-            name for name, buffer in buffers if buffer.dtype == torch.bool
-        ]
-    trainer.dataset_name = script.dataset_name or ", ".join(str(entry["path"]) for entry in script.datasets or ())
+    resume = checkpoint_to_resume(config)
+    trainer = build_trainer(script, model, config, callbacks=[LiveProgress()])
     _show_plan(trainer, model)
     trainer.stop_on = (signal.SIGINT, signal.SIGTERM)
     try:
         trainer.train(resume_from_checkpoint=resume)
     except SystemExit:
-        _say_how_to_resume(trainer, options)
+        _show_how_to_resume(trainer, options)
         trainer.end()
         raise
     try:
-        signal.signal(signal.SIGTERM, _interrupt)
-        metrics = _evaluate(trainer) if eval_dataset is not None else {}
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a save that is ended is ended when the run is resumed
+        with sigterm_as_interrupt():
+            metrics = final_evaluation(trainer)
     except KeyboardInterrupt as interrupt:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         trainer.save_model()
-        console.print(f"The evaluation was stopped. The trained model is in [bold]{config.output_dir}[/bold]")
+        where = f"The trained model is in [bold]{config.output_dir}[/bold]"
+        console.print(f"The evaluation was stopped. {where}", soft_wrap=True)
         trainer.end()
-        sys.exit(128 + (interrupt.args or (signal.SIGINT,))[0])  # as a shell reports a program that a signal ended
+        sys.exit(exit_code(interrupt))
     _show_result(trainer, metrics)
-    trainer.save_model()
+    trainer.save_model()  # a signal ends a save at once: it is complete or not there
     if trainer.is_world_process_zero():
-        console.print(f"The reward model is in [bold]{config.output_dir}[/bold]")
+        console.print(f"The reward model is in [bold]{config.output_dir}[/bold]", soft_wrap=True)
     trainer.end()
 
 
-def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt(number)
+def _short_help() -> str:
+    from plaudit.cli.option_help import format_options
+    from plaudit.data.script_arguments import ScriptArguments
+    from plaudit.models.model_config import ModelConfig
+    from plaudit.training.reward_options import RewardOptions
+
+    formatter = click.HelpFormatter(max_width=100)
+    formatter.write_usage("plaudit train", _USAGE.removeprefix("plaudit train "))
+    formatter.write_paragraph()
+    formatter.write_text("Train a reward model on your preference data.")
+    formatter.write_paragraph()
+    formatter.write_text("Options may also be lines of a YAML file, such as `learning_rate: 1e-5`; flags win.")
+    for title, group in (("Data", ScriptArguments), ("Model", ModelConfig), ("Training", RewardOptions)):
+        format_options(formatter, title, group)
+    with formatter.section("Training, from transformers"):
+        formatter.write_dl([(f"--{name}", text) for name, text in COMMON_OPTIONS.items()])
+    with formatter.section("More"):
+        formatter.write_dl([("--help_all", "List all options, those of transformers.TrainingArguments included.")])
+    return formatter.getvalue()
 
 
-def _parse(options: tuple[str, ...]) -> "tuple[Any, RewardConfig, ModelConfig]":
+def _parser() -> "OptionParser":
     from plaudit.cli.options import OptionParser
     from plaudit.data.script_arguments import ScriptArguments
     from plaudit.models.model_config import ModelConfig
     from plaudit.training.config import RewardConfig
 
-    parser = OptionParser((ScriptArguments, ModelConfig, RewardConfig), usage=_USAGE)
-    script, model, config = parser.parse(options, output_dir=_default_output)
-    config.disable_tqdm = True  # our own bar instead
-    return script, config, model
+    return OptionParser((ScriptArguments, ModelConfig, RewardConfig), usage=_USAGE)
+
+
+def _parse(options: tuple[str, ...]) -> "tuple[ScriptArguments, ModelConfig, RewardConfig]":
+    script, model, config = _parser().parse(options, output_dir=_default_output)
+    config.disable_tqdm = True  # the command shows its own bar
+    return script, model, config
 
 
 def _default_output(given: Namespace) -> str:
@@ -109,69 +128,13 @@ def _default_output(given: Namespace) -> str:
     return f"{Path(given.model_name_or_path).resolve().name}-Reward"
 
 
-def _model_init_kwargs(model: "ModelConfig", config: "RewardConfig") -> dict[str, Any]:
-    named = {
-        "revision": model.model_revision,
-        "attn_implementation": model.attn_implementation,
-        "dtype": model.dtype,
-    }
-    return {name: value for name, value in named.items() if value is not None} | config.load_options
-
-
-def _warn_of_idle_options(model: "ModelConfig") -> None:
-    if model.use_peft:
-        return
-    changed = [
-        f"--{each.name}"
-        for each in dataclasses.fields(model)
-        if each.name.startswith(("lora_", "use_rslora", "use_dora")) and getattr(model, each.name) != each.default
-    ]
-    if changed:
-        logging.getLogger(__name__).warning("%s without --use_peft: ALL weights train", " ".join(changed))
-
-
-def _resume_from(config: "RewardConfig") -> str | bool | None:
-    from plaudit.checkpoint.integrity import last_complete_checkpoint
-
-    path = str(config.resume_from_checkpoint or "")  # YAML may say `true`
-    has_some = last_complete_checkpoint(config.output_dir) is not None
-    if path.lower() in ("", "false"):
-        if has_some:
-            logging.getLogger(__name__).warning(
-                "'%s' holds checkpoints of an earlier run; this one starts anew and adds its own.", config.output_dir
-            )
-        return None
-    if path.lower() in ("true", "last"):
-        if not has_some:
-            raise ConfigError(f"--resume_from_checkpoint {path}: there is no checkpoint in '{config.output_dir}'.")
-        return True
-    if not Path(path).is_dir():
-        raise ConfigError(f"--resume_from_checkpoint: there is no folder '{path}'. Use 'last' for the newest one.")
-    return path
-
-
-def _evaluate(trainer: "RewardTrainer") -> dict[str, float]:
-    """The final evaluation, unless training has ended with it."""
-    from plaudit.cli.display import console
-
-    state = trainer.state
-    last = [entry for entry in state.log_history if entry.get("step") == state.global_step]
-    done = {name: value for entry in last for name, value in entry.items() if name.startswith("eval_")}
-    if done and not trainer.args.load_best_model_at_end:
-        return done
-    if trainer.is_world_process_zero():
-        console.print("Evaluating ...")
-    return trainer.evaluate()
-
-
 def _show_plan(trainer: "RewardTrainer", model: "ModelConfig") -> None:
     from plaudit.cli.display import show_table
 
     if not trainer.is_world_process_zero():
         return
     args, parameters = trainer.args, list(trainer.model.parameters())
-    sizes = [getattr(parameter, "ds_numel", parameter.numel()) for parameter in parameters]  # ZeRO-3 holds parts
-    total = sum(sizes)
+    sizes = [getattr(parameter, "ds_numel", parameter.numel()) for parameter in parameters]  # ZeRO-3 holds shards
     trained = sum(size for size, parameter in zip(sizes, parameters, strict=True) if parameter.requires_grad)
     precision = "bf16 mixed" if args.bf16 else "fp16 mixed" if args.fp16 else "float32"
     rows = f"{args.per_device_train_batch_size} rows"
@@ -180,31 +143,29 @@ def _show_plan(trainer: "RewardTrainer", model: "ModelConfig") -> None:
     weights = str(trainer.model.dtype).removeprefix("torch.")
     if (bits := 4 * model.load_in_4bit + 8 * model.load_in_8bit) != 0:
         weights = f"{bits} bits and {weights}"
-    batch = f"{rows} x {args.gradient_accumulation_steps} accumulated"
-    layout = "token forest" if trainer.layout == "forest" else "padded"
     processes = f"{args.world_size} process{'es' if args.world_size > 1 else ''}"
     show_table(
         "What will run",
         [
             ("model", f"{model.model_name_or_path} ({type(trainer.model).__name__})"),
-            ("parameters", f"{total:,}, of which {trained:,} train"),
-            *((name, _split_line(report)) for name, report in trainer.reports.items()),
-            ("batch", f"{batch} x {processes}"),
-            ("layout", layout),
+            ("parameters", f"{sum(sizes):,}, of which {trained:,} train"),
+            *((name, _describe_split(report)) for name, report in trainer.reports.items()),
+            ("batch", f"{rows} x {args.gradient_accumulation_steps} accumulated x {processes}"),
+            ("layout", "token forest" if trainer.layout == "forest" else "padded"),
             ("device", f"{args.device}, {precision}, weights in {weights}"),
             ("output", str(args.output_dir)),
         ],
     )
 
 
-def _split_line(report: Any) -> str:
+def _describe_split(report: Any) -> str:
     if report.streaming:
-        return "a stream: rows are counted as they come"
+        return "a stream, whose rows are counted as they are read"
     dropped = f"; {report.dropped:,} dropped ({report.causes()})" if report.dropped else "; none dropped"
     return f"{report.kept:,} pairs, {report.tokens:,} tokens{dropped}"
 
 
-def _say_how_to_resume(trainer: "RewardTrainer", options: tuple[str, ...]) -> None:
+def _show_how_to_resume(trainer: "RewardTrainer", options: tuple[str, ...]) -> None:
     from plaudit.cli.display import console
 
     if not trainer.is_world_process_zero():
@@ -215,28 +176,30 @@ def _say_how_to_resume(trainer: "RewardTrainer", options: tuple[str, ...]) -> No
         del kept[place : place + 2]
     checkpoint = Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}"
     resume = shlex.join(["plaudit", "train", *kept, "--resume_from_checkpoint", str(checkpoint)])
-    console.print(f"Stopped after step {trainer.state.global_step}; saved [bold]{checkpoint}[/bold]. Go on with:")
+    stop = f"Stopped after step {trainer.state.global_step}; saved [bold]{checkpoint}[/bold]. Go on with:"
+    console.print(stop, soft_wrap=True)
     console.print(f"  {resume}", soft_wrap=True, markup=False)
 
 
 def _show_result(trainer: "RewardTrainer", metrics: dict[str, float]) -> None:
     from plaudit.cli.display import show_table
-    from plaudit.metrics import wilson_interval
 
     if not trainer.is_world_process_zero():
         return
     last = {name: value for entry in trainer.state.log_history for name, value in entry.items()}
     rows = [("steps", f"{trainer.state.global_step:,}"), ("training loss", f"{last['train_loss']:.4f}")]
     for prefix, report in ((name, report) for name, report in trainer.reports.items() if name != "train"):
-        if f"{prefix}_accuracy" not in metrics:
-            continue
-        accuracy = metrics[f"{prefix}_accuracy"]
-        interval = ""
-        if not report.streaming:
-            low, high = wilson_interval(accuracy, report.kept)
-            interval = f" (95% interval {low:.1%} to {high:.1%}, {report.kept:,} pairs)"
-        rows.append((f"{prefix} accuracy", f"{accuracy:.1%}{interval}"))
-        guessing = " (0.6931 is guessing)" if trainer.args.loss_type == "bradley_terry" else ""
-        rows.append((f"{prefix} loss", f"{metrics[f'{prefix}_loss']:.4f}{guessing}"))
-        rows.append((f"{prefix} margin", f"{metrics[f'{prefix}_margin']:.3f}"))
+        if f"{prefix}_accuracy" in metrics:
+            rows += _result_of_split(prefix, report, metrics, trainer.args.loss_type)
     show_table("Result", rows)
+
+
+def _result_of_split(prefix: str, report: Any, metrics: dict[str, float], loss_type: str) -> list[tuple[str, str]]:
+    accuracy, low, high = (metrics[f"{prefix}_accuracy{end}"] for end in ("", "_low", "_high"))
+    interval = f" (95% interval {low:.1%} to {high:.1%}, {report.kept:,} pairs)"
+    guessing = " (0.6931 is guessing)" if loss_type == "bradley_terry" else ""
+    return [
+        (f"{prefix} accuracy", f"{accuracy:.1%}{interval}"),
+        (f"{prefix} loss", f"{metrics[f'{prefix}_loss']:.4f}{guessing}"),
+        (f"{prefix} margin", f"{metrics[f'{prefix}_margin']:.3f}"),
+    ]

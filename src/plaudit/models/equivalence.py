@@ -64,8 +64,8 @@ def layouts_differ(
 
     The rewards of both layouts must agree up to rounding (see `rounding_tolerance`). Where rounding in a narrow `dtype`
     could hide a difference, or flip the choice of an expert, they are compared with the weights in float32. A
-    difference counts only if a second measurement of both layouts confirms it: the first forward pass of a process has
-    been seen to be off by 1e-4 where every later one was exact.
+    difference counts only if a second measurement of both layouts confirms it: the first forward pass of a process was
+    off by 1e-4 where MKL's first call raced (see `plaudit.models.precision.settle_vector_kernels`).
 
     Args:
         model: The model that `score` runs.

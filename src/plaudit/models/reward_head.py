@@ -15,7 +15,7 @@ from torch import nn
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from plaudit.errors import ModelError
-from plaudit.models.precision import use_training_kernels_on_cpu
+from plaudit.models.precision import settle_vector_kernels, use_training_kernels_on_cpu
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -136,6 +136,7 @@ def bind_reward_forward(model: "PreTrainedModel") -> None:
         ModelError: The model has no head with one output, or weights that were repacked for inference.
     """
     check_one_label(model)
+    settle_vector_kernels()
     use_training_kernels_on_cpu(model)
     for name in head_names(model):
         module = model.get_submodule(name)

@@ -1,4 +1,4 @@
-"""Reward models as the functions that RL trainers call, alone or beside plain Python."""
+"""Reward models as the functions that RL trainers call, alone or combined with other reward functions."""
 
 import functools
 import inspect
@@ -22,22 +22,23 @@ logger = logging.getLogger(__name__)
 
 
 class RewardFunction:
-    """A reward model as TRL's GRPO and RLOO, and trainers like them, call it.
+    """A reward model with the signature that TRL's GRPO and RLOO, and trainers like them, call.
 
-    What it returns is `clipped(normalized(reward)) - length_penalty * characters`, each part where it was asked for.
+    It returns `clip(normalize(reward)) - length_penalty * characters`, each part only if its option is set.
 
     Args:
         path_or_model: A folder or hub id, as for `RewardModel.from_pretrained`, or a `RewardModel`. A path is loaded
-            at the first call, and pickles as a path: each worker loads its own, on its own device. A model pickles
-            whole.
+            at the first call and pickled as a path, so each worker process loads a model of its own on its own device.
+            A `RewardModel` is pickled with its weights.
         normalize: Subtract the mean and divide by the standard deviation that were saved with the model.
-        clip: The most that a reward may be away from 0, or its least and its greatest value.
-        length_penalty: What each character of a completion costs; in a list of messages those of the assistant's.
-            Characters and not tokens, since a policy and its reward model may count tokens differently.
-        name: What trainers log it as; the last part of the path if `None`.
+        clip: The greatest distance of a reward from 0, or the least and the greatest reward.
+        length_penalty: Reward that each character of a completion costs; in a list of messages, each character of the
+            assistant's. Characters are counted and not tokens, since a policy and its reward model may have different
+            tokenizers.
+        name: The name under which trainers log the rewards; the last part of the path by default.
 
     Raises:
-        ConfigError: An option cannot work, or it is neither a path nor a `RewardModel`.
+        ConfigError: An option has no such value, or `path_or_model` is neither a path nor a `RewardModel`.
     """
 
     def __init__(
@@ -61,41 +62,42 @@ class RewardFunction:
                 f"For a model in memory: RewardModel(model, tokenizer)."
             )
         self.normalize, self.bounds = normalize, _bounds(clip)
-        a_number = isinstance(length_penalty, Real) and length_penalty >= 0 and math.isfinite(length_penalty)
-        if length_penalty is not None and not a_number:
+        is_cost = isinstance(length_penalty, Real) and length_penalty >= 0 and math.isfinite(length_penalty)
+        if length_penalty is not None and not is_cost:
             raise ConfigError(f"length_penalty: expected a number of 0 or more, got {length_penalty!r}.")
         self.length_penalty = length_penalty
         self.__name__ = name or Path(source).name or "reward_model"
 
     @property
     def reward_model(self) -> RewardModel:
-        """The model; a path is loaded now if it was not yet."""
+        """The reward model; a path is loaded at the first use."""
         if self._model is None:
             assert self._path is not None
             self._model = RewardModel.from_pretrained(self._path)
         return self._model
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
-        """Rewards of N completions, in the order given.
+        """Return the rewards of N completions, in their order.
 
         Args:
-            prompts: N strings or lists of messages; a prompt that comes more than once runs once.
-            completions: N strings or lists of messages, each of the prompt in its place.
-            **columns: What else trainers hand over. Of the dataset's columns, lists of N, `tools` and
-                `chat_template_kwargs` go to the chat template, as in training.
+            prompts: N strings or lists of messages; a prompt that occurs several times runs once.
+            completions: N strings or lists of messages, each the completion of the prompt at its index.
+            **columns: Other arguments of the trainer. The dataset's columns `tools` and `chat_template_kwargs`, lists
+                of N, go to the chat template as in training; all others are ignored.
 
         Raises:
-            DataError: A prompt or completion is malformed, or there are not as many of both.
-            ConfigError: `normalize`, and the model was saved without a scale.
-            ModelError: A reward is not finite; TRL would take it for a row that is not to be scored.
+            DataError: A prompt or completion is malformed, or their numbers differ.
+            ConfigError: `normalize` is set, and the model was saved without mean and standard deviation.
+            ModelError: A reward is not finite; TRL would leave such a completion out.
         """
-        options = [template_options(row, number) for number, row in enumerate(_rows_of(columns, len(completions)))]
+        rows = _template_rows(columns, len(completions))
+        options = [template_options(row, number) for number, row in enumerate(rows)]
         rewards = self.reward_model.score(prompts, completions, options, normalize=self.normalize).astype(np.float64)
-        wrong = np.flatnonzero(~np.isfinite(rewards))
-        if len(wrong):
+        invalid = np.flatnonzero(~np.isfinite(rewards))
+        if len(invalid):
             raise ModelError(
-                f"{self.__name__}: expected finite rewards, but that of completion {wrong[0]} is {rewards[wrong[0]]}. "
-                f"Look at the model (`plaudit verify`), or load it in float32."
+                f"{self.__name__}: expected finite rewards, but that of completion {invalid[0]} is "
+                f"{rewards[invalid[0]]}. Check the model with `plaudit verify`, or load it in float32."
             )
         if self.bounds is not None:
             rewards = rewards.clip(*self.bounds)
@@ -110,8 +112,8 @@ class RewardFunction:
             return self.__dict__ | {"_model": pickle.dumps(self._model)}
         except (AttributeError, TypeError, pickle.PicklingError) as error:
             raise ModelError(
-                f"{self.__name__}: its model cannot be pickled for another process ({error}). Save it and pass the "
-                f"folder: each worker then loads its own."
+                f"{self.__name__}: its model cannot be pickled for another process ({error}). Save the model and "
+                f"pass the folder, from which each worker loads its own."
             ) from error
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -124,19 +126,20 @@ class RewardFunction:
 
 
 def combine(parts: Mapping[Any, float], *, name: str = "combined") -> Callable[..., list[float]]:
-    """One reward function that is the weighted sum of several, and that logs each of them.
+    """Return a reward function that is the weighted sum of several, and that logs each of them.
 
-    The mean of each part goes to the trainer's log as `rewards/<part>/mean`, unweighted, and the rewards of each into
-    its table of completions, where the trainer hands over TRL's `log_metric` and `log_extra`; else the means go to
-    Python's log, at level INFO.
+    If the trainer passes TRL's `log_metric` and `log_extra`, the unweighted mean of each part is logged as
+    `rewards/<part>/mean`, and the rewards of each part in the table of completions; otherwise the means go to Python's
+    log at level INFO.
 
     Args:
-        parts: Weights by reward function: any callable of TRL's kind, `(prompts, completions, **columns)` to one number
-            a completion, or what `RewardFunction` takes. It pickles if its parts do.
-        name: What trainers log the sum as.
+        parts: Weights by reward function. A function is any callable with TRL's signature, `(prompts, completions,
+            **columns) -> list of one number for each completion`, or an argument for `RewardFunction`. The sum can be
+            pickled if its parts can.
+        name: The name under which trainers log the sum.
 
     Raises:
-        ConfigError: There are no parts, two are called the same, one is asynchronous, or a weight is not finite.
+        ConfigError: There are no parts, two have the same name, one is asynchronous, or a weight is not finite.
     """
     return _Combined(parts, name)
 
@@ -151,64 +154,66 @@ class _Combined:
         self.weights = [float(weight) for weight in parts.values()]
         if not parts:
             raise ConfigError("combine: expected one or more reward functions with their weights, got none.")
-        for part, called, weight in zip(self.parts, self.names, self.weights, strict=True):
+        for part, part_name, weight in zip(self.parts, self.names, self.weights, strict=True):
             if not math.isfinite(weight):
-                raise ConfigError(f"combine: expected a finite weight for {called!r}, got {weight}.")
-            if self.names.count(called) > 1:
-                raise ConfigError(f"combine: two parts are called {called!r}, and are logged by their names. Name one.")
+                raise ConfigError(f"combine: expected a finite weight for {part_name!r}, got {weight}.")
+            if self.names.count(part_name) > 1:
+                raise ConfigError(
+                    f"combine: two parts are called {part_name!r}, and parts are logged by name. Give one another name."
+                )
             if any(map(inspect.iscoroutinefunction, (part, part.__call__))):
-                raise ConfigError(f"combine: {called!r} is asynchronous. Pass it to the trainer beside the others.")
+                raise ConfigError(f"combine: {part_name!r} is asynchronous. Pass it to the trainer beside the others.")
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
         rewards = [
-            _checked(part(prompts=prompts, completions=completions, **columns), called, len(completions))
-            for part, called in zip(self.parts, self.names, strict=True)
+            _checked(part(prompts=prompts, completions=completions, **columns), part_name, len(completions))
+            for part, part_name in zip(self.parts, self.names, strict=True)
         ]
         self._log(rewards, columns)
         return (np.array(self.weights) @ np.array(rewards)).tolist()
 
     def _log(self, rewards: list[list[float]], columns: dict[str, Any]) -> None:
         log_metric, log_extra = columns.get("log_metric"), columns.get("log_extra")
-        for called, values in zip(self.names, rewards, strict=True):
+        for part_name, values in zip(self.names, rewards, strict=True):
             mean = float(np.mean(values)) if values else math.nan
             if log_metric is None:
-                logger.info("%s: %s %.4f", self.__name__, called, mean)
+                logger.info("%s: %s %.4f", self.__name__, part_name, mean)
             elif values:
-                log_metric(f"rewards/{called}/mean", mean)
+                log_metric(f"rewards/{part_name}/mean", mean)
             if log_extra is not None:
-                log_extra(called, values)
+                log_extra(part_name, values)
 
 
-def _checked(rewards: Any, called: str, count: int) -> list[float]:
+def _checked(rewards: Any, part_name: str, count: int) -> list[float]:
     if inspect.isawaitable(rewards):
         if inspect.iscoroutine(rewards):
-            rewards.close()  # else Python warns that nobody awaited it
-        raise ConfigError(f"combine: {called!r} is asynchronous. Pass it to the trainer beside the others.")
+            rewards.close()  # or Python warns of a coroutine that was never awaited
+        raise ConfigError(f"combine: {part_name!r} is asynchronous. Pass it to the trainer beside the others.")
     try:
         rewards = list(rewards)
         values = [math.nan if each is None else float(each) for each in rewards]
     except (TypeError, ValueError) as error:
-        raise DataError(f"{called}: expected a list of {count} numbers, got {rewards!r:.80} ({error}).") from error
+        raise DataError(f"{part_name}: expected a list of {count} numbers, got {rewards!r:.80} ({error}).") from error
     if len(values) != count:
-        raise DataError(f"{called}: expected {count} rewards, one for each completion, got {len(values)}.")
+        raise DataError(f"{part_name}: expected {count} rewards, one for each completion, got {len(values)}.")
     for number, value in enumerate(values):
         if not math.isfinite(value):
             raise DataError(
-                f"{called}: expected a finite reward, but that of completion {number} is {rewards[number]}. In a "
-                f"combination every part judges every completion: return 0.0 where it has nothing to say."
+                f"{part_name}: expected a finite reward, but that of completion {number} is {rewards[number]}. In a "
+                f"combination every part rewards every completion: return 0.0 for one that the part does not judge."
             )
     return values
 
 
 def _name_of(function: Any) -> str:
-    """As TRL names it."""
+    """Return the name of a reward function as TRL finds it."""
     while isinstance(function, functools.partial):
         function = function.func
     return getattr(function, "__name__", type(function).__name__)
 
 
-def _rows_of(columns: Mapping[str, Any], count: int) -> Iterator[dict[str, Any]]:
-    """What the columns that concern the chat template say of each row."""
+def _template_rows(columns: Mapping[str, Any], count: int) -> Iterator[dict[str, Any]]:
+    """Yield for each completion the values of the columns that go to the chat template."""
     here = {name: columns[name] for name in TEMPLATE_COLUMNS if columns.get(name) is not None}
     for name, values in here.items():
         if not isinstance(values, list) or len(values) != count:
@@ -220,7 +225,7 @@ def _rows_of(columns: Mapping[str, Any], count: int) -> Iterator[dict[str, Any]]
 
 
 def _absolute(path: str | Path) -> str:
-    """A folder by its whole path, since a worker may run elsewhere; a hub id as it is."""
+    """Return the absolute path of a folder, since a worker may run in another one; return a hub id as it is."""
     folder = Path(path).expanduser()
     if folder.is_dir():
         return str(folder.resolve())
@@ -234,10 +239,10 @@ def _bounds(clip: float | tuple[float, float] | None) -> tuple[float, float] | N
         return None
     try:
         low, high = clip if isinstance(clip, (tuple, list)) else (-clip, clip)
-        right = low < high
+        is_range = low < high
     except (TypeError, ValueError):
-        right = False
-    if not right:
+        is_range = False
+    if not is_range:
         raise ConfigError(f"clip: expected a number above 0, or a least and a greatest reward, got {clip!r}.")
     return float(low), float(high)
 

@@ -1,6 +1,6 @@
 """`RewardConfig`: the options of a reward-training run."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,19 +9,13 @@ from transformers import TrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available
 
 from plaudit.errors import ConfigError
+from plaudit.training.reward_options import CHOICES, RewardOptions
 
 __all__ = ["RewardConfig"]
 
-_CHOICES = {
-    "batch_layout": ("auto", "forest", "padded"),
-    "overlong": ("drop", "truncate", "error"),
-    "loss_type": ("bradley_terry", "plackett_luce", "ties", "hinge"),
-    "group_weighting": ("group", "comparison"),
-}
-
 
 @dataclass
-class RewardConfig(TrainingArguments):
+class RewardConfig(RewardOptions, TrainingArguments):
     """`transformers.TrainingArguments`, with other defaults and the options of reward training.
 
     The names are those of TRL's `RewardConfig`. Defaults that differ from `TrainingArguments`: `learning_rate=1e-4`,
@@ -64,97 +58,6 @@ class RewardConfig(TrainingArguments):
     """
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]
-
-    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of AdamW."})
-    logging_steps: float = field(
-        default=10, metadata={"help": "Log every so many steps; below 1, as a fraction of all steps."}
-    )
-    bf16: bool | None = field(
-        default=None,
-        metadata={"help": "bf16 mixed precision. Unset: on where the hardware computes it well and `fp16` is off."},
-    )
-    activation_checkpointing: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Recompute activations in the backward pass to save memory; on unless set to false.",
-            "nargs": "?",
-            "const": True,
-        },
-    )
-    gradient_checkpointing: bool | None = field(
-        default=None,
-        metadata={"help": "The older name of `activation_checkpointing`.", "nargs": "?", "const": True},
-    )
-
-    model_init_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Keyword arguments for loading the model, as JSON; num_labels is always 1."}
-    )
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "Allow models and tokenizers that ship their own code."}
-    )
-    reinit_head: bool = field(
-        default=False, metadata={"help": "Draw the reward head anew instead of training on the one the model has."}
-    )
-    chat_template_path: str | None = field(
-        default=None, metadata={"help": "Chat template: a Jinja file, a tokenizer folder or a hub id."}
-    )
-    disable_dropout: bool = field(default=True, metadata={"help": "Turn off all dropout, an adapter's included."})
-    max_length: int | None = field(default=1024, metadata={"help": "Most tokens of a sequence; none for no limit."})
-    overlong: str = field(
-        default="drop",
-        metadata={
-            "help": "What becomes of a pair longer than max_length; truncate cuts the prompt from the left.",
-            "choices": list(_CHOICES["overlong"]),
-        },
-    )
-    overlong_max_fraction: float | None = field(
-        default=None, metadata={"help": "Stop when more than this fraction of a split is dropped for its length."}
-    )
-    eos_token: str | None = field(default=None, metadata={"help": "Token that closes a text."})
-    pad_token: str | None = field(default=None, metadata={"help": "Token to pad with; unset: one that is not EOS."})
-    pad_to_multiple_of: int | str | None = field(
-        default="auto", metadata={"help": "Pad lengths to a multiple of this; auto: 128 on Neuron, none elsewhere."}
-    )
-    dataset_num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenise."})
-    batch_layout: str = field(
-        default="auto",
-        metadata={
-            "help": "How a batch is laid out; auto: the best the model allows.",
-            "choices": list(_CHOICES["batch_layout"]),
-        },
-    )
-    max_tokens_per_batch: int | None = field(
-        default=None,
-        metadata={"help": "Fill batches up to so many tokens, shared ones once, instead of a number of rows."},
-    )
-    group_by_prompt: bool = field(default=False, metadata={"help": "Place rows of one prompt in one batch."})
-    loss_type: str = field(
-        default="bradley_terry", metadata={"help": "What is minimised.", "choices": list(_CHOICES["loss_type"])}
-    )
-    group_weighting: str = field(
-        default="group",
-        metadata={
-            "help": "Whether each ranked group counts the same, or each comparison.",
-            "choices": list(_CHOICES["group_weighting"]),
-        },
-    )
-    label_smoothing: float = field(default=0.0, metadata={"help": "Probability that a verdict is flipped, to 0.5."})
-    tie_threshold: float | None = field(
-        default=None, metadata={"help": "Threshold of loss_type ties, in reward units; learnt unless given."}
-    )
-    margin_from_scores: bool = field(
-        default=False, metadata={"help": "The difference of a group's scores is the margin of a comparison."}
-    )
-    center_rewards_coefficient: float | None = field(
-        default=None, metadata={"help": "Weight of mean((r_chosen + r_rejected)^2) in the loss; 0.01 is usual."}
-    )
-    activation_offloading: bool = field(
-        default=False, metadata={"help": "Keep the tensors saved for backward on the CPU during the step."}
-    )
-    verify_on_save: bool = field(
-        default=True,
-        metadata={"help": "Reload the final model in a fresh process and prove that it scores the same."},
-    )
 
     def __post_init__(self) -> None:
         self._settle_precision()
@@ -225,7 +128,7 @@ class RewardConfig(TrainingArguments):
         self.pad_to_multiple_of = multiple
 
     def _check_choices(self) -> None:
-        for option, choices in _CHOICES.items():
+        for option, choices in CHOICES.items():
             value = getattr(self, option)
             if value not in choices:
                 raise ConfigError(f"{option}: expected one of {', '.join(choices)}, got {value!r}.")

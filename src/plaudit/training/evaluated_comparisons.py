@@ -9,6 +9,7 @@ import torch
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from transformers import EvalPrediction, TrainingArguments
+from transformers.trainer_utils import denumpify_detensorize
 
 from plaudit.errors import DataError
 from plaudit.metrics import preference_metrics
@@ -101,11 +102,16 @@ class EvaluatedComparisons:
         """The better column of the predictions: 0, or 1 where a soft label says so, or -100 for a tie."""
         return _labels(torch.from_numpy(self.preferences)).numpy()
 
-    def metrics(self) -> dict[str, float]:
-        """Return the mean loss, the number of tokens, and `plaudit.metrics.preference_metrics`."""
+    def metrics(
+        self, prefix: str, compute_metrics: Callable[..., dict[str, Any]] | None, args: TrainingArguments
+    ) -> dict[str, float]:
+        """Return the mean loss, the tokens, `preference_metrics` and the user's own figures, with a prefix."""
         loss = (self.losses.astype(np.float64) * self.loss_weights).sum() / self.units.astype(np.float64).sum()
-        figures = preference_metrics(self.first, self.second, self.preferences, self.shares, self.prompts)
-        return {"loss": float(loss), "num_tokens": float(self.tokens.sum())} | figures
+        figures = {"loss": float(loss), "num_tokens": float(self.tokens.sum())}
+        figures |= preference_metrics(self.first, self.second, self.preferences, self.shares, self.prompts)
+        if compute_metrics is not None:
+            figures |= denumpify_detensorize(self._compute(compute_metrics, args))
+        return {name if name.startswith(f"{prefix}_") else f"{prefix}_{name}": each for name, each in figures.items()}
 
     def rows_not_finite(self) -> list[int]:
         """Return the numbers of the rows with a reward or a loss that is not finite."""
@@ -117,10 +123,8 @@ class EvaluatedComparisons:
         rewards = np.concatenate([self.first, self.second]).astype(np.float64)
         return float(rewards.mean()), float(rewards.std())
 
-    def compute(self, compute_metrics: Callable[..., dict[str, Any]] | None, args: TrainingArguments) -> dict[str, Any]:
-        """Return what the user's `compute_metrics` gives, called once or, with `batch_eval_metrics`, for each batch."""
-        if compute_metrics is None:
-            return {}
+    def _compute(self, compute_metrics: Callable[..., dict[str, Any]], args: TrainingArguments) -> dict[str, Any]:
+        """Call the user's `compute_metrics` once or, with `batch_eval_metrics`, for each batch."""
         with_losses = "loss" in args.include_for_metrics
         if not args.batch_eval_metrics:
             return compute_metrics(self._prediction(slice(None), with_losses))

@@ -230,9 +230,8 @@ def _check_finite(trainer: "RewardTrainer") -> None:
     # The greatest absolute value is not finite if any is not, and needs no second tensor of a weight's size.
     largest = {n: torch.linalg.vector_norm(weight, float("inf")) for n, weight in trained.items() if weight.numel()}
     bad = [name for name, value in largest.items() if not value.isfinite()]
-    (most,) = (
-        greatest_over_processes(torch.tensor([len(bad)], device=trainer.args.device)) if is_sharded(trainer) else [0]
-    )
+    count = torch.tensor([len(bad)], device=trainer.args.device)
+    (most,) = greatest_over_processes(count) if is_sharded(trainer) else count.tolist()
     if most:
         where = f", the first '{bad[0]}'" if bad else " on another process"
         raise CheckpointError(

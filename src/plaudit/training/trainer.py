@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput, denumpify_detensorize
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput
 
 from plaudit.checkpoint.card import TAGS
 from plaudit.checkpoint.verify import Verification
@@ -24,8 +24,8 @@ from plaudit.training.activation_offloading import offload_activations
 from plaudit.training.batch import Batch
 from plaudit.training.callbacks.finite import FiniteGuard, check_rewards_are_finite
 from plaudit.training.callbacks.flow import TrainingFlow, mean_logged_loss
-from plaudit.training.callbacks.largest_batch import TryLargestBatch
-from plaudit.training.callbacks.signals import StopOnSignal
+from plaudit.training.callbacks.largest_batch import TryLargestBatch, explain_out_of_memory
+from plaudit.training.callbacks.signals import StopOnSignal, finish_early
 from plaudit.training.collator import make_collator
 from plaudit.training.config import RewardConfig
 from plaudit.training.dataloaders import make_eval_loader, make_train_loader, prepare_loader, read_stream
@@ -147,6 +147,7 @@ class RewardTrainer(Trainer):
         self.objective, self.reward_log, self.metadata = Objective(args), RewardLog(), RewardMetadata(self)
         self.sampler: TokenBudgetBatchSampler | None = None
         self.layout_is_confirmed = False
+        self._eval_loaders: dict[int, tuple[Any, DataLoader]] = {}
         self._has_own_loss = type(self).compute_loss is not RewardTrainer.compute_loss
         own_code = "`data_collator`" if data_collator is not None else "`compute_loss`" if self._has_own_loss else None
         layout = choose_layout(model, args, own_code=own_code)
@@ -216,12 +217,16 @@ class RewardTrainer(Trainer):
 
     def get_eval_dataloader(self, eval_dataset: "str | Dataset | None" = None) -> DataLoader:
         """Return the loader of an evaluation set: one of the trainer's own by name, or tokenised rows."""
-        dataset = (
-            self.eval_dataset[eval_dataset] if isinstance(eval_dataset, str) else eval_dataset or self.eval_dataset
-        )
+        if isinstance(eval_dataset, str):
+            eval_dataset = self.eval_dataset[eval_dataset]
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:
             raise ConfigError("there is no `eval_dataset` to evaluate on. Pass one to `evaluate`, or to the trainer.")
-        return self.get_test_dataloader(dataset)
+        if not self.args.dataloader_persistent_workers:
+            return self.get_test_dataloader(dataset)
+        if id(dataset) not in self._eval_loaders:  # which keeps the dataset, so that its id stays its own
+            self._eval_loaders[id(dataset)] = dataset, self.get_test_dataloader(dataset)
+        return self._eval_loaders[id(dataset)][1]
 
     def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
         """Return a loader of tokenised rows in their order, with a short last batch."""
@@ -250,8 +255,8 @@ class RewardTrainer(Trainer):
             try:
                 output = super().train(checkpoint, trial, ignore_keys_for_eval)
             except SystemExit:
-                self.callback_handler.on_train_end(self.args, self.state, self.control)
-                self.end()
+                if self.signals.stop_signal:
+                    finish_early(self)
                 raise
         if report.streaming and output.global_step == 0:
             report.check()
@@ -279,16 +284,8 @@ class RewardTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Run one micro-batch forward and backward, and keep its loss for the guard against numbers not finite."""
-        try:
-            with self.activation_offloading():
-                loss = super().training_step(model, inputs, num_items_in_batch)
-        except torch.OutOfMemoryError as error:
-            if self.args.auto_find_batch_size:  # the Trainer starts again with smaller batches
-                raise
-            raise ConfigError(
-                f"a batch of {inputs.tokens.sum().item()} tokens does not fit into memory. Lower "
-                "`max_tokens_per_batch` or `per_device_train_batch_size`, or turn on `gradient_checkpointing`."
-            ) from error
+        with explain_out_of_memory(self.args, inputs), self.activation_offloading():
+            loss = super().training_step(model, inputs, num_items_in_batch)
         self.guard.add(inputs, loss)
         return loss
 
@@ -370,15 +367,13 @@ class RewardTrainer(Trainer):
         ignore_keys: list[str] | None = None,  # noqa: ARG002
     ) -> tuple[None, None, None]:
         """Keep the comparisons of a batch for `evaluation_loop`; the stock loop gathers nothing."""
-        batch = Batch.of(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
-        rewards = outputs.logits.float().squeeze(-1)
         # A loss of a subclass gives no loss for each comparison: each then has the mean of its batch.
-        losses = outputs["losses"] if "losses" in outputs else loss.expand(len(batch.comparisons))
-        self._evaluated.append(
-            EvaluatedComparisons.of_batch(batch, rewards, losses, self.preprocess_logits_for_metrics)
-        )
+        losses = outputs["losses"] if "losses" in outputs else loss.expand(len(inputs.comparisons))
+        rewards = outputs.logits.float().squeeze(-1)
+        table = EvaluatedComparisons.of_batch(inputs, rewards, losses, self.preprocess_logits_for_metrics)
+        self._evaluated.append(table)
         return None, None, None
 
     def evaluation_loop(
@@ -404,10 +399,7 @@ class RewardTrainer(Trainer):
         check_rewards_are_finite(compared, dataloader.dataset, self.processing_class, metric_key_prefix)
         if description == "Evaluation":  # and not a prediction, which may be on any data at all
             self.metadata.reward_scale = compared.scale()
-        metrics = compared.metrics() | compared.compute(self.compute_metrics, self.args)
-        prefix = f"{metric_key_prefix}_"
-        named = {name if name.startswith(prefix) else prefix + name: value for name, value in metrics.items()}
-        figures = output.metrics | denumpify_detensorize(named)
+        figures = output.metrics | compared.metrics(metric_key_prefix, self.compute_metrics, self.args)
         return EvalLoopOutput(compared.predictions, compared.labels, figures, len(compared))
 
     # Saving
@@ -446,11 +438,7 @@ class RewardTrainer(Trainer):
             self.metadata.write(folder, metadata)
 
     def create_model_card(
-        self,
-        model_name: str | None = None,
-        dataset_name: str | None = None,
-        tags: str | list[str] | None = None,
-        **_: Any,
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: Any = None, **_: Any
     ) -> None:
         """Write the model card into the output folder (TRL's signature; further arguments of the Trainer's pass)."""
         if self.is_world_process_zero():
@@ -467,23 +455,15 @@ class RewardTrainer(Trainer):
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         # The guard needs the norm before the optimiser steps. `on_pre_optimizer_step` is not given it, and to measure
-        # it again there would read all gradients a second time: some 7% of a step of a small model on a CPU.
+        # it again there would read all gradients a second time.
         self.guard.gradient_norm = super()._get_grad_norm(model, grad_norm)
         return self.guard.gradient_norm
 
     def _init_training_state(
-        self,
-        max_steps: int,
-        num_update_steps_per_epoch: int,
-        num_train_epochs: int,
-        resume_from_checkpoint: Any,
-        trial: Any,
+        self, max_steps: int, steps_per_epoch: int, epochs: int, checkpoint: str | None, trial: Any
     ) -> tuple[int, int]:
         # The Trainer takes the first pass over a stream to last for all steps, and would resume a later one elsewhere.
-        epochs, batches = super()._init_training_state(
-            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
-        )
-        is_stream = isinstance(self.train_dataset, IterableDataset)
-        if resume_from_checkpoint is None or not is_stream or self.args.ignore_data_skip:
-            return epochs, batches
-        return position_in_stream(Path(resume_from_checkpoint), self.args.gradient_accumulation_steps)
+        position = super()._init_training_state(max_steps, steps_per_epoch, epochs, checkpoint, trial)
+        if checkpoint is None or isinstance(self.train_dataset, Dataset) or self.args.ignore_data_skip:
+            return position
+        return position_in_stream(Path(checkpoint), self.args.gradient_accumulation_steps)

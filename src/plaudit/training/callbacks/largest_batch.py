@@ -1,6 +1,7 @@
 """A trial of the largest batch before the first step: a run that would end for want of memory ends at once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,7 @@ from plaudit.training.random_state import keep_random_state
 if TYPE_CHECKING:
     from plaudit.training.trainer import RewardTrainer
 
-__all__ = ["TryLargestBatch", "fitting_budget"]
+__all__ = ["TryLargestBatch", "explain_out_of_memory", "fitting_budget"]
 
 
 class TryLargestBatch(TrainerCallback):
@@ -114,3 +115,21 @@ def _fits(run: Callable[[list[int]], None], rows: list[int]) -> bool:
     except torch.OutOfMemoryError:
         return False
     return True
+
+
+@contextmanager
+def explain_out_of_memory(args: TrainingArguments, batch: Batch) -> Iterator[None]:
+    """Explain a step that runs out of memory, unless the Trainer itself looks for a smaller batch size.
+
+    Raises:
+        ConfigError: It says what to lower.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        if args.auto_find_batch_size:
+            raise
+        raise ConfigError(
+            f"a batch of {batch.tokens.sum().item()} tokens does not fit into memory. Lower `max_tokens_per_batch` or "
+            "`per_device_train_batch_size`, or turn on `gradient_checkpointing`."
+        ) from error

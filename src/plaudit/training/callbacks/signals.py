@@ -7,14 +7,17 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from plaudit.training.distributed import greatest_over_processes
 
-__all__ = ["SignalListener", "StopOnSignal"]
+if TYPE_CHECKING:
+    from plaudit.training.trainer import RewardTrainer
+
+__all__ = ["SignalListener", "StopOnSignal", "finish_early"]
 
 # A launcher passes on a signal that its processes may have been sent as well: that is not a second request.
 _SAME_REQUEST = 2.0  # seconds
@@ -127,6 +130,14 @@ class StopOnSignal(TrainerCallback):
     def _vote(self, args: TrainingArguments) -> None:
         if not self.stop_signal:
             (self.stop_signal,) = greatest_over_processes(torch.tensor([self.listener.signal], device=args.device))
+
+
+def finish_early(trainer: "RewardTrainer") -> None:
+    """End the trackers, uploads and process group of a run that a signal has stopped."""
+    trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
+    if getattr(trainer, "push_in_progress", None) is not None:
+        trainer.push_in_progress.wait_until_done()
+    trainer.end()
 
 
 def _is_whole(epoch: float | None) -> bool:
