@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from plaudit.checkpoint.atomic import recover, staged_folder
 from plaudit.checkpoint.card import write_model_card
-from plaudit.checkpoint.fingerprint import Fingerprint, rewards_as_saved, take_fingerprint
+from plaudit.checkpoint.fingerprint import rewards_as_saved, take_fingerprint
 from plaudit.checkpoint.metadata import (
     library_versions,
     read_metadata,
@@ -22,7 +22,7 @@ from plaudit.checkpoint.metadata import (
 from plaudit.checkpoint.verify import Reload, Verification, verify_and_record
 from plaudit.errors import ConfigError, ModelError
 from plaudit.models.adapters import base_model, has_virtual_tokens, is_peft_model
-from plaudit.models.load import load_model, load_tokenizer
+from plaudit.models.load import load_model, load_tokenizer, max_positions
 from plaudit.models.precision import compute_dtype
 from plaudit.models.quantization import dequantize
 from plaudit.models.reward_head import bind_reward_forward, head_names
@@ -70,9 +70,15 @@ def merge_adapter(
     tokenizer = load_tokenizer(adapter, trust_remote_code=trust_remote_code)
     recorded = read_metadata(adapter)
     conversational = recorded.get("rendering", {}).get("sequences", "conversations") == "conversations"
-    _fingerprint(model, tokenizer, conversational)  # the first forward of a process can, rarely, be off: not kept
-    fingerprint = _fingerprint(model, tokenizer, conversational)
-    if getattr(base_model(model), "is_quantized", False):  # PEFT would quantise the merged weights again
+    base = base_model(model)
+    fingerprint = take_fingerprint(
+        lambda ids: rewards_as_saved(model, ids),
+        tokenizer,
+        conversational=conversational,
+        dtype=compute_dtype(base),
+        longest=max_positions(base),
+    )
+    if getattr(base, "is_quantized", False):  # PEFT would quantise the merged weights again
         model = SavedAdapter.read(adapter).attach_to(dequantize(model.unload()), is_trainable=False)
     merged = model.merge_and_unload()
     if dtype is not None:
@@ -109,17 +115,6 @@ def _load(adapter: str, trust_remote_code: bool) -> "PeftModel":
         raise ModelError(f"{adapter}: prefix and prompt tuning add tokens and no weights, and cannot be merged.")
     bind_reward_forward(base_model(model))
     return model
-
-
-def _fingerprint(model: "PeftModel", tokenizer: PreTrainedTokenizerBase, conversational: bool) -> Fingerprint:
-    base = base_model(model)
-    return take_fingerprint(
-        lambda ids: rewards_as_saved(model, ids),
-        tokenizer,
-        conversational=conversational,
-        dtype=compute_dtype(base),
-        longest=getattr(base.config.get_text_config(), "max_position_embeddings", None),
-    )
 
 
 def _save(folder: Path, merged: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, metadata: dict[str, Any]) -> None:

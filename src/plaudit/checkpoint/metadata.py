@@ -76,10 +76,8 @@ def read_metadata(path_or_id: str | Path, **hub: Any) -> dict[str, Any]:
         CheckpointError: The file is cut short, or is something else.
     """
     try:
-        path = cached_file(str(path_or_id), METADATA_FILE, _raise_exceptions_for_missing_entries=False, **hub)
-    except OSError:  # the hub cannot be reached, or there is no such place
-        return {}
-    if path is None:
+        path = cached_file(str(path_or_id), METADATA_FILE, **hub)
+    except OSError:  # there is no such file or place, or the hub cannot be reached
         return {}
     try:
         metadata = json.loads(Path(path).read_text(encoding="utf-8"))

@@ -34,6 +34,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+_DROPOUT_LAYERS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
 
 def prepare_model(
     model: "str | PreTrainedModel | PeftModel",
@@ -129,7 +131,7 @@ def _hint_at_learning_rate(args: RewardConfig) -> None:
 
 def _load_tokenizer(source: str | None, base: PreTrainedModel, args: RewardConfig) -> PreTrainedTokenizerBase:
     # An adapter's folder may hold no tokenizer: then its base's is the one.
-    candidates = [name for name in (source, getattr(base.config, "_name_or_path", "")) if name]
+    candidates = [name for name in (source, base.config.name_or_path) if name]
     if not candidates:
         raise ConfigError("the model object does not say where it came from: pass its tokenizer as `processing_class`.")
     for candidate in candidates:
@@ -176,7 +178,7 @@ def settle_tokens(
 def disable_dropout(model: nn.Module) -> None:
     """Turn off dropout layers, and the rates that attention layers keep as plain numbers."""
     for module in model.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
+        if isinstance(module, _DROPOUT_LAYERS):
             module.p = 0.0
         for name, value in vars(module).items():
             if "dropout" in name and isinstance(value, float):
@@ -193,7 +195,7 @@ def name_of(model: Any) -> str:
         return model
     if not isinstance(model, nn.Module):
         raise ConfigError(f"`model`: expected a hub id, a path or a sequence classifier, got {type(model).__name__}.")
-    return getattr(model.config, "_name_or_path", "")
+    return getattr(model.config, "name_or_path", None) or ""
 
 
 def check_arguments(args: Any, train_dataset: Any, eval_dataset: Any) -> None:
