@@ -16,7 +16,7 @@ from plaudit.models.adapters import base_model
 from plaudit.models.equivalence import reason_for_padding, settle_layout
 from plaudit.models.inputs import forest_inputs, padded_inputs
 from plaudit.models.load import embedding_rows
-from plaudit.models.reward_head import bind_reward_forward
+from plaudit.models.reward_head import bind_reward_forward, has_reward_forward
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -48,7 +48,8 @@ class ScoringEngine:
         from plaudit.forest import attention  # late, since it imports the code of transformers' models
 
         base = base_model(model)
-        bind_reward_forward(base)
+        # A class from outside transformers may read its reward elsewhere, or change it.
+        bind_reward_forward(base, keep_forward=not type(base).forward.__module__.startswith("transformers."))
         self.model, self.max_tokens_per_batch = model.eval(), max_tokens_per_batch
         self.layout, self._is_settled = "padded", False
         self._lock = threading.Lock()
@@ -56,7 +57,7 @@ class ScoringEngine:
         self._vocabulary_size: int | None = None
         with suppress(NotImplementedError, AttributeError):  # Canine hashes characters and has no input embedding
             self._vocabulary_size = embedding_rows(base)
-        if reason_for_padding(model) is None:
+        if has_reward_forward(base) and reason_for_padding(model) is None:
             attention.enable(base)
             self.layout = "forest"
 

@@ -70,31 +70,25 @@ def merge_adapter(
     tokenizer = load_tokenizer(adapter, trust_remote_code=trust_remote_code)
     recorded = read_metadata(adapter)
     conversational = recorded.get("rendering", {}).get("sequences", "conversations") == "conversations"
-    base = base_model(model)
     fingerprint = take_fingerprint(
         lambda ids: rewards_as_saved(model, ids),
         tokenizer,
         conversational=conversational,
-        dtype=compute_dtype(base),
-        longest=max_positions(base),
+        dtype=compute_dtype(base_model(model)),
+        longest=max_positions(base_model(model)),
     )
-    if getattr(base, "is_quantized", False):  # PEFT would quantise the merged weights again
-        model = SavedAdapter.read(adapter).attach_to(dequantize(model.unload()), is_trainable=False)
-    merged = model.merge_and_unload()
+    merged = _merge(model, adapter)
     if dtype is not None:
         merged = merged.to(getattr(torch, dtype))
     rendering = rendering_metadata(tokenizer, fingerprint.ids[0], conversational=conversational, max_length=None)
-    metadata = (
-        {"rendering": rendering}
-        | recorded
-        | {
-            "versions": library_versions(),
-            "merged_from": adapter,
-            "head": {"name": head_names(merged)[0].split(".")[0], "trained_in": "float32"},
-            "quantization": None,
-            "fingerprint": fingerprint.as_json(),
-        }
-    )
+    changed = {
+        "versions": library_versions(),
+        "merged_from": adapter,
+        "head": {"name": head_names(merged)[0].split(".")[0], "trained_in": "float32"},
+        "quantization": None,
+        "fingerprint": fingerprint.as_json(),
+    }
+    metadata = {"rendering": rendering} | recorded | changed
     with staged_folder(output) as folder:
         _save(folder, merged, tokenizer, metadata)
         _write_card(folder, output, adapter, metadata)
@@ -115,6 +109,13 @@ def _load(adapter: str, trust_remote_code: bool) -> "PeftModel":
         raise ModelError(f"{adapter}: prefix and prompt tuning add tokens and no weights, and cannot be merged.")
     bind_reward_forward(base_model(model))
     return model
+
+
+def _merge(model: "PeftModel", adapter: str) -> PreTrainedModel:
+    """Merge the adapter, on a dequantised base: PEFT would quantise the merged weights again."""
+    if getattr(base_model(model), "is_quantized", False):
+        model = SavedAdapter.read(adapter).attach_to(dequantize(model.unload()), is_trainable=False)
+    return model.merge_and_unload()
 
 
 def _save(folder: Path, merged: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, metadata: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from plaudit.errors import ModelError
 from plaudit.forest.trie import SHARED_TOKENS
 from plaudit.models.adapters import base_model, has_virtual_tokens
 from plaudit.models.precision import compute_dtype, in_float32, rounding_tolerance, rounds_inputs
-from plaudit.models.reward_head import class_forward, has_reward_forward, reads_last_position, unbind_reward_forward
+from plaudit.models.reward_head import has_reward_forward, reads_last_position
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -177,11 +176,10 @@ def settle_layout(
     """Choose the layout to score in by comparing layouts on the first sequences.
 
     A forest is compared with a padded batch. Where a model keeps the forward of its class, which may read padding, a
-    padded batch is compared with each sequence alone. A class from outside transformers may read its reward elsewhere,
-    or change it: where its forward gives other rewards than Plaudit's, it gets its own forward back.
+    padded batch is compared with each sequence alone.
 
     Args:
-        model: In evaluation mode. Changed in place where it gets its own forward back.
+        model: The model, in evaluation mode.
         sequences: One or more arrays of token ids.
         run: `run(sequences, layout)` returns the rewards [N] of N sequences in one batch.
         layout: The layout to begin with, "forest" or "padded".
@@ -202,9 +200,6 @@ def settle_layout(
             base, lambda name, _: run(probe, name), dtype=compute_dtype(base), reference=reference, candidate=candidate
         )
 
-    if has_reward_forward(base) and _own_forward_differs(base, lambda: run(probe, "alone")):
-        unbind_reward_forward(base)
-        layout = "padded"
     if layout == "forest":
         positions = getattr(base.config.get_text_config(), "max_position_embeddings", None)
         if reason := differ(probe + _branching_pair(probe[0], positions), "padded", "forest"):
@@ -217,21 +212,6 @@ def settle_layout(
         layout = "alone"
         logger.warning("scoring each sequence alone, which is slow, since padding changes rewards: %s", reason)
     return layout, len(set(map(len, probe))) > 1
-
-
-def _own_forward_differs(model: "PreTrainedModel", run: Callable[[], torch.Tensor]) -> bool:
-    """Return whether the forward of a class from outside transformers gives other rewards than Plaudit's forward."""
-    if type(model).forward.__module__.startswith("transformers."):
-        return False
-
-    def score(forward: str, _: bool) -> torch.Tensor:
-        with class_forward(model) if forward == "its own" else nullcontext():
-            return run()
-
-    reason = layouts_differ(model, score, dtype=compute_dtype(model), reference="its own", candidate="Plaudit's")
-    if reason is not None:
-        logger.warning("scoring with the forward that %s ships, since %s", type(model).__name__, reason)
-    return reason is not None
 
 
 def _branching_pair(ids: NDArray[np.int64], max_positions: int | None) -> list[NDArray[np.int64]]:

@@ -6,8 +6,6 @@ sequence, according to the attention mask; the forward of transformers searches 
 """
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,13 +23,11 @@ __all__ = [
     "RewardHead",
     "bind_reward_forward",
     "check_one_label",
-    "class_forward",
     "has_reward_forward",
     "head_names",
     "outside_backbone",
     "reads_last_position",
     "reset_head",
-    "unbind_reward_forward",
 ]
 
 KNOWN_HEADS = ("score", "classifier")  # the head's names in transformers, which PEFT saves for SEQ_CLS
@@ -123,7 +119,7 @@ def reads_last_position(model: "PreTrainedModel") -> bool:
     return all(name.split(".")[0] == "score" for name in head_names(model))
 
 
-def bind_reward_forward(model: "PreTrainedModel") -> None:
+def bind_reward_forward(model: "PreTrainedModel", *, keep_forward: bool = False) -> None:
     """Give a model instance the float32 head and, if it is a decoder, the one reward forward.
 
     An encoder keeps its own forward, which pools in its own way, with the float32 head at the end. The names of the
@@ -131,6 +127,7 @@ def bind_reward_forward(model: "PreTrainedModel") -> None:
 
     Args:
         model: A sequence classifier with one label, not wrapped in PEFT (pass its base model then). Changed in place.
+        keep_forward: Leave a decoder its own forward as well.
 
     Raises:
         ModelError: The model has no head with one output, or weights that were repacked for inference.
@@ -142,7 +139,7 @@ def bind_reward_forward(model: "PreTrainedModel") -> None:
         module = model.get_submodule(name)
         if not isinstance(module, RewardHead):
             model.set_submodule(name, RewardHead.from_linear(module))
-    if reads_last_position(model) and not has_reward_forward(model):
+    if reads_last_position(model) and not keep_forward and not has_reward_forward(model):
         backbone = inspect.signature(type(model.base_model).forward).parameters
         model.takes_position_ids = "position_ids" in backbone  # Bloom derives positions from the mask
         model.forest_is_proven = False  # whether every layer was seen to call the attention of the forest
@@ -153,23 +150,6 @@ def bind_reward_forward(model: "PreTrainedModel") -> None:
 def has_reward_forward(model: "PreTrainedModel") -> bool:
     """Return whether a model runs the one reward forward, and not that of its class."""
     return getattr(model, "reward_forward_is_bound", False)
-
-
-def unbind_reward_forward(model: "PreTrainedModel") -> None:
-    """Give a model the forward of its class back."""
-    model.reward_forward_is_bound = False
-    del model.forward
-
-
-@contextmanager
-def class_forward(model: "PreTrainedModel") -> Iterator[None]:
-    """Run the forward of a model's class within this context."""
-    bound = model.forward
-    del model.forward
-    try:
-        yield
-    finally:
-        model.forward = bound
 
 
 def _reward_forward(
