@@ -105,21 +105,8 @@ def write_model_card(
 ) -> None:
     """Write `README.md`: data, options, metrics, how to use the model, and the tags that the hub filters by.
 
-    Args:
-        folder: The model's folder.
-        model_name: The card's heading.
-        location: The hub id or folder that the reader loads the model from.
-        options: The options of the run to show.
-        training_metrics: The last entry of the training log; empty if there is none.
-        evaluation_metrics: The metrics of the last evaluation; empty if there was none.
-        conversational: Whether the model was trained on conversations, or on plain text.
-        base_model: The hub id or folder of the model that training started from.
-        dataset_name: The training data.
-        rows: The number of pairs in it.
-        adapter: Whether the folder holds an adapter.
-        dtype: The precision that an adapter's base was loaded in.
-        quantized: Whether an adapter's base was quantised.
-        tags: Further tags.
+    `location` is the hub id or folder that the reader loads the model from, `rows` the number of training pairs;
+    `dtype` and `quantized` describe how an adapter's base was loaded. Metrics may be empty.
     """
     data = ModelCardData(
         base_model=base_model if _is_hub_id(base_model) else None,

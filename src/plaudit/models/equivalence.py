@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,10 +88,11 @@ def layouts_differ(
 
     def compare(float32: bool) -> str | None:
         used = torch.float32 if float32 else dtype
-        reason, is_difference = _compare_once(base, lambda layout: score(layout, float32), used, reference, candidate)
+        once = partial(_compare_once, base, lambda layout: score(layout, float32), used, reference, candidate)
+        reason, is_difference = once()
         if not is_difference:
             return reason
-        again, _ = _compare_once(base, lambda layout: score(layout, float32), used, reference, candidate)
+        again, _ = once()
         if again is None:
             logger.info("layouts compared again agree; in the first measurement, %s", reason)
         return again
@@ -126,8 +128,8 @@ def _compare_once(
     except Exception as error:
         if not (_has_own_code(model) or _is_raised_by_transformers(error)):
             raise
-        batch = {"forest": "on a forest", "padded": "on a padded batch"}.get(candidate, "otherwise")
-        return f"the model fails {batch} ({type(error).__name__}: {error})", False
+        batch = "a forest" if candidate == "forest" else "a padded batch"
+        return f"the model fails on {batch} ({type(error).__name__}: {error})", False
     difference, size = (rewards - expected).abs().max().item(), expected.square().mean().sqrt().item()
     share = rounding_tolerance(dtype)
     if difference <= share * size:

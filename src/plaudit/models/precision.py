@@ -70,6 +70,16 @@ def in_float32(model: nn.Module) -> Iterator[None]:
             layer.compute_dtype = dtype
 
 
+def settle_vector_kernels() -> None:
+    """Let MKL choose the kernels of its vector mathematics (cos, exp, sqrt, ...) in a call with one thread.
+
+    The first such call of a process detects the processor and is not thread-safe: a thread that enters during the
+    detection computes its piece with a kernel that is right to 12 bits, and a cosine is off by up to 1.5e-4
+    (https://github.com/pytorch/pytorch/issues/188792; `benchmarks/first_cosine.py`). One element takes one thread.
+    """
+    torch.zeros(1, dtype=torch.float32, device="cpu").cos()
+
+
 # Layers of bitsandbytes
 
 
@@ -111,13 +121,3 @@ def use_training_kernels_on_cpu(model: nn.Module) -> None:
 def _set_training_mode(layer: nn.Module, _: Any) -> None:
     if layer.weight.device.type == "cpu":
         layer.training = True
-
-
-def settle_vector_kernels() -> None:
-    """Let MKL choose the kernels of its vector mathematics (cos, exp, sqrt, ...) in a call with one thread.
-
-    The first such call of a process detects the processor and is not thread-safe: a thread that enters during the
-    detection computes its piece with a kernel that is right to 12 bits, and a cosine is off by up to 1.5e-4
-    (https://github.com/pytorch/pytorch/issues/188792; `benchmarks/first_cosine.py`). One element takes one thread.
-    """
-    torch.zeros(1, dtype=torch.float32, device="cpu").cos()
