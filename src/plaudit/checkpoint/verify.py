@@ -98,7 +98,7 @@ def verify(path_or_id: str | Path, *, trust_remote_code: bool = False, reload: R
     request = _request(saved, fingerprint)
     verification = _compare(findings, saved, fingerprint, reload(request))
     if any(finding.layer in _MEASURED for finding in verification.broken):
-        # The first forward of a process can, rarely, be off by more than rounding explains.
+        # One wrong measurement, whatever its cause, must not fail a save.
         verification = _compare(findings, saved, fingerprint, reload(request))
     return verification
 
@@ -186,7 +186,7 @@ def _compare(
     if isinstance(answer, Finding):
         return Verification([*findings, answer])
     findings = [*findings, _batches(saved, answer)]
-    if answer["integrated"] is not None:
+    if answer["as_trl"] is not None:
         findings.append(_trl_loader(answer))
     if fingerprint is None:
         remark = "there is no reward.json with a fingerprint, so there are no rewards to compare with."
@@ -226,12 +226,12 @@ def _batches(saved: SavedModel, answer: dict[str, Any]) -> Finding:
 
 def _trl_loader(answer: dict[str, Any]) -> Finding:
     """Compare an adapter's rewards with those of `AutoModelForSequenceClassification`, which TRL loads it with."""
-    integrated = answer["integrated"]
-    if isinstance(integrated, str):
-        message = f"transformers cannot load the adapter without PEFT's own call, as TRL does ({integrated})."
+    as_trl = answer["as_trl"]
+    if isinstance(as_trl, str):
+        message = f"transformers cannot load the adapter without PEFT's own call, as TRL does ({as_trl})."
         return Finding(_TRL_LOADER, False, message)
-    difference, mean = _differences(answer["alone"], integrated["rewards"])
-    if mean <= tolerance(answer["alone"], answer["dtype"], integrated["dtype"]):
+    difference, mean = _differences(answer["alone"], as_trl["rewards"])
+    if mean <= tolerance(answer["alone"], answer["dtype"], as_trl["dtype"]):
         return Finding(_TRL_LOADER, True, f"the same rewards as through PEFT, to {difference:.1e}")
     message = (
         f"rewards change by up to {difference:.2g} where transformers loads the adapter without PEFT's own call, as "
