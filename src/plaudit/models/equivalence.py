@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from plaudit.errors import ModelError
 from plaudit.forest.trie import SHARED_TOKENS
 from plaudit.models.adapters import base_model, has_virtual_tokens
+from plaudit.models.load import max_positions
 from plaudit.models.precision import compute_dtype, in_float32, rounding_tolerance, rounds_inputs
 from plaudit.models.reward_head import has_reward_forward, reads_last_position
 
@@ -203,8 +204,7 @@ def settle_layout(
         )
 
     if layout == "forest":
-        positions = getattr(base.config.get_text_config(), "max_position_embeddings", None)
-        if reason := differ(probe + _branching_pair(probe[0], positions), "padded", "forest"):
+        if reason := differ(probe + _branching_pair(probe[0], max_positions(base)), "padded", "forest"):
             layout = "padded"
             logger.warning("scoring padded batches, since %s", reason)
     if layout == "forest" or has_reward_forward(base):  # which reads no padding, whatever the pad token is
