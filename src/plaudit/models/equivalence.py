@@ -203,10 +203,10 @@ def settle_layout(
             base, lambda name, _: run(probe, name), dtype=compute_dtype(base), reference=reference, candidate=candidate
         )
 
-    if layout == "forest":
-        if reason := differ(probe + _branching_pair(probe[0], max_positions(base)), "padded", "forest"):
-            layout = "padded"
-            logger.warning("scoring padded batches, since %s", reason)
+    with_branch = probe + _branching_pair(probe[0], max_positions(base))
+    if layout == "forest" and (reason := differ(with_branch, "padded", "forest")):
+        layout = "padded"
+        logger.warning("scoring padded batches, since %s", reason)
     if layout == "forest" or has_reward_forward(base):  # which reads no padding, whatever the pad token is
         return layout, True
     probe.append(np.append(probe[0][: len(probe[0]) // 2], probe[0][-1]))
