@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,36 @@ def test_files_that_the_page_mentions_exist():
     missing = [name for name in mentioned if not ((SOURCE / name).exists() or (ROOT / name).exists())]
     assert mentioned
     assert not missing
+
+
+# At the start of a docstring these words stand for a subject that only the code names.
+NO_SUBJECT = {
+    "how", "it", "its", "that", "their", "them", "these", "they", "this", "those", "what", "where", "whether", "which",
+    "who", "whose", "why",
+}  # fmt: skip
+
+
+def docstrings(path):
+    """The line and the text of every docstring of a file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            text = ast.get_docstring(node)
+            if text:
+                yield getattr(node, "lineno", 1), text
+
+
+def test_a_file_name_occurs_once():
+    """In `cli/` there is a file for each command, named after it."""
+    names = [path.name for path in SOURCE.rglob("*.py") if path.name != "__init__.py" and path.parent.name != "cli"]
+    assert not sorted(name for name, count in Counter(names).items() if count > 1)
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_a_docstring_starts_with_its_subject_or_a_verb(path):
+    wrong = [
+        f"line {line}: {text.splitlines()[0]}"
+        for line, text in docstrings(path)
+        if re.split(r"\W", text, maxsplit=1)[0].lower() in NO_SUBJECT
+    ]
+    assert not wrong, f"{path.relative_to(SOURCE)}: begin with a noun of the field or an imperative verb: {wrong}"

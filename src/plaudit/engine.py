@@ -1,4 +1,4 @@
-"""The scoring engine: it groups sequences of token ids into batches, runs the model on them, and knows no text."""
+"""The scoring engine: sequences of token ids to rewards, in batches. The engine knows no text."""
 
 import logging
 import threading
@@ -16,7 +16,7 @@ from plaudit.models.adapters import base_model
 from plaudit.models.equivalence import reason_for_padding, settle_layout
 from plaudit.models.inputs import forest_inputs, padded_inputs
 from plaudit.models.load import embedding_rows
-from plaudit.models.reward_head import bind_reward_forward
+from plaudit.models.reward_head import bind_reward_forward, has_reward_forward
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -26,9 +26,9 @@ __all__ = ["ScoringEngine"]
 
 logger = logging.getLogger(__name__)
 
-_SHORT = 64  # tokens to compare layouts on where whole sequences do not fit into memory together
+_SHORT = 64  # tokens of a sequence to compare layouts on where whole sequences do not fit into memory
 
-Array = NDArray[np.int64]
+Array = NDArray[np.int64]  # the token ids of one sequence
 
 
 class ScoringEngine:
@@ -45,10 +45,11 @@ class ScoringEngine:
     """
 
     def __init__(self, model: "PreTrainedModel | PeftModel", max_tokens_per_batch: int) -> None:
-        from plaudit.forest import attention
+        from plaudit.forest import attention  # late, since it imports the code of transformers' models
 
         base = base_model(model)
-        bind_reward_forward(base)
+        # A class from outside transformers may read its reward elsewhere, or change it.
+        bind_reward_forward(base, keep_forward=not type(base).forward.__module__.startswith("transformers."))
         self.model, self.max_tokens_per_batch = model.eval(), max_tokens_per_batch
         self.layout, self._is_settled = "padded", False
         self._lock = threading.Lock()
@@ -56,7 +57,7 @@ class ScoringEngine:
         self._vocabulary_size: int | None = None
         with suppress(NotImplementedError, AttributeError):  # Canine hashes characters and has no input embedding
             self._vocabulary_size = embedding_rows(base)
-        if reason_for_padding(model) is None:
+        if has_reward_forward(base) and reason_for_padding(model) is None:
             attention.enable(base)
             self.layout = "forest"
 
@@ -64,7 +65,7 @@ class ScoringEngine:
         return {name: value for name, value in self.__dict__.items() if name != "_lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        from plaudit.forest import attention
+        from plaudit.forest import attention  # late, since it imports the code of transformers' models
 
         self.__dict__.update(state)
         self._lock = threading.Lock()
@@ -94,22 +95,24 @@ class ScoringEngine:
             return self._score(arrays, progress)
 
     def _check_ids(self, arrays: list[Array]) -> None:
+        """Refuse a token id outside the embedding, with which a GPU would abort the process."""
         greatest = max((int(ids.max(initial=0)) for ids in arrays), default=0)
-        if self._vocabulary_size is not None and greatest >= self._vocabulary_size:  # a GPU would abort the process
+        if self._vocabulary_size is not None and greatest >= self._vocabulary_size:
             raise ModelError(
                 f"a sequence has the token id {greatest}, and the model's embedding ends at "
                 f"{self._vocabulary_size - 1}. The tokenizer is of another model, or got tokens that the model did not."
             )
 
     def _settle_layout(self, arrays: list[Array]) -> None:
-        try:
-            self.layout, self._is_settled = settle_layout(self.model, arrays, self._run, self.layout)
-        except torch.OutOfMemoryError:
-            pass  # its traceback holds tensors until here
-        else:
-            return
-        short = [ids[:_SHORT] for ids in arrays]
-        self.layout, self._is_settled = settle_layout(self.model, short, self._run, self.layout)
+        """Choose the layout on whole sequences or, where these do not fit into memory together, on their beginnings."""
+        for length in (None, _SHORT):
+            try:
+                probe = [ids[:length] for ids in arrays]
+                self.layout, self._is_settled = settle_layout(self.model, probe, self._run, self.layout)
+                return
+            except torch.OutOfMemoryError:
+                if length is not None:
+                    raise
 
     def _score(self, arrays: list[Array], progress: Callable[[int], object]) -> NDArray[np.float32]:
         rewards = np.zeros(len(arrays), dtype=np.float32)
@@ -127,6 +130,7 @@ class ScoringEngine:
         return rewards
 
     def _halve_budget(self, failed: list[Array]) -> None:
+        """Halve the tokens of a batch after one that did not fit into memory; raise if it was a single sequence."""
         device = self.model.device
         if len(failed) == 1:
             raise ModelError(

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from plaudit.checkpoint.fingerprint import Fingerprint, probe_sequences, rewards_as_saved, take_fingerprint
+from plaudit.checkpoint.fingerprint import Fingerprint, probe_sequences, rewards_as_saved, take_fingerprint, tolerance
 from plaudit.data.render import render
 from plaudit.models.reward_head import bind_reward_forward
 
@@ -109,8 +109,7 @@ def test_rewards_do_not_see_autocast_dropout_or_the_mode(make_model):
 
 
 def test_the_tolerance_is_a_share_of_the_rewards_and_of_the_coarser_precision():
-    print_ = Fingerprint([], [], [3.0, -4.0, 0.0], "float32")
-    size = (25 / 3) ** 0.5
-    assert print_.tolerance("float32") == pytest.approx(1e-4 * size)
-    assert print_.tolerance("bfloat16") == pytest.approx(0.0625 * size)
-    assert Fingerprint([], [], [3.0, -4.0, 0.0], "float16").tolerance("float32") == pytest.approx(0.0078125 * size)
+    rewards, size = [3.0, -4.0, 0.0], (25 / 3) ** 0.5
+    assert tolerance(rewards, "float32", "float32") == pytest.approx(1e-4 * size)
+    assert tolerance(rewards, "float32", "bfloat16") == pytest.approx(0.0625 * size)
+    assert tolerance(rewards, "float16", "float32") == pytest.approx(0.0078125 * size)

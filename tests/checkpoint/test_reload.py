@@ -30,7 +30,7 @@ def test_a_whole_model_scores_as_with_plaudit_alone_and_in_a_batch(full, tokeniz
     assert answer["rendered"] == render(tokenizer, sequences)
     assert answer["alone"] == pytest.approx(expected, abs=1e-5)
     assert answer["batched"] == pytest.approx(expected, abs=1e-5)
-    assert (answer["dtype"], answer["integrated"]) == ("float32", None)
+    assert (answer["dtype"], answer["as_trl"]) == ("float32", None)
     assert answer["engine"].startswith("transformers ")
 
 
@@ -38,7 +38,7 @@ def test_an_adapter_scores_with_its_base_in_the_precision_of_training_and_as_trl
     answer = reload.score(str(adapter), TEXTS, dtype="float32")
     assert answer["alone"] == pytest.approx(RewardModel.from_pretrained(adapter).score(TEXTS), abs=1e-5)
     assert answer["dtype"] == "float32"
-    assert len(answer["integrated"]["rewards"]) == 3
+    assert len(answer["as_trl"]["rewards"]) == 3
     assert ", peft " in answer["engine"]
     assert read_metadata(adapter)["training"]["weights"] == "float32"
     assert reload.score(str(adapter), TEXTS)["dtype"] == "bfloat16"  # as the base is stored
@@ -46,7 +46,7 @@ def test_an_adapter_scores_with_its_base_in_the_precision_of_training_and_as_trl
 
 def test_an_adapter_that_transformers_cannot_load_by_itself_gives_the_reason(adapter, base_folder):
     (base_folder / "config.json").unlink()
-    assert reload.integrated(str(adapter), [[5, 6]]).startswith("ValueError: Unrecognized model")
+    assert reload.score_as_trl(str(adapter), [[5, 6]]).startswith("ValueError: Unrecognized model")
 
 
 def test_given_token_ids_are_scored_in_place_of_the_rendered_ones(full):

@@ -161,7 +161,7 @@ def test_an_adapter_that_trl_loads_otherwise_fails_a_verification_and_not_a_save
 
 
 def test_an_adapter_that_transformers_cannot_load_by_itself_fails_with_its_reason(adapter):
-    reload = Reloads(lambda answer: answer.update(integrated="OSError: no config.json"))
+    reload = Reloads(lambda answer: answer.update(as_trl="OSError: no config.json"))
     assert "(OSError: no config.json)" in broken(adapter, reload)["TRL's loader"]
 
 
@@ -170,13 +170,13 @@ def test_an_adapter_that_transformers_cannot_load_by_itself_fails_with_its_reaso
 
 @pytest.mark.parametrize("place", [0, 5, 11])
 def test_one_reward_that_is_not_a_number_breaks_its_layer(full, adapter, place):
-    for kind, layer in (("alone", "rewards"), ("batched", "batches"), ("integrated", "TRL's loader")):
+    for kind, layer in (("alone", "rewards"), ("batched", "batches"), ("as_trl", "TRL's loader")):
 
         def spoil(answer, kind=kind):
-            rewards = answer[kind]["rewards"] if kind == "integrated" else answer[kind]
+            rewards = answer[kind]["rewards"] if kind == "as_trl" else answer[kind]
             rewards[place] = float("nan")
 
-        assert layer in broken(adapter if kind == "integrated" else full, Reloads(spoil))
+        assert layer in broken(adapter if kind == "as_trl" else full, Reloads(spoil))
 
 
 @pytest.mark.parametrize(("kind", "layer"), [("alone", "rewards"), ("batched", "batches")])
@@ -208,7 +208,7 @@ def test_padding_of_prompt_tuning_is_left_open(adapter, change_json):
     change_json(adapter / "adapter_config.json", num_virtual_tokens=2)
 
     def reload(request):
-        answer = {"rendered": request["ids"], "alone": [1.0, 2.0], "batched": [2.0, 1.0], "integrated": None}
+        answer = {"rendered": request["ids"], "alone": [1.0, 2.0], "batched": [2.0, 1.0], "as_trl": None}
         return answer | {"dtype": "float32", "engine": "none"}
 
     finding = finding_of(verify_without_fingerprint(adapter, change_json, reload), "batches")

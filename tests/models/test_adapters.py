@@ -7,7 +7,6 @@ from peft import (
     AutoPeftModelForSequenceClassification,
     LoraConfig,
     PeftModel,
-    PromptTuningConfig,
     TaskType,
     get_peft_model,
 )
@@ -16,7 +15,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForSequenceC
 
 from plaudit import ModelConfig, RewardModel, get_peft_config
 from plaudit.errors import ConfigError, ModelError
-from plaudit.models.adapters import add_adapter, attach_adapter, check_head_is_trained, detach_adapter
+from plaudit.models.adapters import add_adapter, check_head_is_trained
 from plaudit.models.load import load_model
 from plaudit.training.preparation import disable_dropout
 
@@ -139,26 +138,6 @@ def test_a_base_at_a_named_commit_is_loaded_at_it(trained, monkeypatch):
     )  # fmt: skip
     load_model(trained.args.output_dir)
     assert asked == ["abc"]
-
-
-def test_an_adapter_comes_off_and_goes_on_again_as_it_was(make_model):
-    model = add_adapter(make_model(), LoraConfig(init_lora_weights=False))
-    before = {name: (value.clone(), value.requires_grad) for name, value in model.named_parameters()}
-    base = model.get_base_model()
-    adapter = detach_adapter(model)
-    assert not any("lora_" in name for name, _ in base.named_parameters())
-    again = attach_adapter(base, adapter)
-    assert again.peft_config["default"].modules_to_save == adapter.config.modules_to_save  # and not longer
-    after = dict(again.named_parameters())
-    assert after.keys() == before.keys()
-    for name, (value, trains) in before.items():
-        assert torch.equal(after[name], value), name
-        assert after[name].requires_grad == trains, name
-
-
-def test_virtual_tokens_cannot_be_taken_off(make_model):
-    with pytest.raises(ModelError, match="cannot be moved or merged"):
-        detach_adapter(add_adapter(make_model(), PromptTuningConfig(num_virtual_tokens=2)))
 
 
 def test_the_config_of_the_user_is_not_changed(make_model):

@@ -28,6 +28,7 @@ from plaudit.models.quantization import (
     quantization_config_from,
 )
 from plaudit.models.reward_head import RewardHead, bind_reward_forward, outside_backbone
+from plaudit.models.saved_adapter import SavedAdapter
 
 pytest.importorskip("bitsandbytes")
 
@@ -203,13 +204,15 @@ def test_a_description_of_nothing_is_refused():
 
 @every_kind
 @pytest.mark.parametrize("dora", [False, True])
-def test_a_dequantised_model_scores_the_same_and_merges(quantized, kind, dora):
+def test_an_adapter_on_a_dequantised_base_scores_the_same_and_merges(quantized, kind, dora, tmp_path):
     model = quantized(kind, use_dora=dora)
     expected = rewards_of(model)
     before = {name: value.clone() for name, value in model.named_parameters() if value.requires_grad}
-    plain = dequantize(model)
-    assert not layers_of(plain)
-    assert describe_quantization(plain) is None
+    model.save_pretrained(tmp_path / "adapter")
+    base = dequantize(model.unload())
+    assert not layers_of(base)
+    assert describe_quantization(base) is None
+    plain = SavedAdapter.read(str(tmp_path / "adapter")).attach_to(base, is_trainable=True)
     after = dict(plain.named_parameters())
     assert {name for name, value in after.items() if value.requires_grad} == before.keys()
     assert all(torch.equal(after[name], value) for name, value in before.items())  # adapter and head, to the bit
@@ -217,21 +220,15 @@ def test_a_dequantised_model_scores_the_same_and_merges(quantized, kind, dora):
     merged = plain.merge_and_unload()
     assert not [name for name, _ in merged.named_parameters() if "lora_" in name]
     torch.testing.assert_close(rewards_of(merged), expected, atol=2e-6, rtol=2e-6)
-
-
-@every_kind
-def test_what_was_merged_is_saved_as_a_plain_model(quantized, kind, tmp_path):
-    model = quantized(kind)
-    expected = rewards_of(model)
-    dequantize(model).merge_and_unload().save_pretrained(tmp_path / "merged")
+    merged.save_pretrained(tmp_path / "merged")
     assert "quantization_config" not in json.loads((tmp_path / "merged" / "config.json").read_text())
-    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged", num_labels=1).eval()
+    stock = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged", num_labels=1).eval()
     with torch.no_grad():
-        stock = torch.cat([plain(input_ids=row[None]).logits for row in IDS])
-    torch.testing.assert_close(stock, expected, atol=2e-6, rtol=2e-6)
+        rewards = torch.cat([stock(input_ids=row[None]).logits for row in IDS])
+    torch.testing.assert_close(rewards, expected, atol=2e-6, rtol=2e-6)
 
 
-def test_a_quantised_model_without_an_adapter_is_dequantised_too(base_folder):
+def test_a_dequantised_model_scores_the_same(base_folder):
     model = load_model(str(base_folder), quantization_config=CONFIGS["nf4"]())
     expected = rewards_of(model)
     torch.testing.assert_close(rewards_of(dequantize(model)), expected, atol=2e-6, rtol=2e-6)
@@ -309,7 +306,8 @@ def adapter_folder(quantized, tmp_path):
 def test_an_adapter_comes_back_on_the_base_that_it_was_trained_on(adapter_folder, kind):
     folder, expected = adapter_folder(kind, described=True)
     torch.testing.assert_close(rewards_of(load_model(folder, is_trainable=False)), expected, atol=1e-6, rtol=1e-6)
-    plain = load_model(folder, is_trainable=False, quantized=False)
+    Path(folder, "reward.json").unlink()
+    plain = load_model(folder, is_trainable=False)
     assert not layers_of(plain)
     assert (rewards_of(plain) - expected).abs().max() > 1e-4  # so it matters
 
@@ -321,11 +319,6 @@ def test_the_callers_config_wins_over_what_is_said(adapter_folder):
     unsaid, _ = adapter_folder("nf4", described=False)
     again = load_model(unsaid, quantization_config=CONFIGS["nf4"](), is_trainable=False)
     torch.testing.assert_close(rewards_of(again), expected, atol=1e-6, rtol=1e-6)
-
-
-def test_where_nothing_is_said_the_base_is_loaded_plain(adapter_folder):
-    folder, _ = adapter_folder("nf4", described=False)
-    assert not layers_of(load_model(folder))
 
 
 # The options of a script

@@ -21,7 +21,7 @@ _MODEL_FILES = ("adapter_*", "config.json", "model*.safetensors*", "pytorch_mode
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file (text as UTF-8) so that it is either complete or as it was before."""
+    """Write a file (text as UTF-8) so that it is either complete or as before."""
     with staged_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
@@ -127,7 +127,7 @@ def remove_folder(folder: Path) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Have the disk hold all files of a folder: after a power cut a renamed folder may otherwise hold empty ones."""
+    """Flush all files of a folder to the disk: after a power cut a renamed folder may otherwise hold empty ones."""
     for path in (*folder.rglob("*"), folder):
         _flush(path)
 

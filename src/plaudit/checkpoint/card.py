@@ -1,10 +1,10 @@
-"""The model card, `README.md`: what a person needs to know to use a saved reward model."""
+"""The model card, `README.md`: how to use a saved reward model, and what it was trained on."""
 
 import json
 import re
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from huggingface_hub import ModelCard, ModelCardData
 
@@ -105,30 +105,28 @@ def write_model_card(
 ) -> None:
     """Write `README.md`: data, options, metrics, how to use the model, and the tags that the hub filters by.
 
-    Args:
-        folder: The model's folder.
-        model_name: The card's heading.
-        location: Where the reader loads the model from: a hub id or a folder.
-        options: The options of the run to show.
-        training_metrics: The last entry of the training log; empty if there is none.
-        evaluation_metrics: The last evaluation's metrics; empty if there was none.
-        conversational: Whether the model was trained on conversations, or on plain text.
-        base_model: The hub id or folder of the model that training started from.
-        dataset_name: The training data.
-        rows: The number of pairs in it.
-        adapter: Whether the folder holds an adapter.
-        dtype: The precision that an adapter's base was loaded in.
-        quantized: Whether an adapter's base was quantised.
-        tags: Further tags.
+    `location` is the hub id or folder that the reader loads the model from, `rows` the number of training pairs;
+    `dtype` and `quantized` describe how an adapter's base was loaded. Metrics may be empty.
     """
-    data = _card_data(model_name, base_model, dataset_name, adapter, tags)
+    data = ModelCardData(
+        base_model=base_model if _is_hub_id(base_model) else None,
+        datasets=[dataset_name] if _is_hub_id(dataset_name) else None,
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag="text-classification",
+        tags=sorted({*TAGS, *tags}),
+        model_name=model_name,
+    )
+    on_data = f" on {dataset_name}" if dataset_name else ""
+    pairs = f" ({rows:,} pairs)" if rows else ""
+    base = f", starting from {base_model}" if base_model else ""
+    plain_use = _PLAIN_ADAPTER + (_QUANTIZED if quantized else "") if adapter else _PLAIN_FULL
     text = _TEMPLATE.format(
         card_data=data.to_yaml(),
         model_name=model_name,
-        origin=_origin(base_model, dataset_name, rows),
+        origin=f"It was trained{on_data}{pairs}{base}.",
         location=location,
         examples=_EXAMPLES[conversational],
-        plain_use=_plain_use(adapter, quantized).format(
+        plain_use=plain_use.format(
             location=location,
             rendered=_RENDERED[conversational],
             dtype=dtype,
@@ -142,40 +140,17 @@ def write_model_card(
     ModelCard(text, ignore_metadata_errors=True).save(folder / "README.md")
 
 
-def _card_data(
-    model_name: str, base_model: str | None, dataset_name: str | None, adapter: bool, tags: tuple[str, ...]
-) -> ModelCardData:
-    on_hub = base_model is not None and not Path(base_model).is_dir() and _HUB_ID.fullmatch(base_model)
-    return ModelCardData(
-        base_model=base_model if on_hub else None,
-        datasets=[dataset_name] if dataset_name and _HUB_ID.fullmatch(dataset_name) else None,
-        library_name="peft" if adapter else "transformers",
-        pipeline_tag="text-classification",
-        tags=sorted({*TAGS, *tags}),
-        model_name=model_name,
-    )
-
-
-def _plain_use(adapter: bool, quantized: bool) -> str:
-    if not adapter:
-        return _PLAIN_FULL
-    return _PLAIN_ADAPTER + _QUANTIZED if quantized else _PLAIN_ADAPTER
-
-
-def _origin(base_model: str | None, dataset_name: str | None, rows: int | None) -> str:
-    data = f" on {dataset_name}" if dataset_name else ""
-    pairs = f" ({rows:,} pairs)" if rows else ""
-    base = f", starting from {base_model}" if base_model else ""
-    return f"It was trained{data}{pairs}{base}."
+def _is_hub_id(name: str | None) -> TypeGuard[str]:
+    return name is not None and not Path(name).exists() and _HUB_ID.fullmatch(name) is not None
 
 
 def _metrics(metrics: dict[str, float]) -> str:
-    shown = {name: _format_number(value) for name, value in metrics.items() if not name.endswith(_LEFT_OUT)}
+    shown = {
+        name: f"{int(value):,}" if float(value).is_integer() and abs(value) >= 10 else f"{value:.4g}"
+        for name, value in metrics.items()
+        if not name.endswith(_LEFT_OUT)
+    }
     return _table("Metric", shown) if shown else "None was measured."
-
-
-def _format_number(value: float) -> str:
-    return f"{int(value):,}" if float(value).is_integer() and abs(value) >= 10 else f"{value:.4g}"
 
 
 def _table(kind: str, values: dict[str, str]) -> str:

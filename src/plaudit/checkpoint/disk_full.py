@@ -1,4 +1,4 @@
-"""One error for a full disk, whichever library's write it was that failed."""
+"""One error for a full disk, whichever library failed to write."""
 
 import errno
 import re
@@ -20,9 +20,9 @@ _ERROR_NUMBER = re.compile(r"os error (\d+)")
 
 @contextmanager
 def explain_disk_full(target: Path, advice: str | None = None) -> Iterator[None]:
-    """Turn the errors that libraries raise on a full disk into one that says what to do.
+    """Turn the errors that libraries raise on a full disk into one that names the remedy; let others pass.
 
-    A quota, or a limit on the size of files, counts as a full disk. Other errors pass through.
+    A quota, or a limit on the size of files, counts as a full disk.
 
     Args:
         target: The file, the checkpoint or the run's folder that is being written.
@@ -38,11 +38,18 @@ def explain_disk_full(target: Path, advice: str | None = None) -> Iterator[None]
     except Exception as error:
         if not is_disk_full(error):
             raise
-        raise CheckpointError(_explain(target.absolute(), error, advice)) from error
+        target = target.absolute()
+        run_dir = target.parent if target.name.startswith("checkpoint-") else target
+        written = [target, *incomplete_checkpoints(run_dir)][-1]  # in a run's folder, the checkpoint being written
+        free = shutil.disk_usage(next(path for path in (target, *target.parents) if path.exists())).free
+        raise CheckpointError(
+            f"'{written}' could not be written: {error}. {_format_size(free)} are free on that disk; a quota, or a "
+            f"limit on the size of files, may leave less. {advice or _advice(last_complete_checkpoint(run_dir))}"
+        ) from error
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Return whether an exception, or one that it was raised from, says that there is no space left."""
+    """Return whether an exception, or one that it was raised from, is a library's error for a full disk."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _NO_SPACE:
             return True
@@ -53,16 +60,6 @@ def is_disk_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-def _explain(target: Path, error: Exception, advice: str | None) -> str:
-    run_dir = target.parent if target.name.startswith("checkpoint-") else target
-    written = [target, *incomplete_checkpoints(run_dir)][-1]  # in a run's folder, the checkpoint being written
-    free = shutil.disk_usage(next(path for path in (target, *target.parents) if path.exists())).free
-    return (
-        f"'{written}' could not be written: {error}. {_format_size(free)} are free on that disk; a quota, or a limit "
-        f"on the size of files, may leave less. {advice or _advice(last_complete_checkpoint(run_dir))}"
-    )
 
 
 def _advice(last: str | None) -> str:

@@ -5,9 +5,10 @@ backbone, since a loader gives both the same.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from plaudit.models.adapters import base_model
 from plaudit.models.precision import compute_dtype, rounding_tolerance
 from plaudit.models.reward_head import RewardHead
 
-__all__ = ["Fingerprint", "probe_sequences", "rewards_as_saved", "take_fingerprint"]
+__all__ = ["Fingerprint", "probe_sequences", "rewards_as_saved", "take_fingerprint", "tolerance"]
 
 # Questions and answers, one line each; no system message, which some templates refuse.
 _PROBES: tuple[tuple[str, ...], ...] = (
@@ -68,10 +69,11 @@ class Fingerprint:
         ids = [[int(each) for each in row["ids"].split()] for row in rows]
         return cls([row["sequence"] for row in rows], ids, [row["reward"] for row in rows], described["dtype"])
 
-    def tolerance(self, dtype: str) -> float:
-        """Return the root mean square of the differences that rounding explains from rewards computed in `dtype`."""
-        size = math.sqrt(sum(reward**2 for reward in self.rewards) / len(self.rewards))
-        return size * max(rounding_tolerance(getattr(torch, each)) for each in (dtype, self.dtype))
+
+def tolerance(rewards: list[float], *dtypes: str) -> float:
+    """Return the root mean square of the differences that rounding explains between rewards in one or more dtypes."""
+    size = math.sqrt(sum(reward**2 for reward in rewards) / len(rewards))
+    return size * max(rounding_tolerance(getattr(torch, dtype)) for dtype in dtypes)
 
 
 def take_fingerprint(
@@ -87,7 +89,7 @@ def take_fingerprint(
     Args:
         score: Takes N lists of token ids and returns N rewards.
         tokenizer: The model's tokenizer.
-        conversational: Whether the model was trained on conversations (or on texts): the probes are of the same kind.
+        conversational: Whether the model was trained on conversations; the probes are of the same kind.
         dtype: The precision that `score` computes in.
         longest: The most tokens the model takes; longer probes are left out, but not all.
     """
@@ -99,20 +101,15 @@ def take_fingerprint(
 
 
 def probe_sequences(tokenizer: PreTrainedTokenizerBase, *, conversational: bool) -> list[Any]:
-    """Return the probes as conversations, without those that the chat template refuses, or as texts.
-
-    A template that refuses every conversation gets texts.
-    """
-    taken = []
-    for conversation in [_conversation(turns) for turns in _PROBES] if conversational else []:
+    """Return the probes as conversations that the chat template accepts; as texts if it refuses all of them."""
+    accepted = []
+    for turns in _PROBES if conversational else ():
+        roles = cycle(("user", "assistant"))
+        conversation = [{"role": role, "content": content} for role, content in zip(roles, turns, strict=False)]
         with suppress(DataError):
             render(tokenizer, [conversation])
-            taken.append(conversation)
-    return taken or [" ".join(turns) for turns in _PROBES]
-
-
-def _conversation(turns: Sequence[str]) -> list[dict[str, str]]:
-    return [{"role": ("user", "assistant")[place % 2], "content": content} for place, content in enumerate(turns)]
+            accepted.append(conversation)
+    return accepted or [" ".join(turns) for turns in _PROBES]
 
 
 @torch.no_grad()
@@ -122,8 +119,8 @@ def rewards_as_saved(model: nn.Module, sequences: list[list[int]], *, sharded: b
     Args:
         model: A model with the forward of `plaudit.models.reward_head`.
         sequences: N lists of token ids.
-        sharded: Whether `model` is a wrapper around weights on several devices. Then all processes call this function,
-            and the wrapper, which gathers the weights, decides the precision.
+        sharded: Whether `model` is a wrapper around weights on several devices. All processes must then call this
+            function, and the wrapper, which gathers the weights, decides the precision.
     """
     # accelerate wraps the forward in autocast, and keeps the plain one under this name.
     forward = model if sharded else vars(model).get("_original_forward", model)
@@ -143,12 +140,12 @@ def _no_tf32() -> Iterator[None]:
     """Compute float32 products in float32: with `tf32=True` a GPU rounds their factors, and a reload does not."""
     products: Any = torch.backends.cuda.matmul
     name, exact = ("fp32_precision", "ieee") if hasattr(products, "fp32_precision") else ("allow_tf32", False)
-    allowed = getattr(products, name)
+    before = getattr(products, name)
     setattr(products, name, exact)
     try:
         yield
     finally:
-        setattr(products, name, allowed)
+        setattr(products, name, before)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Starts `reload.py` in a fresh process, and tells why there is no answer if there is none."""
+"""The fresh process that runs `reload.py`, and the diagnosis where it gives no answer."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def reload_and_score(request: dict[str, Any], program: str | Path = reload.__fil
         program: The program to run.
 
     Returns:
-        What `plaudit.checkpoint.reload.score` returns; a finding if the process failed. The finding is open where the
+        The result of `plaudit.checkpoint.reload.score`; a finding if the process failed. The finding is open where the
         model may be sound: memory ran out, the base could not be fetched, or the weights need a GPU.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_LAUNCHER_VARIABLES)}

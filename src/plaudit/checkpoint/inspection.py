@@ -30,7 +30,7 @@ class Finding:
     Attributes:
         layer: The layer's name.
         holds: Whether it holds; `None` where that is open.
-        message: What was found, and what to do if the layer does not hold.
+        message: The evidence, and the remedy if the layer does not hold.
     """
 
     layer: str
@@ -91,38 +91,32 @@ class SavedModel:
     @property
     def head(self) -> str | None:
         """The name of the head's weight, preferably one of a single row; `None` if no weight is named like a head."""
+        matrices = [name for name, shape in self.shapes.items() if name.endswith("weight") and len(shape) == 2]
+
+        def of_modules(modules: set[str | None]) -> list[str]:
+            return [name for name in matrices if any(f".{module}." in f".{name}" for module in modules)]
+
         named = {self.config.get("value_head_prefix"), *KNOWN_HEADS}
         kept = named | set((self.adapter or {}).get("modules_to_save") or ())  # holds the head, and perhaps others
-        heads = [name for name in self._matrices_of(kept) if self.shapes[name][0] == 1] or self._matrices_of(named)
+        heads = [name for name in of_modules(kept) if self.shapes[name][0] == 1] or of_modules(named)
         return max(heads, key=len, default=None)
-
-    def _matrices_of(self, modules: set[str | None]) -> list[str]:
-        matrices = [name for name, shape in self.shapes.items() if name.endswith("weight") and len(shape) == 2]
-        return [name for name in matrices if any(f".{module}." in f".{name}" for module in modules)]
 
     @cached_property
     def base(self) -> "SavedModel | None":
         """An adapter's base model, if its safetensors files are on this machine."""
-        adapter = self.adapter or {}
-        name = adapter.get("base_model_name_or_path")
-        base = SavedModel(_local_folder(name, adapter.get("revision"))) if name else None
-        with contextlib.suppress(CheckpointError):
-            return base if base and base.shapes else None
+        name, revision = (self.adapter or {}).get("base_model_name_or_path"), (self.adapter or {}).get("revision")
+        if not name:
+            return None
+        with contextlib.suppress(CheckpointError, ValueError):  # the latter for a name that the hub could not have
+            config = None if Path(name).is_dir() else try_to_load_from_cache(name, "config.json", revision=revision)
+            base = SavedModel(Path(config).parent if isinstance(config, str) else Path(name))
+            return base if base.shapes else None
         return None
 
     def parameters(self) -> int:
         """Count the parameters, including those of an adapter's base that is on this machine."""
         count = sum(prod(shape) for shape in self.shapes.values())
         return count + (0 if self.base is None else self.base.parameters())
-
-
-def _local_folder(name: str, revision: str | None) -> Path:
-    """Return the folder of a model: the one of this name, or that of a hub id in the cache."""
-    if not Path(name).is_dir():
-        with contextlib.suppress(ValueError):  # not a name that the hub could have
-            config = try_to_load_from_cache(name, "config.json", revision=revision)
-            return Path(config).parent if isinstance(config, str) else Path(name)
-    return Path(name)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

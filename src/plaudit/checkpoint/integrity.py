@@ -35,8 +35,6 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*", "global_step*")
 _STATE = ("optimizer", "scheduler", "rng_state")
-# Files of which each process writes its own: transformers' random states, DeepSpeed's and PyTorch's shards.
-_RANK = re.compile(r"rng_state_(\d+)\.pth|\w*zero_pp_rank_(\d+)_.*|__(\d+)_\d+\.distcp")
 
 
 def last_complete_checkpoint(run_dir: str | Path) -> str | None:
@@ -79,6 +77,8 @@ def remove_checkpoint(checkpoint: Path) -> None:
 def check_checkpoint(checkpoint: str | Path) -> None:
     """Check that a run can be resumed from a checkpoint, by the heads and tails of its files.
 
+    The random states of several processes are not counted: each process looks for its own when it resumes.
+
     Raises:
         CheckpointError: The checkpoint is incomplete, or a file is missing, empty or cut short. The message names the
             file and the newest whole checkpoint before.
@@ -110,10 +110,10 @@ def _is_complete(checkpoint: Path) -> bool:
 
 
 def _problem(checkpoint: Path) -> str | None:
+    """Return the reason why a run cannot be resumed from a checkpoint, or `None`."""
     if not (checkpoint / _MARKER).is_file():
         return f"{_MARKER}, which is written last, is missing"
-    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
-    for path in files:
+    for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
         fault = _fault(path)
         if fault is not None:
             return f"{path.relative_to(checkpoint)} {fault}"
@@ -123,21 +123,11 @@ def _problem(checkpoint: Path) -> str | None:
     # `save_only_model` leaves out all three; DeepSpeed has a folder of its own for them.
     if any(has.values()) and not all(has.values()) and not any(checkpoint.glob("global_step*")):
         return f"there is no {next(part for part in _STATE if not has[part])} file beside the other two of {_STATE}"
-    return _missing_rank(checkpoint, files)
-
-
-def _missing_rank(checkpoint: Path, files: list[Path]) -> str | None:
-    """Return what is wrong if, of the processes with files here, one in between lacks its random state."""
-    matches = [match for path in files if (match := _RANK.fullmatch(path.name))]
-    ranks = [int(next(filter(None, match.groups()))) for match in matches]
-    if not any(match[1] for match in matches):  # a single process, or `save_only_model`
-        return None
-    missing = (f"rng_state_{rank}.pth" for rank in range(min(ranks), max(ranks) + 1))
-    return next((f"{name} is missing" for name in missing if not (checkpoint / name).is_file()), None)
+    return None
 
 
 def _fault(path: Path) -> str | None:
-    """Return what is wrong with a file, from its head or its tail alone."""
+    """Return the damage of a file, from its head or its tail alone, or `None`."""
     if path.suffix == ".json":
         try:
             content = json.loads(path.read_text(encoding="utf-8"))

@@ -1,6 +1,7 @@
 """Merging an adapter into its base: one plain model that gives the scores of both together."""
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from plaudit.checkpoint.atomic import recover, staged_folder
 from plaudit.checkpoint.card import write_model_card
-from plaudit.checkpoint.fingerprint import Fingerprint, rewards_as_saved, take_fingerprint
+from plaudit.checkpoint.fingerprint import rewards_as_saved, take_fingerprint
 from plaudit.checkpoint.metadata import (
     library_versions,
     read_metadata,
@@ -20,11 +21,12 @@ from plaudit.checkpoint.metadata import (
 )
 from plaudit.checkpoint.verify import Reload, Verification, verify_and_record
 from plaudit.errors import ConfigError, ModelError
-from plaudit.models.adapters import base_model
-from plaudit.models.load import load_model, load_tokenizer
+from plaudit.models.adapters import base_model, has_virtual_tokens, is_peft_model
+from plaudit.models.load import load_model, load_tokenizer, max_positions
 from plaudit.models.precision import compute_dtype
 from plaudit.models.quantization import dequantize
 from plaudit.models.reward_head import bind_reward_forward, head_names
+from plaudit.models.saved_adapter import SavedAdapter
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -60,9 +62,7 @@ def merge_adapter(
         ModelError: `adapter` is no adapter, or of a kind that cannot be merged.
         CheckpointError: The merged model does not score the same (its files are kept), or the disk is full.
     """
-    adapter, output = str(adapter), Path(output)
-    if adapter.startswith("~"):
-        adapter = str(Path(adapter).expanduser())
+    adapter, output = os.path.expanduser(adapter), Path(output)
     recover(output)  # an earlier merge may have been killed while it wrote
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"--output: '{output}' is not empty. Name a new folder.")
@@ -70,13 +70,25 @@ def merge_adapter(
     tokenizer = load_tokenizer(adapter, trust_remote_code=trust_remote_code)
     recorded = read_metadata(adapter)
     conversational = recorded.get("rendering", {}).get("sequences", "conversations") == "conversations"
-    _fingerprint(model, tokenizer, conversational)  # the first forward of a process can, rarely, be off: not kept
-    fingerprint = _fingerprint(model, tokenizer, conversational)
-    merged = dequantize(model).merge_and_unload()
+    fingerprint = take_fingerprint(
+        lambda ids: rewards_as_saved(model, ids),
+        tokenizer,
+        conversational=conversational,
+        dtype=compute_dtype(base_model(model)),
+        longest=max_positions(base_model(model)),
+    )
+    merged = _merge(model, adapter)
     if dtype is not None:
         merged = merged.to(getattr(torch, dtype))
     rendering = rendering_metadata(tokenizer, fingerprint.ids[0], conversational=conversational, max_length=None)
-    metadata = {"rendering": rendering} | recorded | _metadata(merged, fingerprint, adapter)
+    changed = {
+        "versions": library_versions(),
+        "merged_from": adapter,
+        "head": {"name": head_names(merged)[0].split(".")[0], "trained_in": "float32"},
+        "quantization": None,
+        "fingerprint": fingerprint.as_json(),
+    }
+    metadata = {"rendering": rendering} | recorded | changed
     with staged_folder(output) as folder:
         _save(folder, merged, tokenizer, metadata)
         _write_card(folder, output, adapter, metadata)
@@ -84,8 +96,6 @@ def merge_adapter(
 
 
 def _load(adapter: str, trust_remote_code: bool) -> "PeftModel":
-    from peft import PeftModel
-
     model = load_model(
         adapter,
         model_init_kwargs={"dtype": training_dtype(adapter)},
@@ -93,34 +103,19 @@ def _load(adapter: str, trust_remote_code: bool) -> "PeftModel":
         is_trainable=False,
         new_head=False,
     )
-    if not isinstance(model, PeftModel):
+    if not is_peft_model(model):
         raise ModelError(f"{adapter} is a whole model and not an adapter: there is nothing to merge.")
-    if any(config.is_prompt_learning for config in model.peft_config.values()):
+    if has_virtual_tokens(model):
         raise ModelError(f"{adapter}: prefix and prompt tuning add tokens and no weights, and cannot be merged.")
     bind_reward_forward(base_model(model))
     return model
 
 
-def _fingerprint(model: "PeftModel", tokenizer: PreTrainedTokenizerBase, conversational: bool) -> Fingerprint:
-    base = base_model(model)
-    return take_fingerprint(
-        lambda ids: rewards_as_saved(model, ids),
-        tokenizer,
-        conversational=conversational,
-        dtype=compute_dtype(base),
-        longest=getattr(base.config.get_text_config(), "max_position_embeddings", None),
-    )
-
-
-def _metadata(merged: PreTrainedModel, fingerprint: Fingerprint, adapter: str) -> dict[str, Any]:
-    """Return the entries of `reward.json` that merging changes."""
-    return {
-        "versions": library_versions(),
-        "merged_from": adapter,
-        "head": {"name": head_names(merged)[0].split(".")[0], "trained_in": "float32"},
-        "quantization": None,
-        "fingerprint": fingerprint.as_json(),
-    }
+def _merge(model: "PeftModel", adapter: str) -> PreTrainedModel:
+    """Merge the adapter, on a dequantised base: PEFT would quantise the merged weights again."""
+    if getattr(base_model(model), "is_quantized", False):
+        model = SavedAdapter.read(adapter).attach_to(dequantize(model.unload()), is_trainable=False)
+    return model.merge_and_unload()
 
 
 def _save(folder: Path, merged: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, metadata: dict[str, Any]) -> None:

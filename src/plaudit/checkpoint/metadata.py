@@ -1,20 +1,9 @@
 """The metadata of a reward model's folder: `reward.json`, and the contract in `config.json`.
 
-`reward.json` holds what no other library reads:
-
-versions        of Plaudit and the libraries below it
-loss_type, ...  the loss, and with ties its threshold
-rendering       how text became token ids: the template's hash, BOS, EOS, pad, max_length
-head            its name, and the precision it was trained in
-training        precision of the weights and of the run, attention kernel, layout
-quantization    of the base model, if it was quantised
-rewards         their mean and standard deviation, and the data these were measured on
-fingerprint     probes with their rewards (`plaudit.checkpoint.fingerprint`)
-verification    the result of the last reload (`plaudit.checkpoint.verify`)
-
-The contract is what makes every engine read the same score from `config.json`: one label, named;
-`problem_type="regression"`, without which vLLM applies a sigmoid; `value_head_prefix`, `mean` and `std`, which OpenRLHF
-reads. (`architectures` and the weights come from transformers, a pad token other than EOS from `plaudit.models.load`.)
+`reward.json` holds the facts that no other library records; docs/checkpoints.md lists its keys. The contract is the
+part of `config.json` by which every engine reads the same score: one label, named; `problem_type="regression"`, without
+which vLLM applies a sigmoid; `value_head_prefix`, `mean` and `std`, which OpenRLHF reads. (`architectures` and the
+weights come from transformers, a pad token other than EOS from `plaudit.data.special_tokens`.)
 """
 
 import hashlib
@@ -76,10 +65,8 @@ def read_metadata(path_or_id: str | Path, **hub: Any) -> dict[str, Any]:
         CheckpointError: The file is cut short, or is something else.
     """
     try:
-        path = cached_file(str(path_or_id), METADATA_FILE, _raise_exceptions_for_missing_entries=False, **hub)
-    except OSError:  # the hub cannot be reached, or there is no such place
-        return {}
-    if path is None:
+        path = cached_file(str(path_or_id), METADATA_FILE, **hub)
+    except OSError:  # there is no such file or place, or the hub cannot be reached
         return {}
     try:
         metadata = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -94,15 +81,13 @@ def training_dtype(path_or_id: str | Path, **hub: Any) -> str:
     """Return the precision that an adapter's base was loaded in for training, or "auto" (as it is stored).
 
     A float32 run on a bf16 base computes in float32: with the base loaded as it is stored, scores would be rounded.
-    A whole model stores the precision it was trained in, so that is "auto" too. `hub` is as in `read_metadata`.
+    A whole model is stored in the precision of training, so it gets "auto" too. `hub` is as in `read_metadata`.
     """
     try:
-        adapter = find_adapter_config_file(str(path_or_id), **hub)
+        is_adapter = find_adapter_config_file(str(path_or_id), **hub) is not None
     except OSError:  # no such place: loading will raise
         return "auto"
-    if adapter is None:
-        return "auto"
-    return read_metadata(path_or_id, **hub).get("training", {}).get("weights", "auto")
+    return read_metadata(path_or_id, **hub).get("training", {}).get("weights", "auto") if is_adapter else "auto"
 
 
 def library_versions() -> dict[str, str]:
@@ -117,7 +102,7 @@ def rendering_metadata(
 
     Args:
         tokenizer: The model's tokenizer.
-        rendered: The token ids of any text or conversation: BOS and EOS are recorded if they are there.
+        rendered: The token ids of any text or conversation; BOS and EOS are recorded if they are there.
         conversational: Whether the model was trained on conversations.
         max_length: The most tokens of a training sequence.
     """

@@ -36,7 +36,7 @@ def score(path: str, sequences: list[Any], ids: list[list[int]] | None = None, *
         **options: `trust_remote_code`; for an adapter the `dtype` and `quantization` its base was trained with.
 
     Returns:
-        `rendered` [N] token ids; rewards [N] `alone` and `batched` (`None` without a pad token); `integrated`, an
+        `rendered` [N] token ids; rewards [N] `alone` and `batched` (`None` without a pad token); `as_trl`, an
         adapter's rewards as TRL loads it, or why it cannot be; `dtype`; `engine`, the versions of the libraries.
     """
     from transformers import AutoTokenizer
@@ -46,7 +46,7 @@ def score(path: str, sequences: list[Any], ids: list[list[int]] | None = None, *
     torch.zeros(1).cos()
     code = {"trust_remote_code": options.pop("trust_remote_code", False)}
     adapter = Path(path, "adapter_config.json").is_file()
-    model = as_trained(load(path, adapter, **options, **code))
+    model = evaluation_mode(load(path, adapter, **options, **code))
     tokenizer = AutoTokenizer.from_pretrained(path, **code)
     if adapter:  # the base's configuration may name no pad token; TRL sets it too
         model.config.pad_token_id = model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
@@ -62,14 +62,14 @@ def score(path: str, sequences: list[Any], ids: list[list[int]] | None = None, *
         "rendered": rendered,
         "alone": alone,
         "batched": batched,
-        "integrated": integrated(path, ids, **code) if adapter else None,
+        "as_trl": score_as_trl(path, ids, **code) if adapter else None,
         "dtype": dtype,
         "engine": ", ".join(f"{name} {version(name)}" for name in used),
     }
 
 
 def load(path: str, adapter: bool, quantization: dict[str, Any] | None = None, dtype: str = "auto", **code: Any) -> Any:
-    """Load a model by plain `from_pretrained`; only for an adapter is it told how the base was loaded."""
+    """Load a model by plain `from_pretrained`, the base of an adapter with the dtype and quantisation of training."""
     if not adapter:
         from transformers import AutoModelForSequenceClassification
 
@@ -83,8 +83,8 @@ def load(path: str, adapter: bool, quantization: dict[str, Any] | None = None, d
     return AutoPeftModelForSequenceClassification.from_pretrained(path, num_labels=1, **base, **code)
 
 
-def as_trained(model: torch.nn.Module) -> Any:
-    """Set evaluation mode, except in bitsandbytes' layers, which on a CPU round more in that mode than in training."""
+def evaluation_mode(model: torch.nn.Module) -> Any:
+    """Set evaluation mode, except in bitsandbytes' layers, which on a CPU round more in it than in training mode."""
     for module in model.eval().modules():
         if type(module).__module__.startswith("bitsandbytes"):
             module.training = True
@@ -96,8 +96,8 @@ def score_alone(model: Any, ids: list[list[int]]) -> list[float]:
     return [model(**tensors([each], 0)).logits[0, 0].item() for each in ids]
 
 
-def integrated(path: str, ids: list[list[int]], **code: Any) -> dict[str, Any] | str:
-    """Score with an adapter as TRL loads one: without PEFT's own call, and not told how its base was loaded.
+def score_as_trl(path: str, ids: list[list[int]], **code: Any) -> dict[str, Any] | str:
+    """Score with an adapter as TRL loads one: without PEFT's own call, dtype or quantisation.
 
     Returns:
         `rewards` [N] and `dtype`; the error as text if transformers cannot load or run it.
@@ -105,7 +105,7 @@ def integrated(path: str, ids: list[list[int]], **code: Any) -> dict[str, Any] |
     from transformers import AutoModelForSequenceClassification
 
     try:
-        model = as_trained(AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, **code))
+        model = evaluation_mode(AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, **code))
         return {"rewards": score_alone(model, ids), "dtype": str(model.dtype).removeprefix("torch.")}
     except (AttributeError, KeyError, OSError, TypeError, ValueError, RuntimeError) as error:
         return f"{type(error).__name__}: {error}"

@@ -12,7 +12,7 @@ import psutil
 import torch
 from huggingface_hub import snapshot_download
 
-from plaudit.checkpoint.fingerprint import Fingerprint, probe_sequences
+from plaudit.checkpoint.fingerprint import Fingerprint, probe_sequences, tolerance
 from plaudit.checkpoint.fresh_process import reload_and_score
 from plaudit.checkpoint.inspection import BASE_TOKENIZER, Finding, SavedModel, inspect_files
 from plaudit.checkpoint.metadata import training_dtype, write_metadata
@@ -34,7 +34,7 @@ class Verification:
     """The outcome of a verification.
 
     Attributes:
-        findings: One for each layer of the contract that was looked at, in order.
+        findings: One for each layer of the contract that was checked, in order.
         difference: The largest difference of a probe's reward; `None` where no rewards could be compared.
         tolerance: The root mean square of the differences that rounding explains.
         engine: The libraries that reloaded the model, with their versions.
@@ -78,7 +78,7 @@ def verify(path_or_id: str | Path, *, trust_remote_code: bool = False, reload: R
     Args:
         path_or_id: A folder, an adapter's folder or a hub id.
         trust_remote_code: Allow a model or tokenizer that ships its own code.
-        reload: Loads and scores the model; `plaudit.checkpoint.fresh_process.reload_and_score` by default.
+        reload: Loads and scores the model; `None` does so in a fresh process.
 
     Raises:
         CheckpointError: There is no such folder or hub id.
@@ -93,12 +93,12 @@ def verify(path_or_id: str | Path, *, trust_remote_code: bool = False, reload: R
     recorded = saved.metadata.get("fingerprint")
     fingerprint = Fingerprint.from_json(recorded) if recorded else None
     lacking = _lacking_memory(saved, fingerprint)
-    if lacking:
+    if lacking is not None:
         return Verification([*findings, Finding("rewards", None, lacking)])
     request = _request(saved, fingerprint)
     verification = _compare(findings, saved, fingerprint, reload(request))
     if any(finding.layer in _MEASURED for finding in verification.broken):
-        # The first forward of a process can, rarely, be off by more than rounding explains.
+        # One wrong measurement, whatever its cause, must not fail a save.
         verification = _compare(findings, saved, fingerprint, reload(request))
     return verification
 
@@ -169,47 +169,41 @@ def _dtype(saved: SavedModel, fingerprint: Fingerprint | None) -> str:
 def _request(saved: SavedModel, fingerprint: Fingerprint | None) -> dict[str, Any]:
     """Return the arguments of `plaudit.checkpoint.reload.score`."""
     if fingerprint is None:
-        probes = probe_sequences(saved.tokenizer, conversational=bool(saved.tokenizer.chat_template))
+        sequences, ids = probe_sequences(saved.tokenizer, conversational=bool(saved.tokenizer.chat_template)), None
     else:
-        probes = fingerprint.probes
-    request: dict[str, Any] = {
-        "path": str(saved.folder.resolve()),
-        "sequences": probes,
-        "ids": fingerprint.ids if fingerprint else None,
-        "trust_remote_code": saved.trust_remote_code,
-    }
+        sequences, ids = fingerprint.probes, fingerprint.ids
+    path, code = str(saved.folder.resolve()), saved.trust_remote_code
+    request: dict[str, Any] = {"path": path, "sequences": sequences, "ids": ids, "trust_remote_code": code}
     if saved.adapter is not None:
         request |= {"dtype": _dtype(saved, fingerprint), "quantization": saved.metadata.get("quantization")}
     return request
 
 
 def _compare(
-    findings: list[Finding],
-    saved: SavedModel,
-    fingerprint: Fingerprint | None,
-    answer: dict[str, Any] | Finding,
+    findings: list[Finding], saved: SavedModel, fingerprint: Fingerprint | None, answer: dict[str, Any] | Finding
 ) -> Verification:
-    """Add what the fresh process found to the findings of the files: batches, TRL's loader, rendering and rewards."""
+    """Add the findings of the fresh process to those of the files: batches, TRL's loader, rendering and rewards."""
     if isinstance(answer, Finding):
         return Verification([*findings, answer])
-    own = Fingerprint([], [], answer["alone"], answer["dtype"])
-    findings = [*findings, _batches(saved, answer, own.tolerance(answer["dtype"])), *_trl_loader(answer, own)]
+    findings = [*findings, _batches(saved, answer)]
+    if answer["as_trl"] is not None:
+        findings.append(_trl_loader(answer))
     if fingerprint is None:
         remark = "there is no reward.json with a fingerprint, so there are no rewards to compare with."
         return Verification([*findings, Finding("rewards", None, remark)], engine=answer["engine"])
     findings.append(_rendering(saved, fingerprint, answer))
     difference, mean = _differences(fingerprint.rewards, answer["alone"])
-    tolerance = fingerprint.tolerance(answer["dtype"])
+    allowed = tolerance(fingerprint.rewards, fingerprint.dtype, answer["dtype"])
     message = (
         f"{len(fingerprint.rewards)} probes, scored from {min(fingerprint.rewards):+.3f} to "
         f"{max(fingerprint.rewards):+.3f}, differ by up to {difference:.1e} (root mean square {mean:.1e}; rounding in "
-        f"{answer['dtype']} explains {tolerance:.1e})"
+        f"{answer['dtype']} explains {allowed:.1e})"
     )
-    holds = mean <= tolerance  # False for NaN
+    holds = mean <= allowed  # False for NaN
     if not holds and all(finding.holds is not False for finding in findings):  # no other layer names the cause
         message += ". The head is lost or random, the adapter is on another base, or weights have changed."
     findings.append(Finding("rewards", holds, message))
-    return Verification(findings, difference, tolerance, answer["engine"])
+    return Verification(findings, difference, allowed, answer["engine"])
 
 
 def _differences(rewards: list[float], others: list[float]) -> tuple[float, float]:
@@ -218,11 +212,11 @@ def _differences(rewards: list[float], others: list[float]) -> tuple[float, floa
     return sizes.max().item(), sizes.square().mean().sqrt().item()
 
 
-def _batches(saved: SavedModel, answer: dict[str, Any], tolerance: float) -> Finding:
+def _batches(saved: SavedModel, answer: dict[str, Any]) -> Finding:
     if answer["batched"] is None:
         return Finding("batches", False, "the model names no pad token, so plain transformers refuses batches.")
     difference, mean = _differences(answer["alone"], answer["batched"])
-    if mean <= tolerance:
+    if mean <= tolerance(answer["alone"], answer["dtype"]):
         return Finding("batches", True, f"a padded batch scores as each sequence alone, to {difference:.1e}")
     message = f"rewards change by up to {difference:.2g} when sequences are padded: the wrong token is read."
     if "num_virtual_tokens" in (saved.adapter or {}):  # plain PEFT finds no pad token among embeddings
@@ -230,23 +224,21 @@ def _batches(saved: SavedModel, answer: dict[str, Any], tolerance: float) -> Fin
     return Finding("batches", False, message)
 
 
-def _trl_loader(answer: dict[str, Any], own: Fingerprint) -> list[Finding]:
+def _trl_loader(answer: dict[str, Any]) -> Finding:
     """Compare an adapter's rewards with those of `AutoModelForSequenceClassification`, which TRL loads it with."""
-    integrated = answer["integrated"]
-    if integrated is None:
-        return []
-    if isinstance(integrated, str):
-        message = f"transformers cannot load the adapter without PEFT's own call, as TRL does ({integrated})."
-        return [Finding(_TRL_LOADER, False, message)]
-    difference, mean = _differences(answer["alone"], integrated["rewards"])
-    if mean <= own.tolerance(integrated["dtype"]):
-        return [Finding(_TRL_LOADER, True, f"the same rewards as through PEFT, to {difference:.1e}")]
+    as_trl = answer["as_trl"]
+    if isinstance(as_trl, str):
+        message = f"transformers cannot load the adapter without PEFT's own call, as TRL does ({as_trl})."
+        return Finding(_TRL_LOADER, False, message)
+    difference, mean = _differences(answer["alone"], as_trl["rewards"])
+    if mean <= tolerance(answer["alone"], answer["dtype"], as_trl["dtype"]):
+        return Finding(_TRL_LOADER, True, f"the same rewards as through PEFT, to {difference:.1e}")
     message = (
         f"rewards change by up to {difference:.2g} where transformers loads the adapter without PEFT's own call, as "
         f"TRL does: it does not quantise the base, and leaves some weights out (DoRA's magnitudes). Merge the adapter "
         f"first (`plaudit merge`)."
     )
-    return [Finding(_TRL_LOADER, False, message)]
+    return Finding(_TRL_LOADER, False, message)
 
 
 def _rendering(saved: SavedModel, fingerprint: Fingerprint, answer: dict[str, Any]) -> Finding:

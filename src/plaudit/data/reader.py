@@ -27,7 +27,7 @@ class Chunk(NamedTuple):
     number: int  # the index of the chunk, from 0
     first: int  # the index of the first row in the source, from 0
     rows: list[Row | Unreadable]
-    fraction_read: float | None  # the fraction of the source that has been read at the end of the chunk, if that is known
+    fraction_read: float | None  # of the source, at the end of the chunk; `None` if it is unknown
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,10 @@
-"""PEFT adapters: their options, a model wrapped so that its head trains and is saved, and an adapter taken off."""
+"""PEFT adapters: their options, and a model wrapped so that its head trains and is saved."""
 
 import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
-
-import torch
 
 from plaudit.errors import ConfigError, ModelError
 from plaudit.models.reward_head import KNOWN_HEADS, head_names, outside_backbone
@@ -19,14 +16,12 @@ if TYPE_CHECKING:
     from plaudit.models.model_config import ModelConfig
 
 __all__ = [
-    "Adapter",
     "add_adapter",
-    "attach_adapter",
     "base_model",
     "check_head_is_trained",
-    "detach_adapter",
     "exclude_known_heads",
     "get_peft_config",
+    "has_virtual_tokens",
     "is_peft_model",
     "suppress_peft_warning",
 ]
@@ -38,20 +33,16 @@ def get_peft_config(model_args: "ModelConfig") -> "PeftConfig | None":
         return None
     from peft import LoraConfig
 
-    optional: dict[str, Any] = {}
-    if model_args.lora_target_parameters is not None:
-        optional["target_parameters"] = model_args.lora_target_parameters
     return LoraConfig(
         task_type=model_args.lora_task_type,
         r=model_args.lora_r,
         lora_alpha=model_args.lora_alpha,
         lora_dropout=model_args.lora_dropout,
         target_modules=model_args.lora_target_modules,
+        target_parameters=model_args.lora_target_parameters,
         modules_to_save=model_args.lora_modules_to_save,
         use_rslora=model_args.use_rslora,
         use_dora=model_args.use_dora,
-        bias="none",
-        **optional,
     )
 
 
@@ -60,8 +51,8 @@ def add_adapter(
 ) -> "PeftModel":
     """Wrap a model so that the adapter and the whole head train, and both are saved.
 
-    All layers outside the backbone, and those that the checkpoint of the base lacks, train in full as well: on an
-    encoder the layers before the head are as new as the head is, and a reload would draw other weights for them.
+    All layers outside the backbone, and new layers of the backbone, train in full as well: on an encoder the layers
+    before the head are as new as the head is, and a reload would draw other weights for them.
 
     Args:
         model: A sequence classifier with one label.
@@ -90,7 +81,8 @@ def add_adapter(
     if not dropout and hasattr(peft_config, "lora_dropout"):
         peft_config.lora_dropout = 0.0
     if hasattr(peft_config, "modules_to_save"):
-        named = {*(peft_config.modules_to_save or ()), *outside_backbone(model), *_new_in_backbone(model)}
+        new = [name for name in getattr(model, "new_modules", ()) if name.startswith(f"{model.base_model_prefix}.")]
+        named = {*(peft_config.modules_to_save or ()), *outside_backbone(model), *new}
         peft_config.modules_to_save = exclude_known_heads(named)
     _choose_targets(model, peft_config)
     try:
@@ -103,11 +95,6 @@ def add_adapter(
         ) from error
     check_head_is_trained(wrapped)
     return wrapped
-
-
-def _new_in_backbone(model: "PreTrainedModel") -> list[str]:
-    new = getattr(model, "new_modules", ())  # set by `load_model`
-    return [name for name in new if name.startswith(f"{model.base_model_prefix}.")]
 
 
 def _choose_targets(model: "PreTrainedModel", peft_config: "PeftConfig") -> None:
@@ -125,58 +112,9 @@ def _choose_targets(model: "PreTrainedModel", peft_config: "PeftConfig") -> None
         peft_config.target_modules = chosen
 
 
-def exclude_known_heads(names: "set[str] | list[str] | None") -> list[str] | None:
+def exclude_known_heads(names: set[str]) -> list[str] | None:
     """Return `modules_to_save` without the two names that PEFT adds for SEQ_CLS at each load; `None` if empty."""
-    return sorted(set(names or ()) - set(KNOWN_HEADS)) or None
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """An adapter that was detached from its model.
-
-    Attributes:
-        name: The name of the adapter in its `PeftModel`.
-        config: The configuration of the adapter.
-        weights: The weights of the adapter and of `modules_to_save`, the head among them, under the names of a saved
-            adapter.
-        trains: Whether the weights require gradients.
-    """
-
-    name: str
-    config: "PeftConfig"
-    weights: dict[str, torch.Tensor]
-    trains: bool
-
-
-def detach_adapter(model: "PeftModel") -> Adapter:
-    """Detach the adapter from a model, which leaves the base with its `modules_to_save` in place.
-
-    Raises:
-        ModelError: The adapter is prefix or prompt tuning, which is no part of the model's layers.
-    """
-    from peft import get_peft_model_state_dict
-
-    name, config = model.active_adapter, model.active_peft_config
-    if config.is_prompt_learning:
-        raise ModelError("prefix and prompt tuning put virtual tokens before a text, and cannot be moved or merged.")
-    weights = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
-    trains = any(parameter.requires_grad for parameter in model.parameters())
-    adapter = Adapter(name, config, {key: value.detach().clone() for key, value in weights.items()}, trains)
-    model.unload()
-    return adapter
-
-
-def attach_adapter(model: "PreTrainedModel", adapter: Adapter) -> "PeftModel":
-    """Attach an adapter that was detached to a sequence classifier."""
-    from peft import TaskType, get_peft_model, set_peft_model_state_dict
-
-    config = copy.deepcopy(adapter.config)
-    config.task_type, config.inference_mode = TaskType.SEQ_CLS, not adapter.trains
-    config.modules_to_save = exclude_known_heads(config.modules_to_save)
-    with suppress_peft_warning():
-        wrapped = get_peft_model(model, config, adapter_name=adapter.name)
-    set_peft_model_state_dict(wrapped, adapter.weights, adapter_name=adapter.name)
-    return wrapped
+    return sorted(names - set(KNOWN_HEADS)) or None
 
 
 @contextmanager
@@ -191,7 +129,7 @@ def check_head_is_trained(model: "PeftModel") -> None:
     """Raise where the head of a PEFT model would not train in full, or not be saved.
 
     Raises:
-        ModelError: No head parameter requires a gradient, or the head has an adapter.
+        ModelError: The weight of the head requires no gradient, or the head has an adapter.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -215,6 +153,11 @@ def check_head_is_trained(model: "PeftModel") -> None:
 def is_peft_model(model: Any) -> "TypeGuard[PeftModel]":
     """Return whether a model is a `PeftModel`, without importing PEFT."""
     return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+
+
+def has_virtual_tokens(model: "PreTrainedModel | PeftModel") -> bool:
+    """Return whether an adapter puts virtual tokens before every sequence, as prefix and prompt tuning do."""
+    return is_peft_model(model) and any(config.is_prompt_learning for config in model.peft_config.values())
 
 
 def base_model(model: Any) -> "PreTrainedModel":

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,15 +11,16 @@ from numpy.typing import NDArray
 
 from plaudit.errors import ModelError
 from plaudit.forest.trie import SHARED_TOKENS
-from plaudit.models.adapters import base_model, is_peft_model
+from plaudit.models.adapters import base_model, has_virtual_tokens
+from plaudit.models.load import max_positions
 from plaudit.models.precision import compute_dtype, in_float32, rounding_tolerance, rounds_inputs
-from plaudit.models.reward_head import class_forward, has_reward_forward, reads_last_position, unbind_reward_forward
+from plaudit.models.reward_head import has_reward_forward, reads_last_position
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-__all__ = ["has_virtual_tokens", "layouts_differ", "probe_size", "reason_for_padding", "settle_layout"]
+__all__ = ["layouts_differ", "probe_size", "reason_for_padding", "settle_layout"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,37 +30,26 @@ _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_n
 
 
 def reason_for_padding(model: "PreTrainedModel | PeftModel") -> str | None:
-    """Return why the class or configuration of a model rules the forest out; `None` if nothing does."""
+    """Return the reason why the class or configuration of a model rules the forest out; `None` if nothing does."""
     base = base_model(model)
     if not reads_last_position(base):
         return f"{type(base).__name__} is an encoder: every token sees every other"
     if has_virtual_tokens(model):
         return "prefix and prompt tuning put virtual tokens before every sequence"
-    from plaudit.forest.attention import unsupported_reason
+    from plaudit.forest.attention import unsupported_reason  # late, since it imports the code of transformers' models
 
     return unsupported_reason(base)
 
 
-def has_virtual_tokens(model: "PreTrainedModel | PeftModel") -> bool:
-    """Return whether an adapter puts virtual tokens before every sequence, as prefix and prompt tuning do."""
-    return is_peft_model(model) and any(config.is_prompt_learning for config in model.peft_config.values())
-
-
-# The sequences of a probe
-
-
 def probe_size(lengths: Sequence[int]) -> int:
-    """Return how many of the first sequences to compare layouts on: at least two, as far as memory is cheap.
+    """Return how many of the first sequences to compare layouts on: two, or more while padded they take 8192 positions.
 
     Args:
-        lengths: Tokens of each sequence; padded, the sequences of a probe take at most 8192 positions.
+        lengths: Tokens of each sequence.
     """
     longest = np.maximum.accumulate(np.asarray(lengths))
     fitting = longest * np.arange(1, len(longest) + 1) <= _MAX_PROBE_POSITIONS
     return max(int(fitting.sum()), min(2, len(longest)))
-
-
-# The comparison
 
 
 def layouts_differ(
@@ -99,10 +89,11 @@ def layouts_differ(
 
     def compare(float32: bool) -> str | None:
         used = torch.float32 if float32 else dtype
-        reason, is_difference = _compare_once(base, lambda layout: score(layout, float32), used, reference, candidate)
+        once = partial(_compare_once, base, lambda layout: score(layout, float32), used, reference, candidate)
+        reason, is_difference = once()
         if not is_difference:
             return reason
-        again, _ = _compare_once(base, lambda layout: score(layout, float32), used, reference, candidate)
+        again, _ = once()
         if again is None:
             logger.info("layouts compared again agree; in the first measurement, %s", reason)
         return again
@@ -121,17 +112,13 @@ def layouts_differ(
 
 
 class _RoundingHidesDifference(Exception):  # noqa: N818  # a result, and no error
-    """Raised where rounding in the dtype of a comparison could hide a difference, so the comparison decides nothing."""
+    """Raised where rounding could hide a difference, so that the comparison decides nothing."""
 
 
 def _compare_once(
     model: "PreTrainedModel", score: Callable[[str], torch.Tensor], dtype: torch.dtype, reference: str, candidate: str
 ) -> tuple[str | None, bool]:
-    """Return what speaks against the candidate layout, and whether that is a difference between rewards.
-
-    Raises:
-        _RoundingHidesDifference: The rewards agree up to rounding, and lie so close together that guesses would too.
-    """
+    """Return the reason against the candidate layout, if any, and whether it is a difference between rewards."""
     expected = score(reference).double()
     try:
         rewards = score(candidate).double()
@@ -142,19 +129,18 @@ def _compare_once(
     except Exception as error:
         if not (_has_own_code(model) or _is_raised_by_transformers(error)):
             raise
-        batch = {"forest": "on a forest", "padded": "on a padded batch"}.get(candidate, "otherwise")
-        return f"the model fails {batch} ({type(error).__name__}: {error})", False
+        batch = "a forest" if candidate == "forest" else "a padded batch"
+        return f"the model fails on {batch} ({type(error).__name__}: {error})", False
     difference, size = (rewards - expected).abs().max().item(), expected.square().mean().sqrt().item()
     share = rounding_tolerance(dtype)
     if difference <= share * size:
-        # The rewards of a trained model may lie close together and far from zero.
+        # The rewards of a trained model may lie close together and far from zero: then guesses would agree as well.
         if dtype != torch.float32 and share * size > expected.std(correction=0).item() / 2 > 0:
             raise _RoundingHidesDifference
         return None, False
     return (
-        f"on {len(expected)} sequences the rewards of the two layouts differ by up to "
-        f"{difference:.3g}, more than {str(dtype).removeprefix('torch.')} explains ({share:.1g} of their size, "
-        f"{size:.3g})"
+        f"on {len(expected)} sequences the rewards of the two layouts differ by up to {difference:.3g}, more than "
+        f"{str(dtype).removeprefix('torch.')} explains ({share:.1g} of their size, {size:.3g})"
     ), True
 
 
@@ -184,9 +170,6 @@ def _routes_experts(model: "PreTrainedModel") -> bool:
     return any((getattr(config, name, None) or 0) > 1 for name in _EXPERT_COUNTS)
 
 
-# The layout to score in
-
-
 def settle_layout(
     model: "PreTrainedModel | PeftModel",
     sequences: Sequence[NDArray[np.int64]],
@@ -196,11 +179,10 @@ def settle_layout(
     """Choose the layout to score in by comparing layouts on the first sequences.
 
     A forest is compared with a padded batch. Where a model keeps the forward of its class, which may read padding, a
-    padded batch is compared with each sequence alone. A class from outside transformers may read its reward elsewhere,
-    or change it: where its forward gives other rewards than Plaudit's, it gets its own forward back.
+    padded batch is compared with each sequence alone.
 
     Args:
-        model: In evaluation mode. Changed in place where it gets its own forward back.
+        model: The model, in evaluation mode.
         sequences: One or more arrays of token ids.
         run: `run(sequences, layout)` returns the rewards [N] of N sequences in one batch.
         layout: The layout to begin with, "forest" or "padded".
@@ -217,19 +199,14 @@ def settle_layout(
     probe = list(sequences[: probe_size([len(ids) for ids in sequences[:_PROBED_SEQUENCES]])])
 
     def differ(probe: list[NDArray[np.int64]], reference: str, candidate: str) -> str | None:
-        def score(name: str, _: bool) -> torch.Tensor:
-            return run(probe, name)
+        return layouts_differ(
+            base, lambda name, _: run(probe, name), dtype=compute_dtype(base), reference=reference, candidate=candidate
+        )
 
-        return layouts_differ(model, score, dtype=compute_dtype(base), reference=reference, candidate=candidate)
-
-    if has_reward_forward(base) and _own_forward_differs(model, lambda: run(probe, "alone")):
-        unbind_reward_forward(base)
+    with_branch = probe + _branching_pair(probe[0], max_positions(base))
+    if layout == "forest" and (reason := differ(with_branch, "padded", "forest")):
         layout = "padded"
-    if layout == "forest":
-        positions = getattr(base.config.get_text_config(), "max_position_embeddings", None)
-        if reason := differ(probe + _branching_pair(probe[0], positions), "padded", "forest"):
-            layout = "padded"
-            logger.warning("scoring padded batches, since %s", reason)
+        logger.warning("scoring padded batches, since %s", reason)
     if layout == "forest" or has_reward_forward(base):  # which reads no padding, whatever the pad token is
         return layout, True
     probe.append(np.append(probe[0][: len(probe[0]) // 2], probe[0][-1]))
@@ -239,30 +216,8 @@ def settle_layout(
     return layout, len(set(map(len, probe))) > 1
 
 
-def _own_forward_differs(model: "PreTrainedModel | PeftModel", run: Callable[[], torch.Tensor]) -> bool:
-    """Return whether the forward of a class from outside transformers gives other rewards than Plaudit's forward."""
-    base = base_model(model)
-    if type(base).forward.__module__.startswith("transformers."):
-        return False
-
-    def score(forward: str, _: bool) -> torch.Tensor:
-        with class_forward(base) if forward == "its own" else nullcontext():
-            return run()
-
-    dtype = compute_dtype(base)
-    reason = layouts_differ(model, score, dtype=dtype, reference="its own", candidate="Plaudit's")
-    if reason is not None:
-        logger.warning("scoring with the forward that %s ships, since %s", type(base).__name__, reason)
-    return reason is not None
-
-
 def _branching_pair(ids: NDArray[np.int64], max_positions: int | None) -> list[NDArray[np.int64]]:
-    """Make two sequences that share a prefix from the tokens of one, since a wrong mask shows only where tokens branch.
-
-    Args:
-        ids: One or more token ids, repeated as often as needed.
-        max_positions: The most tokens the model takes. Without room for a shared prefix, the list is empty.
-    """
+    """Make two sequences that share a prefix, if there is room for one: a wrong mask shows only where tokens branch."""
     size = min(2 * SHARED_TOKENS, max_positions or 2 * SHARED_TOKENS)
     if size <= SHARED_TOKENS + 16:
         return []

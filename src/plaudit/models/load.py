@@ -1,8 +1,9 @@
 """Loading: a sequence classifier with one label and its tokenizer, from a folder or the hub."""
 
 import logging
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,10 +36,8 @@ __all__ = ["embedding_rows", "grow_embedding", "load_model", "load_tokenizer", "
 logger = logging.getLogger(__name__)
 
 _DTYPES = ("auto", "bfloat16", "float16", "float32")
-_HUB_OPTIONS = (
-    "cache_dir", "code_revision", "force_download", "local_files_only", "revision", "subfolder", "token",
-    "trust_remote_code",
-)  # fmt: skip
+_ADAPTER_HUB_OPTIONS = ("cache_dir", "revision", "subfolder", "token")  # those that PEFT's functions take
+_HUB_OPTIONS = (*_ADAPTER_HUB_OPTIONS, "code_revision", "force_download", "local_files_only", "trust_remote_code")
 
 
 def load_model(
@@ -47,7 +46,6 @@ def load_model(
     model_init_kwargs: dict[str, Any] | None = None,
     trust_remote_code: bool = False,
     quantization_config: Any = None,
-    quantized: bool = True,
     is_trainable: bool = True,
     new_head: bool = True,
 ) -> "PreTrainedModel | PeftModel":
@@ -61,9 +59,8 @@ def load_model(
         name_or_path: A hub id or a folder.
         model_init_kwargs: Arguments of `from_pretrained`. `num_labels` is always 1 and cannot be overridden.
         trust_remote_code: Allow a model that ships its own code.
-        quantization_config: The quantisation of the base model; the head is never quantised.
-        quantized: Whether the base of an adapter is quantised as its `reward.json` says, where no
-            `quantization_config` is given.
+        quantization_config: The quantisation of the base model; the head is never quantised. For an adapter, the
+            default is the quantisation that its `reward.json` records.
         is_trainable: Whether the weights of an adapter train on.
         new_head: Whether a checkpoint without a head gets a new one (training) or is refused (scoring).
 
@@ -73,90 +70,34 @@ def load_model(
             has a head of another size, or no head while `new_head` is false.
     """
     options = _load_options(model_init_kwargs, trust_remote_code, quantization_config)
-    hub = {name: options[name] for name in _HUB_OPTIONS if name in options}
-    if name_or_path.startswith("~"):
-        name_or_path = str(Path(name_or_path).expanduser())
-    if name_or_path.startswith((".", "/")) and not Path(name_or_path).is_dir():
-        raise ModelError(f"{name_or_path}: no model could be loaded from there: there is no such folder.")
+    name = os.path.expanduser(name_or_path)  # a `Path` would turn ./model into the hub id model
+    if name.startswith((".", "/")) and not Path(name).is_dir():
+        raise ModelError(f"{name}: no model could be loaded from there: there is no such folder.")
+    hub = _only(options, _ADAPTER_HUB_OPTIONS)
     try:
-        adapter = find_adapter_config_file(name_or_path, **_only(hub, "revision", "token", "cache_dir", "subfolder"))
-        config = AutoConfig.from_pretrained(name_or_path, **hub) if adapter is None else None
+        adapter = find_adapter_config_file(name, **hub)
+        config = AutoConfig.from_pretrained(name, **_only(options, _HUB_OPTIONS)) if adapter is None else None
     except (OSError, ValueError) as error:
-        here = "" if Path(name_or_path).is_dir() else " There is no folder of that name, and the hub gave none."
-        raise ModelError(
-            f"{name_or_path}: no model could be loaded from there ({_first_line(error)}).{here}"
-        ) from error
+        here = "" if Path(name).is_dir() else " There is no folder of that name, and the hub gave none."
+        raise ModelError(f"{name}: no model could be loaded from there ({_first_line(error)}).{here}") from error
     if adapter is not None:
-        saved = SavedAdapter.read(name_or_path, **_only(hub, "revision", "token", "cache_dir", "subfolder"))
-        return _load_adapter(saved, options, quantized, is_trainable)
-    _check_architecture(config, name_or_path)
-    _check_head(config, name_or_path, options, new_head)
-    model, info = _from_pretrained(name_or_path, config, options)
+        return _load_adapter(SavedAdapter.read(name, **hub), options, is_trainable)
+    _check_architecture(config, name)
+    _check_head(config, name, options, new_head)
+    model, info = _from_pretrained(name, config, options)
     new = sorted({key.rpartition(".")[0] for key in info["missing_keys"]})
-    if any(is_quantized_layer(model.get_submodule(name)) for name in new) and "quantization_config" in options:
-        model, info = _from_pretrained(name_or_path, config, options, excluded=new)
-    check_head_not_quantized(model, name_or_path, new)
-    _report_keys(model, name_or_path, info, new_head)
+    if any(is_quantized_layer(model.get_submodule(each)) for each in new) and "quantization_config" in options:
+        model, info = _from_pretrained(name, config, options, excluded=new)
+    check_head_not_quantized(model, name, new)
+    _report_keys(model, name, info, new_head)
     model.new_modules = new  # an adapter must save them, since a reload would draw other weights
     return model
-
-
-def _from_pretrained(
-    name: str, config: PretrainedConfig, options: dict[str, Any], *, excluded: Sequence[str] = ()
-) -> tuple[Any, dict[str, Any]]:
-    if "quantization_config" in options:
-        quantization_config = exclude_head(options["quantization_config"], config, excluded)
-        options = options | {"quantization_config": quantization_config}
-    head = getattr(config, "value_head_prefix", None)
-    if head and head not in KNOWN_HEADS:  # OpenRLHF's option; transformers' decoders say `score`
-        options = options | {"key_mapping": {rf"^{re.escape(head)}\.": "score."}}
-    try:
-        with _quiet_load_report():
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                name, num_labels=1, output_loading_info=True, **options
-            )
-    except (OSError, SafetensorError) as error:  # the latter for a truncated file
-        raise ModelError(f"{name}: its weights could not be loaded ({_first_line(error)}).") from error
-    # Weights of another size are drawn anew as well if `ignore_mismatched_sizes` is set.
-    drawn = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]
-    return model, info | {"missing_keys": {*info["missing_keys"], *drawn}}
-
-
-def _only(options: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: options[name] for name in names if name in options}
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
-
-
-def load_tokenizer(
-    name_or_path: str, *, model_init_kwargs: dict[str, Any] | None = None, trust_remote_code: bool = False
-) -> PreTrainedTokenizerBase:
-    """Load the tokenizer that is saved with a model.
-
-    Args:
-        name_or_path: A hub id or a folder.
-        model_init_kwargs: The arguments of the model; those about the hub (`revision`, `token`, ...) apply here too.
-        trust_remote_code: Allow a tokenizer that ships its own code.
-
-    Raises:
-        ModelError: There is no tokenizer. (From a folder that holds only a model, transformers silently makes an empty
-            one, which turns every text into the same ids.)
-    """
-    try:
-        hub = _only(model_init_kwargs or {}, *_HUB_OPTIONS)
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **{"trust_remote_code": trust_remote_code} | hub)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{name_or_path}: no tokenizer could be loaded ({_first_line(error)}).") from error
-    if len(tokenizer) <= len(tokenizer.added_tokens_decoder):
-        raise ModelError(f"{name_or_path}: there are no tokenizer files, or their vocabulary is empty.")
-    return tokenizer
 
 
 def _load_options(
     model_init_kwargs: dict[str, Any] | None, trust_remote_code: bool, quantization_config: Any
 ) -> dict[str, Any]:
+    """Return the arguments of `from_pretrained`, checked and with Plaudit's defaults."""
     options = dict(model_init_kwargs or {})
     if options.pop("num_labels", 1) != 1:
         raise ConfigError("model_init_kwargs['num_labels']: a reward model has exactly one label. Remove the entry.")
@@ -175,28 +116,37 @@ def _load_options(
     return options
 
 
-def _load_adapter(saved: SavedAdapter, options: dict[str, Any], quantized: bool, is_trainable: bool) -> "PeftModel":
+def _only(options: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    return {name: options[name] for name in names if name in options}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+def _load_adapter(saved: SavedAdapter, options: dict[str, Any], is_trainable: bool) -> "PeftModel":
     """Load an adapter on its base model; one of the two must have a head, since a new one would be random."""
     # The revision and the subfolder asked for are those of the adapter, not of its base.
     of_base = {name: value for name, value in options.items() if name not in ("code_revision", "revision", "subfolder")}
     if saved.config.revision:
         of_base["revision"] = saved.config.revision
     base = saved.config.base_model_name_or_path
-    if quantized and saved.quantization is not None and not _is_quantized(base, of_base):
+    if saved.quantization is not None and not _is_quantized(base, of_base):
         of_base.setdefault("quantization_config", quantization_config_from(saved.quantization))
     try:
-        model = load_model(base, model_init_kwargs=of_base, new_head=bool(saved.head))
+        model = load_model(base, model_init_kwargs=of_base, new_head=saved.has_head)
     except ModelError as error:
         reason = f"{saved.path} is an adapter on the base model {base}, which its adapter_config.json names."
-        if not saved.head:
+        if not saved.has_head:
             reason = f"{saved.path}: this adapter has no reward head of one output, so its base must have one."
         raise ModelError(f"{reason} {error}") from error
     return saved.attach_to(model, is_trainable=is_trainable)
 
 
 def _is_quantized(name: str, options: dict[str, Any]) -> bool:
+    """Return whether the checkpoint of a base model is quantised itself."""
     try:
-        config = AutoConfig.from_pretrained(name, **_only(options, *_HUB_OPTIONS))
+        config = AutoConfig.from_pretrained(name, **_only(options, _HUB_OPTIONS))
     except (OSError, ValueError):  # `load_model` reports it
         return False
     return getattr(config, "quantization_config", None) is not None
@@ -214,15 +164,40 @@ def _check_architecture(config: PretrainedConfig, name: str) -> None:
 
 
 def _check_head(config: PretrainedConfig, name: str, options: dict[str, Any], new_head: bool) -> None:
+    """Raise where the checkpoint has a head of more than one label that is not to be replaced."""
     classifies = any("ForSequenceClassification" in architecture for architecture in config.architectures or ())
     if classifies and config.num_labels != 1 and not options.get("ignore_mismatched_sizes"):
-        said = f"{name} has a head with {config.num_labels} labels, but reward models require `num_labels=1`."
-        if not new_head:
-            raise ModelError(f"{said} It tells classes apart, and gives no reward.")
-        raise ModelError(
-            f"{said} Start from the base model, or set model_init_kwargs={{'ignore_mismatched_sizes': True}} to "
-            f"replace the head by a new one."
+        advice = (
+            "Start from the base model, or set model_init_kwargs={'ignore_mismatched_sizes': True} to replace the head "
+            "by a new one."
         )
+        if not new_head:
+            advice = "It tells classes apart, and gives no reward."
+        raise ModelError(
+            f"{name} has a head with {config.num_labels} labels, but reward models require `num_labels=1`. {advice}"
+        )
+
+
+def _from_pretrained(
+    name: str, config: PretrainedConfig, options: dict[str, Any], *, excluded: Sequence[str] = ()
+) -> tuple[Any, dict[str, Any]]:
+    """Return the model, with the modules `excluded` from quantisation, and transformers' report of its keys."""
+    if "quantization_config" in options:
+        quantization_config = exclude_head(options["quantization_config"], config, excluded)
+        options = options | {"quantization_config": quantization_config}
+    head = getattr(config, "value_head_prefix", None)
+    if head and head not in KNOWN_HEADS:  # OpenRLHF's option; transformers' decoders say `score`
+        options = options | {"key_mapping": {rf"^{re.escape(head)}\.": "score."}}
+    try:
+        with _quiet_load_report():
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                name, num_labels=1, output_loading_info=True, **options
+            )
+    except (OSError, SafetensorError) as error:  # the latter for a truncated file
+        raise ModelError(f"{name}: its weights could not be loaded ({_first_line(error)}).") from error
+    # Weights of another size are drawn anew as well if `ignore_mismatched_sizes` is set.
+    drawn = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]
+    return model, info | {"missing_keys": {*info["missing_keys"], *drawn}}
 
 
 @contextmanager
@@ -241,21 +216,22 @@ def _quiet_load_report() -> Iterator[None]:
 
 
 def _report_keys(model: "PreTrainedModel", name: str, info: dict[str, Any], new_head: bool) -> None:
-    """Warn of missing and unexpected weights, apart from a missing reward head and the head of a language model."""
-    backbone = f"{model.base_model_prefix}."
-    missing = [key for key in info["missing_keys"] if key.startswith(backbone)]
-    new = [key for key in info["missing_keys"] if not key.startswith(backbone)]
-    unused = [key for key in info["unexpected_keys"] if key.startswith(backbone)]
+    """Warn of missing and unexpected weights of the backbone; raise where the head is missing and may not be new."""
+    backbone, kind = f"{model.base_model_prefix}.", type(model).__name__
+    missing, unused = (
+        sorted(key for key in info[keys] if key.startswith(backbone)) for keys in ("missing_keys", "unexpected_keys")
+    )
+    new = sorted(info["missing_keys"] - set(missing))
     if missing:
-        shown = ", ".join(sorted(missing)[:5])
         logger.warning(
             "%s: %d weights of the backbone are not in the checkpoint and start at random, among them %s. Is it the "
-            "right checkpoint for %s?", name, len(missing), shown, type(model).__name__,
+            "right checkpoint for %s?", name, len(missing), ", ".join(missing[:5]), kind,
         )  # fmt: skip
     if unused:
-        shown = ", ".join(sorted(unused)[:5])
-        logger.warning("%s: %d weights of the checkpoint have no place in %s and are left out, among them %s.",
-                       name, len(unused), type(model).__name__, shown)  # fmt: skip
+        logger.warning(
+            "%s: %d weights of the checkpoint have no place in %s and are left out, among them %s.", name, len(unused),
+            kind, ", ".join(unused[:5]),
+        )  # fmt: skip
     if new and not new_head:
         # The head of a language model and weights of the backbone are no candidates.
         other = sorted(key for key in info["unexpected_keys"] if key not in unused and not key.startswith("lm_head."))
@@ -266,9 +242,36 @@ def _report_keys(model: "PreTrainedModel", name: str, info: dict[str, Any], new_
                 f'config.json: "value_head_prefix": "{other[0].rpartition(".")[0]}".'
             )
         raise ModelError(
-            f"{name} is no reward model: its checkpoint has no head ({', '.join(sorted(new))}), and a random one would "
+            f"{name} is no reward model: its checkpoint has no head ({', '.join(new)}), and a random one would "
             f"give random scores. Train it first, or check the path.{hint}"
         )
+
+
+def load_tokenizer(
+    name_or_path: str, *, model_init_kwargs: dict[str, Any] | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that is saved with a model.
+
+    Args:
+        name_or_path: A hub id or a folder.
+        model_init_kwargs: The arguments of the model; those about the hub (`revision`, `token`, ...) apply here too.
+        trust_remote_code: Allow a tokenizer that ships its own code.
+
+    Raises:
+        ModelError: There is no tokenizer. (From a folder that holds only a model, transformers silently makes an empty
+            one, which turns every text into the same ids.)
+    """
+    hub = {"trust_remote_code": trust_remote_code} | _only(model_init_kwargs or {}, _HUB_OPTIONS)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **hub)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{name_or_path}: no tokenizer could be loaded ({_first_line(error)}).") from error
+    if len(tokenizer) <= len(tokenizer.added_tokens_decoder):
+        raise ModelError(f"{name_or_path}: there are no tokenizer files, or their vocabulary is empty.")
+    return tokenizer
+
+
+# Embeddings
 
 
 def embedding_rows(model: "PreTrainedModel") -> int:
@@ -282,21 +285,20 @@ def max_positions(model: "PreTrainedModel") -> int | None:
 
     RoBERTa and its relatives count positions from one past the pad token's id: of 514 positions, 512 are for tokens.
     """
-    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             return module.num_embeddings - int(module.padding_idx) - 1
-    return most
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def grow_embedding(model: "PreTrainedModel", rows: int, *, frozen_base: bool, reason: str) -> None:
-    """Grow the input embedding to `rows`, unless the new rows could not be saved.
+    """Grow the input embedding of a model, in place, where it has fewer than `rows` rows.
 
     Args:
-        model: Changed in place.
-        rows: The number of rows needed; an embedding that has as many is not changed.
+        model: The model.
+        rows: The number of rows needed.
         frozen_base: Whether the base weights are frozen or quantised: new rows would then not be saved.
-        reason: Why rows are needed, and the option to set instead, for the message.
+        reason: The option or token that needs rows, for the message.
 
     Raises:
         ModelError: Rows are needed and `frozen_base` holds.

@@ -1,4 +1,4 @@
-"""Where the weights of a model lie: on which device, and never in shards."""
+"""The device of a model that is loaded for scoring, and loading it whole in a process that shards its own."""
 
 import os
 from collections.abc import Iterator
@@ -37,8 +37,8 @@ def without_sharding() -> Iterator[None]:
     """Let transformers load whole models within this context, in a process in which a trainer shards its own.
 
     FSDP and ZeRO-3 are settings of the process, and transformers applies them to every model that it loads: it loads
-    DeepSpeed's pieces, or, on all processes of a machine but the first, leaves empty what a checkpoint lacks (the head
-    that an adapter brings). A reward model beside a sharded policy would never be put together.
+    DeepSpeed's shards, or, on all processes of a machine but the first, leaves empty what a checkpoint lacks (the head
+    that an adapter brings). A reward model beside a sharded policy would never be gathered.
     """
     reference = deepspeed._hf_deepspeed_config_weak_ref  # there is no public way to read the object that was set
     config = reference() if reference is not None else None

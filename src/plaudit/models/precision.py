@@ -1,4 +1,4 @@
-"""What a model computes in: its dtype, what bitsandbytes' layers do to it, and how much rounding leaves of a reward."""
+"""The precision that a model computes in, what bitsandbytes' layers do to it, and the rounding of rewards."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,9 +43,9 @@ def compute_dtype(model: "PreTrainedModel") -> torch.dtype:
 
 
 def rounding_tolerance(dtype: torch.dtype) -> float:
-    """Return by what share of its size rounding alone may move a reward.
+    """Return the share of its size by which rounding alone may move a reward: 8 machine epsilons, at least 1e-4.
 
-    That is 8 times the machine epsilon of the dtype (6% in bf16, 0.8% in fp16), and 1e-4 in float32.
+    That is 6% in bf16, 0.8% in fp16 and 1e-4 in float32.
     """
     return max(_LEAST_SHARE, _ROUNDINGS * torch.finfo(dtype).eps)
 
@@ -54,10 +54,8 @@ def rounding_tolerance(dtype: torch.dtype) -> float:
 def in_float32(model: nn.Module) -> Iterator[None]:
     """Hold the weights of a model, and what its 4-bit layers compute in, in float32 within this context."""
     layers = [module for module in model.modules() if is_quantized_layer(module)]
-    packed = {id(layer.weight) for layer in layers}  # integers, whatever dtype they are stored in
-    narrow = {
-        p: p.data for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16) and id(p) not in packed
-    }
+    packed = {layer.weight for layer in layers}  # integers, whatever dtype they are stored in
+    narrow = {p: p.data for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16) and p not in packed}
     computed = {layer: layer.compute_dtype for layer in layers if hasattr(layer, "compute_dtype")}
     try:
         for parameter in narrow:
@@ -70,6 +68,16 @@ def in_float32(model: nn.Module) -> Iterator[None]:
             parameter.data = data
         for layer, dtype in computed.items():
             layer.compute_dtype = dtype
+
+
+def settle_vector_kernels() -> None:
+    """Let MKL choose the kernels of its vector mathematics (cos, exp, sqrt, ...) in a call with one thread.
+
+    The first such call of a process detects the processor and is not thread-safe: a thread that enters during the
+    detection computes its piece with a kernel that is right to 12 bits, and a cosine is off by up to 1.5e-4
+    (https://github.com/pytorch/pytorch/issues/188792; `benchmarks/first_cosine.py`). One element takes one thread.
+    """
+    torch.zeros(1, dtype=torch.float32, device="cpu").cos()
 
 
 # Layers of bitsandbytes
@@ -90,12 +98,9 @@ def use_training_kernels_on_cpu(model: nn.Module) -> None:
     """Let the quantised layers of a model compute the same in evaluation as in training where they run on a CPU.
 
     In evaluation, bitsandbytes takes other kernels there. On processors with AVX512-BF16, 4-bit layers repack their
-    weights for good and compute in bf16: rewards move, no gradient passes any more, and many shapes fail. 8-bit layers
-    round their inputs to 8 bits as well. In training mode, which changes nothing else in such a layer, both multiply
-    by the weights as they were quantised.
-
-    Args:
-        model: Changed in place.
+    weights permanently and compute in bf16: rewards move, no gradient passes any more, and many shapes fail. 8-bit
+    layers round their inputs to 8 bits as well. In training mode, which changes nothing else in such a layer, both
+    multiply by the weights as they were quantised.
 
     Raises:
         ModelError: A layer has repacked its weights already.
@@ -116,13 +121,3 @@ def use_training_kernels_on_cpu(model: nn.Module) -> None:
 def _set_training_mode(layer: nn.Module, _: Any) -> None:
     if layer.weight.device.type == "cpu":
         layer.training = True
-
-
-def settle_vector_kernels() -> None:
-    """Let MKL choose the kernels of its vector mathematics (cos, exp, sqrt, ...) in a call with one thread.
-
-    The first such call of a process detects the processor and is not thread-safe: a thread that enters during the
-    detection computes its piece with a kernel that is right to 12 bits, and a cosine is off by up to 1.5e-4
-    (https://github.com/pytorch/pytorch/issues/188792; `benchmarks/first_cosine.py`). One element takes one thread.
-    """
-    torch.zeros(1, dtype=torch.float32, device="cpu").cos()

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig, PretrainedConfig
 
 from plaudit.errors import ConfigError, ModelError
-from plaudit.models.adapters import attach_adapter, base_model, detach_adapter
+from plaudit.models.adapters import base_model
 from plaudit.models.precision import is_quantized_layer
 from plaudit.models.reward_head import outside_backbone
 
@@ -53,7 +53,7 @@ def exclude_head(quantization_config: Any, config: PretrainedConfig, others: Seq
     layers only the last.
 
     Args:
-        quantization_config: One of transformers' own; a config that cannot name modules is returned as it is.
+        quantization_config: The user's; one that cannot name modules is returned as it is.
         config: The configuration of the model that will be loaded.
         others: Names of further modules to exclude.
 
@@ -79,7 +79,7 @@ def exclude_head(quantization_config: Any, config: PretrainedConfig, others: Seq
 
 
 def check_head_not_quantized(model: "PreTrainedModel", name: str, new: Sequence[str] = ()) -> None:
-    """Raise where the head, another layer outside the backbone, or a new layer is quantised.
+    """Raise where the head, another layer outside the backbone, or a new layer is quantised, so that it cannot train.
 
     Args:
         model: A sequence classifier.
@@ -87,7 +87,7 @@ def check_head_not_quantized(model: "PreTrainedModel", name: str, new: Sequence[
         new: Names of the modules that the checkpoint lacks.
 
     Raises:
-        ModelError: Such a layer is quantised, so it could not train.
+        ModelError: Such a layer is quantised.
     """
     for part in (*outside_backbone(model), *new):
         if any(is_quantized_layer(module) for module in model.get_submodule(part).modules()):
@@ -120,22 +120,14 @@ def quantization_config_from(description: dict[str, Any]) -> Any:
         raise ModelError(f"the description of the quantisation cannot be read ({error}).") from error
 
 
-def dequantize(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel | PeftModel":
-    """Replace the quantised weights of a model by plain ones with the rounded values, so that an adapter can be merged.
-
-    The adapter and the head stay the same to the bit.
+def dequantize(model: "PreTrainedModel") -> "PreTrainedModel":
+    """Replace the quantised weights of a model without an adapter by plain weights of the same, rounded values.
 
     Args:
-        model: A model, quantised or not, with or without an adapter. Changed in place, and not to be used afterwards.
-
-    Returns:
-        The model to use instead.
+        model: A sequence classifier with or without quantised layers. Changed in place, and returned.
     """
-    base = base_model(model)
-    if not getattr(base, "is_quantized", False):
-        return model
-    adapter = detach_adapter(model) if base is not model else None
-    base.dequantize()
-    for flag in ("is_loaded_in_4bit", "is_loaded_in_8bit"):  # PEFT and accelerate read these
-        vars(base).pop(flag, None)
-    return base if adapter is None else attach_adapter(base, adapter)
+    if getattr(model, "is_quantized", False):
+        model.dequantize()
+        for flag in ("is_loaded_in_4bit", "is_loaded_in_8bit"):  # PEFT and accelerate read these
+            vars(model).pop(flag, None)
+    return model

@@ -6,8 +6,6 @@ sequence, according to the attention mask; the forward of transformers searches 
 """
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,17 +23,14 @@ __all__ = [
     "RewardHead",
     "bind_reward_forward",
     "check_one_label",
-    "class_forward",
     "has_reward_forward",
     "head_names",
     "outside_backbone",
     "reads_last_position",
     "reset_head",
-    "unbind_reward_forward",
 ]
 
-
-KNOWN_HEADS = ("score", "classifier")  # its name in transformers, and in PEFT for SEQ_CLS
+KNOWN_HEADS = ("score", "classifier")  # the head's names in transformers, which PEFT saves for SEQ_CLS
 
 
 class RewardHead(nn.Linear):
@@ -51,17 +46,12 @@ class RewardHead(nn.Linear):
     def from_linear(cls, linear: nn.Linear) -> "RewardHead":
         """Make a head from the parameters of a linear layer, in float32."""
         head = cls(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
-        head.weight = _in_float32(linear.weight)
-        if linear.bias is not None:
-            head.bias = _in_float32(linear.bias)
+        for name, parameter in linear.named_parameters():
+            # DeepSpeed sets the dtype of a shard that it makes while loading (ZeRO-3).
+            if parameter.dtype != torch.float32 and not hasattr(parameter, "ds_id"):
+                parameter = nn.Parameter(parameter.data.float(), requires_grad=parameter.requires_grad)
+            setattr(head, name, parameter)
         return head.train(linear.training)
-
-
-def _in_float32(parameter: Any) -> nn.Parameter:
-    # DeepSpeed sets the dtype of a shard that it makes while loading (ZeRO-3).
-    if parameter.dtype == torch.float32 or hasattr(parameter, "ds_id"):
-        return parameter
-    return nn.Parameter(parameter.data.float(), requires_grad=parameter.requires_grad)
 
 
 def check_one_label(model: "PreTrainedModel") -> None:
@@ -96,10 +86,13 @@ def head_names(model: "PreTrainedModel") -> list[str]:
 def outside_backbone(model: "PreTrainedModel") -> list[str]:
     """Return the names of a model's children that hold weights, other than the backbone.
 
-    Those are the head and, on an encoder, a pooler or a dense layer before it, which a base model lacks as well.
+    These are the head and, on an encoder, a pooler or a dense layer before it, which a base model lacks as well.
     """
-    children = [(name, child) for name, child in model.named_children() if name != model.base_model_prefix]
-    return [name for name, child in children if next(child.parameters(), None) is not None]
+    return [
+        name
+        for name, child in model.named_children()
+        if name != model.base_model_prefix and next(child.parameters(), None) is not None
+    ]
 
 
 def reset_head(model: "PreTrainedModel", seed: int) -> None:
@@ -120,13 +113,13 @@ def reset_head(model: "PreTrainedModel", seed: int) -> None:
 
 
 def reads_last_position(model: "PreTrainedModel") -> bool:
-    """Return whether the reward is read at the last position: on decoders, whose head is called `score`."""
+    """Return whether the reward of a model is read at the last position: on decoders, whose head is called `score`."""
     if getattr(model.config, "is_encoder_decoder", False):  # T5Gemma has a `score` too
         return False
     return all(name.split(".")[0] == "score" for name in head_names(model))
 
 
-def bind_reward_forward(model: "PreTrainedModel") -> None:
+def bind_reward_forward(model: "PreTrainedModel", *, keep_forward: bool = False) -> None:
     """Give a model instance the float32 head and, if it is a decoder, the one reward forward.
 
     An encoder keeps its own forward, which pools in its own way, with the float32 head at the end. The names of the
@@ -134,6 +127,7 @@ def bind_reward_forward(model: "PreTrainedModel") -> None:
 
     Args:
         model: A sequence classifier with one label, not wrapped in PEFT (pass its base model then). Changed in place.
+        keep_forward: Leave a decoder its own forward as well.
 
     Raises:
         ModelError: The model has no head with one output, or weights that were repacked for inference.
@@ -145,34 +139,17 @@ def bind_reward_forward(model: "PreTrainedModel") -> None:
         module = model.get_submodule(name)
         if not isinstance(module, RewardHead):
             model.set_submodule(name, RewardHead.from_linear(module))
-    if reads_last_position(model) and not has_reward_forward(model):
+    if reads_last_position(model) and not keep_forward and not has_reward_forward(model):
         backbone = inspect.signature(type(model.base_model).forward).parameters
         model.takes_position_ids = "position_ids" in backbone  # Bloom derives positions from the mask
         model.forest_is_proven = False  # whether every layer was seen to call the attention of the forest
-        model.forward = _BoundForward(model)
         model.reward_forward_is_bound = True
+        model.forward = _BoundForward(model)
 
 
 def has_reward_forward(model: "PreTrainedModel") -> bool:
     """Return whether a model runs the one reward forward, and not that of its class."""
     return getattr(model, "reward_forward_is_bound", False)
-
-
-def unbind_reward_forward(model: "PreTrainedModel") -> None:
-    """Give a model the forward of its class back."""
-    del model.forward
-    model.reward_forward_is_bound = False
-
-
-@contextmanager
-def class_forward(model: "PreTrainedModel") -> Iterator[None]:
-    """Run the forward of a model's class within this context."""
-    bound = model.forward
-    del model.forward
-    try:
-        yield
-    finally:
-        model.forward = bound
 
 
 def _reward_forward(
@@ -191,11 +168,8 @@ def _reward_forward(
         raise ValueError("expected `input_ids` or `inputs_embeds`")
     rows, length = given.shape[:2]
     if attention_mask is None:
-        if (
-            input_ids is not None
-            and rows > 1
-            and (input_ids[:, -1] == self.config.get_text_config().pad_token_id).any()
-        ):
+        pad = self.config.get_text_config().pad_token_id
+        if input_ids is not None and rows > 1 and (input_ids[:, -1] == pad).any():
             raise ValueError(
                 "expected an `attention_mask`: a row ends in the pad token, which may be padding or a token"
             )
@@ -223,6 +197,7 @@ def _forest_forward(
     **kwargs: Any,
 ) -> SequenceClassifierOutputWithPast:
     """Return the rewards of the N sequences of a forest (see `plaudit.forest.trie`) as `logits` [N, 1] in float32."""
+    # Imported late, since they import the code of transformers' models.
     from plaudit.forest.attention import ForestAttention, check_every_layer, enabled_backend
     from plaudit.forest.flex import fill_blocks
 

@@ -1,4 +1,4 @@
-"""A saved adapter: its configuration, its weights, and how `reward.json` says that its base was quantised."""
+"""The files of an adapter: configuration, weights, and the quantisation of its base that `reward.json` records."""
 
 import copy
 import json
@@ -29,8 +29,8 @@ class SavedAdapter:
         path: The folder or hub id.
         config: The configuration of the adapter.
         weights: The weights under PEFT's names.
-        quantization: How the base was quantised, if there is a `reward.json` that describes it.
-        hub: The options that it was read with: `revision`, `subfolder`, `token`, `cache_dir`.
+        quantization: The quantisation of the base, if there is a `reward.json` that describes it.
+        hub: The hub options that the files were read with: `revision`, `subfolder`, `token`, `cache_dir`.
     """
 
     path: str
@@ -41,11 +41,7 @@ class SavedAdapter:
 
     @classmethod
     def read(cls, path: str, **hub: Any) -> "SavedAdapter":
-        """Read the files of an adapter.
-
-        Args:
-            path: A folder or hub id.
-            **hub: `revision`, `subfolder`, `token`, `cache_dir`.
+        """Read the files of an adapter; the arguments are the attributes of the same names.
 
         Raises:
             ModelError: The adapter has no weights, or does not name its base model.
@@ -62,20 +58,26 @@ class SavedAdapter:
             weights = load_peft_weights(path, device="cpu", **hub)
         except (OSError, ValueError, SafetensorError) as error:  # the last for a truncated file
             raise ModelError(f"{path}: its adapter's weights could not be loaded ({error}).") from error
-        return cls(path, config, weights, _quantization(path, hub), hub)
+        try:
+            metadata = cached_file(path, "reward.json", **hub)
+        except OSError:  # there is none, or the hub does not answer
+            metadata = None
+        recorded = json.loads(Path(metadata).read_text(encoding="utf-8")) if metadata else {}
+        return cls(path, config, weights, recorded.get("quantization"), hub)
 
     @property
-    def head(self) -> dict[str, torch.Tensor]:
-        """Weights of the layers outside the backbone, under their names in the model; empty without a reward head."""
+    def has_head(self) -> bool:
+        """True if the weights include a layer outside the backbone with one output, the reward head."""
         # PEFT writes this prefix before the name that a weight has in the model.
         prefix = "base_model." if self.config.is_prompt_learning else "base_model.model."
         known = {*KNOWN_HEADS, *(self.config.modules_to_save or ())}
-        found = {
-            key.removeprefix(prefix): value
+        return any(
+            key.removeprefix(prefix).split(".")[0] in known
+            and "lora_" not in key
+            and value.ndim == 2
+            and len(value) == 1
             for key, value in self.weights.items()
-            if key.removeprefix(prefix).split(".")[0] in known and "lora_" not in key
-        }
-        return found if any(value.ndim == 2 and len(value) == 1 for value in found.values()) else {}
+        )
 
     def attach_to(self, model: "PreTrainedModel", *, is_trainable: bool) -> "PeftModel":
         """Attach the adapter to its base model.
@@ -95,18 +97,10 @@ class SavedAdapter:
                 f"{self.path}: prefix and prompt tuning cannot train on: PEFT loads their adapters for scoring only."
             )
         # Whatever task it was saved for, an adapter with a reward head is one of a sequence classifier.
-        config.task_type = TaskType.SEQ_CLS if self.head else None
+        config.task_type = TaskType.SEQ_CLS if self.has_head else None
         if hasattr(config, "modules_to_save"):
             named = config.modules_to_save or ()
             held = {name for name in named if any(f".{name}." in key for key in self.weights)}
-            config.modules_to_save = (exclude_known_heads(held) if self.head else sorted(held)) or None
+            config.modules_to_save = (exclude_known_heads(held) if self.has_head else sorted(held)) or None
         with suppress_peft_warning():
             return PeftModel.from_pretrained(model, self.path, config=config, is_trainable=is_trainable, **self.hub)
-
-
-def _quantization(path: str, hub: dict[str, Any]) -> dict[str, Any] | None:
-    try:
-        found = cached_file(path, "reward.json", **hub)
-    except OSError:  # there is none, or the hub does not answer
-        return None
-    return json.loads(Path(found).read_text(encoding="utf-8")).get("quantization") if found else None

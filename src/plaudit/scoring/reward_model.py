@@ -1,6 +1,7 @@
 """`RewardModel`: the scorer of texts and conversations, in the form in which the model was trained."""
 
 import logging
+import os
 from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
 from inspect import signature
@@ -33,8 +34,7 @@ __all__ = ["Ranked", "RewardModel"]
 logger = logging.getLogger(__name__)
 
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
-_OVERLONG = ("truncate", "error")
-_FORMS = {
+_ADVICE = {
     "conversations": 'Give lists of messages; a prompt as [{"role": "user", "content": "..."}].',
     "texts": "Give strings.",
 }
@@ -91,8 +91,8 @@ class RewardModel:
         scale: tuple[float, float] | None = None,
         trained_on: str | None = None,
     ) -> None:
-        if overlong not in _OVERLONG:
-            raise ConfigError(f"overlong: expected one of {', '.join(_OVERLONG)}, got {overlong!r}.")
+        if overlong not in ("truncate", "error"):
+            raise ConfigError(f"overlong: expected one of truncate, error, got {overlong!r}.")
         if max_tokens_per_batch < 1:
             raise ConfigError(f"max_tokens_per_batch: expected a whole number above 0, got {max_tokens_per_batch!r}.")
         if max_length is not None and max_length < 2:
@@ -125,7 +125,7 @@ class RewardModel:
 
         Args:
             path_or_id: A folder, the folder of an adapter, or a hub id.
-            device: Where to run the model; an accelerator if there is one, else the CPU.
+            device: The device to run the model on; an accelerator if there is one, else the CPU.
             dtype: Precision of the weights; if `None` or "auto", that of the checkpoint, and for the base of an adapter
                 that of training.
             trust_remote_code: Allow a model or tokenizer that ships its own code.
@@ -139,9 +139,9 @@ class RewardModel:
         """
         _check_options(options, list(signature(cls).parameters)[2:])
         device = resolve_device(device)
-        name = str(Path(path_or_id).expanduser()) if str(path_or_id).startswith("~") else str(path_or_id)
+        name = os.path.expanduser(path_or_id)
         hub = {option: value for option, value in (model_init_kwargs or {}).items() if option in _HUB_OPTIONS}
-        description = read_metadata(name, **hub)
+        metadata = read_metadata(name, **hub)
         if dtype is None or dtype == "auto":
             dtype = training_dtype(name, **hub)
         loading = {"dtype": dtype} | (model_init_kwargs or {})
@@ -155,14 +155,15 @@ class RewardModel:
         if not getattr(base_model(model), "hf_device_map", None):
             model = model.to(device)
         tokenizer = load_tokenizer(name, model_init_kwargs=loading, trust_remote_code=trust_remote_code)
-        rendering = description.get("rendering") or {}
-        if rendering:
-            _check_template(tokenizer, rendering, name)
-        saved: dict[str, Any] = {
-            "scale": _scale(description, base_model(model).config),
-            "trained_on": rendering.get("sequences"),
-        }
-        loaded = cls(model, tokenizer, **saved | options)
+        rendering = metadata.get("rendering") or {}
+        if rendering and rendering["chat_template"] != template_hash(tokenizer):
+            logger.warning(
+                "%s: the chat template is not the one that the model was trained with, so its scores differ. Put that "
+                "template back; `plaudit verify` shows the difference.", name,
+            )  # fmt: skip
+        options.setdefault("scale", _saved_scale(metadata, base_model(model).config))
+        options.setdefault("trained_on", rendering.get("sequences"))
+        loaded = cls(model, tokenizer, **options)
         loaded.name = name  # the configuration of an adapter names its base
         return loaded
 
@@ -236,6 +237,7 @@ class RewardModel:
     def _score_chunks(
         self, sequences: Iterable[Any], completions: Iterable[Any] | None, options: Any, names: Any, normalize: bool
     ) -> Iterator[NDArray[np.float32]]:
+        """Yield the rewards of `chunk_size` sequences at a time."""
         mean, std = self.normalization() if normalize else (0.0, 1.0)
         total = len(sequences) if isinstance(sequences, Sized) else None
         texts = join_completions(sequences, completions)
@@ -290,7 +292,7 @@ class RewardModel:
                 continue
             logger.warning(
                 "%s is a %s, and the model was trained on %s: its reward means little. %s", name,
-                form.removesuffix("s"), trained_on, _FORMS[trained_on],
+                form.removesuffix("s"), trained_on, _ADVICE[trained_on],
             )  # fmt: skip
             self._has_warned_of_form = True
             return
@@ -322,6 +324,7 @@ class RewardModel:
 
 
 def _check_options(options: dict[str, Any], known: list[str]) -> None:
+    """Refuse an option that the constructor does not have before anything is loaded."""
     if unknown := [option for option in options if option not in known]:
         raise ConfigError(
             f"RewardModel.from_pretrained has no option {unknown[0]!r}, only {', '.join(known)} beside its own. "
@@ -329,17 +332,9 @@ def _check_options(options: dict[str, Any], known: list[str]) -> None:
         )
 
 
-def _check_template(tokenizer: PreTrainedTokenizerBase, rendering: dict[str, Any], name: str) -> None:
-    if rendering["chat_template"] != template_hash(tokenizer):
-        logger.warning(
-            "%s: the chat template is not the one that the model was trained with, so its scores differ. Put that "
-            "template back; `plaudit verify` shows the difference.", name,
-        )  # fmt: skip
-
-
-def _scale(description: dict[str, Any], config: Any) -> tuple[float, float] | None:
-    """Return the mean and standard deviation that a folder names; 0 and 1 mean that they were not measured."""
-    rewards = description.get("rewards") or {"mean": getattr(config, "mean", 0.0), "std": getattr(config, "std", 1.0)}
+def _saved_scale(metadata: dict[str, Any], config: Any) -> tuple[float, float] | None:
+    """Return the saved mean and standard deviation; 0 and 1 mean that they were not measured."""
+    rewards = metadata.get("rewards") or {"mean": getattr(config, "mean", 0.0), "std": getattr(config, "std", 1.0)}
     scale = rewards["mean"], rewards["std"]
     return None if scale == (0.0, 1.0) else scale
 

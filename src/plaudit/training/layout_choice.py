@@ -14,8 +14,8 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from plaudit.errors import ConfigError
 from plaudit.forest import attention
-from plaudit.models.adapters import base_model
-from plaudit.models.equivalence import has_virtual_tokens, layouts_differ, probe_size, reason_for_padding
+from plaudit.models.adapters import base_model, has_virtual_tokens
+from plaudit.models.equivalence import layouts_differ, probe_size, reason_for_padding
 from plaudit.models.precision import compute_dtype
 from plaudit.training.config import RewardConfig
 from plaudit.training.distributed import is_sharded

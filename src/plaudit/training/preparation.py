@@ -14,7 +14,6 @@ from plaudit.data.special_tokens import choose_pad_token, set_chat_template, set
 from plaudit.data.tokenize import TokenizationReport, TokenizationRules, tokenize_dataset
 from plaudit.errors import ConfigError, DataError, ModelError
 from plaudit.models.adapters import add_adapter, base_model, check_head_is_trained
-from plaudit.models.classifier_conversion import is_language_model, to_sequence_classifier
 from plaudit.models.load import embedding_rows, grow_embedding, load_model, load_tokenizer
 from plaudit.models.reward_head import bind_reward_forward, check_one_label, reset_head
 from plaudit.training.config import RewardConfig
@@ -55,7 +54,7 @@ def prepare_model(
         ModelError: The model cannot be a reward model.
     """
     source = model if isinstance(model, str) else None
-    model = _load_or_check(model, args, tokenizer, peft_config, quantization_config)
+    model = _load_or_check(model, args, peft_config, quantization_config)
     base = base_model(model)
     tokenizer = tokenizer if tokenizer is not None else _load_tokenizer(source, base, args)
     adapted = peft_config is not None or isinstance(model, PeftModel)
@@ -79,7 +78,6 @@ def prepare_model(
 def _load_or_check(
     model: "str | PreTrainedModel | PeftModel",
     args: RewardConfig,
-    tokenizer: PreTrainedTokenizerBase | None,
     peft_config: "PeftConfig | None",
     quantization_config: Any,
 ) -> "PreTrainedModel | PeftModel":
@@ -103,8 +101,13 @@ def _load_or_check(
             "`peft_config` is given, but the model already has an adapter. Leave `peft_config` (`--use_peft`) out to "
             "train that one on, or merge it first (`plaudit merge`)."
         )
-    if isinstance(model, PeftModel) and is_language_model(model.get_base_model()):
-        model = to_sequence_classifier(model, [tokenizer.name_or_path] if tokenizer is not None else [])
+    if isinstance(model, PeftModel) and model.get_base_model().get_output_embeddings() is not None:
+        raise ModelError(
+            "the model is a language model with an adapter and without a reward head, which PEFT leaves out there. "
+            "Pass the adapter's folder itself, as a string: RewardTrainer(model='the/adapter/folder', ...), or load it "
+            "with AutoPeftModelForSequenceClassification.from_pretrained('the/adapter/folder', num_labels=1, "
+            "is_trainable=True)."
+        )
     check_one_label(base_model(model))
     if peft_config is None and not isinstance(model, PeftModel) and getattr(model, "is_quantized", False):
         raise ConfigError(
@@ -130,7 +133,7 @@ def _hint_at_learning_rate(args: RewardConfig) -> None:
 
 def _load_tokenizer(source: str | None, base: PreTrainedModel, args: RewardConfig) -> PreTrainedTokenizerBase:
     # An adapter's folder may hold no tokenizer: then its base's is the one.
-    candidates = [name for name in (source, getattr(base.config, "_name_or_path", "")) if name]
+    candidates = [name for name in (source, base.config.name_or_path) if name]
     if not candidates:
         raise ConfigError("the model object does not say where it came from: pass its tokenizer as `processing_class`.")
     for candidate in candidates:
@@ -194,7 +197,7 @@ def name_of(model: Any) -> str:
         return model
     if not isinstance(model, nn.Module):
         raise ConfigError(f"`model`: expected a hub id, a path or a sequence classifier, got {type(model).__name__}.")
-    return getattr(model.config, "_name_or_path", "")
+    return getattr(model.config, "name_or_path", None) or ""
 
 
 def check_arguments(args: Any, train_dataset: Any, eval_dataset: Any) -> None:

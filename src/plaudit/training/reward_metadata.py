@@ -24,6 +24,7 @@ from plaudit.checkpoint.metadata import (
 from plaudit.checkpoint.verify import Verification, verify_and_record
 from plaudit.errors import CheckpointError
 from plaudit.models.adapters import base_model
+from plaudit.models.load import max_positions
 from plaudit.models.precision import compute_dtype
 from plaudit.models.quantization import describe_quantization
 from plaudit.models.reward_head import head_names
@@ -195,7 +196,7 @@ class RewardMetadata:
                 self.trainer.processing_class,
                 conversational=self.trainer.conversational,
                 dtype=mixed if is_sharded(self.trainer) and mixed else compute_dtype(base),
-                longest=getattr(base.config.get_text_config(), "max_position_embeddings", None),
+                longest=max_positions(base),
             )
         except RuntimeError as error:  # out of memory, or a kernel for half precision only: the save goes on
             logger.warning("the fingerprint could not be taken, so the model cannot be verified: %s", error)

@@ -123,9 +123,7 @@ class FiniteGuard(TrainerCallback):
         if of_rows:
             found = "a loss or a reward is not finite. It belongs to a batch with these rows"
         else:
-            found = (
-                "the gradient is not finite, but all rewards and losses are finite. The step was made of these rows"
-            )
+            found = "the gradient is not finite, but all rewards and losses are finite. The step was made of these rows"
         last = last_complete_checkpoint(Path(args.output_dir))
         kept = f"The last checkpoint, '{last}', was saved before." if last else "There is no checkpoint yet."
         return "\n  ".join([f"step {state.global_step + 1}: {found}:", *lines]) + (
