@@ -24,8 +24,6 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import (
     AutoModelForSequenceClassification,
     BloomConfig,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
     TrainingArguments,
 )
 from transformers.integrations import deepspeed
@@ -39,7 +37,6 @@ HELD = {
     # transformers
     "_attn_implementation": "forest",
     "_can_set_attn_implementation": "forest",
-    "_encode_plus": "data",
     "_hf_deepspeed_config_weak_ref": "models",
     "_supports_attention_backend": "forest",
     "_VALID_DICT_FIELDS": "training",
@@ -107,11 +104,6 @@ def test_all_attention_functions_hold_the_kernels_and_masks_by_name():
 def test_get_flex_attention_lse_kwargs_are_keywords_of_flex_attention():
     flex = inspect.signature(torch.nn.attention.flex_attention.flex_attention).parameters
     assert get_flex_attention_lse_kwargs(True).keys() <= flex.keys()
-
-
-def test_encode_plus_is_all_that_a_tokenizer_calls_to_encode(tokenizer):
-    assert isinstance(tokenizer, PreTrainedTokenizerFast)
-    assert "self._encode_plus(" in inspect.getsource(PreTrainedTokenizerBase.__call__)
 
 
 def test_hf_deepspeed_config_weak_ref_gives_the_object_that_was_set():

@@ -22,36 +22,7 @@ class RewardConfig(RewardOptions, TrainingArguments):
     `logging_steps=10`, `gradient_checkpointing=True` (also under its new name `activation_checkpointing`), and `bf16`,
     which is on where the hardware computes it well and off elsewhere, so that `RewardConfig()` runs on any machine.
 
-    Attributes:
-        model_init_kwargs: For `from_pretrained`, when the model is given by name. `dtype` defaults to "float32";
-            `num_labels` is always 1 and cannot be overridden.
-        trust_remote_code: Allow a model or tokenizer that ships its own code.
-        reinit_head: Draw the head anew from `seed`. Otherwise the head of a reward model, or of an adapter, trains on.
-        chat_template_path: The source of the chat template: a Jinja file, a tokenizer folder or a hub id.
-        disable_dropout: Turn off all dropout, that of an adapter included: both sides of a pair see the same network.
-        max_length: The most tokens a sequence may have, `None` for no limit.
-        overlong: The treatment of a longer pair: "drop", "truncate" (cut the prompt from the left, never the
-            response's end) or "error".
-        overlong_max_fraction: Stop when more than this fraction of a split is dropped for its length.
-        eos_token: The token that closes a text, instead of the tokenizer's own.
-        pad_token: The token to pad with. Unset, Plaudit finds one that is not EOS.
-        pad_to_multiple_of: Pad lengths to a multiple of this; "auto" means 128 on Neuron and none elsewhere.
-        dataset_num_proc: Processes that tokenise.
-        batch_layout: The layout of a batch: "forest" (no padding, each shared prefix once), "padded", or "auto" for
-            the best that the model allows.
-        max_tokens_per_batch: Fill each batch of a process up to so many tokens, shared ones counted once, instead of
-            `per_device_train_batch_size` rows.
-        group_by_prompt: Place rows of one prompt in one batch, where a forest runs their prompt once.
-        loss_type: "bradley_terry", "plackett_luce" for whole rankings, "ties" for rows that carry `tie`, or "hinge".
-        group_weighting: "group": all comparisons of a ranked group together count as much as one pair; "comparison":
-            each does.
-        label_smoothing: Probability that a label is flipped, from 0 to 0.5.
-        tie_threshold: The threshold of `loss_type="ties"`, in reward units (`plaudit.losses.rao_kupper`); learnt if
-            `None`.
-        margin_from_scores: In groups with `scores`, their difference is the margin of a comparison.
-        center_rewards_coefficient: Adds `coefficient * mean((r_chosen + r_rejected)^2)` to the loss; 0.01 is usual.
-        activation_offloading: Keep the tensors saved for backward on the CPU during the step.
-        verify_on_save: After `save_model`, reload the model in a fresh process and check that it scores the same.
+    `RewardOptions` has the fields with their help, which `plaudit train --help` prints; `docs/training.md` explains them.
 
     Raises:
         ConfigError: An option has no such value.
