@@ -22,7 +22,7 @@ class RewardConfig(RewardOptions, TrainingArguments):
     `logging_steps=10`, `gradient_checkpointing=True` (also under its new name `activation_checkpointing`), and `bf16`,
     which is on where the hardware computes it well and off elsewhere, so that `RewardConfig()` runs on any machine.
 
-    `RewardOptions` has the fields with their help, which `plaudit train --help` prints; `docs/training.md` explains them.
+    `RewardOptions` has the fields with their help, which `plaudit train --help` prints; docs/training.md explains them.
 
     Raises:
         ConfigError: An option has no such value.

@@ -24,7 +24,7 @@ from plaudit.models.adapters import base_model
 from plaudit.training.activation_offloading import offload_activations
 from plaudit.training.batch import Batch
 from plaudit.training.callbacks.finite import FiniteGuard, check_rewards_are_finite
-from plaudit.training.callbacks.flow import TrainingFlow, mean_logged_loss
+from plaudit.training.callbacks.flow import FinishCheckpoint, TrainingFlow, mean_logged_loss
 from plaudit.training.callbacks.largest_batch import TryLargestBatch, explain_out_of_memory
 from plaudit.training.callbacks.signals import StopOnSignal, finish_early
 from plaudit.training.collator import make_collator
@@ -174,9 +174,17 @@ class RewardTrainer(Trainer):
         base_model(self.model).add_model_tags(list(TAGS))
         self.guard = FiniteGuard(loss_is_scaled=getattr(self.accelerator, "scaler", None) is not None)
         self.signals = StopOnSignal()
-        # In this order: the trials before anything else, the guard before a step, then the vote to stop, and last the
-        # decision to log, which depends on whether the others save.
-        self._own_callbacks = [ConfirmLayout(self), TryLargestBatch(self), self.guard, self.signals, TrainingFlow(self)]
+        # In this order: the trials before anything else, the guard before a step, the vote to stop after a finished
+        # checkpoint, and last the decision to log, which depends on whether the others save.
+        own = [
+            ConfirmLayout(self),
+            TryLargestBatch(self),
+            self.guard,
+            FinishCheckpoint(),
+            self.signals,
+            TrainingFlow(self),
+        ]
+        self._own_callbacks = [*own]
         for callback in self._own_callbacks:
             self.add_callback(callback)
 

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from conftest import build_trainer, pair_rows
-from plaudit.training import trainer as trainer_module
+from plaudit.training import preparation
 
 SLOWLY = {"max_steps": 100_000, "learning_rate": 1e-3, "train_sampling_strategy": "random", "disable_dropout": False}
 
@@ -44,7 +44,7 @@ def tokenise_slowly(folder):
         (folder / "tokenising").touch()
         time.sleep(60)
 
-    trainer_module.tokenize_dataset = slow
+    preparation.tokenize_dataset = slow
     train(folder)
 
 

@@ -11,7 +11,7 @@ from plaudit.checkpoint.integrity import mark_finished
 if TYPE_CHECKING:
     from plaudit.training.trainer import RewardTrainer
 
-__all__ = ["TrainingFlow", "mean_logged_loss"]
+__all__ = ["FinishCheckpoint", "TrainingFlow", "mean_logged_loss"]
 
 
 class TrainingFlow(TrainerCallback):
@@ -49,8 +49,12 @@ class TrainingFlow(TrainerCallback):
         """Log with the checkpoint of an epoch, and after a stop that an evaluation has led to (early stopping)."""
         self.on_step_end(args, state, control)
 
+
+class FinishCheckpoint(TrainerCallback):
+    """Takes the mark of an unfinished checkpoint away when the Trainer has written the last file."""
+
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
-        """Take the mark of an unfinished checkpoint away."""
+        """Take the mark away."""
         if args.should_save:
             mark_finished(Path(args.output_dir, f"checkpoint-{state.global_step}"))
 
