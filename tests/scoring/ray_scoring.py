@@ -35,8 +35,8 @@ def main(folder, runs):
         left = [thread.name for thread in threading.enumerate() if thread.name.startswith("StreamingExecutor")]
         assert not left, f"still running: {left}"  # such a thread would go on unseen, and crash a later shutdown
     outcomes.append(RayExecutor().default_device())
-    ray.shutdown()
-    print("OUTCOMES " + json.dumps(outcomes))
+    print("OUTCOMES " + json.dumps(outcomes), flush=True)
+    ray.shutdown()  # in which a thread of Ray itself may abort the process
 
 
 if __name__ == "__main__":
