@@ -49,8 +49,11 @@ PRIVATE = {
         "trial",
     ],
 }
-# Private names of the Trainer that are read or called, without being overridden.
-USED = ["_save", "_train_batch_size"]
+# Private names of the Trainer that are read or called, without being overridden: a method, and an attribute.
+USED = {
+    "_save": "def _save(self, output_dir: str | None = None, state_dict: dict | None = None)",
+    "_train_batch_size": "self._train_batch_size = ",
+}
 
 
 def overridden():
@@ -68,3 +71,8 @@ def test_every_override_is_listed_here():
 def test_the_method_takes_the_parameters_that_the_override_assumes(name):
     parameters = list(inspect.signature(getattr(Trainer, name)).parameters)
     assert parameters[1:] == (PUBLIC | PRIVATE)[name]
+
+
+@pytest.mark.parametrize("name", sorted(USED))
+def test_a_private_name_that_is_used_without_an_override_is_there(name):
+    assert USED[name] in inspect.getsource(Trainer)
