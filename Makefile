@@ -62,6 +62,9 @@ proof: $(VENV)/.installed-test .interop/trl-$(TRL_VERSION)
 	PYTHONPATH=.interop/trl-$(TRL_VERSION) $(BIN)/python benchmarks/train_speed.py --data $(DATA) --checkpointing
 	$(BIN)/python benchmarks/train_speed.py --data $(DATA) --growth
 	$(BIN)/python benchmarks/sharing_cost.py
+	$(BIN)/python benchmarks/batch_fill.py --data $(DATA)
+	$(BIN)/python benchmarks/first_cosine.py
+	$(BIN)/python benchmarks/first_forward.py
 	$(BIN)/python benchmarks/checkpoint_parity.py $(DATA)/hh_harmless.jsonl.gz
 	$(BIN)/python benchmarks/faults.py --kills 20
 	$(BIN)/python benchmarks/launched_exits.py

@@ -213,6 +213,12 @@ def test_a_row_above_the_budget_is_named_with_what_to_do(make_trainer):
         trained(make_trainer, **BUDGET | {"max_tokens_per_batch": 30})
 
 
+def test_a_row_above_the_budget_has_its_number_in_the_data_of_the_user(make_trainer):
+    rows = [ROWS[0] | {"rejected": ROWS[0]["chosen"]}, *ROWS]  # the first is dropped
+    with pytest.raises(ConfigError, match="row 15 alone has 57 distinct tokens"):
+        trained(make_trainer, **BUDGET | {"max_tokens_per_batch": 30, "train_dataset": rows})
+
+
 def test_without_a_budget_a_batch_is_a_number_of_rows(make_trainer):
     trainer = trained(make_trainer, per_device_train_batch_size=3, num_train_epochs=1, **RANDOM)
     assert [len(batch) for batch in trainer.rows()] == [3] * 6 + [2]

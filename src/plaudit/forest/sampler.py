@@ -50,6 +50,7 @@ class TokenBudgetBatchSampler(Sampler[list[int]]):
         shuffle: `False` keeps the order of the rows and closes a batch at the first row that does not fit; the rows of
             a key follow its first row.
         drop_last: Leave out a last batch with room for any row, and batches that not all processes would have.
+        row_numbers: The numbers of the rows in error messages, shape [R]; 0 to R - 1 if `None`.
 
     Attributes:
         epoch: The epoch that the next iteration yields.
@@ -71,9 +72,10 @@ class TokenBudgetBatchSampler(Sampler[list[int]]):
         num_processes: int = 1,
         shuffle: bool = True,
         drop_last: bool = False,
+        row_numbers: ArrayLike | None = None,
     ) -> None:
         self._costs = np.asarray(costs, dtype=np.int64)
-        _check_costs(self._costs, budget, num_processes)
+        _check_costs(self._costs, budget, num_processes, row_numbers)
         self._budget, self._num_processes, self._seed, self._shuffle = budget, num_processes, seed, shuffle
         self._keys, self._shared = _numbered_keys(len(self._costs), keys, shared)
         self._rows, self._starts, self._unit_costs = self._units()
@@ -281,13 +283,14 @@ def _round_up(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
 
 
-def _check_costs(costs: Ints, budget: int, num_processes: int) -> None:
+def _check_costs(costs: Ints, budget: int, num_processes: int, row_numbers: ArrayLike | None) -> None:
     if not len(costs) or costs.min() < 1:
         raise DataError("costs: expected at least one row, and a cost of at least 1 for each.")
     row = int(costs.argmax())
     if costs[row] > budget:
         raise ConfigError(
-            f"max_tokens_per_batch: row {row} alone has {costs[row]} distinct tokens, and the budget is {budget} "
+            f"max_tokens_per_batch: row {row if row_numbers is None else np.asarray(row_numbers)[row]} alone has "
+            f"{costs[row]} distinct tokens, and the budget is {budget} "
             f"({int((costs > budget).sum())} of {len(costs)} rows exceed it). Set it to at least {costs[row]}, or "
             "lower max_length."
         )

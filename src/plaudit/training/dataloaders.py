@@ -175,6 +175,7 @@ def make_batch_sampler(
         num_processes=max(1, args.world_size),
         shuffle=args.train_sampling_strategy != "sequential",
         drop_last=args.dataloader_drop_last,
+        row_numbers=dataset.with_format("numpy")["row_number"][:],
     )
 
 
