@@ -1,7 +1,6 @@
 """`plaudit score` from its options to its files and messages; what runs a job is tested in tests/scoring."""
 
 import io
-import json
 import os
 import signal
 import subprocess
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
+from row_files import read, write
 
 from plaudit import RewardModel
 from plaudit.cli import cli
@@ -90,17 +90,6 @@ def refused(started):
         return " ".join(f"{result.exception} {result.output}".split())
 
     return run
-
-
-def write(path, rows):
-    text = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
-    if not path.exists() or path.read_text() != text:  # a file that is written again counts as changed
-        path.write_text(text)
-    return path
-
-
-def read(path):
-    return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
 def texts(count, **more):

@@ -1,27 +1,12 @@
-import json
 import logging
 
 import datasets
 import pytest
+from chat_rows import battle, user
 from datasets import Dataset, DatasetDict, IterableDatasetDict
 
 from plaudit.data.dataset_conversion import convert
 from plaudit.errors import ConfigError, DataError
-
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def reply(text):
-    return {"role": "assistant", "content": text}
-
-
-def battle(winner="model_a", prompt=("hi",), a=("A",), b=("B",)):
-    turns = {"prompt": prompt, "response_a": a, "response_b": b}
-    flags = {f"winner_{name}": int(name == winner) for name in ("model_a", "model_b", "tie")}
-    return {name: json.dumps(value) for name, value in turns.items()} | flags
-
 
 TIED = [battle("model_a"), battle("tie"), battle("model_b"), battle("tie", a=(None,))]
 

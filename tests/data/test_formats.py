@@ -2,21 +2,13 @@ import json
 import math
 
 import pytest
+from chat_rows import reply, user
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
 from plaudit.data.formats import ParsedRow, parse_row
 from plaudit.errors import DataError
-
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def reply(text):
-    return {"role": "assistant", "content": text}
-
 
 CHAT = {"prompt": [user("2+2?")], "chosen": [reply("4.")], "rejected": [reply("5.")]}
 TEXT = {"prompt": "2+2?", "chosen": " 4.", "rejected": " 5."}

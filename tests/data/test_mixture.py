@@ -1,16 +1,9 @@
 import pytest
+from chat_rows import reply, user
 
 from plaudit.data.script_arguments import ScriptArguments
 from plaudit.data.splits import load_splits
 from plaudit.errors import ConfigError, DataError
-
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def reply(text):
-    return {"role": "assistant", "content": text}
 
 
 def mixture(write, sizes, **keys):

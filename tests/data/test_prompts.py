@@ -1,14 +1,7 @@
 import pytest
+from chat_rows import reply, user
 
 from plaudit.data.prompts import common_prefix, prompt_key, prompt_of
-
-
-def user(text, **fields):
-    return {"role": "user", "content": text, **fields}
-
-
-def reply(text):
-    return {"role": "assistant", "content": text}
 
 
 @pytest.mark.parametrize(

@@ -1,25 +1,10 @@
-import json
-
 import pytest
+from chat_rows import battle, reply, user
 from datasets import Dataset
 
 from plaudit.data.dataset_conversion import convert
 from plaudit.data.published_layouts import CONVERTERS, arena, helpsteer, hh, ranked, ultrafeedback
 from plaudit.errors import DataError
-
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def reply(text):
-    return {"role": "assistant", "content": text}
-
-
-def battle(winner="model_a", prompt=("hi",), a=("A",), b=("B",)):
-    turns = {"prompt": prompt, "response_a": a, "response_b": b}
-    flags = {f"winner_{name}": int(name == winner) for name in ("model_a", "model_b", "tie")}
-    return {name: json.dumps(value) for name, value in turns.items()} | flags
 
 
 def test_registry_names():

@@ -1,4 +1,5 @@
 import pytest
+from chat_rows import reply, user
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -7,14 +8,6 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 from plaudit.data.formats import parse_row
 from plaudit.data.render import render
 from plaudit.errors import DataError
-
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def reply(text):
-    return {"role": "assistant", "content": text}
 
 
 def by_hand(tokenizer, text):

@@ -1,18 +1,11 @@
 import logging
 
 import pytest
+from chat_rows import reply, user
 
 from plaudit.data.render import render
 from plaudit.data.special_tokens import choose_pad_token, set_chat_template, set_eos_token
 from plaudit.errors import ConfigError
-
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def reply(text):
-    return {"role": "assistant", "content": text}
 
 
 def by_hand(tokenizer, text):

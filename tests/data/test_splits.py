@@ -1,6 +1,7 @@
 import logging
 
 import pytest
+from chat_rows import reply, user
 from datasets import Dataset
 
 from plaudit.data.script_arguments import ScriptArguments
@@ -8,14 +9,6 @@ from plaudit.data.splits import load_splits, split_by_prompt
 from plaudit.errors import ConfigError, DataError
 
 ROWS = [{"prompt": f"p{i}", "chosen": f"good {i}", "rejected": "None" if i else 'bad, "so"\nto say'} for i in range(6)]
-
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def reply(text):
-    return {"role": "assistant", "content": text}
 
 
 # load_splits

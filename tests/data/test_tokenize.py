@@ -4,6 +4,7 @@ import logging
 
 import datasets
 import pytest
+from chat_rows import reply
 from datasets import Dataset, load_dataset
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,10 +24,6 @@ def pair(chosen, rejected, **columns):
 
 def group(ids, ranks, **columns):
     return {"sequence_ids": [list(one) for one in ids], "ranks": [float(rank) for rank in ranks]} | columns
-
-
-def reply(text):
-    return {"role": "assistant", "content": text}
 
 
 def numbers(report):

@@ -1,13 +1,13 @@
 """What a job keeps when it is stopped, what it notices when it goes on, and what it reports; mostly without a model."""
 
 import errno
-import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from row_files import read, write
 
 from plaudit.data.reader import Source, Unreadable
 from plaudit.errors import CheckpointError, ConfigError, DataError, ModelError
@@ -87,19 +87,8 @@ def stop(score, executor):
     return run
 
 
-def write(path, rows):
-    text = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
-    if not path.exists() or path.read_text() != text:  # a file that is written again counts as changed
-        path.write_text(text)
-    return path
-
-
 def texts(count):
     return [{"text": "Yes. " * number} for number in range(1, count + 1)]
-
-
-def read(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 # Stopping and going on

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from by_hand import weights_of
 from datasets import Dataset
 from transformers import TrainerCallback
 
@@ -45,10 +46,6 @@ class Watched(RewardTrainer):
     def rows(self):
         """The numbers of the rows of each batch seen."""
         return [inputs.row_number.tolist() for _, inputs in self.seen]
-
-
-def weights_of(trainer):
-    return {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
 
 
 def trained(make_trainer, checkpoint=None, **options):
@@ -141,7 +138,7 @@ def test_a_run_resumed_in_its_second_epoch_is_the_one_not_stopped_to_the_bit(mak
     resumed = trained(make_trainer, f"{whole.args.output_dir}/checkpoint-{step}", **options)
     assert resumed.rows() == whole.rows()[-len(resumed.seen) :]
     assert len(resumed.seen) < len(whole.seen) // 2
-    assert all(torch.equal(weight, weights_of(resumed)[name]) for name, weight in weights_of(whole).items())
+    assert all(torch.equal(weight, weights_of(resumed.model)[name]) for name, weight in weights_of(whole.model).items())
     assert resumed.state.global_step == whole.state.global_step
 
 
@@ -150,7 +147,7 @@ def test_a_batch_counts_its_comparisons_however_few(make_trainer):
     budget = trained(make_trainer, max_steps=1, gradient_accumulation_steps=100, **BUDGET)
     assert len({len(batch) for batch in budget.rows()}) > 1
     whole = trained(make_trainer, max_steps=1, per_device_train_batch_size=len(ROWS))
-    first, second = weights_of(budget), weights_of(whole)
+    first, second = weights_of(budget.model), weights_of(whole.model)
     assert max((first[name] - second[name]).abs().max().item() for name in first) < 2e-6
 
 

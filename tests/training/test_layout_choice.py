@@ -6,6 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from by_hand import weights_of
 from datasets import Dataset
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig
 from transformers import (
@@ -45,10 +46,6 @@ def make(kind, options, dtype=torch.float32):
 class OwnLoss(RewardTrainer):
     def compute_loss(self, *args, **kwargs):
         return super().compute_loss(*args, **kwargs)
-
-
-def weights_of(trainer):
-    return {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
 
 
 def same(first, second):
@@ -121,9 +118,9 @@ def test_virtual_tokens_under_checkpointing_are_an_error(make_trainer, config, l
 @pytest.mark.parametrize("config", [PromptTuningConfig, PrefixTuningConfig])
 def test_virtual_tokens_score_and_train_as_the_stock_forward_does(make_trainer, config):
     trainer = make_trainer(peft_config=config(num_virtual_tokens=2), max_steps=2, learning_rate=0.1)
-    before = weights_of(trainer)
+    before = weights_of(trainer.model)
     trainer.train()
-    moved = {name for name, weight in weights_of(trainer).items() if not torch.equal(weight, before[name])}
+    moved = {name for name, weight in weights_of(trainer.model).items() if not torch.equal(weight, before[name])}
     assert {name.split(".")[0] for name in moved} == {"prompt_encoder", "base_model"}
     rewards = trainer.predict(trainer.train_dataset).predictions
     model = trainer.model.eval()
@@ -182,7 +179,7 @@ def test_wrong_attention_falls_back_to_padded_and_shows_the_figures(make_trainer
     (message,) = said(caplog)
     assert "on 8 sequences the rewards of the two layouts differ by up to 1.15" in message
     assert "more than float32 explains (0.0001 of their size, 2.37)" in message
-    assert same(weights_of(trainer), weights_of(padded))
+    assert same(weights_of(trainer.model), weights_of(padded.model))
 
 
 def test_wrong_attention_is_an_error_where_the_forest_was_asked_for(make_trainer, broken):
@@ -215,7 +212,7 @@ def test_the_comparison_leaves_no_trace(make_trainer, make_model, tokenizer):
         trainer = make_trainer(model=model, processing_class=tokenizer, max_steps=3, disable_dropout=False)
         trainer.layout_is_confirmed = compared
         trainer.train()
-        runs.append(weights_of(trainer))
+        runs.append(weights_of(trainer.model))
     assert same(*runs)
 
 
@@ -242,7 +239,7 @@ def test_the_comparison_does_not_use_up_a_stream(make_trainer, text_rows):
     for rows in (Dataset.from_list(text_rows), Dataset.from_list(text_rows).to_iterable_dataset()):
         trainer = make_trainer(train_dataset=rows, max_steps=2)
         trainer.train()
-        runs.append(weights_of(trainer))
+        runs.append(weights_of(trainer.model))
     assert same(*runs)
     assert trainer.reports["train"].pairs == 10  # 20 if the rows looked at had been counted
 

@@ -5,38 +5,22 @@ import json
 import numpy as np
 import pytest
 import torch
+from by_hand import SGD, rewards_by_hand, weights_of
 from datasets import Dataset
 from safetensors import safe_open
 
 from plaudit import DataCollatorForPreference
 from plaudit.errors import ConfigError, DataError
 
-SGD = {"optimizer_cls_and_kwargs": (torch.optim.SGD, {"lr": 0.1}), "max_grad_norm": 0.0}
 TIES = {"loss_type": "ties", "learning_rate": 1e-3}
-
-
-@torch.no_grad()
-def rewards_by_hand(trainer):
-    """Rewards [rows, 2] of the training pairs, by the stock forward of the class."""
-    model = trainer.model.eval()
-    rewards = [
-        type(model).forward(model, torch.tensor([row[side]])).logits.item()
-        for row in trainer.train_dataset
-        for side in ("chosen_ids", "rejected_ids")
-    ]
-    return np.reshape(rewards, (-1, 2))
-
-
-def weights_of(trainer):
-    return {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
 
 
 def step(make_trainer, rows, **options):
     """What one step takes off each weight."""
     trainer = make_trainer(train_dataset=rows, per_device_train_batch_size=len(rows), max_steps=1, **SGD | options)
-    before = weights_of(trainer)
+    before = weights_of(trainer.model)
     trainer.train()
-    return {name: before[name] - weight for name, weight in weights_of(trainer).items()}
+    return {name: before[name] - weight for name, weight in weights_of(trainer.model).items()}
 
 
 def assert_same_step(first, second, scale=1.0):
@@ -81,7 +65,7 @@ def test_margins_labels_weights_and_smoothing_are_those_worked_by_hand(make_trai
     options = {"loss_type": loss, "label_smoothing": 0.1, "batch_layout": layout}
     options |= {"tie_threshold": 0.7} if loss == "ties" else {}
     trainer = make_trainer(train_dataset=rows, eval_dataset=rows, per_device_train_batch_size=10, **options)
-    first, second = rewards_by_hand(trainer).T
+    first, second = rewards_by_hand(trainer, trainer.train_dataset).T
     losses = by_hand(first - second - margins, 0.9 * labels + 0.1 * (1 - labels))
     assert trainer.evaluate()["eval_loss"] == pytest.approx((losses * weights).sum() / 10, rel=1e-5)
     trainer.args.max_steps = 1
@@ -92,7 +76,7 @@ def test_margins_labels_weights_and_smoothing_are_those_worked_by_hand(make_trai
 def test_ties_are_those_worked_by_hand(make_trainer, text_rows):
     rows = with_ties(text_rows)
     trainer = make_trainer(train_dataset=rows, eval_dataset=rows, loss_type="ties", tie_threshold=0.7)
-    lead = -np.diff(rewards_by_hand(trainer))[:, 0]
+    lead = -np.diff(rewards_by_hand(trainer, trainer.train_dataset))[:, 0]
     first, second = np.exp(log_sigmoid(lead - 0.7)), np.exp(log_sigmoid(-lead - 0.7))
     expected = -np.log([1 - a - b if n % 3 == 0 else a for n, (a, b) in enumerate(zip(first, second, strict=True))])
     metrics = trainer.evaluate()
@@ -140,7 +124,7 @@ def test_a_label_below_one_half_prefers_the_second(make_trainer, text_rows):
     metrics = trainer.evaluate()
     assert seen[0].label_ids.tolist() == [1, 0, -100] * 3
     assert seen[0].predictions.shape == (9, 2)
-    rewards = rewards_by_hand(trainer)
+    rewards = rewards_by_hand(trainer, trainer.train_dataset)
     np.testing.assert_allclose(seen[0].predictions, rewards, atol=2e-6)
     lead = -np.diff(rewards)[:, 0] * np.array([-1, 1, 0] * 3)
     assert metrics["eval_accuracy"] == pytest.approx((lead > 0).sum() / 6)
@@ -206,7 +190,7 @@ def test_a_threshold_is_learnt_saved_beside_the_model_and_resumed_to_the_bit(mak
     assert torch.equal(resumed.objective.raw_threshold, learnt)
     second = [trainer.optimizer.state[trainer.objective.raw_threshold] for trainer in (whole, resumed)]
     assert all(torch.equal(second[0][name], second[1][name]) for name in ("step", "exp_avg", "exp_avg_sq"))
-    assert all(torch.equal(weight, weights_of(resumed)[name]) for name, weight in weights_of(whole).items())
+    assert all(torch.equal(weight, weights_of(resumed.model)[name]) for name, weight in weights_of(whole.model).items())
 
 
 def test_the_best_checkpoint_brings_its_threshold_back(make_trainer, text_rows, tmp_path):
@@ -226,7 +210,7 @@ def test_a_threshold_that_is_given_stays(make_trainer, text_rows, tmp_path):
     trainer.train()
     trainer.save_model()
     assert trainer.objective.raw_threshold is None
-    assert sum(len(group["params"]) for group in trainer.optimizer.param_groups) == len(weights_of(trainer))
+    assert sum(len(group["params"]) for group in trainer.optimizer.param_groups) == len(weights_of(trainer.model))
     said = json.loads((tmp_path / "run" / "reward.json").read_text())
     assert (said["loss_type"], said["tie_threshold"]) == ("ties", pytest.approx(0.7))
     assert "raw_tie_threshold" not in said

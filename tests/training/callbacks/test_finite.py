@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from by_hand import weights_of
 from datasets import Dataset
 
 from plaudit import DataCollatorForPreference, RewardTrainer
@@ -28,10 +29,6 @@ def poison(trainer, text, value=float("inf")):
         return outputs
 
     trainer.model.forward = poisoned
-
-
-def weights_of(trainer):
-    return {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
 
 
 @pytest.fixture
@@ -76,7 +73,7 @@ def test_the_first_reward_that_is_not_finite_stops_the_run_and_names_the_row(mak
     assert f"step {trainer.state.global_step + 1}: a loss or a reward is not finite" in message
     assert "\n  row 7: 'Is the sky blue? Yes Yes" in message
     assert message.count("\n  row") == 1, message
-    assert all(weight.isfinite().all() for weight in weights_of(trainer).values())
+    assert all(weight.isfinite().all() for weight in weights_of(trainer.model).values())
     done = trainer.state.global_step
     saved = sorted(path.name for path in Path(trainer.args.output_dir).glob("*")) if done else []
     assert saved == [f"checkpoint-{step}" for step in range(1, done + 1)]
@@ -119,12 +116,12 @@ def test_a_row_of_a_stream_that_several_workers_deal_out_has_no_number(make_trai
 
 def test_the_optimiser_does_not_take_the_step(make_trainer, rows):
     trainer = make_trainer(train_dataset=rows, train_sampling_strategy="sequential")
-    before = weights_of(trainer)
+    before = weights_of(trainer.model)
     poison(trainer, "Is")  # all rows
     with pytest.raises(TrainingError, match="(?s)row 0: .*row 3: ") as raised:
         trainer.train()
     assert "row 4" not in str(raised.value)
-    for name, weight in weights_of(trainer).items():
+    for name, weight in weights_of(trainer.model).items():
         assert torch.equal(weight, before[name])
 
 
@@ -137,7 +134,7 @@ def test_an_infinite_reward_that_the_loss_hides_is_seen(make_trainer, rows):
 
 def test_a_gradient_that_is_not_finite_stops_the_run_though_every_reward_is(make_trainer, rows):
     trainer = make_trainer(train_dataset=rows)
-    before = weights_of(trainer)
+    before = weights_of(trainer.model)
     trainer.model.score.weight.register_hook(lambda gradient: gradient / 0)
     with pytest.raises(TrainingError, match="(?s)step 1: the gradient is not finite.*row 0: .*row 3: "):
         trainer.train()
