@@ -100,7 +100,6 @@ def parse_options(description, processes):
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--processes", type=int, default=processes)
     parser.add_argument("--keep_cache", action="store_true")
-    parser.add_argument("--remedy", action="store_true")
     return parser
 
 
@@ -127,7 +126,9 @@ def by_hand():
 
 
 def main():
-    options = parse_options(__doc__, 300).parse_args()
+    parser = parse_options(__doc__, 300)
+    parser.add_argument("--remedy", action="store_true")
+    options = parser.parse_args()
     counts = Counter(in_fork(lambda: naturally(options)) for _ in range(options.processes))
     print(describe_machine())
     for text, count in counts.most_common():

@@ -1,13 +1,13 @@
 """Compare the first forward of a process with the second one and with the forest, module by module.
 
-The script runs `plaudit quickstart` up to where training would begin. Each of `--processes` forks, in which no thread
-and no vector function of MKL has run, then scores the first four pairs in float32: padded, padded again, and as a
-forest. The two padded runs must agree to the bit, and the forest with both up to the rounding of float32. Where a
-thread loses the race that `benchmarks/first_cosine.py` explains, the rotary tables of the first run are coarse, and its
-rewards of size 1.02 are off by up to 1.66e-4. The options are explained there; with `--by_hand` the second of two
-threads loses the race in every process. The script exits with 1 if a first forward differed from the second.
+The script runs `plaudit quickstart` up to where training would begin; by then `settle_vector_kernels` has ended the
+race that `benchmarks/first_cosine.py` explains. Each of `--processes` forks, in which no second thread has run yet,
+scores the first four pairs in float32: padded, padded again, and as a forest. The two padded runs must agree to the
+bit, and the forest with both up to the rounding of float32. With `--by_hand` the second of two threads gets the coarse
+kernel in every process, as if it had lost the race: the rotary tables of the first run are coarse, and its rewards of
+size 1.02 are off by up to 1.66e-4. The script exits with 1 if a first forward differed from the second.
 
-Usage: python benchmarks/first_forward.py [--processes 100] [--rows 44000] [--keep_cache] [--remedy] [--by_hand]
+Usage: python benchmarks/first_forward.py [--processes 100] [--rows 44000] [--keep_cache] [--by_hand]
 """
 
 import sys
@@ -16,24 +16,9 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 from first_cosine import coarse_kernels, describe_machine, in_fork, parse_options, prepare
-from torch.nn.utils.rnn import pad_sequence
 
 PAIRS = 4  # Plaudit compares the layouts on as many
 SAME = "the first forward equals the second"
-
-
-def padded_inputs(sequences):
-    ids = [torch.tensor(sequence) for sequence in sequences]
-    mask = [torch.ones_like(sequence) for sequence in ids]
-    return {"input_ids": pad_sequence(ids, True), "attention_mask": pad_sequence(mask, True)}
-
-
-def forest_inputs(sequences, rows):
-    from plaudit.forest.trie import TokenForest
-
-    forest = TokenForest.from_sequences(sequences, rows)
-    inputs = {name: torch.tensor(getattr(forest, name))[None] for name in ("input_ids", "position_ids", "subtree_end")}
-    return inputs | {"leaf": torch.tensor(forest.leaf)}
 
 
 def run(model, inputs):
@@ -74,12 +59,14 @@ def second_thread_loses():
 
 def compare(trainer, options):
     """Return how far the first forward of this process lies from the second and from the forest, as text."""
+    from plaudit.models.inputs import forest_inputs, padded_inputs
+
     torch.set_num_threads(options.threads)
     rows = trainer.train_dataset.select(range(PAIRS)).to_list()
     sequences = [row[side] for side in ("chosen_ids", "rejected_ids") for row in rows]  # the collator's order
-    padded, forest = padded_inputs(sequences), forest_inputs(sequences, [*range(PAIRS)] * 2)
+    padded, forest = padded_inputs(sequences, pad=0), forest_inputs(sequences, [*range(PAIRS)] * 2)
     model = trainer.model.eval()
-    prepare(keep_cache=options.keep_cache, remedy=options.remedy)
+    prepare(keep_cache=options.keep_cache, remedy=False)
     with second_thread_loses() if options.by_hand else nullcontext():
         first, outputs = run(model, padded)
     second, outputs_again = run(model, padded)
