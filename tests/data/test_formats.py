@@ -180,11 +180,20 @@ def test_a_row_is_a_pair_or_a_group_and_not_both():
 MALFORMED = {
     "a missing column": (
         {"prompt": "p", "chosen": "a", "reject": "b"},
-        ["'rejected' is missing", "has 'chosen', 'prompt', 'reject'", "dataset_format", TEXT_EXAMPLE, CHAT_EXAMPLE],
+        [
+            "'rejected' is missing",
+            "has values in 'chosen', 'prompt', 'reject'",
+            "dataset_format",
+            TEXT_EXAMPLE,
+            CHAT_EXAMPLE,
+        ],
     ),
-    "both columns missing": ({"text": "x"}, ["'chosen', 'rejected' are missing", "has 'text'", TEXT_EXAMPLE]),
+    "both columns missing": ({"text": "x"}, ["'chosen', 'rejected' are missing", "has values in 'text'", TEXT_EXAMPLE]),
     "no columns": ({}, ["'chosen', 'rejected' are missing", "no columns", TEXT_EXAMPLE]),
-    "a null": (TEXT | {"rejected": None}, ["'rejected' is missing or empty", TEXT_EXAMPLE]),
+    "a null": (
+        TEXT | {"rejected": None},
+        ["'rejected' is missing or empty; the row has values in 'chosen'", "complete or remove this one", TEXT_EXAMPLE],
+    ),
     "chosen and rejected of different kinds": (
         {"chosen": "a", "rejected": [reply("b")]},
         ["all of one kind", "'chosen' is a string", "'rejected' is a list of messages", TEXT_EXAMPLE, CHAT_EXAMPLE],

@@ -159,6 +159,8 @@ def test_a_published_layout_is_converted_and_its_ties_are_counted(scorer):
 def test_options_of_a_loaded_model_or_loaded_rows_are_refused(scorer, text_rows):
     with pytest.raises(ConfigError, match="max_length: the reward model is loaded already"):
         plaudit.evaluate(scorer, text_rows, max_length=5)
+    with pytest.raises(ConfigError, match="max_length: the reward model is loaded already"):
+        plaudit.evaluate(scorer, "no-such-file.jsonl", max_length=5)  # before the dataset is read
     with pytest.raises(ConfigError, match="for a dataset that is loaded by its name"):
         plaudit.evaluate(scorer, text_rows, split="test")
 

@@ -63,9 +63,9 @@ def test_options_of_loading_win_over_those_of_the_model(build):
 
 def test_a_mixture_is_called_by_its_paths(build, tmp_path):
     entries = [{"path": str(tmp_path / "pairs.jsonl"), "weight": 1}] * 2
-    assert build(script={"dataset_name": None, "datasets": entries}).dataset_name == ", ".join(
-        [str(tmp_path / "pairs.jsonl")] * 2
-    )
+    for name in (None, "a dataset that is ignored"):
+        trainer = build(script={"dataset_name": name, "datasets": entries})
+        assert trainer.dataset_name == ", ".join([str(tmp_path / "pairs.jsonl")] * 2)
 
 
 def test_boolean_buffers_are_left_out_of_ddp_if_that_is_asked_for(build, monkeypatch):

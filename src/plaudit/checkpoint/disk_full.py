@@ -29,7 +29,7 @@ def explain_disk_full(target: Path, advice: str | None = None) -> Iterator[None]
         advice: How to go on; by default, to make room and resume from the last complete checkpoint, if there is one.
 
     Raises:
-        CheckpointError: The disk is full. The message says how much is free, and what the last checkpoint takes.
+        CheckpointError: The disk is full. The message says how much is free, and how to go on.
     """
     try:
         yield

@@ -1,8 +1,9 @@
 """Integrity of the checkpoints that transformers writes into a run's folder.
 
 The Trainer writes `trainer_state.json` as the last file of a checkpoint: it is the commit marker. A checkpoint is
-complete if the marker is there; whole if, besides, no file is missing or cut short, as after a broken copy. While it is
-written it has a mark of Plaudit's, by which an incomplete one is told from a folder whose marker a user has removed.
+complete if the marker is there and can be read; whole if, besides, no file is missing or cut short, as after a broken
+copy. While it is written it has a mark of Plaudit's, by which an incomplete one is told from a folder whose marker a
+user has removed.
 """
 
 import json

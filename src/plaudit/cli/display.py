@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.table import Table
 
 __all__ = ["console", "show_log_messages", "show_table"]
@@ -13,8 +14,8 @@ console = Console(highlight=False)
 
 
 def show_table(title: str, rows: Iterable[tuple[str, str]]) -> None:
-    """Print a two-column table under its title."""
-    console.print(f"\n[bold]{title}[/bold]")
+    """Print a two-column table under its title; the rows may hold the markup of rich."""
+    console.print(f"\n[bold]{escape(title)}[/bold]")
     table = Table(show_header=False)
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")

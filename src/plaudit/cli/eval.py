@@ -87,7 +87,7 @@ def command(
 
 def _show_evaluation(evaluation: "Evaluation") -> None:
     figures = evaluation.overall
-    display.show_table(escape(_title(evaluation)), _rows(figures))
+    display.show_table(_title(evaluation), _rows(figures))
     length = max(("longer", "shorter"), key=lambda word: figures[f"{word}_wins"])
     if figures["accuracy_low"] <= figures[f"{length}_wins"]:
         verdict = "Worse" if figures["accuracy_high"] < figures[f"{length}_wins"] else "Not clearly better"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from plaudit.cli import display
@@ -166,9 +167,9 @@ def _show_result(result: "JobProgress", output: Path, max_length: int | None) ->
 
     counts = result.counts
     by = f" by {result.workers} workers" if result.workers > 1 else ""
-    lines = [f"Scored {counts.rows:,} rows of {counts.tokens:,} tokens{by} into [bold]{output}[/bold]"]
+    lines = [f"Scored {counts.rows:,} rows of {counts.tokens:,} tokens{by} into [bold]{escape(str(output))}[/bold]"]
     if counts.rejected:
-        reasons = f"the reasons are in {rejected_path(output)}"
+        reasons = f"the reasons are in {escape(str(rejected_path(output)))}"
         lines.append(f"[yellow]{counts.rejected:,} rows could not be scored[/yellow]: {reasons}")
     if counts.truncated:
         limit = f"{max_length:,} tokens" if max_length else "the model has positions"

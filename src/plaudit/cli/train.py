@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.markup import escape
 
 from plaudit.cli import display
 from plaudit.cli.interrupts import exit_code, sigterm_as_interrupt
@@ -75,14 +76,14 @@ def command(options: tuple[str, ...]) -> None:
             metrics = final_evaluation(trainer)
     except KeyboardInterrupt as interrupt:
         trainer.save_model()
-        where = f"The trained model is in [bold]{config.output_dir}[/bold]"
+        where = f"The trained model is in [bold]{escape(config.output_dir)}[/bold]"
         display.console.print(f"The evaluation was stopped. {where}", soft_wrap=True)
         trainer.end()
         sys.exit(exit_code(interrupt))
     _show_result(trainer, metrics)
     trainer.save_model()  # a signal ends a save at once: it is complete or not there
     if trainer.is_world_process_zero():
-        display.console.print(f"The reward model is in [bold]{config.output_dir}[/bold]", soft_wrap=True)
+        display.console.print(f"The reward model is in [bold]{escape(config.output_dir)}[/bold]", soft_wrap=True)
     trainer.end()
 
 
@@ -139,13 +140,13 @@ def _show_plan(trainer: "RewardTrainer", model: "ModelConfig") -> None:
     display.show_table(
         "What will run",
         [
-            ("model", f"{model.model_name_or_path} ({type(trainer.model).__name__})"),
+            ("model", escape(f"{model.model_name_or_path} ({type(trainer.model).__name__})")),
             ("parameters", f"{sum(sizes):,}, of which {trained:,} train"),
             *((name, _describe_split(report)) for name, report in trainer.reports.items()),
             ("batch", f"{rows} x {args.gradient_accumulation_steps} accumulated x {processes}"),
             ("layout", "token forest" if trainer.layout == "forest" else "padded"),
             ("device", f"{args.device}, {precision}, weights in {weights}"),
-            ("output", str(args.output_dir)),
+            ("output", escape(args.output_dir)),
         ],
     )
 
@@ -162,7 +163,7 @@ def _show_how_to_resume(trainer: "RewardTrainer", options: tuple[str, ...]) -> N
         return
     checkpoint = Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}"
     resume = shlex.join(["plaudit", "train", *options, "--resume_from_checkpoint", str(checkpoint)])
-    stop = f"Stopped after step {trainer.state.global_step}; saved [bold]{checkpoint}[/bold]. Go on with:"
+    stop = f"Stopped after step {trainer.state.global_step}; saved [bold]{escape(str(checkpoint))}[/bold]. Go on with:"
     display.console.print(stop, soft_wrap=True)
     display.console.print(f"  {resume}", soft_wrap=True, markup=False)
 

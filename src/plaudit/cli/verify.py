@@ -36,7 +36,7 @@ def show_verification(path: str, verification: "Verification") -> None:
     """Print one line for each layer, then the verdict."""
     marks = {True: "[green]holds[/green]", False: "[red]BROKEN[/red]", None: "[yellow]open[/yellow]"}
     rows = [(each.layer, f"{marks[each.holds]}  {escape(each.message)}") for each in verification.findings]
-    display.show_table(escape(path), rows)
+    display.show_table(path, rows)
     if verification.status == "verified":
         display.console.print(f"[green]verified[/green]: {verification.engine} gives the same scores")
     elif verification.status == "failed":

@@ -17,6 +17,9 @@ from plaudit.data.prompts import without_none
 from plaudit.errors import DataError
 
 __all__ = [
+    "GROUP_COLUMNS",
+    "PAIR_COLUMNS",
+    "TEMPLATE_COLUMNS",
     "ParsedRow",
     "TextOrChat",
     "hint_about_token_ids",
@@ -97,11 +100,12 @@ def parse_row(row: dict[str, Any], index: int) -> ParsedRow:
         )
     columns = ["chosen", "rejected"]
     if missing := [column for column in columns if row.get(column) is None]:
+        filled = sorted(name for name, value in row.items() if value is not None)
         raise DataError(
             f"row {index}: expected the columns 'chosen' and 'rejected', but {_listed(missing)} "
-            f"{'is' if len(missing) == 1 else 'are'} missing or empty; the row has {_listed(sorted(row))}. "
-            f"{hint_about_token_ids(row)}Rename your columns, or name a published layout with `dataset_format`. "
-            f"Examples of the right shape: {_BOTH}"
+            f"{'is' if len(missing) == 1 else 'are'} missing or empty; the row has values in {_listed(filled)}. "
+            f"{hint_about_token_ids(row)}If other rows have them, complete or remove this one; else rename your "
+            f"columns, or name a published layout with `dataset_format`. Examples of the right shape: {_BOTH}"
         )
     sequences, options = join_responses(row, {column: row[column] for column in columns}, index)
     return ParsedRow.pair(columns, sequences, row, index, template_options=options)

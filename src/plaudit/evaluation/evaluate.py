@@ -75,6 +75,11 @@ def evaluate(
         DataError: The dataset cannot be read, a row is malformed (the message names it), or no row has a preference.
         ModelError: The model is no reward model, or a reward is not finite.
     """
+    if model_options and not isinstance(model, (str, Path)):
+        raise ConfigError(
+            f"{', '.join(sorted(model_options))}: the reward model is loaded already. Give these to "
+            "`RewardModel.from_pretrained`, or pass `evaluate` a path."
+        )
     name = str(dataset) if isinstance(dataset, (str, Path)) else None
     rows, split = _load_rows(dataset, split=split, dataset_config=dataset_config, dataset_format=dataset_format)
     with _naming_dataset(name):
@@ -83,11 +88,6 @@ def evaluate(
         from plaudit.scoring.reward_model import RewardModel  # takes seconds to import
 
         model = RewardModel.from_pretrained(model, **model_options)
-    elif model_options:
-        raise ConfigError(
-            f"{', '.join(sorted(model_options))}: the reward model is loaded already. Give these to "
-            f"`RewardModel.from_pretrained`, or pass `evaluate` a path."
-        )
     truncated_before = model.truncated
     with _naming_dataset(name):
         rewards = _score(model, data)

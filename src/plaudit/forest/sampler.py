@@ -110,6 +110,11 @@ class TokenBudgetBatchSampler(Sampler[list[int]]):
         return batches[int(costs.argmax())]
 
     @property
+    def greatest_cost(self) -> int:
+        """Cost of the costliest row."""
+        return int(self._costs.max())
+
+    @property
     def fill(self) -> float:
         """Mean share of the budget that a batch of this epoch uses."""
         return float(self._plan()[1].mean() / self._budget)

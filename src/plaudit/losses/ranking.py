@@ -63,8 +63,11 @@ def plackett_luce(
     """
     check_shapes("N", rewards=rewards, row=row, rank=rank)
     check_shapes("R", margin=margin, label=label)
-    _check_rows(row, margin, label)
-    chosen, candidates, rivals = _stages(row, rank)
+    if row.is_floating_point() or row.dtype == torch.bool:
+        raise ValueError(f"expected row to be a tensor of integers, got {row.dtype}")
+    rows, group, size = row.unique(return_inverse=True, return_counts=True)
+    _check_rows(rows, size, margin, label)
+    chosen, candidates, rivals = _stages(group, size, rank)
     stage_row = row[chosen]
     # A choice compares the chosen sequence with the log-sum-exp of its rivals. Differences are taken first: they are
     # exact where the log-sum-exp of large rewards is rounded, and a stage of one rival is Bradley-Terry to the bit.
@@ -82,10 +85,11 @@ def plackett_luce(
     return losses, stage_row
 
 
-def _stages(row: torch.Tensor, rank: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _stages(
+    group: torch.Tensor, size: torch.Tensor, rank: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the chosen sequences [S], the members of each one's group [S, K], and which are its rivals [S, K]."""
-    _, group, size = row.unique(return_inverse=True, return_counts=True)
-    present = torch.arange(max(size.tolist(), default=0), device=row.device) < size[:, None]  # [G, K]
+    present = torch.arange(max(size.tolist(), default=0), device=size.device) < size[:, None]  # [G, K]
     members = torch.zeros_like(present, dtype=torch.long)
     members[present] = group.argsort(stable=True)  # group by group, as a mask is filled
     candidates, present = members[group], present[group]  # [N, K]
@@ -96,10 +100,9 @@ def _stages(row: torch.Tensor, rank: torch.Tensor) -> tuple[torch.Tensor, torch.
     return chosen, candidates, rivals
 
 
-def _check_rows(row: torch.Tensor, margin: torch.Tensor | None, label: torch.Tensor | None) -> None:
-    if row.is_floating_point() or row.dtype == torch.bool:
-        raise ValueError(f"expected row to be a tensor of integers, got {row.dtype}")
-    rows, size = row.unique(return_counts=True)
+def _check_rows(
+    rows: torch.Tensor, size: torch.Tensor, margin: torch.Tensor | None, label: torch.Tensor | None
+) -> None:
     large = rows[size > 2]
     for name, column, neutral in (("margin", margin, 0), ("label", label, 1)):
         if column is None:

@@ -81,8 +81,8 @@ def layouts_differ(
     Raises:
         torch.OutOfMemoryError: A layout does not fit into memory. (Where only the weights in float32 do not fit, the
             candidate stays unproven, and that is the reason returned.)
-        Exception: What Plaudit's own code raises on a model of transformers. What a model with code of its own raises
-            becomes a reason, as does what the code of any model raises on the candidate's inputs.
+        Exception: What `score` raises on the reference layout, and what Plaudit's own code raises on the candidate of
+            a model of transformers. All else that is raised on the candidate becomes a reason.
     """
     base = base_model(model)
     can_use_float32 = can_use_float32 and not rounds_inputs(base)

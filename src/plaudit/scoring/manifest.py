@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
-from plaudit.checkpoint.metadata import read_metadata
+from plaudit.checkpoint.metadata import METADATA_FILE, read_metadata
 from plaudit.data.reader import Source
 from plaudit.scoring.worker import ScoringConfig
 
@@ -52,7 +52,7 @@ def model_manifest(path: str) -> dict[str, Any]:
     folders = [folder, Path(base)] if base and Path(base).is_dir() else [folder]
     # `reward.json` is written anew whenever the model is verified.
     found = (file for each in folders for pattern in _MODEL_FILES for file in each.glob(pattern))
-    files = sorted(file for file in found if file.name != "reward.json")
+    files = sorted(file for file in found if file.name != METADATA_FILE)
     fingerprint = json.dumps(read_metadata(folder).get("fingerprint"), sort_keys=True)
     return {"path": str(folder.resolve()), "fingerprint": _digest([fingerprint]), **_state(files)}
 

@@ -13,11 +13,10 @@ from typing import Any, BinaryIO, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from plaudit.data.file_formats import Row
 from plaudit.errors import ConfigError, DataError
 
 __all__ = ["check_output", "join_chunks", "join_files", "write_chunk", "write_rejected"]
-
-Row = dict[str, Any]
 
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".parquet")
 _CHUNKS_PER_ROW_GROUP = 16  # of Parquet

@@ -19,8 +19,8 @@ KINDS = {
     "text": ("text",),
 }
 _ACCEPTED = (
-    "'chosen' and 'rejected', 'prompt' and 'completions', 'prompt' and 'completion', 'messages', or 'text'; "
-    "a 'prompt' and 'chosen' and 'rejected' all texts, or all lists of messages"
+    "'chosen' and 'rejected' (with 'prompt' or without; all texts, or all lists of messages), 'prompt' and "
+    "'completions', 'prompt' and 'completion', 'messages', or 'text'"
 )
 
 
@@ -116,7 +116,8 @@ def _kind_of(row: Row, number: int, columns: RewardColumns) -> str:
         filled = sorted(name for name, value in row.items() if value is not None)
         raise DataError(
             f"row {number}: expected {expected}; the row has values in {', '.join(map(repr, filled))}. "
-            f"{hint_about_token_ids(row)}".strip()
+            f"{hint_about_token_ids(row)}If other rows have them, complete or remove this one; else rename your "
+            "columns."
         )
     if columns.best_of and kinds != ["group"]:
         raise DataError(f"row {number}: --best_of expected a group ('completions'), got a row of kind {kinds[0]}")

@@ -71,6 +71,11 @@ class RewardConfig(RewardOptions, TrainingArguments):
             raise ConfigError(f"model_init_kwargs: expected a dict, or JSON in braces, got {options!r}.")
         return options
 
+    @property
+    def mixed_dtype(self) -> torch.dtype | None:
+        """The dtype of mixed precision, or `None` without it."""
+        return torch.bfloat16 if self.bf16 else torch.float16 if self.fp16 else None
+
     def _settle_precision(self) -> None:
         if not torch.accelerator.is_available():
             self.use_cpu = True  # without it, transformers looks for a GPU and refuses bf16

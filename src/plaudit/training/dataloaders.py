@@ -172,7 +172,7 @@ def make_batch_sampler(
         keys=keys,
         shared=shared,
         seed=args.data_seed if args.data_seed is not None else args.seed,
-        num_processes=max(1, args.world_size),
+        num_processes=args.world_size,
         shuffle=args.train_sampling_strategy != "sequential",
         drop_last=args.dataloader_drop_last,
         row_numbers=dataset.with_format("numpy")["row_number"][:],
@@ -182,7 +182,7 @@ def make_batch_sampler(
 def _log_plan(sampler: TokenBudgetBatchSampler, args: RewardConfig) -> None:
     if args.max_tokens_per_batch is None:
         return
-    processes = max(1, args.world_size)
+    processes = args.world_size
     balance = f"; the largest of a step is {sampler.imbalance:.2f} times the mean over processes"
     logger.info(
         "%d batches an epoch on each process, filled to %.0f%% of max_tokens_per_batch=%d%s",

@@ -140,7 +140,7 @@ def _difference(trainer: "RewardTrainer", model: nn.Module, rows: list[dict[str,
         return outputs.logits.float().squeeze(-1)
 
     base = base_model(trainer.model)
-    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else compute_dtype(base)
+    dtype = args.mixed_dtype or compute_dtype(base)
     return layouts_differ(base, score, dtype=dtype, can_use_float32=not is_sharded(trainer))
 
 

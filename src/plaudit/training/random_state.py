@@ -12,7 +12,7 @@ __all__ = ["keep_random_state"]
 
 @contextmanager
 def keep_random_state() -> Iterator[None]:
-    """Leave the random state of torch (on all devices), NumPy and Python as it was."""
+    """Leave the random state of torch (on the CPU and all CUDA devices), NumPy and Python as it was."""
     python, numpy = random.getstate(), np.random.get_state()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     try:

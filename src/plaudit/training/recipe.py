@@ -53,7 +53,8 @@ def build_trainer(
         peft_config=get_peft_config(model),
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.dataset_name = script.dataset_name or ", ".join(str(entry["path"]) for entry in script.datasets or ())
+    mixture = ", ".join(str(entry["path"]) for entry in script.datasets or ())
+    trainer.dataset_name = mixture or script.dataset_name  # a mixture is what `load_splits` reads where both are given
     if script.ignore_bias_buffers:  # the attribute in which DDP looks for what it does not synchronise
         buffers = trainer.model.named_buffers()
         trainer.model._ddp_params_and_buffers_to_ignore = [

@@ -74,7 +74,7 @@ class RewardMetadata:
         trainer = self.trainer
         base = self._base()
         _check_finite(trainer)
-        head = head_names(base)[0].split(".")[0]
+        head, weights = head_names(base)[0].split(".")[0], str(base.dtype).removeprefix("torch.")
         fingerprint = self._take_fingerprint(base)
         mean, std, origin = self._scale()
         set_contract(base.config, head, mean, std)
@@ -90,8 +90,8 @@ class RewardMetadata:
             ),
             "head": {"name": head, "trained_in": "float32"},
             "training": {
-                "weights": str(base.dtype)[6:],
-                "precision": "bf16 mixed" if args.bf16 else "fp16 mixed" if args.fp16 else str(base.dtype)[6:],
+                "weights": weights,
+                "precision": "bf16 mixed" if args.bf16 else "fp16 mixed" if args.fp16 else weights,
                 "attention": base.config._attn_implementation,
                 "layout": trainer.layout,
                 "processes": args.world_size,
@@ -171,7 +171,7 @@ class RewardMetadata:
             evaluation_metrics=evaluated[-1] if evaluated else {},
             conversational=trainer.conversational,
             adapter=base is not trainer.accelerator.unwrap_model(trainer.model),
-            dtype=str(base.dtype)[6:],
+            dtype=str(base.dtype).removeprefix("torch."),
             quantized=describe_quantization(base) is not None,
             tags=tags,
         )
@@ -189,13 +189,12 @@ class RewardMetadata:
     def _take_fingerprint(self, base: PreTrainedModel) -> Fingerprint | None:
         """Return the rewards of the probes; `None`, with a warning, if the model cannot be run here."""
         args = self.trainer.args
-        mixed = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
         try:
             return take_fingerprint(
                 self._rewards,
                 self.trainer.processing_class,
                 conversational=self.trainer.conversational,
-                dtype=mixed if is_sharded(self.trainer) and mixed else compute_dtype(base),
+                dtype=(is_sharded(self.trainer) and args.mixed_dtype) or compute_dtype(base),
                 longest=max_positions(base),
             )
         except RuntimeError as error:  # out of memory, or a kernel for half precision only: the save goes on

@@ -5,10 +5,10 @@ import signal
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
@@ -29,7 +29,7 @@ from plaudit.training.callbacks.largest_batch import TryLargestBatch, explain_ou
 from plaudit.training.callbacks.signals import StopOnSignal, finish_early
 from plaudit.training.collator import make_collator
 from plaudit.training.config import RewardConfig
-from plaudit.training.dataloaders import make_eval_loader, make_train_loader, prepare_loader
+from plaudit.training.dataloaders import AnyDataset, make_eval_loader, make_train_loader, prepare_loader
 from plaudit.training.distributed import (
     check_can_evaluate,
     check_can_train,
@@ -67,8 +67,6 @@ if TYPE_CHECKING:
 __all__ = ["RewardTrainer"]
 
 logger = logging.getLogger(__name__)
-
-AnyDataset: TypeAlias = Dataset | IterableDataset
 
 
 class RewardTrainer(Trainer):
@@ -108,7 +106,7 @@ class RewardTrainer(Trainer):
 
     Raises:
         ValueError: `train_dataset` is missing, or an error of `plaudit.errors` that is one.
-        TypeError: `train_dataset` is no dataset.
+        TypeError: `train_dataset` or `eval_dataset` is no dataset.
     """
 
     stop_on: tuple[int, ...] = (signal.SIGTERM,)
@@ -176,7 +174,7 @@ class RewardTrainer(Trainer):
         self.signals = StopOnSignal()
         # In this order: the trials before anything else, the guard before a step, the vote to stop after a finished
         # checkpoint, and last the decision to log, which depends on whether the others save.
-        own = [
+        self._own_callbacks = [
             ConfirmLayout(self),
             TryLargestBatch(self),
             self.guard,
@@ -184,7 +182,6 @@ class RewardTrainer(Trainer):
             self.signals,
             TrainingFlow(self),
         ]
-        self._own_callbacks = [*own]
         for callback in self._own_callbacks:
             self.add_callback(callback)
 

@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from plaudit.errors import ConfigError
 from plaudit.training.batch import Batch
-from plaudit.training.dataloaders import make_batch_sampler, token_costs
+from plaudit.training.dataloaders import make_batch_sampler
 from plaudit.training.distributed import is_sharded
 from plaudit.training.random_state import keep_random_state
 
@@ -54,8 +54,7 @@ class TryLargestBatch(TrainerCallback):
         with keep_random_state(), trainer.objective.local_backward():
             trainer.model_wrapped.train()
             expected = self._expected_optimizer_state()
-            largest_row = int(token_costs(trainer.train_dataset, trainer.layout).max())
-            fits = fitting_budget(self._run, largest_batch, budget, largest_row)
+            fits = fitting_budget(self._run, largest_batch, budget, sampler.greatest_cost)
         del expected
         least = min(0 if each is None else each for each in gather_object([fits]))
         if least < budget:
