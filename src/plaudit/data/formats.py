@@ -19,8 +19,8 @@ from plaudit.errors import DataError
 __all__ = [
     "GROUP_COLUMNS",
     "PAIR_COLUMNS",
-    "TEMPLATE_COLUMNS",
     "ParsedRow",
+    "TEMPLATE_COLUMNS",
     "TextOrChat",
     "hint_about_token_ids",
     "join_responses",
