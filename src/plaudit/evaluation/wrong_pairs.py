@@ -1,0 +1,151 @@
+"""The most confidently wrong comparisons of a score file, with their texts and the words in which they differ."""
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from plaudit.data.prompts import prompt_of, without_none
+from plaudit.errors import DataError
+from plaudit.evaluation.evaluate import describe_dataset, load_rows
+from plaudit.evaluation.preference_data import read_preferences
+from plaudit.evaluation.score_files import Scores
+
+__all__ = ["Passage", "Texts", "WrongPair", "load_texts", "most_confidently_wrong", "passages"]
+
+_WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]\s*|\w+\s*|[^\w\s]\s*|\s+")
+_LEAST_IN_COMMON = 0.25
+
+
+class WrongPair(NamedTuple):
+    """A comparison in which the response that people like less has the greater reward."""
+
+    row: int  # number in the dataset, from 0
+    id: str | None  # the column `id` of the row
+    subset: str | None
+    better: int  # index of the better response among those of the row
+    worse: int
+    better_reward: float
+    worse_reward: float
+    confidence: float  # the probability that the rewards give to the worse response
+
+
+class Texts(NamedTuple):
+    """The texts of a row."""
+
+    prompt: str
+    responses: list[str]
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A part of a response.
+
+    Attributes:
+        pieces: Texts, each with a flag: the other response lacks it.
+        before: Number of characters that are left out before the passage.
+        after: Number of characters that are left out after it.
+    """
+
+    pieces: list[tuple[str, bool]]
+    before: int = 0
+    after: int = 0
+
+
+def most_confidently_wrong(scores: Scores, most: int = 20) -> list[WrongPair]:
+    """Return the wrong comparisons with the greatest differences of rewards, at most one of each row."""
+    compared, rewards = scores.comparisons, scores.rewards
+    margins = rewards[compared.better] - rewards[compared.worse]
+    wrong = np.flatnonzero((margins < 0) & (compared.labels > 0.5))
+    first: dict[int, int] = {}  # the comparison of each row, the most confident row first
+    for place in wrong[np.argsort(margins[wrong], kind="stable")].tolist():
+        first.setdefault(int(compared.rows[place]), place)
+    starts = np.cumsum([0, *(len(row.rewards) for row in scores.rows)])
+    pairs = []
+    for index, place in list(first.items())[:most]:
+        row, better, worse = scores.rows[index], int(compared.better[place]), int(compared.worse[place])
+        confidence = 1 / (1 + np.exp(margins[place]))
+        pairs.append(WrongPair(
+            row.row, row.id, row.subset, better - int(starts[index]), worse - int(starts[index]),
+            float(rewards[better]), float(rewards[worse]), float(confidence),
+        ))  # fmt: skip
+    return pairs
+
+
+def load_texts(scores: Scores, rows: Iterable[int]) -> dict[int, Texts]:
+    """Load the dataset that the header of a score file names, and return the texts of the rows with given numbers.
+
+    Raises:
+        DataError: The header names no dataset, it cannot be loaded, or its texts are not those that were scored.
+    """
+    named = scores.header.get("dataset") or {}
+    if not named.get("path") or scores.header.get("benchmark"):
+        raise DataError("the score file does not name a dataset that can be loaded again")
+    options = {"split": named.get("split"), "dataset_config": named.get("config"), "dataset_format": named.get("format")}
+    dataset, split = load_rows(named["path"], **options)
+    dataset = list(dataset)
+    data = read_preferences(dataset)
+    found = describe_dataset(data, named["path"], split, named.get("config"), named.get("format"))
+    if named.get("hash") and found["hash"] != named["hash"]:
+        raise DataError(f"{named['path']} has changed since it was scored: other texts, or another order of its rows")
+    starts = data.first_responses.tolist()
+    return {row: _texts(without_none(prompt_of(dataset[row])), data.sequences[starts[row] : starts[row + 1]]) for row in rows}
+
+
+def passages(texts: tuple[str, str], characters: int) -> tuple[Passage, Passage] | None:
+    """Return a passage of each of two responses, from before their first difference, with the words that differ.
+
+    Words are compared by `difflib.SequenceMatcher`. Nothing is marked where the passages have little in common, since
+    all would be.
+
+    Args:
+        texts: Two responses.
+        characters: The most characters of a passage.
+    """
+    shared = next((place for place, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), min(map(len, texts)))
+    starts = [max(0, min(shared - characters // 3, len(text) - characters)) for text in texts]
+    parts = [text[start : start + characters] for text, start in zip(texts, starts, strict=True)]
+    words = [_WORDS.findall(part) for part in parts]
+    stripped = [[word.strip() for word in each] for each in words]
+    matcher = difflib.SequenceMatcher(None, *stripped, autojunk=False)
+    if matcher.ratio() < _LEAST_IN_COMMON:
+        marked = [[(part, False)] for part in parts]
+    else:
+        codes = matcher.get_opcodes()
+        marked = [
+            [("".join(words[0][i:j]), tag != "equal") for tag, i, j, _, _ in codes if i < j],
+            [("".join(words[1][i:j]), tag != "equal") for tag, _, _, i, j in codes if i < j],
+        ]
+    a, b = (
+        Passage(pieces, start, len(text) - start - len(part))
+        for pieces, start, text, part in zip(marked, starts, texts, parts, strict=True)
+    )
+    return a, b
+
+
+def _texts(prompt: Any, sequences: list[Any]) -> Texts:
+    """Return the prompt and the responses of a row, of whole sequences that begin with the prompt."""
+    shown = [
+        sequence[len(prompt) :] if prompt and sequence[: len(prompt)] == prompt else sequence for sequence in sequences
+    ]
+    return Texts("" if shown == sequences else _written(prompt), [_written(each, response=True) for each in shown])
+
+
+def _written(value: Any, *, response: bool = False) -> str:
+    """Return a text, or messages as text; the role of a response's only message goes without saying."""
+    if isinstance(value, str):
+        return value.strip()
+    alone = response and len(value) == 1
+    return "\n".join(_written_message(message, alone) for message in value)
+
+
+def _written_message(message: Mapping[str, Any], alone: bool) -> str:
+    others = {name: each for name, each in message.items() if name not in ("role", "content") and each}
+    content = message.get("content") or ""
+    text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+    text += f"\n{json.dumps(others, ensure_ascii=False)}" if others else ""
+    return text.strip() if alone else f"{message.get('role')}: {text.strip()}"
