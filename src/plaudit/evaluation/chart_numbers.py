@@ -51,6 +51,7 @@ def margin_bins(differences: ArrayLike, weights: ArrayLike | None = None) -> lis
     reach = float(np.quantile(np.abs(d), 0.99)) or 1.0
     bins = 2 * max(1, min(_MOST_BINS // 2, len(d) // 16))
     edges = np.linspace(-reach, reach, bins + 1)
+    edges[bins // 2] = 0.0
     inside = np.clip(d, -reach, reach)
     tied = d == 0
     counted, _ = np.histogram(inside[~tied], edges, weights=mass[~tied])

@@ -125,7 +125,7 @@ def accuracy_by_length_difference(
     names = [_range(each["low"], each["high"]) for each in groups]
     ax.set_xticks(places, names, rotation=40, ha="right", rotation_mode="anchor", fontsize=8)
     _percent(ax.yaxis)
-    _legend(ax)
+    _legend(ax, above=True)
     return ax
 
 
@@ -325,6 +325,7 @@ def best_of_n(curve: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
 # Parts of the pictures
 
 _ENDS = ("", "_low", "_high")
+_TITLE: dict[str, Any] = {"fontsize": 11, "fontweight": "bold", "color": INK}
 
 
 def _prepare(ax: Axes | None, title: str, x: str, y: str) -> Axes:
@@ -333,7 +334,7 @@ def _prepare(ax: Axes | None, title: str, x: str, y: str) -> Axes:
         from matplotlib import pyplot
 
         _, ax = pyplot.subplots(figsize=(5, 3.1), layout="constrained")
-    ax.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
+    ax.set_title(title, loc="left", **_TITLE)
     ax.set_xlabel(x, color=INK)
     ax.set_ylabel(y, color=INK)
     ax.spines[["top", "right"]].set_visible(False)
@@ -374,7 +375,7 @@ def _legend(ax: Axes, *, above: bool = False) -> None:
     style: dict[str, Any] = {"frameon": False, "fontsize": 8.5, "labelcolor": INK}
     if above:
         style |= {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0, "ncols": 3, "columnspacing": 1}
-        ax.set_title(ax.get_title(loc="left"), loc="left", pad=20)
+        ax.set_title(ax.get_title(loc="left"), loc="left", pad=20, **_TITLE)
     for text in ax.legend(**style).get_texts():
         text.set_parse_math(False)
 

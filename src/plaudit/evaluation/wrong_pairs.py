@@ -15,7 +15,7 @@ from plaudit.evaluation.evaluate import describe_dataset, load_rows
 from plaudit.evaluation.preference_data import read_preferences
 from plaudit.evaluation.score_files import Scores
 
-__all__ = ["Passage", "Texts", "WrongPair", "load_texts", "most_confidently_wrong", "passages"]
+__all__ = ["Passage", "Sides", "Texts", "WrongPair", "load_texts", "most_confidently_wrong", "set_side_by_side"]
 
 _WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]\s*|\w+\s*|[^\w\s]\s*|\s+")
 _LEAST_IN_COMMON = 0.25
@@ -54,6 +54,14 @@ class Passage:
     pieces: list[tuple[str, bool]]
     before: int = 0
     after: int = 0
+
+
+class Sides(NamedTuple):
+    """Two responses, side by side."""
+
+    better: Passage
+    worse: Passage
+    in_common: bool  # the responses have enough words in common for a diff
 
 
 def most_confidently_wrong(scores: Scores, most: int = 20) -> list[WrongPair]:
@@ -96,35 +104,36 @@ def load_texts(scores: Scores, rows: Iterable[int]) -> dict[int, Texts]:
     return {row: _texts(without_none(prompt_of(dataset[row])), data.sequences[starts[row] : starts[row + 1]]) for row in rows}
 
 
-def passages(texts: tuple[str, str], characters: int) -> tuple[Passage, Passage] | None:
+def set_side_by_side(better: str, worse: str, characters: int) -> Sides:
     """Return a passage of each of two responses, from before their first difference, with the words that differ.
 
     Words are compared by `difflib.SequenceMatcher`. Nothing is marked where the passages have little in common, since
     all would be.
 
     Args:
-        texts: Two responses.
+        better: The response that people prefer.
+        worse: The other response.
         characters: The most characters of a passage.
     """
+    texts = (better, worse)
     shared = next((place for place, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), min(map(len, texts)))
     starts = [max(0, min(shared - characters // 3, len(text) - characters)) for text in texts]
     parts = [text[start : start + characters] for text, start in zip(texts, starts, strict=True)]
     words = [_WORDS.findall(part) for part in parts]
     stripped = [[word.strip() for word in each] for each in words]
     matcher = difflib.SequenceMatcher(None, *stripped, autojunk=False)
-    if matcher.ratio() < _LEAST_IN_COMMON:
-        marked = [[(part, False)] for part in parts]
-    else:
+    marked = [[(part, False)] for part in parts]
+    if in_common := matcher.ratio() >= _LEAST_IN_COMMON:
         codes = matcher.get_opcodes()
         marked = [
             [("".join(words[0][i:j]), tag != "equal") for tag, i, j, _, _ in codes if i < j],
             [("".join(words[1][i:j]), tag != "equal") for tag, _, _, i, j in codes if i < j],
         ]
-    a, b = (
+    passages = (
         Passage(pieces, start, len(text) - start - len(part))
         for pieces, start, text, part in zip(marked, starts, texts, parts, strict=True)
     )
-    return a, b
+    return Sides(*passages, in_common)
 
 
 def _texts(prompt: Any, sequences: list[Any]) -> Texts:
