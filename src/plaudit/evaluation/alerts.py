@@ -5,7 +5,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Alert", "audit_alerts", "comparison_alerts", "curve_alerts", "evaluation_alerts", "probe_alerts", "run_alerts"]
+__all__ = [
+    "Alert",
+    "audit_alerts",
+    "comparison_alerts",
+    "curve_alerts",
+    "evaluation_alerts",
+    "probe_alerts",
+    "run_alerts",
+]
 
 _FEW_PROMPTS = 100
 
@@ -54,8 +62,10 @@ def audit_alerts(audit: Mapping[str, Any]) -> Iterator[Alert]:
     """Yield an alert for each grave finding of an audit, from its JSON."""
     for finding in audit["findings"]:
         if finding.get("grave"):
-            found = f"Data: {finding['count']:,} x {str(finding['kind']).replace('_', ' ')}."
-            yield Alert("grave", found, f"{finding['why']} {finding['advice']}")
+            title = finding.get("title") or finding["kind"].replace("_", " ")
+            yield Alert(
+                "grave", f"The data have {finding['count']:,} {title}.", f"{finding['why']} {finding['advice']}"
+            )
 
 
 def probe_alerts(probes: Sequence[Mapping[str, Any]]) -> Iterator[Alert]:
@@ -106,7 +116,9 @@ def _baseline_alerts(figures: Mapping[str, float]) -> Iterator[Alert]:
     baseline = figures[f"{length}_wins"]
     if low <= baseline and baseline > 0.5:
         verdict = "worse than" if high < baseline else "not better than"
-        advice = f"{accuracy}; always taking the {length} response is right in {baseline:.1%}. Length may be all it learnt."
+        advice = (
+            f"{accuracy}; always taking the {length} response is right in {baseline:.1%}. Length may be all it learnt."
+        )
         yield Alert("grave", f"The model is {verdict} preferring the {length} response.", advice)
 
 

@@ -125,7 +125,9 @@ def _margins(key: str, margins: Any, weights: Any) -> Chart:
     right = accuracy_with_interval(margins, weights)["accuracy"]
     median = float(np.median(margins))
     caption = f"{percent(right)} of the comparisons have a positive margin: they are right. The median is {median:.3g}."
-    rows = [[number(each["low"]), number(each["high"]), percent(each["share"])] for each in margin_bins(margins, weights)]
+    rows = [
+        [number(each["low"]), number(each["high"]), percent(each["share"])] for each in margin_bins(margins, weights)
+    ]
     head = ["margin from", "to", "share of comparisons"]
     return _chart(key, "Margins", caption, head, rows, lambda ax: plots.margin_histogram(margins, weights, ax=ax))
 
@@ -152,7 +154,7 @@ def _length_differences(key: str, columns: tuple[Any, ...], figures: Mapping[str
 def _reward_and_length(key: str, rewards: Any, lengths: Any, figures: Mapping[str, float]) -> Chart:
     correlation = figures["length_correlation"]
     caption = (
-        f"{len(rewards):,} responses; darker cells hold more. Differences in reward and in length have a rank "
+        f"{len(rewards):,} responses; the fuller a cell, the stronger its shade. Differences in reward and in length have a rank "
         f"correlation of {correlation:+.2f}." if math.isfinite(correlation) else f"{len(rewards):,} responses."
     )  # fmt: skip
     edges = np.unique(np.quantile(lengths, np.linspace(0, 1, 11)))
@@ -168,7 +170,9 @@ def _reward_and_length(key: str, rewards: Any, lengths: Any, figures: Mapping[st
 
 
 def _distribution(key: str, rewards: Mapping[str, Any]) -> Chart:
-    spread = [f"{name}: mean {np.mean(each):.3g}, standard deviation {np.std(each):.3g}" for name, each in rewards.items()]
+    spread = [
+        f"{name}: mean {np.mean(each):.3g}, standard deviation {np.std(each):.3g}" for name, each in rewards.items()
+    ]
     rows = [
         [number(each["low"]), number(each["high"]), *(percent(each[name]) for name in rewards)]
         for each in reward_bins(rewards)

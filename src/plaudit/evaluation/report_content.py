@@ -42,12 +42,13 @@ class Section(NamedTuple):
 
 @dataclass(frozen=True)
 class Scored:
-    """A score file with its figures, the name of its model, and the name that tells it from the other files."""
+    """A score file with its figures, and names for readers."""
 
     scores: Scores
     evaluation: Evaluation
     model: str
-    name: str
+    data: str
+    name: str  # of the data, of the model, or of both, by what tells the files of a report apart
 
     @property
     def dataset(self) -> tuple[Any, ...]:
@@ -85,7 +86,7 @@ class Content:
 
 
 def first_of_datasets(scored: Sequence[Scored]) -> list[Scored]:
-    """Return the first score file of each dataset, of as many datasets as are shown in detail."""
+    """Return the first score file of each dataset, of the few datasets that are shown in detail."""
     first: dict[tuple[Any, ...], Scored] = {}
     for each in scored:
         first.setdefault(each.dataset, each)
@@ -147,10 +148,13 @@ def _add_figures(content: Content, scored: Sequence[Scored], evaluations: Iterab
     if every:
         rows = {name: each["overall"] for name, each in every.items()}
         content.figures.append(_figure_table("Figures of each dataset", rows))
-        counted = [f"{each['overall']['comparisons']:,} comparisons in {name}" for name, each in every.items()]
-        content.subtitle = "; ".join(counted[:3]) + (f"; and {len(counted) - 3} more" if len(counted) > 3 else "")
-    detailed = {each.name for each in first_of_datasets(scored)} if scored else set(every)
-    for name in (name for name in every if name in detailed):
+    first = {each.name: each.data for each in first_of_datasets(scored)} or dict.fromkeys(every, "")
+    counted = [(first[name] or name, each["overall"]) for name, each in every.items() if name in first]
+    sizes = ["{}: {comparisons:,} comparisons of {prompts:,} prompts".format(name, **each) for name, each in counted]
+    content.figures += [_official_table(name, each["official"]) for name, each in every.items() if each.get("official")]
+    models = dict.fromkeys(each.model for each in scored)
+    content.subtitle = "; ".join([*sizes, *([f"models {', '.join(models)}"] if len(models) > 1 else [])])
+    for name in first:
         subsets = every[name]["subsets"]
         if len(subsets) > 1:
             caption = f"Subsets of {name}, the least accurate first"
@@ -211,9 +215,22 @@ def _figure_table(caption: str, figures: Mapping[str, Mapping[str, Any]]) -> Tab
         rows.append([
             name, f"{each['comparisons']:,}", f"{each['prompts']:,}", percent(each["accuracy"]),
             interval(each["accuracy_low"], each["accuracy_high"]), *shares, f"{each['log_loss']:.3f}",
-            percent(each["calibration_error"]), number(each["temperature"]),
+            percent(each["calibration_error"]), _temperature(each["temperature"]),
         ])  # fmt: skip
     return Table(caption, head, rows)
+
+
+def _official_table(name: str, official: Mapping[str, Any]) -> Table:
+    """Return the figures of a benchmark by its own rule."""
+    from plaudit.evaluation.report_charts import percent
+
+    shares = {"overall": official["overall"]} | official["parts"] | dict.fromkeys(official["missing"])
+    caption = f"{name} by its own rule: {official['rule']}"
+    return Table(caption, ["part", "figure"], [[part, percent(share)] for part, share in shares.items()])
+
+
+def _temperature(value: float | None) -> str:
+    return "none helps" if value is None else f"{value:.2f}"
 
 
 def _probe_section(probes: Sequence[Mapping[str, Any]]) -> Section:

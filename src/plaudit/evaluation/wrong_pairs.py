@@ -3,7 +3,7 @@
 import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from plaudit.data.prompts import prompt_of, without_none
 from plaudit.errors import DataError
+from plaudit.evaluation.benchmarks import BENCHMARKS
 from plaudit.evaluation.evaluate import describe_dataset, load_rows
 from plaudit.evaluation.preference_data import read_preferences
 from plaudit.evaluation.score_files import Scores
@@ -84,24 +85,42 @@ def most_confidently_wrong(scores: Scores, most: int = 20) -> list[WrongPair]:
     return pairs
 
 
-def load_texts(scores: Scores, rows: Iterable[int]) -> dict[int, Texts]:
-    """Load the dataset that the header of a score file names, and return the texts of the rows with given numbers.
+def load_texts(scores: Scores, wanted: Iterable[int], rows: Sequence[Any] | None = None) -> dict[int, Texts]:
+    """Return the texts of the rows with the wanted numbers.
+
+    Args:
+        scores: The scores.
+        wanted: Numbers of rows in the dataset.
+        rows: The rows of the dataset; by default, they are loaded as the header names them.
 
     Raises:
         DataError: The header names no dataset, it cannot be loaded, or its texts are not those that were scored.
     """
-    named = scores.header.get("dataset") or {}
-    if not named.get("path") or scores.header.get("benchmark"):
+    named, benchmark = scores.header.get("dataset") or {}, scores.header.get("benchmark")
+    if benchmark:
+        return _load_benchmark(benchmark, named, wanted)
+    options = {"dataset_config": named.get("config"), "dataset_format": named.get("format")}
+    if rows is None and not named.get("path"):
         raise DataError("the score file does not name a dataset that can be loaded again")
-    options = {"split": named.get("split"), "dataset_config": named.get("config"), "dataset_format": named.get("format")}
-    dataset, split = load_rows(named["path"], **options)
-    dataset = list(dataset)
-    data = read_preferences(dataset)
-    found = describe_dataset(data, named["path"], split, named.get("config"), named.get("format"))
-    if named.get("hash") and found["hash"] != named["hash"]:
-        raise DataError(f"{named['path']} has changed since it was scored: other texts, or another order of its rows")
+    if rows is None:
+        rows, _ = load_rows(named["path"], split=named.get("split"), **options)
+    rows = list(rows)
+    data = read_preferences(rows)
+    if named.get("hash") not in (None, describe_dataset(data, None, None, None, None)["hash"]):
+        where = named.get("path") or "the dataset"
+        raise DataError(f"{where} has changed since it was scored: it has other texts, or another order of rows")
     starts = data.first_responses.tolist()
-    return {row: _texts(without_none(prompt_of(dataset[row])), data.sequences[starts[row] : starts[row + 1]]) for row in rows}
+    return {
+        row: _texts(without_none(prompt_of(rows[row])), data.sequences[starts[row] : starts[row + 1]]) for row in wanted
+    }
+
+
+def _load_benchmark(name: str, named: Mapping[str, Any], wanted: Iterable[int]) -> dict[int, Texts]:
+    benchmark = BENCHMARKS[name]
+    rows = benchmark.load(named.get("path"))
+    if len(rows) != named.get("rows", len(rows)):
+        raise DataError(f"{name} has changed since it was scored: it has {len(rows):,} rows, not {named['rows']:,}")
+    return {row: _texts(benchmark.prompt(rows[row]), benchmark.sequences(rows[row])) for row in wanted}
 
 
 def set_side_by_side(better: str, worse: str, characters: int) -> Sides:
