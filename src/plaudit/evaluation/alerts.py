@@ -149,8 +149,8 @@ def _probability_alerts(figures: Mapping[str, float]) -> Iterator[Alert]:
     else:
         chance = 0.4 * math.sqrt(max(1, min(10, figures["comparisons"] // 20)) / figures["comparisons"])
         if figures["calibration_error"] > max(0.05, 1.5 * chance):
-            error = f"The calibration error is {figures['calibration_error']:.1%}; chance alone makes it up to {chance:.1%}."
-            yield Alert("warning", "The rewards are not calibrated, and no temperature helps.", error)
+            advice = f"Calibration error {figures['calibration_error']:.1%}; chance alone makes it up to {chance:.1%}."
+            yield Alert("warning", "The rewards are not calibrated, and no temperature helps.", advice)
 
 
 def _subset_alerts(subsets: Mapping[str, Mapping[str, Any]]) -> Iterator[Alert]:

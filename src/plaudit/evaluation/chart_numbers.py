@@ -8,7 +8,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from plaudit.metrics import accuracy, accuracy_interval_by_prompt
 
-__all__ = ["accuracy_with_interval", "length_deciles", "margin_bins", "reward_bins", "reward_length_cells"]
+__all__ = [
+    "accuracy_with_interval",
+    "length_deciles",
+    "margin_bins",
+    "reward_bins",
+    "reward_length_cells",
+    "reward_quantiles",
+]
 
 Record = dict[str, float]
 _MOST_BINS = 24
@@ -123,6 +130,25 @@ def reward_length_cells(rewards: ArrayLike, lengths: ArrayLike, *, columns: int 
     return [
         {"shortest": 10 ** x[i], "longest": 10 ** x[i + 1], "low": y[j], "high": y[j + 1], "responses": counts[i, j]}
         for i, j in np.argwhere(counts > 0)
+    ]
+
+
+def reward_quantiles(rewards: ArrayLike, lengths: ArrayLike) -> list[Record]:
+    """Return the tenth, median and ninetieth percentile of the rewards of ten groups of responses by length.
+
+    Args:
+        rewards: Rewards of the responses, shape [N].
+        lengths: Their lengths, shape [N].
+
+    Returns:
+        `shortest` and `longest` length, and the percentiles `low`, `median` and `high`, of each group.
+    """
+    values, sizes = np.asarray(rewards, dtype=np.float64), np.asarray(lengths, dtype=np.float64)
+    place = np.searchsorted(np.unique(np.quantile(sizes, np.arange(1, 10) / 10)), sizes, side="left")
+    return [
+        {"shortest": float(sizes[here].min()), "longest": float(sizes[here].max())}
+        | dict(zip(("low", "median", "high"), np.quantile(values[here], [0.1, 0.5, 0.9]).tolist(), strict=True))
+        for here in (place == group for group in np.unique(place))
     ]
 
 

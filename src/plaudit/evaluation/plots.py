@@ -19,7 +19,7 @@ try:
     from matplotlib.axes import Axes
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator
 except ImportError as error:
     raise ConfigError(f"the pictures need matplotlib ({error}). Install it: pip install 'plaudit[report]'") from error
 
@@ -144,6 +144,7 @@ def reward_against_length(rewards: ArrayLike, lengths: ArrayLike, *, ax: Axes | 
         ax.add_patch(patch)
     ax.set_xscale("log")
     ax.autoscale_view()
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     ax.tick_params(which="minor", labelbottom=False)
     return ax
@@ -288,7 +289,7 @@ def learning_curve(curve: Mapping[str, Any], *, ceiling: float | None = None, ax
         ax.plot(n, fit["a"] + fit["b"] * n ** -fit["c"], color=FIRST, linestyle="--", label="fit a + b / n^c")
     if predicted:
         ends = np.abs([[predicted["low"] - predicted["loss"]], [predicted["high"] - predicted["loss"]]])
-        style = {"color": SECOND, "marker": "s", "linestyle": "", "label": "twice the data"}
+        style: dict[str, Any] = {"color": SECOND, "marker": "s", "linestyle": "", "label": "twice the data"}
         ax.errorbar([predicted["size"]], [predicted["loss"]], ends, **style)
     if ceiling is not None:
         ax.axhline(ceiling, color=BASELINE, linestyle=":", label="ceiling")
@@ -348,8 +349,9 @@ def _prepare(ax: Axes | None, title: str, x: str, y: str) -> Axes:
 def _intervals(ax: Axes, places: ArrayLike, columns: Sequence[Sequence[float]], **style: Any) -> None:
     middle, low, high = np.array(columns, dtype=np.float64)
     spread = np.abs([low - middle, high - middle])
-    style = {"color": FIRST, "marker": "o", "markersize": 5, "linestyle": "", "linewidth": 1.5} | style
-    ax.errorbar(middle, places, xerr=spread, **style)
+    defaults: dict[str, Any] = {"color": FIRST, "marker": "o", "markersize": 5, "linestyle": "", "linewidth": 1.5}
+
+    ax.errorbar(middle, places, xerr=spread, **(defaults | style))
 
 
 def _names(ax: Axes, places: ArrayLike, names: Sequence[str]) -> None:

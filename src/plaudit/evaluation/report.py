@@ -12,6 +12,7 @@ from plaudit.errors import PlauditError
 from plaudit.evaluation.alerts import Alert
 from plaudit.evaluation.report_content import Content, Scored, fill_content, first_of_datasets
 from plaudit.evaluation.report_inputs import as_dict, name_scores, read_run
+from plaudit.evaluation.report_tables import Columns, make_table, number, percent
 from plaudit.evaluation.score_files import Scores, read_scores
 from plaudit.evaluation.wrong_pairs import load_texts, most_confidently_wrong, set_side_by_side
 
@@ -19,6 +20,11 @@ __all__ = ["Report", "report_on_training", "write_report"]
 
 _MOST_BYTES = 1_000_000
 _CHARACTERS = (4000, 2000, 1200, 700, 350, 150)  # of a response: the most with which a report is small enough
+_PAIRS: Columns = {
+    "row": ("row", str), "id": ("id", str), "subset": ("subset", str), "better": ("better", str),
+    "worse": ("worse", str), "better_reward": ("reward of the better", number),
+    "worse_reward": ("reward of the worse", number), "confidence": ("confidence", percent),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -121,10 +127,9 @@ def _render(content: Content, pairs: Sequence[Mapping[str, Any]], title: str) ->
     html = b""
     for characters in _CHARACTERS:
         shown = [{**each, "shown": _shown(each, characters)} for each in pairs]
-        html = page.render(
-            title=title, version=version("plaudit"), pairs=shown, sections=content.sections(bool(pairs)),
-            **vars(content),
-        ).encode(errors="replace")  # half of a surrogate pair is no text  # fmt: skip
+        html = page.render(title=title, version=version("plaudit"), pairs=shown, **vars(content)).encode(
+            errors="replace"
+        )  # half of a surrogate pair is no text
         if len(html) <= _MOST_BYTES:
             break
     return html
@@ -133,16 +138,12 @@ def _render(content: Content, pairs: Sequence[Mapping[str, Any]], title: str) ->
 def _load_pairs(scored: Scored, rows: Sequence[Any] | None, examples: int) -> dict[str, Any]:
     """Return the wrong pairs of a score file with their texts, or with the reason why there are none."""
     pairs = most_confidently_wrong(scored.scores, examples)
-    loaded: dict[str, Any] = {"name": scored.name, "pairs": pairs, "texts": {}, "problem": None, "table": []}
+    loaded: dict[str, Any] = {"name": scored.name, "pairs": pairs, "texts": {}, "problem": None, "table": None}
     try:
         loaded["texts"] = load_texts(scored.scores, [pair.row for pair in pairs], rows)
     except PlauditError as error:
         loaded["problem"] = str(error).rstrip(".")
-        loaded["table"] = [
-            [str(pair.row), pair.id or "", pair.subset or "", str(pair.better), str(pair.worse),
-             f"{pair.better_reward:.2f}", f"{pair.worse_reward:.2f}", f"{pair.confidence:.1%}"]
-            for pair in pairs
-        ]  # fmt: skip
+        loaded["table"] = make_table("Wrong comparisons", _PAIRS, [pair._asdict() for pair in pairs])
     return loaded
 
 

@@ -1,21 +1,16 @@
 """The charts of a report: each is a picture, a text alternative, and its numbers as a table."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from plaudit.calibration import calibration_bins
 from plaudit.evaluation import plots
-from plaudit.evaluation.chart_numbers import (
-    accuracy_with_interval,
-    length_deciles,
-    margin_bins,
-    reward_bins,
-)
+from plaudit.evaluation.chart_numbers import length_deciles, margin_bins, reward_bins, reward_quantiles
 from plaudit.evaluation.evaluate import Evaluation
+from plaudit.evaluation.report_tables import Columns, Table, make_table, number, percent, points, words
 from plaudit.evaluation.score_files import Scores
 from plaudit.evaluation.svg import draw_svg
 
@@ -25,256 +20,213 @@ __all__ = [
     "best_of_n_chart",
     "comparison_chart",
     "curve_chart",
-    "interval",
-    "number",
-    "percent",
     "probe_chart",
     "score_charts",
     "training_charts",
 ]
 
-Draw = Callable[[Any], object]  # on the axes that it is given
+_RANGE: Columns = {"low": ("from", number), "high": ("to", number)}
+_ACCURACY: Columns = {
+    "accuracy": ("accuracy", percent), "accuracy_low": ("from", percent), "accuracy_high": ("to", percent),
+    "comparisons": ("comparisons", number),
+}  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Chart:
-    """A picture with the text that stands for it.
+class Chart(NamedTuple):
+    """A picture with the text that stands for it."""
 
-    Attributes:
-        name: An identifier that occurs once in a report.
-        title: The name of the picture.
-        caption: The result that the picture shows, in numbers; the text alternative too.
-        svg: The picture.
-        head: Names of the columns of the table.
-        rows: The numbers of the picture as text.
-    """
-
-    name: str
     title: str
-    caption: str
+    caption: str  # the result in numbers; the text alternative too
     svg: str
-    head: list[str]
-    rows: list[list[str]]
+    table: Table
 
 
 def score_charts(key: str, scores: Scores, evaluation: Evaluation, reference: Scores | None = None) -> Iterator[Chart]:
     """Yield the charts of one score file.
 
     Args:
-        key: The beginning of their names.
+        key: The beginning of their identifiers, different for each file.
         scores: The scores.
         evaluation: Their figures.
-        reference: Other scores whose distribution is drawn beside.
+        reference: Other scores, whose distribution is drawn beside.
     """
     compared, figures = scores.comparisons, evaluation.overall
     margins = scores.rewards[compared.better] - scores.rewards[compared.worse]
+    yield _reliability(f"{key}-reliability", (margins, compared.labels, compared.weights), figures)
     counted = compared.labels > 0.5
-    yield _reliability(f"{key}-reliability", margins, compared.labels, compared.weights, figures)
-    yield _margins(f"{key}-margins", margins[counted], compared.weights[counted])
+    yield _margins(f"{key}-margins", margins[counted], compared.weights[counted], figures)
     longer = scores.lengths[compared.better] - scores.lengths[compared.worse]
-    known = counted & np.isfinite(longer)
-    if known.any():
+    if (known := counted & np.isfinite(longer)).any():
         columns = (margins[known], longer[known], compared.weights[known], compared.prompts[known])
         yield _length_differences(f"{key}-length-differences", columns, figures)
-    measured = scores.lengths >= 1
-    if measured.any():
+    if (measured := scores.lengths >= 1).any():
         yield _reward_and_length(f"{key}-length", scores.rewards[measured], scores.lengths[measured], figures)
     if reference is not None:
-        names = {"now": scores.rewards, "reference": reference.rewards}
-        yield _distribution(f"{key}-distribution", names)
+        yield _distribution(f"{key}-distribution", {"now": scores.rewards, "reference": reference.rewards})
     if len(evaluation.subsets) > 1:
         yield accuracy_chart(f"{key}-subsets", "Accuracy by subset", evaluation.subsets)
 
 
 def accuracy_chart(key: str, title: str, figures: Mapping[str, Mapping[str, Any]]) -> Chart:
     """Return dots with intervals: of subsets, or of the seeds or members that scored one dataset."""
-    values = {name: each["accuracy"] for name, each in figures.items()}
-    least, most = min(values, key=values.__getitem__), max(values, key=values.__getitem__)
-    caption = (
-        f"Accuracy from {percent(values[least])} ({least}) to {percent(values[most])} ({most}), with 95% intervals; "
-        "crosses mark the accuracy of preferring the longer response."
+    least, *_, most = sorted(figures, key=lambda name: figures[name]["accuracy"])
+    ends = " to ".join(f"{percent(figures[name]['accuracy'])} ({name})" for name in (least, most))
+    caption = f"Accuracy from {ends}, with 95% intervals; crosses mark the accuracy of preferring the longer response."
+    columns: Columns = {"name": ("name", str)} | _ACCURACY | {"longer_wins": ("longer wins", percent)}
+    records = [{"name": name} | dict(each) for name, each in figures.items()]
+    return _chart(key, title, caption, columns, records, lambda ax: plots.dots(figures, title=title, ax=ax))
+
+
+def _reliability(key: str, columns: tuple[Any, Any, Any], figures: Mapping[str, float]) -> Chart:
+    temperature, loss = figures["temperature"], figures["calibrated_log_loss"]
+    helps = (
+        "no temperature improves it" if not 0 < temperature < math.inf else f"divided by {temperature:.3g}, {loss:.3f}"
     )
-    rows = [
-        [name, percent(each["accuracy"]), interval(each["accuracy_low"], each["accuracy_high"]),
-         percent(each.get("longer_wins")), number(each["comparisons"])]
-        for name, each in figures.items()
-    ]  # fmt: skip
-    head = ["name", "accuracy", "95% interval", "longer wins", "comparisons"]
-    height = 1.3 + 0.26 * len(figures)
-    return _chart(key, title, caption, head, rows, lambda ax: plots.dots(figures, title=title, ax=ax), height)
+    caption = f"Calibration error {percent(figures['calibration_error'])}. Log loss {figures['log_loss']:.3f}; {helps}."
+    names = ("confidence", "share that is right", "share of comparisons")
+    bins = [dict(zip(names, each, strict=True)) for each in calibration_bins(*columns).tolist()]
+
+    def draw(ax: Any) -> object:
+        return plots.reliability_diagram(*columns, temperature=temperature, ax=ax)
+
+    return _chart(key, "Reliability", caption, {name: (name, percent) for name in names}, bins, draw)
 
 
-def _reliability(key: str, margins: Any, labels: Any, weights: Any, figures: Mapping[str, float]) -> Chart:
-    temperature = figures["temperature"]
-    bins = calibration_bins(margins, labels, weights)
-    caption = f"Calibration error {percent(figures['calibration_error'])}, log loss {figures['log_loss']:.3f}; "
-    if 0 < temperature < math.inf:
-        caption += f"divided by {temperature:.3g}, the rewards have a log loss of {figures['calibrated_log_loss']:.3f}."
-    else:
-        caption += "no temperature improves it."
-    rows = [[percent(confidence), percent(right), percent(share)] for confidence, right, share in bins.tolist()]
-    head = ["confidence", "share that is right", "share of comparisons"]
-
-    def draw(ax: Any) -> None:
-        plots.reliability_diagram(margins, labels, weights, temperature=temperature, ax=ax)
-
-    return _chart(key, "Reliability", caption, head, rows, draw)
-
-
-def _margins(key: str, margins: Any, weights: Any) -> Chart:
-    right = accuracy_with_interval(margins, weights)["accuracy"]
-    median = float(np.median(margins))
-    caption = f"{percent(right)} of the comparisons have a positive margin: they are right. The median is {median:.3g}."
-    rows = [
-        [number(each["low"]), number(each["high"]), percent(each["share"])] for each in margin_bins(margins, weights)
-    ]
-    head = ["margin from", "to", "share of comparisons"]
-    return _chart(key, "Margins", caption, head, rows, lambda ax: plots.margin_histogram(margins, weights, ax=ax))
+def _margins(key: str, margins: Any, weights: Any, figures: Mapping[str, float]) -> Chart:
+    caption = f"{percent(figures['accuracy'])} are right; the median margin is {np.median(margins):.3g}."
+    columns: Columns = {
+        "low": ("margin from", number),
+        "high": ("to", number),
+        "share": ("share of comparisons", percent),
+    }
+    bins = margin_bins(margins, weights)
+    return _chart(key, "Margins", caption, columns, bins, lambda ax: plots.margin_histogram(margins, weights, ax=ax))
 
 
 def _length_differences(key: str, columns: tuple[Any, ...], figures: Mapping[str, float]) -> Chart:
-    groups = length_deciles(*columns)
+    longer, shorter = (figures[f"{side}_accuracy"] for side in ("longer", "shorter"))
     caption = (
-        f"Accuracy {percent(figures['longer_accuracy'])} where the better response is longer, "
-        f"{percent(figures['shorter_accuracy'])} where it is shorter; their mean is "
-        f"{percent(figures['length_balanced_accuracy'])}."
+        f"Accuracy {percent(longer)} where the better response is longer, {percent(shorter)} where it is shorter; "
+        f"their mean is {percent(figures['length_balanced_accuracy'])}."
     )
-    rows = [
-        [number(each["low"]), number(each["high"]), percent(each["accuracy"]),
-         interval(each["accuracy_low"], each["accuracy_high"]), number(each["comparisons"])]
-        for each in groups
-    ]  # fmt: skip
-    head = ["longer by, from", "to", "accuracy", "95% interval", "comparisons"]
+    named = _RANGE | _ACCURACY
+    groups = length_deciles(*columns)
+    title = "Accuracy by length"
     return _chart(
-        key, "Accuracy by length", caption, head, rows,
-        lambda ax: plots.accuracy_by_length_difference(*columns, ax=ax), 3.4,
-    )  # fmt: skip
+        key, title, caption, named, groups, lambda ax: plots.accuracy_by_length_difference(*columns, ax=ax), 3.4
+    )
 
 
 def _reward_and_length(key: str, rewards: Any, lengths: Any, figures: Mapping[str, float]) -> Chart:
-    correlation = figures["length_correlation"]
-    caption = (
-        f"{len(rewards):,} responses; the fuller a cell, the stronger its shade. Differences in reward and in length have a rank "
-        f"correlation of {correlation:+.2f}." if math.isfinite(correlation) else f"{len(rewards):,} responses."
-    )  # fmt: skip
-    edges = np.unique(np.quantile(lengths, np.linspace(0, 1, 11)))
-    place = np.searchsorted(edges[1:-1], lengths, side="left")
-    rows = [
-        [number(low), number(high), *(number(each) for each in np.quantile(rewards[place == group], [0.1, 0.5, 0.9]))]
-        for group, (low, high) in enumerate(zip(edges[:-1], edges[1:], strict=True))
-        if (place == group).any()
-    ] or [[number(edges[0]), number(edges[0]), *(number(each) for each in np.quantile(rewards, [0.1, 0.5, 0.9]))]]
-    head = ["characters from", "to", "10% of the rewards below", "median reward", "90% below"]
-    draw = lambda ax: plots.reward_against_length(rewards, lengths, ax=ax)  # noqa: E731
-    return _chart(key, "Reward and length", caption, head, rows, draw)
+    caption = f"{len(rewards):,} responses; the fuller a cell, the stronger its shade."
+    if math.isfinite(figures["length_correlation"]):
+        correlation = figures["length_correlation"]
+        caption += f" Differences in reward and in length have a rank correlation of {correlation:+.2f}."
+    columns: Columns = {
+        "shortest": ("characters from", number), "longest": ("to", number), "low": ("a tenth below", number),
+        "median": ("median reward", number), "high": ("a tenth above", number),
+    }  # fmt: skip
+    records = reward_quantiles(rewards, lengths)
+    title = "Reward and length"
+    return _chart(
+        key, title, caption, columns, records, lambda ax: plots.reward_against_length(rewards, lengths, ax=ax)
+    )
 
 
 def _distribution(key: str, rewards: Mapping[str, Any]) -> Chart:
-    spread = [
-        f"{name}: mean {np.mean(each):.3g}, standard deviation {np.std(each):.3g}" for name, each in rewards.items()
-    ]
-    rows = [
-        [number(each["low"]), number(each["high"]), *(percent(each[name]) for name in rewards)]
-        for each in reward_bins(rewards)
-    ]
-    head = ["reward from", "to", *(f"share, {name}" for name in rewards)]
-    return _chart(
-        key, "Rewards", "; ".join(spread) + ".", head, rows, lambda ax: plots.reward_distribution(rewards, ax=ax)
-    )  # fmt: skip
+    spread = [f"{name}: mean {np.mean(each):.3g}, deviation {np.std(each):.3g}" for name, each in rewards.items()]
+    columns: Columns = {"low": ("reward from", number), "high": ("to", number)} | {
+        name: (name, percent) for name in rewards
+    }
+    draw = plots.reward_distribution
+    return _chart(key, "Rewards", "; ".join(spread), columns, reward_bins(rewards), lambda ax: draw(rewards, ax=ax))
 
 
 def training_charts(log_history: Sequence[Mapping[str, Any]]) -> Iterator[Chart]:
     """Yield the course of the loss and of the accuracy in a training log, where it has them."""
     for metric in ("loss", "accuracy"):
-        names = (metric, f"eval_{metric}")
-        points = [each for each in log_history if any(each.get(name) is not None for name in names)]
+        columns: Columns = {
+            "step": ("step", number),
+            metric: ("training", number),
+            f"eval_{metric}": ("evaluation", number),
+        }
+        points = [each for each in log_history if metric in each or f"eval_{metric}" in each]
         if points:
-            last = [next((each[name] for each in reversed(points) if name in each), None) for name in names]
-            caption = f"Last value {number(last[0])} in training, {number(last[1])} in evaluation."
-            shown = points[:: max(1, len(points) // 100)]
-            rows = [[f"{each['step']:,}", *(number(each.get(name)) for name in names)] for each in shown]
+            last = {name: each[name] for each in points for name in columns if name in each}
+            ends = [f"{heading} {last[name]:.3g}" for name, (heading, _) in columns.items() if name in last]
+            shown = [each for place, each in enumerate(points) if place % (len(points) // 100 + 1) == 0]
             yield _chart(
-                f"training-{metric}", f"Training: {metric}", caption, ["step", "training", "evaluation"], rows,
-                lambda ax, metric=metric: plots.training_log(log_history, metric, ax=ax),
+                f"training-{metric}", f"Training: {metric}", f"At the end: {', '.join(ends)}.", columns, shown,
+                lambda ax, metric=metric: plots.training_log(log_history, metric, ax=ax),  # type: ignore[misc]
             )  # fmt: skip
 
 
 def curve_chart(curve: Mapping[str, Any]) -> Chart:
     """Return the chart of a learning curve."""
-    rows = [
-        [f"{size:,}", f"{loss:.4f}", f"{low:.4f} to {high:.4f}", percent(accuracy)]
-        for size, loss, low, high, accuracy in zip(
-            *(curve[name] for name in ("sizes", "losses", "loss_low", "loss_high", "accuracies")), strict=True
-        )
-    ]
-    if predicted := curve.get("predicted"):
-        ends = f"{predicted['low']:.4f} to {predicted['high']:.4f}"
-        rows.append([f"{predicted['size']:,} (predicted)", f"{predicted['loss']:.4f}", ends, "–"])
-    head = ["training rows", "log loss", "95% interval", "accuracy"]
+    columns: Columns = {
+        "size": ("training rows", number), "loss": ("log loss", number), "low": ("from", number),
+        "high": ("to", number), "accuracy": ("accuracy", percent), "origin": ("", str),
+    }  # fmt: skip
+    names = {"size": "sizes", "loss": "losses", "low": "loss_low", "high": "loss_high", "accuracy": "accuracies"}
+    records: list[dict[str, Any]] = [dict(zip(names, each, strict=True)) for each in _rows(curve, names.values())]
+    records = [each | {"origin": "measured"} for each in records]
+    records += [curve["predicted"] | {"origin": "predicted"}] if curve["predicted"] else []
+    draw = plots.learning_curve
     title = "Would more data help?"
-    return _chart("learning-curve", title, curve["verdict"], head, rows, lambda ax: plots.learning_curve(curve, ax=ax))
+    return _chart("learning-curve", title, curve["verdict"], columns, records, lambda ax: draw(curve, ax=ax))
 
 
 def best_of_n_chart(curve: Mapping[str, Any]) -> Chart:
     """Return the chart of a best-of-n curve."""
-    names = ("n", "sqrt_kl", "proxy", "gold", "oracle")
-    rows = [[number(each) for each in row] for row in zip(*(curve[name] for name in names), strict=True)]
-    head = ["n", "√KL", "reward", "gold", "gold, chosen by gold"]
-    return _chart("best-of-n", "Best of n", curve["verdict"], head, rows, lambda ax: plots.best_of_n(curve, ax=ax))
+    columns: Columns = {
+        "n": ("n", number), "sqrt_kl": ("√KL", number), "proxy": ("reward", number), "gold": ("gold", number),
+        "oracle": ("gold, chosen by gold", number),
+    }  # fmt: skip
+    records = [dict(zip(columns, each, strict=True)) for each in _rows(curve, columns)]
+    return _chart(
+        "best-of-n", "Best of n", curve["verdict"], columns, records, lambda ax: plots.best_of_n(curve, ax=ax)
+    )
 
 
-def probe_chart(probes: Sequence[Mapping[str, Any]]) -> Chart | None:
-    """Return the forest plot of probes; `None` where none has a shift."""
-    shown = [each for each in probes if each["shift"]["value"] is not None]
-    if not shown:
-        return None
-    failed = [each["name"].replace("_", " ") for each in shown if each["passed"] is False]
-    caption = f"{len(shown)} probes; " + (f"failed: {', '.join(failed)}." if failed else "none failed.")
-    rows = [
-        [each["name"].replace("_", " "), number(each["shift"]["value"]),
-         f"{number(each['shift']['low'])} to {number(each['shift']['high'])}", percent(each["flip_rate"]["value"]),
-         percent(each["prefers_changed"]["value"])]
-        for each in shown
-    ]  # fmt: skip
-    head = ["probe", "shift (standard deviations)", "95% interval", "flip rate", "prefers the changed text"]
-    height = 1.3 + 0.24 * len(shown)
-    return _chart("probes", "Probes", caption, head, rows, lambda ax: plots.probe_forest(shown, ax=ax), height)
+def probe_chart(probes: Sequence[Mapping[str, Any]]) -> Chart:
+    """Return the forest plot of the probes that have a shift."""
+    shown = [each | each["shift"] for each in probes if each["shift"]["value"] is not None]
+    failed = [words(each["name"]) for each in shown if each["passed"] is False]
+    caption = f"{len(shown)} probes; failed: {', '.join(failed) or 'none'}."
+    columns: Columns = {
+        "name": ("probe", words), "value": ("shift (standard deviations)", number), "low": ("from", number),
+        "high": ("to", number), "flip_rate": ("flip rate", percent), "prefers_changed": ("prefers the change", percent),
+    }  # fmt: skip
+    return _chart("probes-shift", "Probes", caption, columns, shown, lambda ax: plots.probe_forest(shown, ax=ax))
 
 
 def comparison_chart(key: str, comparison: Mapping[str, Any]) -> Chart:
-    """Return the forest plot of a comparison of two models."""
-    shown = {"overall": comparison} | comparison.get("subsets", {})
-    rows = [
-        [name, percent(each["accuracy_a"]), percent(each["accuracy_b"]), f"{each['difference']:+.1%}",
-         f"{each['low']:+.1%} to {each['high']:+.1%}", f"{each['p_value']:.3f}"]
-        for name, each in shown.items()
-    ]  # fmt: skip
-    head = ["", "accuracy of a", "accuracy of b", "difference", "95% interval", "p-value"]
-    caption = f"a: {comparison['a']}; b: {comparison['b']}. Overall {rows[0][3]} (95% interval {rows[0][4]})."
-    height = 1.3 + 0.24 * len(shown)
-    return _chart(
-        key, "Comparison", caption, head, rows, lambda ax: plots.comparison_forest(comparison, ax=ax), height
-    )  # fmt: skip
+    """Return the forest plot of a comparison of two models, overall and by subset."""
+    columns: Columns = {
+        "name": ("subset", str), "accuracy_a": ("accuracy of a", percent), "accuracy_b": ("accuracy of b", percent),
+        "difference": ("difference", points), "low": ("from", points), "high": ("to", points),
+        "p_value": ("p-value", number),
+    }  # fmt: skip
+    shown = [{"name": "overall"} | dict(comparison)]
+    shown += [{"name": name} | each for name, each in comparison["subsets"].items()]
+    interval = f"{points(comparison['low'])} to {points(comparison['high'])}"
+    caption = f"a: {comparison['a']}; b: {comparison['b']}. a minus b: {points(comparison['difference'])} ({interval})."
+    return _chart(key, "Comparison", caption, columns, shown, lambda ax: plots.comparison_forest(comparison, ax=ax))
 
 
-def percent(value: float | None) -> str:
-    """Return a share as a percentage of one decimal; a dash where there is none."""
-    return "–" if value is None or not math.isfinite(value) else f"{value:.1%}"
-
-
-def number(value: float | None) -> str:
-    """Return a number of three significant digits; a dash where there is none."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
-
-
-def interval(low: float | None, high: float | None) -> str:
-    """Return the ends of an interval of shares."""
-    return f"{percent(low)} to {percent(high)}"
+def _rows(columns: Mapping[str, Any], names: Iterable[str]) -> Iterator[tuple[Any, ...]]:
+    return zip(*(columns[name] for name in names), strict=True)
 
 
 def _chart(
-    key: str, title: str, caption: str, head: list[str], rows: list[list[str]], draw: Draw, height: float = 3.1
+    key: str,
+    title: str,
+    caption: str,
+    columns: Columns,
+    records: Sequence[Mapping[str, Any]],
+    draw: Callable[[Any], object],
+    height: float | None = None,
 ) -> Chart:
-    return Chart(key, title, caption, draw_svg(draw, key, title, caption, height), head, rows)
+    """Draw a chart; one with a name in each row is as high as its rows need."""
+    height = height or (1.3 + 0.26 * len(records) if "name" in columns else 3.1)
+    return Chart(title, caption, draw_svg(draw, key, title, caption, height), make_table(title, columns, records))

@@ -4,31 +4,35 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from plaudit.evaluation.alerts import (
-    Alert,
-    audit_alerts,
-    comparison_alerts,
-    curve_alerts,
-    evaluation_alerts,
-    probe_alerts,
-    run_alerts,
-)
+from plaudit.evaluation import alerts, report_charts
+from plaudit.evaluation.alerts import Alert
 from plaudit.evaluation.evaluate import Evaluation
+from plaudit.evaluation.report_charts import Chart
+from plaudit.evaluation.report_tables import Columns, Table, make_table, number, percent, words
 from plaudit.evaluation.score_files import Scores
 
-__all__ = ["Content", "Scored", "Section", "Table", "fill_content", "first_of_datasets"]
+__all__ = ["Content", "Scored", "fill_content", "first_of_datasets"]
 
 _DETAILED = 4  # datasets with pictures and wrong pairs
-_MOST_SUBSETS = 60
 _LEVELS = ("grave", "warning", "note")
-
-
-class Table(NamedTuple):
-    """A table; the first cell of a row names the row."""
-
-    caption: str
-    head: list[str]
-    rows: list[list[str]]
+_FIGURES: Columns = {
+    "name": ("", str), "comparisons": ("comparisons", number), "prompts": ("prompts", number),
+    "accuracy": ("accuracy", percent), "accuracy_low": ("from", percent), "accuracy_high": ("to", percent),
+    "longer_wins": ("longer wins", percent), "length_balanced_accuracy": ("length-balanced", percent),
+    "log_loss": ("log loss", lambda loss: f"{loss:.3f}"), "calibration_error": ("calibration error", percent),
+    "temperature": ("temperature", lambda temperature: f"{temperature:.2f}"),
+}  # fmt: skip
+_PROBES: Columns = {
+    "name": ("probe", words), "passed": ("passed", lambda passed: "yes" if passed else "no"),
+    "flip_rate": ("flip rate", percent), "verdict": ("verdict", str), "description": ("change", str),
+    "comparisons": ("comparisons", number),
+}  # fmt: skip
+_FINDINGS: Columns = {
+    "kind": ("finding", words), "count": ("count", number), "grave": ("grave", lambda grave: "yes" if grave else "no"),
+    "rows": ("first rows", lambda rows: "; ".join(" ".join(map(str, group)) for group in rows[:5])),
+    "why": ("why it matters", str), "advice": ("advice", str),
+}  # fmt: skip
+_SETTINGS: Columns = {"name": ("setting", str), "value": ("value", str)}
 
 
 class Section(NamedTuple):
@@ -36,7 +40,6 @@ class Section(NamedTuple):
 
     id: str
     heading: str
-    paragraphs: list[str]
     tables: list[Table]
 
 
@@ -59,30 +62,14 @@ class Scored:
 
 @dataclass
 class Content:
-    """The parts of a report, but for the wrong pairs.
-
-    Attributes:
-        subtitle: The size of the report's data, in a sentence.
-        alerts: Verdicts, the gravest first; what is said of several subjects is one alert.
-        missing: Checks that the report knows nothing of, each with the command that makes it.
-        figures: Tables of figures.
-        pictures: Charts under their headings.
-        further: Sections after the wrong pairs.
-    """
+    """The parts of a report, but for the wrong pairs."""
 
     subtitle: str = ""
     alerts: list[Alert] = field(default_factory=list)
-    missing: list[tuple[str, str]] = field(default_factory=list)
+    missing: list[tuple[str, str]] = field(default_factory=list)  # checks, each with the command that makes it
     figures: list[Table] = field(default_factory=list)
-    pictures: list[tuple[str, list[Any]]] = field(default_factory=list)
+    pictures: list[tuple[str, list[Chart]]] = field(default_factory=list)  # under their headings
     further: list[Section] = field(default_factory=list)
-
-    def sections(self, with_pairs: bool) -> list[tuple[str, str]]:
-        """Return the identifiers and headings of the sections that are not empty."""
-        first = [("alerts", "What is wrong", True), ("figures", "Figures", bool(self.figures))]
-        first += [("pictures", "Pictures", bool(self.pictures)), ("pairs", "Most confidently wrong", with_pairs)]
-        there = [(name, heading) for name, heading, is_there in first if is_there]
-        return there + [(each.id, each.heading) for each in self.further]
 
 
 def first_of_datasets(scored: Sequence[Scored]) -> list[Scored]:
@@ -108,174 +95,127 @@ def fill_content(
     """Return the content of a report from the inputs of `plaudit.evaluation.report.write_report`, all read."""
     content = Content()
     metadata = run.get("metadata") or {}
-    content.alerts += run_alerts(metadata)
+    content.alerts += alerts.run_alerts(metadata)
     _add_figures(content, scored, evaluations)
-    _add_pictures(content, scored, run.get("log_history") or [], reference)
-    _add_results(content, probes, comparisons, learning_curve, best_of_n)
+    _add_score_charts(content, scored, reference)
+    if training := list(report_charts.training_charts(run.get("log_history") or [])):
+        content.pictures.append(("Training", training))
+    _add_results(content, probes or [], comparisons, learning_curve, best_of_n)
     if audit is not None:
-        content.alerts += audit_alerts(audit)
+        content.alerts += alerts.audit_alerts(audit)
         content.further.append(_audit_section(audit))
     content.further.append(_settings(scored, metadata))
-    given = (
-        ("the data", "plaudit audit", audit),
-        ("rewards of single rows", "plaudit eval --scores", scored or None),
-        ("probes of the model", "plaudit eval --probes", probes),
-        ("whether more data would help", "plaudit train --learning_curve", learning_curve),
-    )
-    content.missing = [(name, command) for name, command, value in given if value is None]
     content.alerts = _merged(content.alerts)
+    content.missing = [
+        (name, command)
+        for name, command, value in (
+            ("the data", "plaudit audit", audit),
+            ("rewards of single rows", "plaudit eval --scores", scored or None),
+            ("probes of the model", "plaudit eval --probes", probes),
+            ("whether more data would help", "plaudit train --learning_curve", learning_curve),
+        )
+        if value is None
+    ]
     return content
 
 
-def _merged(alerts: Sequence[Alert]) -> list[Alert]:
+def _merged(found: Iterable[Alert]) -> list[Alert]:
     """Return alerts, the gravest first, with those of the same verdict on several subjects in one."""
-    groups: dict[tuple[str, str], list[Alert]] = {}
-    for alert in sorted(alerts, key=lambda alert: _LEVELS.index(alert.level)):
-        groups.setdefault((alert.level, alert.verdict), []).append(alert)
-    return [
-        Alert(level, verdict, "\n".join(": ".join(filter(None, (each.subject, each.advice))) for each in group))
-        for (level, verdict), group in groups.items()
-    ]
+    groups: dict[tuple[str, str], list[str]] = {}
+    for alert in sorted(found, key=lambda alert: _LEVELS.index(alert.level)):
+        line = f"{alert.subject}: {alert.advice}" if alert.subject else alert.advice
+        groups.setdefault((alert.level, alert.verdict), []).append(line)
+    return [Alert(level, verdict, "\n".join(lines)) for (level, verdict), lines in groups.items()]
 
 
 def _add_figures(content: Content, scored: Sequence[Scored], evaluations: Iterable[Mapping[str, Any]]) -> None:
-    """Add the figures and the alerts of score files, and of evaluations without scores."""
+    """Add the figures and the alerts of score files; where there are none, those of evaluations."""
     every = {each.name: each.evaluation.to_dict() for each in scored}
-    every |= {str(each["dataset"]): dict(each) for each in evaluations if not scored}
-    for name, evaluation in every.items():
+    every = every or {str(each["dataset"]): dict(each) for each in evaluations}
+    for name, each in every.items():
         subject = name if len(every) > 1 else ""
-        content.alerts += [replace(alert, subject=subject) for alert in evaluation_alerts(evaluation)]
+        content.alerts += [replace(alert, subject=subject) for alert in alerts.evaluation_alerts(each)]
+    detailed = {each.name: each.data for each in first_of_datasets(scored)} or {name: name for name in every}
+    sizes = [(detailed[name], every[name]["overall"]) for name in detailed]
+    subtitle = ["{}: {comparisons:,} comparisons of {prompts:,} prompts".format(name, **size) for name, size in sizes]
+    models = list(dict.fromkeys(each.model for each in scored))
+    content.subtitle = "; ".join(subtitle + ([f"models {', '.join(models)}"] if len(models) > 1 else []))
     if every:
-        rows = {name: each["overall"] for name, each in every.items()}
-        content.figures.append(_figure_table("Figures of each dataset", rows))
-    first = {each.name: each.data for each in first_of_datasets(scored)} or dict.fromkeys(every, "")
-    counted = [(first[name] or name, each["overall"]) for name, each in every.items() if name in first]
-    sizes = ["{}: {comparisons:,} comparisons of {prompts:,} prompts".format(name, **each) for name, each in counted]
-    content.figures += [_official_table(name, each["official"]) for name, each in every.items() if each.get("official")]
-    models = dict.fromkeys(each.model for each in scored)
-    content.subtitle = "; ".join([*sizes, *([f"models {', '.join(models)}"] if len(models) > 1 else [])])
-    for name in first:
-        subsets = every[name]["subsets"]
-        if len(subsets) > 1:
-            caption = f"Subsets of {name}, the least accurate first"
-            shown = dict(sorted(subsets.items(), key=lambda each: each[1]["accuracy"] or 0)[:_MOST_SUBSETS])
-            content.figures.append(_figure_table(caption, shown))
+        overall = {name: each["overall"] for name, each in every.items()}
+        content.figures.append(_named_table("Figures of each dataset", overall))
+    for name, each in every.items():
+        if official := each.get("official"):
+            shares = {"overall": official["overall"]} | official["parts"] | dict.fromkeys(official["missing"])
+            records = [{"name": part, "figure": share} for part, share in shares.items()]
+            caption = f"{name} by its own rule: {official['rule']}"
+            parts: Columns = {"name": ("part", str), "figure": ("figure", percent)}
+            content.figures.append(make_table(caption, parts, records))
+        if name in detailed and len(each["subsets"]) > 1:
+            ranked = dict(sorted(each["subsets"].items(), key=lambda subset: subset[1]["accuracy"] or 0))
+            content.figures.append(_named_table(f"Subsets of {name}, the least accurate first", ranked))
 
 
-def _add_pictures(content: Content, scored: Sequence[Scored], log: Sequence[Any], reference: Scores | None) -> None:
-    from plaudit.evaluation.report_charts import accuracy_chart, score_charts, training_charts
+def _named_table(caption: str, figures: Mapping[str, Mapping[str, Any]]) -> Table:
+    return make_table(caption, _FIGURES, [{"name": name} | dict(each) for name, each in figures.items()])
 
+
+def _add_score_charts(content: Content, scored: Sequence[Scored], reference: Scores | None) -> None:
+    """Add the charts of the first score file of each dataset, and all files of a dataset beside each other."""
     datasets = first_of_datasets(scored)
-    for number, each in enumerate(datasets):
-        other = reference if number == 0 else None
-        charts = list(score_charts(f"data-{number + 1}", each.scores, each.evaluation, other))
+    for place, each in enumerate(datasets, 1):
+        other = reference if place == 1 else None
+        charts = list(report_charts.score_charts(f"data-{place}", each.scores, each.evaluation, other))
         members = {one.model: one.evaluation.overall for one in scored if one.dataset == each.dataset}
         if len(members) > 1:
-            charts.append(accuracy_chart(f"data-{number + 1}-models", "Seeds or members", members))
+            charts.append(report_charts.accuracy_chart(f"data-{place}-models", "Seeds or members", members))
         content.pictures.append((each.name if len(datasets) > 1 else "", charts))
-    if training := list(training_charts(log)):
-        content.pictures.append(("Training", training))
 
 
 def _add_results(
     content: Content,
-    probes: Sequence[Mapping[str, Any]] | None,
+    probes: Sequence[Mapping[str, Any]],
     comparisons: Sequence[Mapping[str, Any]],
     learning_curve: Mapping[str, Any] | None,
     best_of_n: Mapping[str, Any] | None,
 ) -> None:
     """Add probes, comparisons and curves: their alerts, and their pictures under one heading."""
-    from plaudit.evaluation.report_charts import best_of_n_chart, comparison_chart, curve_chart, probe_chart
-
     charts = []
     if probes:
-        content.alerts += probe_alerts(probes)
-        charts += [chart] if (chart := probe_chart(probes)) else []
-        content.further.append(_probe_section(probes))
-    for number, comparison in enumerate(comparisons, 1):
-        content.alerts += comparison_alerts(comparison)
-        charts.append(comparison_chart(f"comparison-{number}", comparison))
+        content.alerts += alerts.probe_alerts(probes)
+        content.further.append(Section("probes", "Probes", [make_table("Probes of the model", _PROBES, probes)]))
+        charts.append(report_charts.probe_chart(probes))
+    for place, comparison in enumerate(comparisons, 1):
+        content.alerts += alerts.comparison_alerts(comparison)
+        charts.append(report_charts.comparison_chart(f"comparison-{place}", comparison))
     if learning_curve is not None:
-        content.alerts += curve_alerts(learning_curve)
-        charts.append(curve_chart(learning_curve))
+        content.alerts += alerts.curve_alerts(learning_curve)
+        charts.append(report_charts.curve_chart(learning_curve))
     if best_of_n is not None:
-        charts.append(best_of_n_chart(best_of_n))
+        charts.append(report_charts.best_of_n_chart(best_of_n))
     if charts:
         content.pictures.append(("Probes, comparisons and curves" if content.pictures else "", charts))
 
 
-def _figure_table(caption: str, figures: Mapping[str, Mapping[str, Any]]) -> Table:
-    from plaudit.evaluation.report_charts import interval, number, percent
-
-    head = ["", "comparisons", "prompts", "accuracy", "95% interval", "longer wins", "length-balanced", "log loss",
-            "calibration error", "temperature"]  # fmt: skip
-    rows = []
-    for name, each in figures.items():
-        shares = (percent(each.get(share)) for share in ("longer_wins", "length_balanced_accuracy"))
-        rows.append([
-            name, f"{each['comparisons']:,}", f"{each['prompts']:,}", percent(each["accuracy"]),
-            interval(each["accuracy_low"], each["accuracy_high"]), *shares, f"{each['log_loss']:.3f}",
-            percent(each["calibration_error"]), _temperature(each["temperature"]),
-        ])  # fmt: skip
-    return Table(caption, head, rows)
-
-
-def _official_table(name: str, official: Mapping[str, Any]) -> Table:
-    """Return the figures of a benchmark by its own rule."""
-    from plaudit.evaluation.report_charts import percent
-
-    shares = {"overall": official["overall"]} | official["parts"] | dict.fromkeys(official["missing"])
-    caption = f"{name} by its own rule: {official['rule']}"
-    return Table(caption, ["part", "figure"], [[part, percent(share)] for part, share in shares.items()])
-
-
-def _temperature(value: float | None) -> str:
-    return "none helps" if value is None else f"{value:.2f}"
-
-
-def _probe_section(probes: Sequence[Mapping[str, Any]]) -> Section:
-    from plaudit.evaluation.report_charts import percent
-
-    words = {True: "passed", False: "failed", None: "cannot tell"}
-    rows = [
-        [each["name"].replace("_", " "), words[each["passed"]], percent(each["flip_rate"]["value"]), each["verdict"],
-         each["description"], f"{each['comparisons']:,}"]
-        for each in probes
-    ]  # fmt: skip
-    head = ["probe", "verdict", "flip rate", "reason", "change", "comparisons"]
-    return Section("probes", "Probes", [], [Table("Probes of the model", head, rows)])
-
-
 def _audit_section(audit: Mapping[str, Any]) -> Section:
-    from plaudit.evaluation.report_charts import number
-
-    rows = [
-        [str(each["kind"]).replace("_", " "), f"{each['count']:,}", "yes" if each["grave"] else "no",
-         "; ".join(str(group).strip("[]") for group in each["rows"][:5]), each["why"], each["advice"]]
-        for each in audit["findings"]
-    ]  # fmt: skip
-    tables = [Table("Findings", ["finding", "count", "grave", "first rows", "why it matters", "advice"], rows)]
-    baselines = {name: each for name, each in (audit.get("baselines") or {}).items() if isinstance(each, (int, float))}
-    if baselines:
-        named = [[name.replace("_", " "), number(each)] for name, each in baselines.items()]
-        tables.append(Table("Accuracy without a model", ["baseline", "accuracy"], named))
-    return Section("audit", "Data", [f"{audit['rows']:,} rows were audited."], tables)
+    tables = [make_table(f"Findings in {audit['rows']:,} rows", _FINDINGS, audit["findings"])]
+    if baselines := audit.get("baselines"):
+        columns: Columns = {"name": ("baseline", words), "accuracy": ("accuracy", percent)}
+        records = [{"name": name, "accuracy": each} for name, each in baselines.items()]
+        tables.append(make_table("Accuracy without a model", columns, records))
+    return Section("audit", "Data", tables)
 
 
 def _settings(scored: Sequence[Scored], metadata: Mapping[str, Any]) -> Section:
-    tables = []
-    shown = {name: each for name, each in metadata.items() if name != "fingerprint"}
-    if shown:
-        tables.append(Table("The saved model", ["setting", "value"], list(_flatten(shown))))
-    for each in scored:
-        tables.append(Table(f"Scores of {each.name}", ["setting", "value"], list(_flatten(each.scores.header))))
-    return Section("settings", "Settings and versions", [], tables)
+    every = {"The saved model": {name: each for name, each in metadata.items() if name != "fingerprint"}}
+    every |= {f"Scores of {each.name}": each.scores.header for each in scored}
+    tables = [make_table(name, _SETTINGS, _flatten(each)) for name, each in every.items() if each]
+    return Section("settings", "Settings and versions", tables)
 
 
-def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterable[list[str]]:
+def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterable[dict[str, str]]:
     """Yield the names and values of nested settings."""
     for name, value in settings.items():
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{name}.")
-        elif value is not None:
-            yield [f"{prefix}{name}", str(value) if len(str(value)) <= 200 else f"{str(value)[:200]}…"]
+        elif value is not None and name not in ("format", "version"):
+            yield {"name": prefix + name, "value": str(value)[:200]}

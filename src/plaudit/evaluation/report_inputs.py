@@ -51,7 +51,7 @@ def read_report_inputs(paths: Sequence[str | Path], compare: Iterable[str | Path
         beside: dict[str, Any] = {"scores": [], "evaluations": [], "comparisons": found["comparisons"]}
         _read_file(beside, path)
         others += beside["scores"]
-        if not beside["scores"] and set(beside) - {"scores", "evaluations", "comparisons"} or beside["evaluations"]:
+        if beside["evaluations"] or set(beside) - {"scores", "evaluations", "comparisons"}:
             raise DataError(f"--compare {path}: expected a score file, or what `plaudit compare --output` writes.")
     if others:
         if not found["scores"]:

@@ -4,7 +4,6 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,19 +41,12 @@ class Texts(NamedTuple):
     responses: list[str]
 
 
-@dataclass(frozen=True)
-class Passage:
-    """A part of a response.
+class Passage(NamedTuple):
+    """A part of a response."""
 
-    Attributes:
-        pieces: Texts, each with a flag: the other response lacks it.
-        before: Number of characters that are left out before the passage.
-        after: Number of characters that are left out after it.
-    """
-
-    pieces: list[tuple[str, bool]]
-    before: int = 0
-    after: int = 0
+    pieces: list[tuple[str, bool]]  # texts, each with a flag: the other response lacks it
+    before: int  # characters that are left out before the passage
+    after: int  # characters that are left out after it
 
 
 class Sides(NamedTuple):
@@ -102,16 +94,14 @@ def load_texts(scores: Scores, wanted: Iterable[int], rows: Sequence[Any] | None
     options = {"dataset_config": named.get("config"), "dataset_format": named.get("format")}
     if rows is None and not named.get("path"):
         raise DataError("the score file does not name a dataset that can be loaded again")
-    if rows is None:
-        rows, _ = load_rows(named["path"], split=named.get("split"), **options)
-    rows = list(rows)
-    data = read_preferences(rows)
+    raw = list(load_rows(named["path"], split=named.get("split"), **options)[0] if rows is None else rows)
+    data = read_preferences(raw)
     if named.get("hash") not in (None, describe_dataset(data, None, None, None, None)["hash"]):
         where = named.get("path") or "the dataset"
         raise DataError(f"{where} has changed since it was scored: it has other texts, or another order of rows")
     starts = data.first_responses.tolist()
     return {
-        row: _texts(without_none(prompt_of(rows[row])), data.sequences[starts[row] : starts[row + 1]]) for row in wanted
+        row: _texts(without_none(prompt_of(raw[row])), data.sequences[starts[row] : starts[row + 1]]) for row in wanted
     }
 
 
@@ -140,7 +130,7 @@ def set_side_by_side(better: str, worse: str, characters: int) -> Sides:
     parts = [text[start : start + characters] for text, start in zip(texts, starts, strict=True)]
     words = [_WORDS.findall(part) for part in parts]
     stripped = [[word.strip() for word in each] for each in words]
-    matcher = difflib.SequenceMatcher(None, *stripped, autojunk=False)
+    matcher = difflib.SequenceMatcher(None, stripped[0], stripped[1], autojunk=False)
     marked = [[(part, False)] for part in parts]
     if in_common := matcher.ratio() >= _LEAST_IN_COMMON:
         codes = matcher.get_opcodes()
@@ -148,11 +138,11 @@ def set_side_by_side(better: str, worse: str, characters: int) -> Sides:
             [("".join(words[0][i:j]), tag != "equal") for tag, i, j, _, _ in codes if i < j],
             [("".join(words[1][i:j]), tag != "equal") for tag, _, _, i, j in codes if i < j],
         ]
-    passages = (
+    left, right = (
         Passage(pieces, start, len(text) - start - len(part))
         for pieces, start, text, part in zip(marked, starts, texts, parts, strict=True)
     )
-    return Sides(*passages, in_common)
+    return Sides(left, right, in_common)
 
 
 def _texts(prompt: Any, sequences: list[Any]) -> Texts:
