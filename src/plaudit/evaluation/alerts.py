@@ -72,8 +72,8 @@ def probe_alerts(probes: Sequence[Mapping[str, Any]]) -> Iterator[Alert]:
     """Yield an alert for each probe that a model failed, from the JSON of the probes."""
     for each in probes:
         if each.get("passed") is False:
-            name = str(each["name"]).replace("_", " ")
-            yield Alert("grave", f"Probe failed: {name}.", f"{each['description']} {each['verdict']}")
+            name, reason = each["name"].replace("_", " "), each["verdict"].removeprefix("Failed: ")
+            yield Alert("grave", "The model fails probes.", reason, name)
 
 
 def comparison_alerts(comparison: Mapping[str, Any]) -> Iterator[Alert]:

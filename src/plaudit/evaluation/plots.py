@@ -236,7 +236,7 @@ def comparison_forest(comparison: Mapping[str, Any], *, ax: Axes | None = None) 
         comparison: A comparison of the models a and b, as `Comparison.to_dict` returns it.
         ax: The axes to draw on.
     """
-    ax = _prepare(ax, "Comparison", "accuracy of a minus accuracy of b, 95% interval", "")
+    ax = _prepare(ax, f"Against {_short(comparison['b'])}", "difference in accuracy, 95% interval", "")
     shown = {"overall": comparison} | comparison.get("subsets", {})
     places = np.arange(len(shown))[::-1]
     _intervals(ax, places, [[each[name] for each in shown.values()] for name in ("difference", "low", "high")])

@@ -153,7 +153,7 @@ def training_charts(log_history: Sequence[Mapping[str, Any]]) -> Iterator[Chart]
         points = [each for each in log_history if metric in each or f"eval_{metric}" in each]
         if points:
             last = {name: each[name] for each in points for name in columns if name in each}
-            ends = [f"{heading} {last[name]:.3g}" for name, (heading, _) in columns.items() if name in last]
+            ends = [f"{heading} {as_text(last[name])}" for name, (heading, as_text) in columns.items() if name in last]
             shown = [each for place, each in enumerate(points) if place % (len(points) // 100 + 1) == 0]
             yield _chart(
                 f"training-{metric}", f"Training: {metric}", f"At the end: {', '.join(ends)}.", columns, shown,
@@ -211,7 +211,7 @@ def comparison_chart(key: str, comparison: Mapping[str, Any]) -> Chart:
     shown += [{"name": name} | each for name, each in comparison["subsets"].items()]
     interval = f"{points(comparison['low'])} to {points(comparison['high'])}"
     caption = f"a: {comparison['a']}; b: {comparison['b']}. a minus b: {points(comparison['difference'])} ({interval})."
-    return _chart(key, "Comparison", caption, columns, shown, lambda ax: plots.comparison_forest(comparison, ax=ax))
+    return _chart(key, f"Against {comparison['b']}", caption, columns, shown, lambda ax: plots.comparison_forest(comparison, ax=ax))
 
 
 def _rows(columns: Mapping[str, Any], names: Iterable[str]) -> Iterator[tuple[Any, ...]]:

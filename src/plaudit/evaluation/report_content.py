@@ -32,6 +32,9 @@ _FINDINGS: Columns = {
     "rows": ("first rows", lambda rows: "; ".join(" ".join(map(str, group)) for group in rows[:5])),
     "why": ("why it matters", str), "advice": ("advice", str),
 }  # fmt: skip
+_BASELINES: Columns = {
+    "name": ("baseline", words), "accuracy": ("accuracy", percent), "low": ("from", percent), "high": ("to", percent),
+}  # fmt: skip
 _SETTINGS: Columns = {"name": ("setting", str), "value": ("value", str)}
 
 
@@ -198,10 +201,12 @@ def _add_results(
 
 def _audit_section(audit: Mapping[str, Any]) -> Section:
     tables = [make_table(f"Findings in {audit['rows']:,} rows", _FINDINGS, audit["findings"])]
-    if baselines := audit.get("baselines"):
-        columns: Columns = {"name": ("baseline", words), "accuracy": ("accuracy", percent)}
-        records = [{"name": name, "accuracy": each} for name, each in baselines.items()]
-        tables.append(make_table("Accuracy without a model", columns, records))
+    intervals = audit.get("baseline_intervals") or {}
+    if records := [
+        dict(zip(_BASELINES, (name, share, *intervals.get(name, (None, None))), strict=True))
+        for name, share in (audit.get("baselines") or {}).items()
+    ]:
+        tables.append(make_table("Accuracy without a model, cross-validated", _BASELINES, records))
     return Section("audit", "Data", tables)
 
 
