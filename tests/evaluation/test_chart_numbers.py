@@ -1,5 +1,7 @@
 """The numbers of the charts."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -51,7 +53,7 @@ def test_ten_groups_of_length_differences_hold_each_comparison_once(draws):
     groups = length_deciles(differences, longer)
     assert len(groups) == 10
     assert sum(each["comparisons"] for each in groups) == 1000
-    assert all(one["high"] < other["low"] for one, other in zip(groups, groups[1:], strict=False))
+    assert all(one["high"] < other["low"] for one, other in pairwise(groups))
     first = longer <= groups[0]["high"]
     assert groups[0]["accuracy"] == accuracy(differences[first], np.zeros(first.sum()))
 

@@ -15,7 +15,7 @@ SCRIPT = "<script>document.title = 'broken in'</script><img src=x onerror=\"docu
 
 def plain_rows(count=120, length=60):
     """Rows in two subsets, of which the model below is wrong about every fourth."""
-    words = "the red cat sat on a mat and saw the blue dog run to the far end of a field".split()
+    words = "the red cat sat on a mat and saw the blue dog run to the far end of a field".split()  # noqa: SIM905
     rows = []
     for n in range(count):
         text = " ".join(words[(n * 7 + k) % len(words)] for k in range(length // 4))

@@ -19,7 +19,7 @@ from plaudit.evaluation.wrong_pairs import load_texts, most_confidently_wrong, s
 __all__ = ["Report", "report_on_training", "write_report"]
 
 _MOST_BYTES = 1_000_000
-_CHARACTERS = (4000, 2000, 1200, 700, 350, 150)  # of a response: the most with which a report is small enough
+_CHARACTERS = (2000, 1200, 700, 350, 150)  # of a response: the most with which a report is small enough
 _PAIRS: Columns = {
     "row": ("row", str), "id": ("id", str), "subset": ("subset", str), "better": ("better", str),
     "worse": ("worse", str), "better_reward": ("reward of the better", number),

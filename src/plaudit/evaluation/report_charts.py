@@ -211,7 +211,14 @@ def comparison_chart(key: str, comparison: Mapping[str, Any]) -> Chart:
     shown += [{"name": name} | each for name, each in comparison["subsets"].items()]
     interval = f"{points(comparison['low'])} to {points(comparison['high'])}"
     caption = f"a: {comparison['a']}; b: {comparison['b']}. a minus b: {points(comparison['difference'])} ({interval})."
-    return _chart(key, f"Against {comparison['b']}", caption, columns, shown, lambda ax: plots.comparison_forest(comparison, ax=ax))
+    return _chart(
+        key,
+        f"Against {comparison['b']}",
+        caption,
+        columns,
+        shown,
+        lambda ax: plots.comparison_forest(comparison, ax=ax),
+    )
 
 
 def _rows(columns: Mapping[str, Any], names: Iterable[str]) -> Iterator[tuple[Any, ...]]:

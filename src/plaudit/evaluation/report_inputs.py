@@ -4,6 +4,7 @@ import gzip
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,7 @@ _KINDS = {
     "findings": "audit", "losses": "learning_curve", "sqrt_kl": "best_of_n", "datasets": "evaluations",
     "probes": "probes", "separable": "comparisons", "comparisons": "comparisons",
 }  # fmt: skip
-_ALONE = ("audit", "learning_curve", "best_of_n")
 _RESULTS = ("scores*.jsonl", "scores*.jsonl.gz", "*.json")
-_RUN_FILES = ("reward.json", "trainer_state.json")
 
 
 def read_report_inputs(paths: Sequence[str | Path], compare: Iterable[str | Path] = ()) -> dict[str, Any]:
@@ -36,31 +35,41 @@ def read_report_inputs(paths: Sequence[str | Path], compare: Iterable[str | Path
     Raises:
         DataError: A file is none of these, or there are two of a kind of which a report has one.
     """
-    found: dict[str, Any] = {"scores": [], "evaluations": [], "comparisons": []}
-    for path in map(Path, paths):
-        if path.is_dir():
-            _put(found, "run", path, path)
-            for file in dict.fromkeys(file for pattern in _RESULTS for file in sorted(path.glob(pattern))):
-                _read_file(found, file, strict=False)
-            if not any((path / name).is_file() for name in _RUN_FILES) and not _has_results(found):
-                raise DataError(f"expected reward.json, score files or results in the folder {path}, found none.")
-        else:
-            _read_file(found, path)
-    others: list[Scores] = []
-    for path in map(Path, compare):
-        beside: dict[str, Any] = {"scores": [], "evaluations": [], "comparisons": found["comparisons"]}
-        _read_file(beside, path)
-        others += beside["scores"]
-        if beside["evaluations"] or set(beside) - {"scores", "evaluations", "comparisons"}:
-            raise DataError(f"--compare {path}: expected a score file, or what `plaudit compare --output` writes.")
-    if others:
-        if not found["scores"]:
-            raise DataError("--compare: expected a score file of this model too, to compare the others with.")
-        from plaudit.evaluation.comparison import compare_several
+    named = {path.resolve(): path for path in map(Path, paths)}
+    folders = [path for path in named.values() if path.is_dir()]
+    if len(folders) > 1:
+        raise DataError(f"expected one folder of a run, got {' and '.join(map(str, folders))}. Report on one by one.")
+    found: dict[str, Any] = {"run": folders[0]} if folders else {}
+    for path in (path for path in named.values() if path not in folders):
+        kind, value = _read_result(path)
+        _put(found, kind, value, path)
+    for folder in folders:
+        files = {file.resolve(): file for pattern in _RESULTS for file in sorted(folder.glob(pattern))}
+        for file in (file for whole, file in files.items() if whole not in named):
+            with suppress(DataError):  # of another kind, or a second one: a named file comes first
+                kind, value = _read_result(file)
+                _put(found, kind, value, file)
+        if not (folder / "reward.json").is_file() and not read_run(folder)["log_history"] and set(found) == {"run"}:
+            raise DataError(f"expected reward.json, score files or results in the folder {folder}, found none.")
+    return found | _compare(found, [Path(path) for path in compare])
 
-        found["comparisons"] += compare_several([found["scores"][0], *others])
-        found["reference"] = others[0]
-    return found
+
+def _compare(found: Mapping[str, Any], paths: Sequence[Path]) -> dict[str, Any]:
+    """Return `comparisons` and `reference` with what --compare names."""
+    comparisons, others = list(found.get("comparisons", [])), []
+    for path in paths:
+        kind, value = _read_result(path)
+        if kind not in ("comparisons", "scores"):
+            raise DataError(f"--compare {path}: expected a score file, or what `plaudit compare --output` writes.")
+        (others if kind == "scores" else comparisons).extend(value)
+    if not others:
+        return {"comparisons": comparisons}
+    if not found.get("scores"):
+        raise DataError("--compare: expected a score file of this model too, to compare the others with.")
+    from plaudit.evaluation.comparison import compare_several
+
+    comparisons += compare_several([found["scores"][0], *others])
+    return {"comparisons": comparisons, "reference": others[0]}
 
 
 def read_run(run: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
@@ -113,51 +122,36 @@ def _short(path: str | None) -> str | None:
     return Path(path).name if path is not None and is_path else path
 
 
-def _read_file(found: dict[str, Any], path: Path, *, strict: bool = True) -> None:
-    """Add the content of a file to the arguments of a report; without `strict`, leave unknown JSON out."""
+def _read_result(path: Path) -> tuple[str, Any]:
+    """Return the argument of `write_report` that takes the content of a file, and the content."""
     if not path.is_file():
         raise DataError(f"expected a file or a folder at {path}, but there is none.")
     if _is_score_file(path):
-        found["scores"].append(read_scores(path))
-        return
-    try:
-        content = _read_json(path)
-    except DataError:
-        if strict:
-            raise
-        return
+        return "scores", [read_scores(path)]
+    content = _read_json(path)
     kind = next((kind for key, kind in _KINDS.items() if isinstance(content, Mapping) and key in content), None)
     if kind is None:
-        if strict:
-            raise DataError(
-                f"{path}: expected a folder of a run, a score file (`plaudit eval --scores`), or the JSON of `plaudit "
-                "audit`, `plaudit eval --output`, `plaudit compare --output` or a learning curve."
-            )
-    elif kind == "evaluations":
-        for each in content["datasets"]:
-            _add_evaluation(found, each, path)
-    elif kind == "comparisons":
-        found["comparisons"] += content["comparisons"] if "separable" not in content else [content]
-    else:
-        _put(found, kind, content["probes"] if kind == "probes" else content, path)
-
-
-def _add_evaluation(found: dict[str, Any], evaluation: Mapping[str, Any], path: Path) -> None:
-    """Add one dataset of the file of `plaudit eval --output`, with the probes and the curve that it may hold."""
-    found["evaluations"].append(evaluation)
-    for kind in ("probes", "best_of_n"):
-        if evaluation.get(kind) is not None and kind not in found:
-            _put(found, kind, evaluation[kind], path)
+        raise DataError(
+            f"{path}: expected a folder of a run, a score file (`plaudit eval --scores`), or the JSON of `plaudit "
+            "audit`, `plaudit eval --output`, `plaudit compare --output` or a learning curve."
+        )
+    if kind == "comparisons":
+        return kind, [content] if "separable" in content else content["comparisons"]
+    return kind, content[kind] if kind == "probes" else content["datasets"] if kind == "evaluations" else content
 
 
 def _put(found: dict[str, Any], kind: str, value: Any, path: Path) -> None:
-    if kind in found:
+    """Add a result to the arguments of a report; an evaluation may bring probes and a best-of-n curve."""
+    if kind in ("scores", "evaluations", "comparisons"):
+        found[kind] = found.get(kind, []) + value
+    elif kind in found:
         raise DataError(f"{path}: a report has one {kind.replace('_', ' ')}, and this is the second. Leave one out.")
-    found[kind] = value
-
-
-def _has_results(found: Mapping[str, Any]) -> bool:
-    return any(value for kind, value in found.items() if kind != "run")
+    else:
+        found[kind] = value
+    for inner in ("probes", "best_of_n") if kind == "evaluations" else ():
+        for evaluation in value:
+            if evaluation.get(inner) is not None:
+                found.setdefault(inner, evaluation[inner])
 
 
 def _is_score_file(path: Path) -> bool:

@@ -130,13 +130,13 @@ def set_side_by_side(better: str, worse: str, characters: int) -> Sides:
     parts = [text[start : start + characters] for text, start in zip(texts, starts, strict=True)]
     words = [_WORDS.findall(part) for part in parts]
     stripped = [[word.strip() for word in each] for each in words]
-    matcher = difflib.SequenceMatcher(None, stripped[0], stripped[1], autojunk=False)
+    matcher = difflib.SequenceMatcher(None, stripped[0], stripped[1])  # quick for endless repetitions too
     marked = [[(part, False)] for part in parts]
     if in_common := matcher.ratio() >= _LEAST_IN_COMMON:
-        codes = matcher.get_opcodes()
+        spans = [((tag, i, j), (tag, k, m)) for tag, i, j, k, m in matcher.get_opcodes()]
         marked = [
-            [("".join(words[0][i:j]), tag != "equal") for tag, i, j, _, _ in codes if i < j],
-            [("".join(words[1][i:j]), tag != "equal") for tag, _, _, i, j in codes if i < j],
+            [(text, tag != "equal" and not text.isspace()) for tag, i, j in side if (text := "".join(each[i:j]))]
+            for each, side in zip(words, zip(*spans, strict=True), strict=True)
         ]
     left, right = (
         Passage(pieces, start, len(text) - start - len(part))
