@@ -135,9 +135,7 @@ def _reward_and_length(key: str, rewards: Any, lengths: Any, figures: Mapping[st
 
 def _distribution(key: str, rewards: Mapping[str, Any]) -> Chart:
     spread = [f"{name}: mean {np.mean(each):.3g}, deviation {np.std(each):.3g}" for name, each in rewards.items()]
-    columns: Columns = {"low": ("reward from", number), "high": ("to", number)} | {
-        name: (name, percent) for name in rewards
-    }
+    columns: Columns = {**_RANGE, **{name: (name, percent) for name in rewards}}
     draw = plots.reward_distribution
     return _chart(key, "Rewards", "; ".join(spread), columns, reward_bins(rewards), lambda ax: draw(rewards, ax=ax))
 

@@ -56,7 +56,7 @@ def read_report_inputs(paths: Sequence[str | Path], compare: Iterable[str | Path
 
 def _compare(found: Mapping[str, Any], paths: Sequence[Path]) -> dict[str, Any]:
     """Return `comparisons` and `reference` with what --compare names."""
-    comparisons, others = list(found.get("comparisons", [])), []
+    comparisons, others = list(found.get("comparisons", [])), list[Scores]()
     for path in paths:
         kind, value = _read_result(path)
         if kind not in ("comparisons", "scores"):
