@@ -1,6 +1,7 @@
 """`plaudit compare`: whether one reward model is better than another on the same rows, or chance could explain it."""
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,12 +48,15 @@ def command(
     from plaudit.checkpoint.atomic import write_atomically
     from plaudit.evaluation.comparison import compare_several
 
+    if output is not None and (Path(output).is_dir() or not os.access(Path(output).resolve().parent, os.W_OK)):
+        raise ConfigError(f"--output {output}: expected the path of a file in a folder that you may write to.")
     if len(sources) < 2:
         raise ConfigError(f"expected two or more score files or models to compare, got {sources[0]}.")
+    data_options = {"split": split, "dataset_config": dataset_config, "dataset_format": dataset_format}
     if data is not None:
         display.show_log_messages()
-        options |= {"split": split, "dataset_config": dataset_config, "dataset_format": dataset_format}
-    comparisons = compare_several(sources, data, **(options if data is not None else {}))
+        data_options |= options  # score files need no options of a model
+    comparisons = compare_several(sources, data, **data_options)
     for each in comparisons:
         _show(each)
     if output is not None:
@@ -61,11 +65,13 @@ def command(
 
 
 def _show(result: "Comparison") -> None:
+    figures = result.to_dict()
+    adjusted = f", adjusted for {result.tried} by Holm's method" if result.tried > 1 else ""
     rows = [
         ("A", escape(f"{result.a}: {result.accuracy_a:.1%}")),
         ("B", escape(f"{result.b}: {result.accuracy_b:.1%}")),
-        ("A - B", f"{_points(result.difference)} points (95% interval {_interval(result.low, result.high)})"),
-        ("p-value", f"{_p(result.p_value)} ({result.test}{_among(result.tried)})"),
+        ("A - B", f"{_points(result.difference)} points (95% interval {_interval(figures)})"),
+        ("p-value", f"{_p(result.p_value)} ({result.test}{adjusted})"),
         ("compared", f"{result.comparisons:,} comparisons of {result.prompts:,} prompts"),
     ]
     display.show_table("Accuracy", rows)
@@ -74,44 +80,46 @@ def _show(result: "Comparison") -> None:
     for note in result.notes:
         display.console.print(f"[yellow]Note:[/yellow] {escape(note)}")
     if result.composites:
-        columns = [
-            (name, f"{each['a']:.1%}", f"{each['b']:.1%}", _points(each["difference"]), _interval(**_ends(each)))
+        parts = [
+            (name, f"{each['a']:.1%}", f"{each['b']:.1%}", _points(each["difference"]), _interval(each))
             for name, each in result.composites.items()
         ]
-        _show_columns(("benchmark's rule", "A", "B", "A - B", "95% interval"), columns)
+        _show_columns(("benchmark's rule", "A", "B", "A - B", "95% interval"), parts)
     if len(result.subsets) > 1:
-        columns = [
-            (name, f"{each['comparisons']:,}", f"{each['accuracy_a']:.1%}", f"{each['accuracy_b']:.1%}",
-             _points(each["difference"]), _interval(**_ends(each)), _p(each["p_value"]))
-            for name, each in result.subsets.items()
-        ]  # fmt: skip
-        _show_columns(("subset", "pairs", "A", "B", "A - B", "95% interval", "p"), columns)
-        separable = [name for name, each in result.subsets.items() if each["separable"]]
-        found = f"separable: {', '.join(separable)}" if separable else "none is separable"
-        display.console.print(escape(f"{len(result.subsets)} subsets were tried, p-values by Holm's method; {found}."))
-    _show_rows(result)
+        _show_subsets(result.subsets)
+    if result.rows_apart:
+        _show_rows(result.rows_apart)
 
 
-def _show_rows(result: "Comparison") -> None:
-    if not result.rows_apart:
-        return
-    columns = [
-        (str(each["row"]), each["subset"] or "", each["right"].upper(),
-         *(f"{each[side][each['better']]:.2f} > {each[side][each['worse']]:.2f}".replace(
-             ">", ">" if each[side][each["better"]] > each[side][each["worse"]] else "<="
-         ) for side in ("rewards_a", "rewards_b")))
-        for each in result.rows_apart[:_ROWS_SHOWN]
+def _show_subsets(subsets: dict[str, dict[str, Any]]) -> None:
+    rows = [
+        (name, f"{each['comparisons']:,}", f"{each['accuracy_a']:.1%}", f"{each['accuracy_b']:.1%}",
+         _points(each["difference"]), _interval(each), _p(each["p_value"]))
+        for name, each in subsets.items()
     ]  # fmt: skip
-    _show_columns(("row", "subset", "right", "A: better, worse", "B: better, worse"), columns)
-    shown = min(_ROWS_SHOWN, len(result.rows_apart))
-    display.console.print(f"{shown} of {len(result.rows_apart):,} rows on which only one is right; all are in --output.")
+    _show_columns(("subset", "pairs", "A", "B", "A - B", "95% interval", "p"), rows)
+    separable = ", ".join(name for name, each in subsets.items() if each["separable"]) or "none"
+    display.console.print(
+        escape(f"{len(subsets)} subsets were tried, p-values are adjusted by Holm's method; separable: {separable}.")
+    )
+
+
+def _show_rows(rows_apart: list[dict[str, Any]]) -> None:
+    rows = [
+        (str(each["row"]), each["subset"] or "", each["right"].upper(),
+         *(f"{each[name][each['better']] - each[name][each['worse']]:+.3g}" for name in ("rewards_a", "rewards_b")))
+        for each in rows_apart[:_ROWS_SHOWN]
+    ]  # fmt: skip
+    display.console.print(f"\n{len(rows_apart):,} rows on which only one is right, the furthest apart first:")
+    _show_columns(("row", "subset", "right", "margin of A", "margin of B"), rows)
 
 
 def _show_columns(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table within 80 columns; all columns but the first hold numbers."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for number, heading in enumerate(headings):
-        table.add_column(heading, style="cyan" if not number else None, justify="right" if number else "left",
-                         no_wrap=bool(number), overflow="fold")  # fmt: skip
+    table.add_column(headings[0], style="cyan", overflow="fold")
+    for heading in headings[1:]:
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(*map(escape, row))
     display.console.print(table)
@@ -121,17 +129,9 @@ def _points(share: float) -> str:
     return f"{100 * share:+.1f}"
 
 
-def _interval(low: float, high: float) -> str:
-    return f"{_points(low)} to {_points(high)}"
-
-
-def _ends(figures: dict[str, Any]) -> dict[str, float]:
-    return {name: figures[name] for name in ("low", "high")}
+def _interval(figures: dict[str, Any]) -> str:
+    return f"{_points(figures['low'])} to {_points(figures['high'])}"
 
 
 def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _among(tried: int) -> str:
-    return f", adjusted for {tried} by Holm's method" if tried > 1 else ""

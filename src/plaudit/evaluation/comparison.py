@@ -19,6 +19,7 @@ __all__ = ["Comparison", "compare", "compare_several"]
 # Properties of the header that change rewards; those of the second line belong to one model, and differ between models.
 _SETTINGS = ("max_length", "dtype", "quantization", "attention", "layout")
 _SETTINGS_OF_ONE_MODEL = ("chat_template", "bos", "eos")
+_DATA_OPTIONS = ("split", "dataset_config", "dataset_format")
 
 
 @dataclass(frozen=True)
@@ -72,18 +73,17 @@ def compare(
     """Compare two reward models on the same rows.
 
     Args:
-        a: A score file, its `Scores`, or an `Evaluation`; with `dataset` also a model: a path or hub id, a `RewardModel`
+        a: A score file, its `Scores` or an `Evaluation`; with `dataset` also a model: a path or hub id, a `RewardModel`
             or any other scorer that `plaudit.evaluate` takes.
         b: The same of the other model.
-        dataset: The rows that the models score, as `plaudit.evaluate` takes them; or those that foreign score files
-            without a header belong to.
+        dataset: The rows that models score, as `plaudit.evaluate` takes them, or that foreign score files belong to.
         split: The split of the dataset.
         dataset_config: The configuration of a hub dataset that has several.
         dataset_format: The published layout to convert rows from.
         **model_options: Options of `RewardModel.from_pretrained` (`max_length`, `dtype`, `device`, ...).
 
     Raises:
-        ConfigError: An argument is neither scores nor, with a dataset, a model.
+        ConfigError: An argument is neither scores nor, with a dataset, a model; or an option comes without a dataset.
         DataError: A file cannot be read, the two do not hold the same rows, or no row has a preference.
         ModelError: A model is no reward model, or a reward is not finite.
     """
@@ -99,43 +99,34 @@ def compare_several(sources: Sequence[Any], dataset: Any = None, **options: Any)
         dataset: As in `compare`.
         **options: The options of `compare`.
     """
-    scores = [_read(source, dataset, **options) for source in sources]
-    names = _names(sources, scores)
-    first = [_compare(scores[0], other, names[0], name) for other, name in zip(scores[1:], names[1:], strict=True)]
-    return adjust_for_several(first)
+    given = [name for name, value in options.items() if value is not None]
+    if dataset is None and given:
+        raise ConfigError(f"{', '.join(given)}: these are options of the data that models score; name the data too.")
+    scores = [_read(source, dataset, options) for source in sources]
+    names = [str(each.header.get("model") or "") for each in scores]
+    if "" in names or len(set(names)) < len(names):
+        names = [str(each) if isinstance(each, (str, Path)) else f"model {n}" for n, each in enumerate(sources, 1)]
+    others = zip(scores[1:], names[1:], strict=True)
+    return adjust_for_several([_compare(scores[0], other, names[0], name) for other, name in others])
 
 
-def _read(
-    source: Any, dataset: Any, *, split: Any = None, dataset_config: Any = None, dataset_format: Any = None, **model: Any
-) -> Scores:
+def _read(source: Any, dataset: Any, options: dict[str, Any]) -> Scores:
     scores = getattr(source, "scores", source)
     if isinstance(scores, Scores):
         return scores
     is_path = isinstance(source, (str, Path))
-    is_file = is_path and Path(source).expanduser().is_file()
+    if dataset is None and is_path and not Path(source).is_dir():
+        return read_scores(source)
     if dataset is None:
-        if is_path and not Path(source).is_dir():
-            return read_scores(source)
         raise ConfigError(
-            f"expected a score file (`plaudit eval --scores`), got {source!r:.80}. To compare two models, give the data "
-            "that they shall score."
+            f"expected a score file (`plaudit eval --scores` writes one), got {source!r:.80}. To compare models, name "
+            "the data that they shall score."
         )
     from plaudit.evaluation.evaluate import evaluate, join_dataset
 
-    options = {"split": split, "dataset_config": dataset_config, "dataset_format": dataset_format}
-    if is_file:
-        return join_dataset(source, dataset, **options)
-    evaluated = evaluate(source, dataset, **options, **model).scores
-    assert evaluated is not None
-    return evaluated
-
-
-def _names(sources: Sequence[Any], scores: Sequence[Scores]) -> list[str]:
-    """Return the names of the models; the paths of the files, or letters, where those are missing or not different."""
-    names = [each.header.get("model") for each in scores]
-    if all(names) and len(set(names)) == len(names):
-        return [str(name) for name in names]
-    return [str(source) if isinstance(source, (str, Path)) else "ABCDEFGH"[n % 8] for n, source in enumerate(sources)]
+    if is_path and Path(source).expanduser().is_file():
+        return join_dataset(source, dataset, **{name: options.get(name) for name in _DATA_OPTIONS})
+    return evaluate(source, dataset, **options).scores  # type: ignore[return-value]  # `evaluate` always has them
 
 
 def _compare(a: Scores, b: Scores, name_a: str, name_b: str) -> Comparison:
@@ -182,18 +173,20 @@ def _match(a: Scores, b: Scores, name_a: str, name_b: str) -> tuple[Scores, Scor
             f"{len(only_b)} of {len(b.rows)} only in {name_b}; the first is {key} {min(only_a or only_b)}. Score both "
             "models on the whole dataset."
         )
-    rows = [(row, places[1][getattr(row, key)]) for row in a.rows]
-    known = [bool(each.header.get("dataset")) for each in (a, b)]
-    for one, two in rows:
-        what = _difference_of_rows(one, two, structure=known[0] == known[1])
-        if what:
-            raise DataError(f"{key} {getattr(one, key)} differs between {name_a} and {name_b}: {what}. Score both again.")
+    pairs = [(row, places[1][getattr(row, key)]) for row in a.rows]
     # A foreign file knows the rewards alone; the rest comes from the file that knows its dataset.
-    base = [two if known[1] and not known[0] else one for one, two in rows]
-    return tuple(
-        Scores(each.header, [replace(row, rewards=both[n].rewards) for row, both in zip(base, rows, strict=True)])
-        for n, each in enumerate((a, b))
-    )  # type: ignore[return-value]  # two
+    known = [bool(each.header.get("dataset")) for each in (a, b)]
+    for one, two in pairs:
+        if what := _difference_of_rows(one, two, structure=known[0] == known[1]):
+            place = f"{key} {getattr(one, key)}"
+            raise DataError(f"{place} differs between {name_a} and {name_b}: {what}. Score both models on one dataset.")
+    base = [pair[known[1] > known[0]] for pair in pairs]
+
+    def with_rewards(n: int) -> list[ScoredRow]:
+        both = zip(base, pairs, strict=True)
+        return [replace(row, rewards=pair[n].rewards, truncated=pair[n].truncated) for row, pair in both]
+
+    return Scores(a.header, with_rewards(0)), Scores(b.header, with_rewards(1))
 
 
 def _has_unique_ids(rows: Sequence[ScoredRow]) -> bool:

@@ -156,7 +156,7 @@ def _mcnemar(gap: NDArray[np.float64]) -> float:
     return float(binomtest(int((gap > 0).sum()), apart).pvalue) if apart else 1.0
 
 
-def _sign_flips(moved: NDArray[np.float64], flips: int, seed: int) -> float:
+def _sign_flips(moved: NDArray[Any], flips: int, seed: int) -> float:
     """Return the share of random signs, the observed ones among them, whose sum is as far from zero as the observed.
 
     `scipy.stats.permutation_test` computes the same, at ten to twenty times the time.
@@ -171,8 +171,8 @@ def _sign_flips(moved: NDArray[np.float64], flips: int, seed: int) -> float:
     return reached / (flips + 1)
 
 
-def _smallest_detectable(moved: NDArray[np.float64], total: NDArray[np.float64], least: float) -> float:
-    """Return 2.80 standard errors of `moved.sum() / total.sum()`, but no less than six comparisons of `least` weight."""
+def _smallest_detectable(moved: NDArray[Any], total: NDArray[Any], least: float) -> float:
+    """Return 2.80 standard errors of `moved.sum() / total.sum()`, at least the share of six comparisons."""
     count, residual = len(total), moved - total * (moved.sum() / total.sum())
     if count < _FEWEST:
         return math.inf
