@@ -59,6 +59,10 @@ class Comparison(PairedDifference):
         seen = f"{100 * self.smallest_detectable:.1f} points"
         return f"not separable: the smallest difference that could have been seen is {seen}"
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields, `separable` and `verdict`, for JSON."""
+        return super().to_dict() | {"verdict": self.verdict}
+
 
 def compare(
     a: Any,
