@@ -228,3 +228,35 @@ def test_an_evaluation_of_scores_is_taken_too():
 def test_no_torch_is_imported():
     code = "import sys, plaudit.evaluation.comparison; print(sys.modules.keys() & {'torch', 'datasets', 'scipy'})"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def ties_of_rewardbench_2(seed, skill):
+    """Scores of RewardBench 2: twenty rows of each subset, and of Ties twenty pairs of a reference and a tied prompt."""
+    generator, rows = np.random.default_rng(seed), []
+    names = ["Factuality", "Precise IF", "Math", "Safety", "Focus"]
+    kinds = [(name, f"{name}-{n}", 1) for name in names for n in range(20)]
+    kinds += [("Ties", f"{kind}:{n}", correct) for n in range(20) for kind, correct in (("ref", 1), ("tied", 2))]
+    for subset, row_id, correct in kinds:
+        rewards = generator.normal(size=4)
+        rewards[:correct] += skill
+        fields = {"id": row_id, "subset": subset, "num_correct": correct, "total_completions": 4}
+        compared = [(better, worse) for better in range(correct) for worse in range(correct, 4)]
+        row = ScoredRow(len(rows), rewards.tolist(), id=row_id, subset=subset, comparisons=compared, fields=fields)
+        rows.append(row)
+    return Scores(HEADER | {"model": f"skill {skill}", "benchmark": "rewardbench-2"}, rows)
+
+
+def test_a_benchmark_is_compared_by_its_own_rule():
+    benchmarks = pytest.importorskip("plaudit.evaluation.benchmarks").BENCHMARKS
+    a, b = ties_of_rewardbench_2(0, 3.0), ties_of_rewardbench_2(1, 1.0)
+    result = compare(a, b)
+    columns = [row.fields for row in a.rows]
+    whole = [benchmarks["rewardbench-2"].figures(columns, [row.rewards for row in each.rows]) for each in (a, b)]
+    assert list(result.composites) == ["overall", *whole[0]["parts"]]
+    overall, ties = result.composites["overall"], result.composites["Ties"]
+    assert (overall["a"], overall["b"]) == (whole[0]["overall"], whole[1]["overall"])
+    assert ties["difference"] == whole[0]["parts"]["Ties"] - whole[1]["parts"]["Ties"]
+    assert 0 < overall["low"] < overall["difference"] < overall["high"]
+    assert ties["high"] - ties["low"] > overall["high"] - overall["low"]  # the mean of six subsets varies less
+    other = Scores(b.header | {"benchmark": None}, b.rows)
+    assert compare(a, other).composites == {}

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from tqdm import tqdm
 from plaudit.errors import ConfigError, DataError
 from plaudit.evaluation.score_files import ScoredRow, Scores, read_scores
 from plaudit.evaluation.significance import PairedDifference, adjust_for_several, paired_difference
+
+if TYPE_CHECKING:
+    from plaudit.evaluation.benchmarks import Benchmark
 
 __all__ = ["Comparison", "compare", "compare_several"]
 
@@ -250,32 +253,33 @@ def _composites(a: Scores, b: Scores, resamples: int = 1000, seed: int = 0) -> d
         return {}
     from plaudit.evaluation.benchmarks import BENCHMARKS
 
-    def figures(scores: Scores, places: Sequence[int]) -> dict[str, float]:
-        rows = [scores.rows[place] for place in places]
-        result = BENCHMARKS[name].figures([row.fields for row in rows], [row.rewards for row in rows])
-        return {"overall": result["overall"], **result["parts"]}
-
-    whole = [figures(each, range(len(a.rows))) for each in (a, b)]
-    strata, generator = _clusters(a.rows, BENCHMARKS[name]), np.random.default_rng(seed)
-    samples: dict[str, list[float]] = {part: [] for part in whole[0]}
-    for _ in tqdm(range(resamples), desc="resamples", delay=3, disable=None, leave=False):
+    benchmark, columns = BENCHMARKS[name], [row.fields for row in a.rows]
+    rewards = [[row.rewards for row in each.rows] for each in (a, b)]
+    results = [benchmark.figures(columns, each) for each in rewards]  # checks the rows, which `measure` does not
+    whole = [{"overall": each["overall"], **each["parts"]} for each in results]
+    parts = [part for part, value in whole[0].items() if math.isfinite(value)]
+    strata, generator = _clusters(a.rows, benchmark), np.random.default_rng(seed)
+    samples = np.full((resamples, len(parts)), math.nan)
+    for sample in tqdm(samples, desc=f"resamples of {name}", delay=3, disable=None, leave=False):
         drawn = [stratum[n] for stratum in strata for n in generator.integers(len(stratum), size=len(stratum))]
         places = [place for cluster in drawn for place in cluster]
-        one, two = figures(a, places), figures(b, places)
-        for part, values in samples.items():
-            values.append(one.get(part, math.nan) - two.get(part, math.nan))
+        rules = [benchmark.measure([columns[n] for n in places], [each[n] for n in places]) for each in rewards]
+        one, two = ({"overall": rule.overall} | rule.parts for rule in rules)
+        sample[:] = [one.get(part, math.nan) - two.get(part, math.nan) for part in parts]
+    ends = np.nanquantile(samples, [0.025, 0.975], axis=0).T.tolist()
     return {
         part: {"a": whole[0][part], "b": whole[1][part], "difference": whole[0][part] - whole[1][part]}
-        | dict(zip(("low", "high"), np.nanquantile(values, [0.025, 0.975]).tolist(), strict=True))
-        for part, values in samples.items()
+        | {"low": low, "high": high}
+        for part, (low, high) in zip(parts, ends, strict=True)
     }
 
 
-def _clusters(rows: Sequence[ScoredRow], benchmark: Any) -> list[list[list[int]]]:
-    """Return, for each subset, the places of the rows of each prompt."""
+def _clusters(rows: Sequence[ScoredRow], benchmark: "Benchmark") -> list[list[list[int]]]:
+    """Return, for each subset, the places of the rows of each prompt or of what its rule keeps together."""
     clusters: dict[Any, list[int]] = {}
     for place, row in enumerate(rows):
-        clusters.setdefault(benchmark.cluster(row), []).append(place)
+        prompt = ("row", place) if row.prompt_key is None else row.prompt_key
+        clusters.setdefault(benchmark.cluster(row.fields) or prompt, []).append(place)
     strata: dict[str | None, list[list[int]]] = {}
     for places in clusters.values():
         strata.setdefault(rows[places[0]].subset, []).append(places)
