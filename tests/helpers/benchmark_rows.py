@@ -1,4 +1,4 @@
-"""Small benchmarks in their published layouts: rows of every subset, and files as their repositories and the hub have them."""
+"""Small benchmarks in their published layouts, with rows of every subset, in files as they are published."""
 
 import gzip
 import json
@@ -6,7 +6,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-__all__ = ["CATEGORIES", "LANGUAGES", "PPE_SETS", "PRIOR", "SECTIONS", "WRITERS", "ties"]
+__all__ = ["CATEGORIES", "LANGUAGES", "PPE_SETS", "PRIOR", "SECTIONS", "SUBSETS", "WRITERS", "pairs", "put", "ties"]
 
 SECTIONS = {
     "Chat": ["alpacaeval-easy", "alpacaeval-length", "alpacaeval-hard", "mt-bench-easy", "mt-bench-med"],
@@ -21,10 +21,11 @@ SECTIONS = {
 }  # fmt: skip
 SUBSETS = [subset for section in SECTIONS.values() for subset in section]
 PRIOR = ["anthropic_helpful", "anthropic_hhh", "shp", "summarize"]
-LANGUAGES = (
-    "arb_Arab ces_Latn deu_Latn ell_Grek fra_Latn heb_Hebr hin_Deva ind_Latn ita_Latn jpn_Jpan kor_Hang nld_Latn pes_Arab "
-    "pol_Latn por_Latn ron_Latn rus_Cyrl spa_Latn tur_Latn ukr_Cyrl vie_Latn zho_Hans zho_Hant"
-).split()
+LANGUAGES = [
+    "arb_Arab", "ces_Latn", "deu_Latn", "ell_Grek", "fra_Latn", "heb_Hebr", "hin_Deva", "ind_Latn", "ita_Latn",
+    "jpn_Jpan", "kor_Hang", "nld_Latn", "pes_Arab", "pol_Latn", "por_Latn", "ron_Latn", "rus_Cyrl", "spa_Latn",
+    "tur_Latn", "ukr_Cyrl", "vie_Latn", "zho_Hans", "zho_Hant",
+]  # fmt: skip
 PPE_SETS = ["MMLU-Pro", "MATH", "GPQA", "IFEval", "MBPP-Plus"]
 CATEGORIES = [
     "planning_single_easy", "planning_single_hard", "planning_multi_easy", "planning_multi_hard", "robust_recovery",

@@ -1,4 +1,4 @@
-"""Properties that every benchmark has: it reads its published layout, and its figures hang on nothing but the rewards."""
+"""Properties of every benchmark: it reads its published layout, and its figures hang on rewards and fields alone."""
 
 import math
 import random
