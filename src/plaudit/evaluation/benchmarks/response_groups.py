@@ -180,12 +180,13 @@ class RMBPairs(Benchmark):
 
     def measure(self, rows: Sequence[Row], rewards: Sequence[Sequence[float]]) -> Figures:
         """Give subsets and both goals; the overall figure is the mean over the subsets."""
-        paths = []
-        for index, path in enumerate(self.column(rows, "category_path")):
-            paths.append(re.sub(r"^(Pairwise_set|BoN_set)/", "", str(path)))
-            if paths[-1].split("/")[0] not in GOALS:
-                self.refuse(index, rows[index], f'expected a "category_path" below {" or ".join(GOALS)}, got {path!r}')
-        parts = means(paths, [float(first > max(others)) for first, *others in rewards])
+        paths = self.column(rows, "category_path")
+        names = {path: re.sub(r"^(Pairwise_set|BoN_set)/", "", str(path)) for path in set(paths)}
+        if wrong := {path for path, name in names.items() if name.split("/")[0] not in GOALS}:
+            index = next(i for i, path in enumerate(paths) if path in wrong)
+            expected = f'expected a "category_path" below {" or ".join(GOALS)}'
+            self.refuse(index, rows[index], f"{expected}, got {shorten(paths[index])}")
+        parts = means([names[path] for path in paths], [float(first > max(others)) for first, *others in rewards])
         goals = means([path.split("/")[0] for path in parts], parts.values())
         overall = math.fsum(parts.values()) / len(parts)
         return Figures(overall, goals | parts, [goal for goal in GOALS if goal not in goals])
