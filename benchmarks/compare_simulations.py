@@ -85,16 +85,16 @@ def main():
     simulations = parser.parse_args().simulations
     kept = True
     for title, worlds in (("not separable", NOISE), ("found", FOUND), ("interval covers", COVERED)):
-        print(f"\n{title:>56}   mean width   detectable   ms each")
+        print(f"\n{title:>68}   mean width   detectable   ms each")
         for name, world in worlds.items():
             begin = time.perf_counter()
             results = simulate(world, simulations)
             milliseconds = 1000 * (time.perf_counter() - begin) / simulations
             separable = float(np.mean([each.separable for each in results]))
             share = {"not separable": 1 - separable, "found": separable}.get(title, share_covered(world, results))
-            width, detectable = (np.mean([each.high - each.low for each in results]),
-                                 np.mean([each.smallest_detectable for each in results]))  # fmt: skip
-            print(f"{name:>48}{share:8.1%}{width:13.1%}{detectable:13.1%}{milliseconds:10.0f}", flush=True)
+            width = np.mean([each.high - each.low for each in results])
+            detectable = np.mean([each.smallest_detectable for each in results])
+            print(f"{name:>60}{share:8.1%}{width:13.1%}{detectable:13.1%}{milliseconds:10.0f}", flush=True)
             if worlds is NOISE:
                 kept &= share >= 0.94
             elif worlds is FOUND and name.startswith("5 points, 3,000"):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from plaudit import RewardModel, cli
+from plaudit import RewardModel
+from plaudit.cli.compare import command
 from plaudit.evaluation.score_files import ScoredRow, Scores, write_scores
 
 
@@ -33,7 +34,7 @@ def files(tmp_path):
 
 
 def run(*arguments):
-    result = CliRunner().invoke(cli.cli, ["compare", *arguments], catch_exceptions=False)
+    result = CliRunner().invoke(command, arguments, catch_exceptions=False)
     return result.exit_code, result.output
 
 
@@ -133,11 +134,11 @@ def test_one_file_is_not_enough(files):
 def test_files_are_compared_without_importing_torch(files):
     code = """if True:
         import sys
-        from plaudit.cli import cli
-        cli(["compare", *sys.argv[1:]], standalone_mode=False)
+        from plaudit.cli.compare import command
+        command(sys.argv[1:], standalone_mode=False)
         print(sys.modules.keys() & {"torch", "datasets", "transformers"})
     """
-    command = [sys.executable, "-c", code, *files[:2]]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    arguments = [sys.executable, "-c", code, *files[:2]]
+    output = subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
     assert "is better than" in output
     assert output.endswith("set()\n")

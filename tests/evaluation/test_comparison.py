@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from plaudit.errors import ConfigError, DataError
+from plaudit.evaluation.benchmarks import BENCHMARKS
 from plaudit.evaluation.comparison import compare, compare_several
 from plaudit.evaluation.evaluate import evaluate, evaluate_scores
 from plaudit.evaluation.score_files import ScoredRow, Scores, write_scores
@@ -203,8 +204,8 @@ def test_models_need_data_and_options_need_models(tmp_path):
         compare(len, len)
     with pytest.raises(ConfigError, match="dtype: these are options of the data that models score; name the data too"):
         compare(scores([1]), scores([1]), dtype="float32")
-    with pytest.raises(DataError, match="expected a score file at missing.jsonl, but there is none"):
-        compare("missing.jsonl", "missing.jsonl")
+    with pytest.raises(ConfigError, match="expected a score file .*, got 'someone/model'. To compare models, name"):
+        compare("someone/model", "missing.jsonl")
 
 
 def test_only_ties_cannot_be_compared():
@@ -231,7 +232,7 @@ def test_no_torch_is_imported():
 
 
 def ties_of_rewardbench_2(seed, skill):
-    """Scores of RewardBench 2: twenty rows of each subset, and of Ties twenty pairs of a reference and a tied prompt."""
+    """Scores of RewardBench 2: twenty rows of each subset, and twenty pairs of rows of Ties."""
     generator, rows = np.random.default_rng(seed), []
     names = ["Factuality", "Precise IF", "Math", "Safety", "Focus"]
     kinds = [(name, f"{name}-{n}", 1) for name in names for n in range(20)]
@@ -247,11 +248,10 @@ def ties_of_rewardbench_2(seed, skill):
 
 
 def test_a_benchmark_is_compared_by_its_own_rule():
-    benchmarks = pytest.importorskip("plaudit.evaluation.benchmarks").BENCHMARKS
     a, b = ties_of_rewardbench_2(0, 3.0), ties_of_rewardbench_2(1, 1.0)
     result = compare(a, b)
     columns = [row.fields for row in a.rows]
-    whole = [benchmarks["rewardbench-2"].figures(columns, [row.rewards for row in each.rows]) for each in (a, b)]
+    whole = [BENCHMARKS["rewardbench-2"].figures(columns, [row.rewards for row in each.rows]) for each in (a, b)]
     assert list(result.composites) == ["overall", *whole[0]["parts"]]
     overall, ties = result.composites["overall"], result.composites["Ties"]
     assert (overall["a"], overall["b"]) == (whole[0]["overall"], whole[1]["overall"])

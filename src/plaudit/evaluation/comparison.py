@@ -121,17 +121,17 @@ def _read(source: Any, dataset: Any, options: dict[str, Any]) -> Scores:
     scores = getattr(source, "scores", source)
     if isinstance(scores, Scores):
         return scores
-    is_path = isinstance(source, (str, Path))
-    if dataset is None and is_path and not Path(source).is_dir():
-        return read_scores(source)
-    if dataset is None:
+    is_file = isinstance(source, (str, Path)) and Path(source).expanduser().is_file()
+    if dataset is None and not is_file:
         raise ConfigError(
-            f"expected a score file (`plaudit eval --scores` writes one), got {source!r:.80}. To compare models, name "
-            "the data that they shall score."
+            f"expected a score file (`plaudit eval --scores` writes one), got {str(source)!r:.80}. To compare models, "
+            "name the data that they shall score."
         )
+    if dataset is None:
+        return read_scores(source)
     from plaudit.evaluation.evaluate import evaluate, join_dataset
 
-    if is_path and Path(source).expanduser().is_file():
+    if is_file:
         return join_dataset(source, dataset, **{name: options.get(name) for name in _DATA_OPTIONS})
     return evaluate(source, dataset, **options).scores  # type: ignore[return-value]  # `evaluate` always has them
 

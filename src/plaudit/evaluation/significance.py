@@ -55,7 +55,7 @@ class PairedDifference:
 
     @property
     def separable(self) -> bool:
-        """Whether one model is better: the interval excludes zero, and the p-value is below 0.05."""
+        """True if one model is better: the interval excludes zero, and the p-value is below 0.05."""
         return self.p_value < _LEVEL and (self.low > 0 or self.high < 0)
 
     def to_dict(self) -> dict[str, Any]:
