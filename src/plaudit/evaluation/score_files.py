@@ -94,7 +94,10 @@ class Scores:
     @cached_property
     def lengths(self) -> NDArray[np.float64]:
         """All lengths in characters, shape [N]; NaN where they are not known."""
-        return np.array([float(each) for row in self.rows for each in row.characters or [math.nan] * len(row.rewards)])
+        lengths: list[float] = []
+        for row in self.rows:
+            lengths += [math.nan] * len(row.rewards) if row.characters is None else row.characters
+        return np.array(lengths, dtype=np.float64)
 
     @cached_property
     def comparisons(self) -> Comparisons:
