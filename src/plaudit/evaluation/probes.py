@@ -7,7 +7,7 @@ probes `swap`, `prompt_shuffled` and `prompt_blank` are defined here.
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -139,11 +139,11 @@ def probe_table(results: Iterable[ProbeResult]) -> list[list[str]]:
         if not each.comparisons:
             table.append([each.name, "0", "-", "-", "-", "-"])
             continue
-        prefers = f"{each.prefers_changed.value:.0%} ({each.prefers_changed.low:.0%}-{each.prefers_changed.high:.0%})"
-        flips = f"{each.flip_rate.value:.1%}"
-        shift = "-" if math.isnan(each.shift.value) else f"{each.shift.value:+.2f}"
+        share, shift = each.prefers_changed, each.shift.value
+        prefers = "-" if math.isnan(share.value) else f"{share.value:.0%} ({share.low:.0%}-{share.high:.0%})"
         verdict = "FAILED" if each.passed is False else _OUTCOMES[each.passed].lower()
-        table.append([each.name, f"{each.comparisons:,}", flips, shift, prefers, verdict])
+        cells = [f"{each.flip_rate.value:.1%}", "-" if math.isnan(shift) else f"{shift:+.2f}", prefers, verdict]
+        table.append([each.name, f"{each.comparisons:,}", *cells])
     return table
 
 
@@ -223,34 +223,29 @@ def _measure(
     weights: NDArray[np.float64],
 ) -> ProbeResult:
     """Return the result of a probe from the rewards [P, 2] before and after it, prompts [P] and weights [P]."""
-    here, change = ~np.isnan(after[:, 0]), TEXT_CHANGES.get(name)
-    description = change.description if change else _OWN[name]
+    here, change, std = ~np.isnan(after[:, 0]), TEXT_CHANGES.get(name), before.std()
+    result = ProbeResult(name, change.description if change else _OWN[name], int(here.sum()), int((~here).sum()))
     if not here.any():
-        return ProbeResult(name, description, 0, len(here))
-    std, before, after, prompts, weights = before.std(), before[here], after[here], prompts[here], weights[here]
+        return result
+    before, after = before[here], after[here]
     won, wins = _wins(before), _wins(after)
-    gains = (after - before) @ ([1, 0] if change and change.target == "better" else [-1, 1])
-    shares = {
-        "flip_rate": np.abs(won - wins),
-        "turned_wrong": np.maximum(won - wins, 0),
-        "prefers_changed": (np.sign(gains) + 1) / 2,
-        "accuracy": won,
-        "accuracy_changed": wins,
+    mean = partial(_mean, prompts=prompts[here], weights=weights[here])
+    figures: dict[str, Any] = {
+        "flip_rate": mean(np.abs(won - wins)),
+        "turned_wrong": mean(np.maximum(won - wins, 0)),
+        "accuracy": mean(won),
+        "accuracy_changed": mean(wins),
     }
-    figures = {each: _share(values, prompts, weights) for each, values in shares.items()}
-    dependence = None
+    if name == "swap":
+        return replace(result, **figures, **_judge_swap(int((won != wins).sum()), figures["accuracy"]))
+    gains = (after - before) @ ([1, 0] if change and change.target == "better" else [-1, 1])
+    figures["prefers_changed"] = mean((np.sign(gains) + 1) / 2)
+    figures["shift"] = mean(gains / std, is_share=False) if std > 0 else ProbeFigure()
     if change:
-        passed, verdict = _judge(figures, LIMITS[change.expectation])
-    elif name == "swap":
-        passed, verdict = _judge_swap(int((won != wins).sum()), figures["accuracy"])
-    else:
-        dependence = _dependence(won, wins, prompts, weights, figures["accuracy"].low > 0.5)
-        passed, verdict = _judge_dependence(dependence, figures["accuracy"])
-    shift = _mean(gains / std, prompts, weights) if std > 0 else ProbeFigure()
-    counts = int(here.sum()), int((~here).sum())
-    return ProbeResult(
-        name, description, *counts, shift=shift, **figures, prompt_dependence=dependence, passed=passed, verdict=verdict
-    )
+        return replace(result, **figures, **_judge(figures, LIMITS[change.expectation]))
+    dependence = _dependence(won, wins, figures, mean)
+    verdict = _judge_dependence(dependence, figures["accuracy"])
+    return replace(result, **figures, prompt_dependence=dependence, **verdict)
 
 
 def _wins(rewards: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -258,23 +253,23 @@ def _wins(rewards: NDArray[np.float64]) -> NDArray[np.float64]:
     return (np.sign(rewards[:, 0] - rewards[:, 1]) + 1) / 2
 
 
-def _share(values: NDArray[np.float64], prompts: NDArray[np.int64], weights: NDArray[np.float64]) -> ProbeFigure:
-    """Return the mean of values 0, 1/2 and 1 [C]; the interval has some width even where all of them are equal."""
-    low, high = accuracy_interval_by_prompt(values, np.full(len(values), 0.5), prompts, weights)
-    return ProbeFigure(float(np.average(values, weights=weights)), max(low, 0.0), min(high, 1.0))
-
-
-def _mean(values: NDArray[np.float64], prompts: NDArray[np.int64], weights: NDArray[np.float64]) -> ProbeFigure:
-    low, high = mean_interval_by_prompt(values, prompts, weights)
+def _mean(
+    values: NDArray[np.float64], prompts: NDArray[np.int64], weights: NDArray[np.float64], is_share: bool = True
+) -> ProbeFigure:
+    """Return the mean of values [C]; of shares, made of 0, 1/2 and 1, with some width even where all are equal."""
+    if is_share:
+        low, high = accuracy_interval_by_prompt(values, np.full(len(values), 0.5), prompts, weights)
+        low, high = max(low, 0.0), min(high, 1.0)  # free of rounding
+    else:
+        low, high = mean_interval_by_prompt(values, prompts, weights)
     return ProbeFigure(float(np.average(values, weights=weights)), low, high)
 
 
 def _dependence(
     won: NDArray[np.float64],
     wins: NDArray[np.float64],
-    prompts: NDArray[np.int64],
-    weights: NDArray[np.float64],
-    is_above_chance: bool,
+    figures: dict[str, ProbeFigure],
+    mean: Callable[..., ProbeFigure],
 ) -> ProbeFigure:
     """Return the prompt dependence D from verdicts before and after [C]; not defined where the accuracy is chance.
 
@@ -283,18 +278,18 @@ def _dependence(
     """
     if (won == wins).all():
         return ProbeFigure(0.0, 0.0, 0.0)
-    if not is_above_chance:
+    if figures["accuracy"].low <= 0.5:
         return ProbeFigure()
-    above = np.average(won, weights=weights) - 0.5
-    dependence = np.average(won - wins, weights=weights) / above
-    return _mean(dependence + (won - wins - dependence * (won - 0.5)) / above, prompts, weights)
+    above = figures["accuracy"].value - 0.5
+    dependence = (figures["accuracy"].value - figures["accuracy_changed"].value) / above
+    return mean(dependence + (won - wins - dependence * (won - 0.5)) / above, is_share=False)
 
 
 # Verdicts
 
 
-def _judge(figures: dict[str, ProbeFigure], limits: dict[str, float]) -> tuple[bool | None, str]:
-    """Return the verdict, and a sentence with the figures that decide it."""
+def _judge(figures: dict[str, ProbeFigure], limits: dict[str, float]) -> dict[str, Any]:
+    """Return `passed`, and as `verdict` a sentence with the figures that decide it."""
     within = {name: _is_within(figures[name], limit) for name, limit in limits.items()}
     passed = next((each for each in (False, None) if each in within.values()), True)
     deciding = [
@@ -302,27 +297,28 @@ def _judge(figures: dict[str, ProbeFigure], limits: dict[str, float]) -> tuple[b
         for name, each in within.items()
         if each is passed
     ]
-    return passed, f"{_OUTCOMES[passed]}: {'; '.join(deciding)}."
+    return {"passed": passed, "verdict": f"{_OUTCOMES[passed]}: {'; '.join(deciding)}."}
 
 
 def _is_within(figure: ProbeFigure, limit: float) -> bool | None:
     return True if figure.high <= limit else False if figure.low > limit else None
 
 
-def _judge_swap(wrong: int, accuracy: ProbeFigure) -> tuple[bool, str]:
+def _judge_swap(wrong: int, accuracy: ProbeFigure) -> dict[str, Any]:
     if wrong:
-        return False, f"Failed: {wrong:,} verdicts depend on the sequences that are scored together."
-    return (
-        True,
-        f"Passed: with swapped roles, the accuracy of {accuracy.value:.1%} is {1 - accuracy.value:.1%} exactly.",
-    )
+        return {"passed": False, "verdict": f"Failed: {wrong:,} verdicts depend on what is scored together or before."}
+    swapped = f"the accuracy of {accuracy.value:.1%} becomes exactly {1 - accuracy.value:.1%} with swapped roles"
+    return {"passed": True, "verdict": f"Passed: {swapped}."}
 
 
-def _judge_dependence(dependence: ProbeFigure, accuracy: ProbeFigure) -> tuple[bool | None, str]:
+def _judge_dependence(dependence: ProbeFigure, accuracy: ProbeFigure) -> dict[str, Any]:
     if math.isnan(dependence.value):
-        return None, f"Cannot tell: an accuracy of {accuracy} is not clearly above chance."
+        return {"passed": None, "verdict": f"Cannot tell: an accuracy of {accuracy} is not clearly above chance."}
     if dependence.high == 0:
-        return False, "Failed: no verdict depends on the prompt."
+        return {"passed": False, "verdict": "Failed: no verdict depends on the prompt."}
     passed = True if dependence.low >= LEAST_DEPENDENCE else False if dependence.high < LEAST_DEPENDENCE else None
     share = f"{dependence} of the accuracy above chance depends on the prompt"
-    return passed, f"{_OUTCOMES[passed]}: {share}, and at least {LEAST_DEPENDENCE:.0%} is expected."
+    return {
+        "passed": passed,
+        "verdict": f"{_OUTCOMES[passed]}: {share}, and at least {LEAST_DEPENDENCE:.0%} is expected.",
+    }
