@@ -45,6 +45,7 @@ class ScoredRow:
         characters: K lengths in characters, prompt included.
         tokens: K lengths in tokens, as they were scored.
         truncated: K flags: the sequence had more tokens than the model takes, and was cut.
+        gold: K scores of the annotators, greater is better, if the row is a ranked group with `scores`.
         fields: The columns of a benchmark's row that its rule reads.
     """
 
@@ -61,6 +62,7 @@ class ScoredRow:
     characters: list[int] | None = None
     tokens: list[int] | None = None
     truncated: list[bool] | None = None
+    gold: list[float] | None = None
     fields: dict[str, Any] = field(default_factory=dict)
 
 
@@ -155,7 +157,7 @@ def scored_rows(
             number, np.asarray(rewards[at], dtype=np.float64).tolist(), data.ids[number], data.prompt_keys[number],
             data.subsets[number], local[number], labels[number], weights[number] if local[number] else 1.0,
             int(data.ties[number]), int(data.identical[number]), part(characters, at), part(tokens, at),
-            part(truncated, at),
+            part(truncated, at), data.scores[number],
         )
         for number, at in enumerate(slices)
     ]  # fmt: skip
@@ -280,7 +282,7 @@ def _read_row(record: dict[str, Any], place: str, has_header: bool, position: in
         value = values.get(name, 1.0)
         if not isinstance(value, (int, float)) or not least <= value <= most or not math.isfinite(value):
             raise DataError(f"{place}: expected a number from {least:g} to {most:g} in `{name}`, got {value!r:.80}.")
-    for name in ("characters", "tokens", "truncated"):
+    for name in ("characters", "tokens", "truncated", "gold"):
         value = values.get(name)
         if value is not None and (not isinstance(value, list) or len(value) != len(rewards)):
             raise DataError(f"{place}: expected {len(rewards)} values in `{name}`, got {value!r:.80}.")
