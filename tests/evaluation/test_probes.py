@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -168,10 +169,11 @@ def test_all_sequences_are_scored_in_one_call_and_each_original_once():
 
 
 def test_the_same_arguments_give_the_same_results():
-    first, second = (run_probes(length, WORLD[:50], seed=1) for _ in range(2))
+    names = ["prompt", "emoji", "nonsense_suffix", "noise_typos"]
+    first, second = (run_probes(length, WORLD[:50], names, seed=1) for _ in range(2))
     assert [each.to_dict() for each in first] == [each.to_dict() for each in second]
     backwards = probe(length, WORLD[:50][::-1], "nonsense_suffix", seed=1)
-    assert backwards.shift.value == pytest.approx(next(e for e in first if e.name == "nonsense_suffix").shift.value)
+    assert backwards.shift.value == pytest.approx(first[3].shift.value)
 
 
 def test_a_name_means_a_probe_or_all_that_begin_with_it():
@@ -211,13 +213,19 @@ def test_rows_without_a_preference_are_refused():
 
 
 def test_the_table_has_a_row_for_each_probe():
-    results = run_probes(length, TEXTS, ["swap", "padding_repeat", "lists"])
+    results = run_probes(length, TEXTS, ["swap", "prompt_blank", "padding_repeat", "lists"])
     assert probe_table(results) == [
         ["probe", "pairs", "flips", "shift", "prefers changed", "verdict"],
         ["swap", "40", "0.0%", "-", "-", "passed"],
-        ["padding_repeat", "40", "0.0%", probe_table(results)[2][3], "100% (91%-100%)", "FAILED"],
+        ["prompt_blank", "40", "0.0%", "+0.00", "dependence 0.00", "FAILED"],
+        ["padding_repeat", "40", "0.0%", f"{results[2].shift.value:+.2f}", "100% (91%-100%)", "FAILED"],
         ["lists", "0", "-", "-", "-", "-"],
     ]
+
+
+def test_the_page_describes_every_probe():
+    page = (Path(__file__).parents[2] / "docs" / "probes.md").read_text(encoding="utf-8")
+    assert [name for name in probe_names() if f"| `{name}` |" not in page] == []
 
 
 def test_every_expectation_has_limits():

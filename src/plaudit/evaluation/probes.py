@@ -20,7 +20,16 @@ from plaudit.evaluation.evaluate import Scorer, finite_or_none, score_sequences
 from plaudit.evaluation.text_changes import TEXT_CHANGES
 from plaudit.metrics import accuracy_interval_by_prompt, mean_interval_by_prompt
 
-__all__ = ["LEAST_DEPENDENCE", "LIMITS", "ProbeFigure", "ProbeResult", "probe_names", "probe_table", "run_probes"]
+__all__ = [
+    "LEAST_DEPENDENCE",
+    "LIMITS",
+    "ProbeFigure",
+    "ProbeResult",
+    "probe_names",
+    "probe_table",
+    "run_probes",
+    "select_probes",
+]
 
 # The most that a good model shows of each figure, by the expectation of a change. A probe passes where the whole 95%
 # interval of each figure is within its limit, and fails where that of one figure is outside.
@@ -101,6 +110,21 @@ def probe_names() -> list[str]:
     return [*_OWN, *TEXT_CHANGES]
 
 
+def select_probes(names: str | Sequence[str]) -> list[str]:
+    """Return the probes of the given names, in the order of `probe_names`: see `run_probes`.
+
+    Raises:
+        ConfigError: There is no probe of a name.
+    """
+    known, wanted = probe_names(), [names] if isinstance(names, str) else names
+    if "all" in wanted:
+        return known
+    found = {name: [each for each in known if each == name or each.startswith(f"{name}_")] for name in wanted}
+    if missing := [name for name, probes in found.items() if not probes]:
+        raise ConfigError(f"probes: there is no {missing[0]!r}. Give 'all', or some of {', '.join(known)}.")
+    return [each for each in known if any(each in probes for probes in found.values())]
+
+
 def run_probes(
     scorer: Scorer | Callable[[list[Any]], Any], rows: Iterable[Any], names: str | Sequence[str] = "all", seed: int = 0
 ) -> list[ProbeResult]:
@@ -121,7 +145,7 @@ def run_probes(
         DataError: A row is malformed (the message names it), or no row has a preference.
         ModelError: A reward is not finite; the message names the row and the probe.
     """
-    chosen, pairs = _select(names), read_pairs(rows)
+    chosen, pairs = select_probes(names), read_pairs(rows)
     changes = _changes(chosen, pairs, seed)
     rewards = _score_changes(
         scorer, pairs, {name: [change(pair) for pair in pairs] for name, change in changes.items()}
@@ -141,21 +165,12 @@ def probe_table(results: Iterable[ProbeResult]) -> list[list[str]]:
             continue
         share, shift = each.prefers_changed, each.shift.value
         prefers = "-" if math.isnan(share.value) else f"{share.value:.0%} ({share.low:.0%}-{share.high:.0%})"
+        if each.prompt_dependence is not None:
+            prefers = f"dependence {each.prompt_dependence.value:.2f}".replace("nan", "-")
         verdict = "FAILED" if each.passed is False else _OUTCOMES[each.passed].lower()
         cells = [f"{each.flip_rate.value:.1%}", "-" if math.isnan(shift) else f"{shift:+.2f}", prefers, verdict]
         table.append([each.name, f"{each.comparisons:,}", *cells])
     return table
-
-
-def _select(names: str | Sequence[str]) -> list[str]:
-    """Return the probes that are meant, in the order of `probe_names`."""
-    known, wanted = probe_names(), [names] if isinstance(names, str) else names
-    if "all" in wanted:
-        return known
-    found = {name: [each for each in known if each == name or each.startswith(f"{name}_")] for name in wanted}
-    if missing := [name for name, probes in found.items() if not probes]:
-        raise ConfigError(f"probes: there is no {missing[0]!r}. Give 'all', or some of {', '.join(known)}.")
-    return [each for each in known if any(each in probes for probes in found.values())]
 
 
 def _changes(chosen: list[str], pairs: list[Pair], seed: int) -> dict[str, Callable[[Pair], Pair]]:

@@ -84,6 +84,7 @@ def text_change(target: Target, expectation: Expectation, *, source: str) -> Cal
 
 
 _LENGTH = 'P. Singhal et al., "A Long Way to Go: Investigating Length Correlations in RLHF" (arXiv 2310.03716)'
+_REPETITION = 'L. Zheng et al., "Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena" (arXiv 2306.05685)'
 _FORMAT = 'X. Zhang et al., "From Lists to Emojis: How Format Bias Affects Model Alignment" (arXiv 2409.11704)'
 _STYLE = 'Y. Liu et al., "RM-Bench: Benchmarking Reward Models with Subtlety and Style" (arXiv 2410.16184)'
 _UNCERTAINTY = 'K. Zhou et al., "Relying on the Unreliable" (arXiv 2401.06730)'
@@ -108,7 +109,7 @@ _HEDGE = re.compile(
 )
 
 
-@text_change("worse", "no_better", source=_LENGTH)
+@text_change("worse", "no_better", source=_REPETITION)
 def padding_repeat(text: str) -> str:
     """Repeat the last sentence of the worse response three times."""
     return " ".join([text, *_sentences(text)[-1:] * 3])
