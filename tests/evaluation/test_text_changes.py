@@ -1,5 +1,6 @@
 """Each change of a text, word by word, and the registry that holds them."""
 
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -112,6 +113,12 @@ def test_a_user_registers_a_function_by_its_name(monkeypatch):
         "Write the better response in capitals.", "a hunch",
     )  # fmt: skip
     assert registry["shouting"].apply("b", random=Random(0), worse="c") == "B"
+
+
+def test_a_change_that_returns_no_text_is_named():
+    change = replace(TEXT_CHANGES["noise_case"], name="lost", function=lambda text: None)
+    with pytest.raises(ConfigError, match="text change lost: expected it to return a text, got None"):
+        change.apply("a", random=Random(0), worse="b")
 
 
 def test_mistakes_in_a_registration_are_named():

@@ -31,6 +31,8 @@ __all__ = [
     "select_probes",
 ]
 
+Array = NDArray[np.float64]
+
 # The most that a good model shows of each figure, by the expectation of a change. A probe passes where the whole 95%
 # interval of each figure is within its limit, and fails where that of one figure is outside.
 LIMITS: dict[str, dict[str, float]] = {
@@ -150,10 +152,9 @@ def run_probes(
     rewards = _score_changes(
         scorer, pairs, {name: [change(pair) for pair in pairs] for name, change in changes.items()}
     )
-    before, prompts, weights = rewards.pop(""), [pair.key for pair in pairs], [pair.weight for pair in pairs]
     if "swap" in chosen:
         rewards["swap"] = _score_apart(scorer, pairs)
-    return [_measure(name, before, rewards[name], np.array(prompts), np.array(weights)) for name in chosen]
+    return [_measure(name, pairs, rewards[""], rewards[name]) for name in chosen]
 
 
 def probe_table(results: Iterable[ProbeResult]) -> list[list[str]]:
@@ -168,7 +169,12 @@ def probe_table(results: Iterable[ProbeResult]) -> list[list[str]]:
         if each.prompt_dependence is not None:
             prefers = f"dependence {each.prompt_dependence.value:.2f}".replace("nan", "-")
         verdict = "FAILED" if each.passed is False else _OUTCOMES[each.passed].lower()
-        cells = [f"{each.flip_rate.value:.1%}", "-" if math.isnan(shift) else f"{shift:+.2f}", prefers, verdict]
+        cells = [
+            f"{each.flip_rate.value:.1%}",
+            "-" if math.isnan(shift) else f"{round(shift, 2) + 0.0:+.2f}",
+            prefers,
+            verdict,
+        ]
         table.append([each.name, f"{each.comparisons:,}", *cells])
     return table
 
@@ -188,7 +194,7 @@ def _changes(chosen: list[str], pairs: list[Pair], seed: int) -> dict[str, Calla
 # Rewards
 
 
-def _score_changes(scorer: Any, pairs: list[Pair], changed: dict[str, list[Pair]]) -> dict[str, NDArray[np.float64]]:
+def _score_changes(scorer: Any, pairs: list[Pair], changed: dict[str, list[Pair]]) -> dict[str, Array]:
     """Return the rewards [P, 2] of the unchanged pairs, under the name "", and of those that each probe changes.
 
     A row of NaN stands where a change does not apply: where both sequences stay, or one becomes equal to the other, or
@@ -217,7 +223,7 @@ def _score_changes(scorer: Any, pairs: list[Pair], changed: dict[str, list[Pair]
     return rewards
 
 
-def _score_apart(scorer: Any, pairs: list[Pair]) -> NDArray[np.float64]:
+def _score_apart(scorer: Any, pairs: list[Pair]) -> Array:
     """Return the rewards [P, 2] where the two sides are scored by two calls, in reverse order."""
     sides = []
     for side in (1, 0):
@@ -230,21 +236,16 @@ def _score_apart(scorer: Any, pairs: list[Pair]) -> NDArray[np.float64]:
 # Figures
 
 
-def _measure(
-    name: str,
-    before: NDArray[np.float64],
-    after: NDArray[np.float64],
-    prompts: NDArray[np.int64],
-    weights: NDArray[np.float64],
-) -> ProbeResult:
-    """Return the result of a probe from the rewards [P, 2] before and after it, prompts [P] and weights [P]."""
+def _measure(name: str, pairs: list[Pair], before: Array, after: Array) -> ProbeResult:
+    """Return the result of a probe from the rewards [P, 2] of the pairs before and after it."""
     here, change, std = ~np.isnan(after[:, 0]), TEXT_CHANGES.get(name), before.std()
     result = ProbeResult(name, change.description if change else _OWN[name], int(here.sum()), int((~here).sum()))
     if not here.any():
         return result
     before, after = before[here], after[here]
     won, wins = _wins(before), _wins(after)
-    mean = partial(_mean, prompts=prompts[here], weights=weights[here])
+    applied = [pair for pair, applies in zip(pairs, here, strict=True) if applies]
+    mean = partial(_mean, applied)
     figures: dict[str, Any] = {
         "flip_rate": mean(np.abs(won - wins)),
         "turned_wrong": mean(np.maximum(won - wins, 0)),
@@ -263,15 +264,14 @@ def _measure(
     return replace(result, **figures, prompt_dependence=dependence, **verdict)
 
 
-def _wins(rewards: NDArray[np.float64]) -> NDArray[np.float64]:
+def _wins(rewards: Array) -> Array:
     """Return 1 where the better response [C, 2] has the greater reward, 1/2 for equal rewards, else 0."""
     return (np.sign(rewards[:, 0] - rewards[:, 1]) + 1) / 2
 
 
-def _mean(
-    values: NDArray[np.float64], prompts: NDArray[np.int64], weights: NDArray[np.float64], is_share: bool = True
-) -> ProbeFigure:
-    """Return the mean of values [C]; of shares, made of 0, 1/2 and 1, with some width even where all are equal."""
+def _mean(pairs: list[Pair], values: Array, is_share: bool = True) -> ProbeFigure:
+    """Return the mean of values [P]; of shares, made of 0, 1/2 and 1, with some width even where all are equal."""
+    prompts, weights = [pair.key for pair in pairs], [pair.weight for pair in pairs]
     if is_share:
         low, high = accuracy_interval_by_prompt(values, np.full(len(values), 0.5), prompts, weights)
         low, high = max(low, 0.0), min(high, 1.0)  # free of rounding
@@ -281,10 +281,7 @@ def _mean(
 
 
 def _dependence(
-    won: NDArray[np.float64],
-    wins: NDArray[np.float64],
-    figures: dict[str, ProbeFigure],
-    mean: Callable[..., ProbeFigure],
+    won: Array, wins: Array, figures: dict[str, ProbeFigure], mean: Callable[..., ProbeFigure]
 ) -> ProbeFigure:
     """Return the prompt dependence D from verdicts before and after [C]; not defined where the accuracy is chance.
 

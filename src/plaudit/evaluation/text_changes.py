@@ -54,10 +54,17 @@ class TextChange:
     function: Callable[..., str]
 
     def apply(self, text: str, *, random: Random, worse: str) -> str:
-        """Return the changed text."""
+        """Return the changed text.
+
+        Raises:
+            ConfigError: The function returns no text.
+        """
         given: dict[str, Any] = {"random": random, "worse": worse}
         wanted = inspect.signature(self.function).parameters
-        return self.function(text, **{name: value for name, value in given.items() if name in wanted})
+        changed = self.function(text, **{name: value for name, value in given.items() if name in wanted})
+        if not isinstance(changed, str):
+            raise ConfigError(f"text change {self.name}: expected it to return a text, got {changed!r:.80}.")
+        return changed
 
 
 TEXT_CHANGES: dict[str, TextChange] = {}
