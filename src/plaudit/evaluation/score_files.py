@@ -204,16 +204,19 @@ def join_scores(path: str | Path, data: PreferenceData, header: Mapping[str, Any
     Args:
         path: The file; the order of its lines does not matter.
         data: The preferences of the dataset, as `read_preferences` returns them.
-        header: Properties of the dataset and the model, for the header of the result.
+        header: Properties of the dataset and the model, for the header of the result; those of the file's own header,
+            if it has one, win.
 
     Raises:
         DataError: A line is malformed, a row is missing, unknown or there twice, or has another number of rewards.
     """
     by_id = {each: number for number, each in enumerate(data.ids) if each is not None}
     found: dict[int, list[float]] = {}
+    properties = dict(header or {})
     for number, record in _records(path):
         place = f"{path}, line {number}"
         if number == 1 and "format" in record:
+            properties |= _read_header(record, path)
             continue
         row = record.get("row") if "id" not in record else by_id.get(str(record["id"]))
         if not isinstance(row, int) or not 0 <= row < len(data.ids):
@@ -230,7 +233,7 @@ def join_scores(path: str | Path, data: PreferenceData, header: Mapping[str, Any
     rewards = [reward for row in range(len(sizes)) for reward in found[row]]
     from plaudit.scoring.completions import count_characters
 
-    return Scores(dict(header or {}), scored_rows(data, rewards, [count_characters(each) for each in data.sequences]))
+    return Scores(properties, scored_rows(data, rewards, [count_characters(each) for each in data.sequences]))
 
 
 _DEFAULTS = {each.name: each.default for each in fields(ScoredRow)} | {"comparisons": [(0, 1)], "fields": {}}
