@@ -234,3 +234,19 @@ def test_a_run_that_has_just_ended_has_its_report_in_its_folder(tmp_path, scores
     page = Page(report.path.read_text(encoding="utf-8"))
     assert "Training: loss" in page.text
     assert f"Reward model: {tmp_path.name}" in page.text
+
+
+@pytest.mark.parametrize("model", [lambda each: [0.0] * len(each), lambda each: [len(text) for text in each]])
+@pytest.mark.parametrize("rows", [1, 2, 40])
+def test_few_rows_and_equal_rewards_have_a_report(make, model, rows):
+    pairs = plain_rows(rows)
+    _, _, page = make(scores=[evaluate(model, pairs).scores], rows=pairs)
+    assert "Reliability" in page.text
+    assert "nan" not in page.text
+
+
+def test_rows_without_a_clear_preference_have_a_report(make):
+    pairs = [row | {"label": 0.5} for row in plain_rows(4)]
+    _, _, page = make(scores=[scores_of(pairs)], rows=pairs)
+    assert "Reliability" in page.text
+    assert "nan" not in page.text

@@ -154,7 +154,7 @@ def _probability_alerts(figures: Mapping[str, float]) -> Iterator[Alert]:
 
 
 def _subset_alerts(subsets: Mapping[str, Mapping[str, Any]]) -> Iterator[Alert]:
-    below = [subset for subset, each in subsets.items() if each["accuracy_high"] < 0.5]
+    below = [subset for subset, each in subsets.items() if (each["accuracy_high"] or 1) < 0.5]
     if below:
         listed = ", ".join(f"{subset} ({subsets[subset]['accuracy']:.1%})" for subset in below[:8])
         listed += f" and {len(below) - 8} more" if len(below) > 8 else ""

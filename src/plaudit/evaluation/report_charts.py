@@ -1,7 +1,8 @@
 """The charts of a report: each is a picture, a text alternative, and its numbers as a table."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +28,7 @@ __all__ = [
 
 _RANGE: Columns = {"low": ("from", number), "high": ("to", number)}
 _ACCURACY: Columns = {
-    "accuracy": ("accuracy", percent), "accuracy_low": ("from", percent), "accuracy_high": ("to", percent),
+    "accuracy": ("accuracy", percent), "accuracy_low": ("95% from", percent), "accuracy_high": ("to", percent),
     "comparisons": ("comparisons", number),
 }  # fmt: skip
 
@@ -52,10 +53,10 @@ def score_charts(key: str, scores: Scores, evaluation: Evaluation, reference: Sc
     """
     compared, figures = scores.comparisons, evaluation.overall
     margins = scores.rewards[compared.better] - scores.rewards[compared.worse]
-    yield _reliability(f"{key}-reliability", (margins, compared.labels, compared.weights), figures)
-    counted = compared.labels > 0.5
-    yield _margins(f"{key}-margins", margins[counted], compared.weights[counted], figures)
     longer = scores.lengths[compared.better] - scores.lengths[compared.worse]
+    yield _reliability(f"{key}-reliability", (margins, compared.labels, compared.weights), figures)
+    if (counted := compared.labels > 0.5).any():
+        yield _margins(f"{key}-margins", margins[counted], compared.weights[counted], figures)
     if (known := counted & np.isfinite(longer)).any():
         columns = (margins[known], longer[known], compared.weights[known], compared.prompts[known])
         yield _length_differences(f"{key}-length-differences", columns, figures)
@@ -69,38 +70,29 @@ def score_charts(key: str, scores: Scores, evaluation: Evaluation, reference: Sc
 
 def accuracy_chart(key: str, title: str, figures: Mapping[str, Mapping[str, Any]]) -> Chart:
     """Return dots with intervals: of subsets, or of the seeds or members that scored one dataset."""
-    least, *_, most = sorted(figures, key=lambda name: figures[name]["accuracy"])
-    ends = " to ".join(f"{percent(figures[name]['accuracy'])} ({name})" for name in (least, most))
+    ranked = sorted(figures, key=lambda name: np.nan_to_num(figures[name]["accuracy"], nan=0.5))
+    ends = " to ".join(f"{percent(figures[name]['accuracy'])} ({name})" for name in (ranked[0], ranked[-1]))
     caption = f"Accuracy from {ends}, with 95% intervals; crosses mark the accuracy of preferring the longer response."
-    columns: Columns = {"name": ("name", str)} | _ACCURACY | {"longer_wins": ("longer wins", percent)}
+    columns: Columns = {"name": ("name", str), **_ACCURACY, "longer_wins": ("longer wins", percent)}
     records = [{"name": name} | dict(each) for name, each in figures.items()]
-    return _chart(key, title, caption, columns, records, lambda ax: plots.dots(figures, title=title, ax=ax))
+    return _chart(key, title, caption, columns, records, partial(plots.dots, figures, title=title))
 
 
 def _reliability(key: str, columns: tuple[Any, Any, Any], figures: Mapping[str, float]) -> Chart:
     temperature, loss = figures["temperature"], figures["calibrated_log_loss"]
-    helps = (
-        "no temperature improves it" if not 0 < temperature < math.inf else f"divided by {temperature:.3g}, {loss:.3f}"
-    )
+    helps = f"divided by {temperature:.3g}, {loss:.3f}" if 0 < temperature < math.inf else "no temperature helps"
     caption = f"Calibration error {percent(figures['calibration_error'])}. Log loss {figures['log_loss']:.3f}; {helps}."
     names = ("confidence", "share that is right", "share of comparisons")
     bins = [dict(zip(names, each, strict=True)) for each in calibration_bins(*columns).tolist()]
-
-    def draw(ax: Any) -> object:
-        return plots.reliability_diagram(*columns, temperature=temperature, ax=ax)
-
+    draw = partial(plots.reliability_diagram, *columns, temperature=temperature)
     return _chart(key, "Reliability", caption, {name: (name, percent) for name in names}, bins, draw)
 
 
 def _margins(key: str, margins: Any, weights: Any, figures: Mapping[str, float]) -> Chart:
     caption = f"{percent(figures['accuracy'])} are right; the median margin is {np.median(margins):.3g}."
-    columns: Columns = {
-        "low": ("margin from", number),
-        "high": ("to", number),
-        "share": ("share of comparisons", percent),
-    }
-    bins = margin_bins(margins, weights)
-    return _chart(key, "Margins", caption, columns, bins, lambda ax: plots.margin_histogram(margins, weights, ax=ax))
+    columns: Columns = {**_RANGE, "share": ("share of comparisons", percent)}
+    draw = partial(plots.margin_histogram, margins, weights)
+    return _chart(key, "Margins", caption, columns, margin_bins(margins, weights), draw)
 
 
 def _length_differences(key: str, columns: tuple[Any, ...], figures: Mapping[str, float]) -> Chart:
@@ -109,12 +101,8 @@ def _length_differences(key: str, columns: tuple[Any, ...], figures: Mapping[str
         f"Accuracy {percent(longer)} where the better response is longer, {percent(shorter)} where it is shorter; "
         f"their mean is {percent(figures['length_balanced_accuracy'])}."
     )
-    named = _RANGE | _ACCURACY
-    groups = length_deciles(*columns)
-    title = "Accuracy by length"
-    return _chart(
-        key, title, caption, named, groups, lambda ax: plots.accuracy_by_length_difference(*columns, ax=ax), 3.4
-    )
+    draw = partial(plots.accuracy_by_length_difference, *columns)
+    return _chart(key, "Accuracy by length", caption, _RANGE | _ACCURACY, length_deciles(*columns), draw, 3.4)
 
 
 def _reward_and_length(key: str, rewards: Any, lengths: Any, figures: Mapping[str, float]) -> Chart:
@@ -126,52 +114,42 @@ def _reward_and_length(key: str, rewards: Any, lengths: Any, figures: Mapping[st
         "shortest": ("characters from", number), "longest": ("to", number), "low": ("a tenth below", number),
         "median": ("median reward", number), "high": ("a tenth above", number),
     }  # fmt: skip
-    records = reward_quantiles(rewards, lengths)
-    title = "Reward and length"
-    return _chart(
-        key, title, caption, columns, records, lambda ax: plots.reward_against_length(rewards, lengths, ax=ax)
-    )
+    draw = partial(plots.reward_against_length, rewards, lengths)
+    return _chart(key, "Reward and length", caption, columns, reward_quantiles(rewards, lengths), draw)
 
 
 def _distribution(key: str, rewards: Mapping[str, Any]) -> Chart:
     spread = [f"{name}: mean {np.mean(each):.3g}, deviation {np.std(each):.3g}" for name, each in rewards.items()]
     columns: Columns = {**_RANGE, **{name: (name, percent) for name in rewards}}
-    draw = plots.reward_distribution
-    return _chart(key, "Rewards", "; ".join(spread), columns, reward_bins(rewards), lambda ax: draw(rewards, ax=ax))
+    draw = partial(plots.reward_distribution, rewards)
+    return _chart(key, "Rewards", "; ".join(spread), columns, reward_bins(rewards), draw)
 
 
 def training_charts(log_history: Sequence[Mapping[str, Any]]) -> Iterator[Chart]:
     """Yield the course of the loss and of the accuracy in a training log, where it has them."""
     for metric in ("loss", "accuracy"):
-        columns: Columns = {
-            "step": ("step", number),
-            metric: ("training", number),
-            f"eval_{metric}": ("evaluation", number),
-        }
-        points = [each for each in log_history if metric in each or f"eval_{metric}" in each]
-        if points:
-            last = {name: each[name] for each in points for name in columns if name in each}
+        held_out = f"eval_{metric}"
+        columns: Columns = {"step": ("step", number), metric: ("training", number), held_out: ("evaluation", number)}
+        if logged := [each for each in log_history if metric in each or held_out in each]:
+            last = {name: each[name] for each in logged for name in columns if name in each}
             ends = [f"{heading} {as_text(last[name])}" for name, (heading, as_text) in columns.items() if name in last]
-            shown = [each for place, each in enumerate(points) if place % (len(points) // 100 + 1) == 0]
-            yield _chart(
-                f"training-{metric}", f"Training: {metric}", f"At the end: {', '.join(ends)}.", columns, shown,
-                lambda ax, metric=metric: plots.training_log(log_history, metric, ax=ax),  # type: ignore[misc]
-            )  # fmt: skip
+            shown = logged[:: len(logged) // 100 + 1]
+            title, caption = f"Training: {metric}", f"At the end: {', '.join(ends)}."
+            draw = partial(plots.training_log, log_history, metric)
+            yield _chart(f"training-{metric}", title, caption, columns, shown, draw)
 
 
 def curve_chart(curve: Mapping[str, Any]) -> Chart:
     """Return the chart of a learning curve."""
     columns: Columns = {
-        "size": ("training rows", number), "loss": ("log loss", number), "low": ("from", number),
+        "size": ("training rows", number), "loss": ("log loss", number), "low": ("95% from", number),
         "high": ("to", number), "accuracy": ("accuracy", percent), "origin": ("", str),
     }  # fmt: skip
-    names = {"size": "sizes", "loss": "losses", "low": "loss_low", "high": "loss_high", "accuracy": "accuracies"}
-    records: list[dict[str, Any]] = [dict(zip(names, each, strict=True)) for each in _rows(curve, names.values())]
-    records = [each | {"origin": "measured"} for each in records]
+    measured = (curve[name] for name in ("sizes", "losses", "loss_low", "loss_high", "accuracies"))
+    records = [dict(zip(columns, (*each, "measured"), strict=True)) for each in zip(*measured, strict=True)]
     records += [curve["predicted"] | {"origin": "predicted"}] if curve["predicted"] else []
-    draw = plots.learning_curve
-    title = "Would more data help?"
-    return _chart("learning-curve", title, curve["verdict"], columns, records, lambda ax: draw(curve, ax=ax))
+    draw = partial(plots.learning_curve, curve)
+    return _chart("learning-curve", "Would more data help?", curve["verdict"], columns, records, draw)
 
 
 def best_of_n_chart(curve: Mapping[str, Any]) -> Chart:
@@ -180,47 +158,34 @@ def best_of_n_chart(curve: Mapping[str, Any]) -> Chart:
         "n": ("n", number), "sqrt_kl": ("√KL", number), "proxy": ("reward", number), "gold": ("gold", number),
         "oracle": ("gold, chosen by gold", number),
     }  # fmt: skip
-    records = [dict(zip(columns, each, strict=True)) for each in _rows(curve, columns)]
-    return _chart(
-        "best-of-n", "Best of n", curve["verdict"], columns, records, lambda ax: plots.best_of_n(curve, ax=ax)
-    )
+    records = [dict(zip(columns, each, strict=True)) for each in zip(*(curve[name] for name in columns), strict=True)]
+    return _chart("best-of-n", "Best of n", curve["verdict"], columns, records, partial(plots.best_of_n, curve))
 
 
 def probe_chart(probes: Sequence[Mapping[str, Any]]) -> Chart:
     """Return the forest plot of the probes that have a shift."""
-    shown = [each | each["shift"] for each in probes if each["shift"]["value"] is not None]
+    shown = [dict(each) | each["shift"] for each in probes if each["shift"]["value"] is not None]
     failed = [words(each["name"]) for each in shown if each["passed"] is False]
     caption = f"{len(shown)} probes; failed: {', '.join(failed) or 'none'}."
     columns: Columns = {
-        "name": ("probe", words), "value": ("shift (standard deviations)", number), "low": ("from", number),
+        "name": ("probe", words), "value": ("shift (deviations)", number), "low": ("95% from", number),
         "high": ("to", number), "flip_rate": ("flip rate", percent), "prefers_changed": ("prefers the change", percent),
     }  # fmt: skip
-    return _chart("probes-shift", "Probes", caption, columns, shown, lambda ax: plots.probe_forest(shown, ax=ax))
+    return _chart("probes-shift", "Probes", caption, columns, shown, partial(plots.probe_forest, shown))
 
 
 def comparison_chart(key: str, comparison: Mapping[str, Any]) -> Chart:
     """Return the forest plot of a comparison of two models, overall and by subset."""
     columns: Columns = {
         "name": ("subset", str), "accuracy_a": ("accuracy of a", percent), "accuracy_b": ("accuracy of b", percent),
-        "difference": ("difference", points), "low": ("from", points), "high": ("to", points),
+        "difference": ("difference", points), "low": ("95% from", points), "high": ("to", points),
         "p_value": ("p-value", number),
     }  # fmt: skip
-    shown = [{"name": "overall"} | dict(comparison)]
-    shown += [{"name": name} | each for name, each in comparison["subsets"].items()]
+    shown = [{"name": name} | dict(each) for name, each in {"overall": comparison, **comparison["subsets"]}.items()]
     interval = f"{points(comparison['low'])} to {points(comparison['high'])}"
     caption = f"a: {comparison['a']}; b: {comparison['b']}. a minus b: {points(comparison['difference'])} ({interval})."
-    return _chart(
-        key,
-        f"Against {comparison['b']}",
-        caption,
-        columns,
-        shown,
-        lambda ax: plots.comparison_forest(comparison, ax=ax),
-    )
-
-
-def _rows(columns: Mapping[str, Any], names: Iterable[str]) -> Iterator[tuple[Any, ...]]:
-    return zip(*(columns[name] for name in names), strict=True)
+    draw = partial(plots.comparison_forest, comparison)
+    return _chart(key, f"Against {comparison['b']}", caption, columns, shown, draw)
 
 
 def _chart(
@@ -229,7 +194,7 @@ def _chart(
     caption: str,
     columns: Columns,
     records: Sequence[Mapping[str, Any]],
-    draw: Callable[[Any], object],
+    draw: Callable[..., object],
     height: float | None = None,
 ) -> Chart:
     """Draw a chart; one with a name in each row is as high as its rows need."""

@@ -17,7 +17,7 @@ _DETAILED = 4  # datasets with pictures and wrong pairs
 _LEVELS = ("grave", "warning", "note")
 _FIGURES: Columns = {
     "name": ("", str), "comparisons": ("comparisons", number), "prompts": ("prompts", number),
-    "accuracy": ("accuracy", percent), "accuracy_low": ("from", percent), "accuracy_high": ("to", percent),
+    "accuracy": ("accuracy", percent), "accuracy_low": ("95% from", percent), "accuracy_high": ("to", percent),
     "longer_wins": ("longer wins", percent), "length_balanced_accuracy": ("length-balanced", percent),
     "log_loss": ("log loss", lambda loss: f"{loss:.3f}"), "calibration_error": ("calibration error", percent),
     "temperature": ("temperature", lambda temperature: f"{temperature:.2f}"),
@@ -33,7 +33,8 @@ _FINDINGS: Columns = {
     "why": ("why it matters", str), "advice": ("advice", str),
 }  # fmt: skip
 _BASELINES: Columns = {
-    "name": ("baseline", words), "accuracy": ("accuracy", percent), "low": ("from", percent), "high": ("to", percent),
+    "name": ("baseline", words), "accuracy": ("accuracy", percent), "low": ("95% from", percent),
+    "high": ("to", percent),
 }  # fmt: skip
 _SETTINGS: Columns = {"name": ("setting", str), "value": ("value", str)}
 
@@ -186,7 +187,8 @@ def _add_results(
     if probes:
         content.alerts += alerts.probe_alerts(probes)
         content.further.append(Section("probes", "Probes", [make_table("Probes of the model", _PROBES, probes)]))
-        charts.append(report_charts.probe_chart(probes))
+        if any(each["shift"]["value"] is not None for each in probes):
+            charts.append(report_charts.probe_chart(probes))
     for place, comparison in enumerate(comparisons, 1):
         content.alerts += alerts.comparison_alerts(comparison)
         charts.append(report_charts.comparison_chart(f"comparison-{place}", comparison))
@@ -196,7 +198,8 @@ def _add_results(
     if best_of_n is not None:
         charts.append(report_charts.best_of_n_chart(best_of_n))
     if charts:
-        content.pictures.append(("Probes, comparisons and curves" if content.pictures else "", charts))
+        kinds = {"Probes": probes, "Comparisons": comparisons, "Curves": learning_curve or best_of_n}
+        content.pictures.append((", ".join(name for name, value in kinds.items() if value), charts))
 
 
 def _audit_section(audit: Mapping[str, Any]) -> Section:

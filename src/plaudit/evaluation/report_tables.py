@@ -37,12 +37,12 @@ def make_table(caption: str, columns: Columns, records: Iterable[Mapping[str, An
 
 
 def percent(value: float) -> str:
-    """Return a share as a percentage.
+    """Return a share as a percentage, with a dash where it is not defined.
 
     >>> percent(0.7014)
     '70.1%'
     """
-    return f"{value:.1%}"
+    return _NONE if math.isnan(value) else f"{value:.1%}"
 
 
 def points(value: float) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from io import StringIO
 
 from matplotlib import rc_context, rcdefaults, rcParams
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
@@ -24,11 +23,11 @@ _TAG = re.compile(r"<[^>]+>")
 _NUMBER = re.compile(r"-?\d+\.\d{2,}")
 
 
-def draw_svg(draw: Callable[[Axes], object], name: str, title: str, description: str, height: float = 3.1) -> str:
+def draw_svg(draw: Callable[..., object], name: str, title: str, description: str, height: float = 3.1) -> str:
     """Draw one picture and return it as an `svg` element, the same bytes for the same input.
 
     Args:
-        draw: A function that draws on the axes that it is given.
+        draw: A function that draws on the axes `ax`.
         name: The identifier of the picture, which occurs once on a page: a letter, then letters, digits and hyphens.
         title: The name of the picture, for readers who cannot see it.
         description: The text alternative.
@@ -42,7 +41,7 @@ def draw_svg(draw: Callable[[Axes], object], name: str, title: str, description:
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # the browser has further fonts
         figure = Figure(figsize=(5, height), layout="constrained")
         axes = figure.subplots()
-        draw(axes)
+        draw(ax=axes)
         figure.patch.set_visible(False)  # the background is the page's
         axes.patch.set_visible(False)
         FigureCanvasSVG(figure).print_svg(buffer, metadata=_METADATA)

@@ -54,7 +54,6 @@ class Sides(NamedTuple):
 
     better: Passage
     worse: Passage
-    in_common: bool  # the responses have enough words in common for a diff
 
 
 def most_confidently_wrong(scores: Scores, most: int = 20) -> list[WrongPair]:
@@ -132,7 +131,7 @@ def set_side_by_side(better: str, worse: str, characters: int) -> Sides:
     stripped = [[word.strip() for word in each] for each in words]
     matcher = difflib.SequenceMatcher(None, stripped[0], stripped[1])  # quick for endless repetitions too
     marked = [[(part, False)] for part in parts]
-    if in_common := matcher.ratio() >= _LEAST_IN_COMMON:
+    if matcher.ratio() >= _LEAST_IN_COMMON:
         spans = [((tag, i, j), (tag, k, m)) for tag, i, j, k, m in matcher.get_opcodes()]
         marked = [
             [(text, tag != "equal" and not text.isspace()) for tag, i, j in side if (text := "".join(each[i:j]))]
@@ -142,7 +141,7 @@ def set_side_by_side(better: str, worse: str, characters: int) -> Sides:
         Passage(pieces, start, len(text) - start - len(part))
         for pieces, start, text, part in zip(marked, starts, texts, parts, strict=True)
     )
-    return Sides(left, right, in_common)
+    return Sides(left, right)
 
 
 def _texts(prompt: Any, sequences: list[Any]) -> Texts:
