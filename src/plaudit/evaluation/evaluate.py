@@ -168,7 +168,15 @@ def join_dataset(
 def describe_dataset(
     data: PreferenceData, path: str | None, split: str | None, config: str | None, layout: str | None
 ) -> dict[str, Any]:
-    """Return the entry `dataset` of a header; its hash is of the texts of all responses in their order."""
+    """Return the entry `dataset` of the header of a score file; its hash is of all responses in their order.
+
+    Args:
+        data: The preferences of the dataset.
+        path: Path or hub id, if it has one.
+        split: The split.
+        config: The configuration of a hub dataset.
+        layout: The published layout that the rows were converted from.
+    """
     digest = hashlib.sha256()
     for sequence in data.sequences:
         digest.update(json.dumps(sequence, sort_keys=True, default=str).encode() + b"\n")

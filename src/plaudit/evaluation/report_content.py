@@ -29,7 +29,7 @@ _PROBES: Columns = {
 }  # fmt: skip
 _FINDINGS: Columns = {
     "kind": ("finding", words), "count": ("count", number), "grave": ("grave", lambda grave: "yes" if grave else "no"),
-    "rows": ("first rows", lambda rows: "; ".join(" ".join(map(str, group)) for group in rows[:5])),
+    "rows": ("first rows", lambda rows: "; ".join(" ".join(map(str, group[:6])) for group in rows[:4])),
     "why": ("why it matters", str), "advice": ("advice", str),
 }  # fmt: skip
 _BASELINES: Columns = {
@@ -225,5 +225,6 @@ def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterable[dict[str
     for name, value in settings.items():
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{name}.")
-        elif value is not None and name not in ("format", "version"):
-            yield {"name": prefix + name, "value": str(value)[:200]}
+        elif value not in (None, []) and name not in ("format", "version"):
+            text = f"{value:.6g}" if isinstance(value, float) else str(value)
+            yield {"name": prefix + name, "value": text[:200]}

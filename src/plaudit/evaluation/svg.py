@@ -9,7 +9,7 @@ from matplotlib import rc_context, rcdefaults, rcParams
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from plaudit.evaluation.plots import BASELINE, FIRST, GRID, INK, MUTED, SECOND
+from plaudit.evaluation.plot_style import BASELINE, FIRST, GRID, INK, MUTED, SECOND
 
 __all__ = ["draw_svg"]
 
