@@ -98,9 +98,9 @@ def _show(curve: LearningCurve, path: Path) -> None:
     rows = [
         (
             f"{size:,} rows",
-            f"log loss {loss:.3f} ({low:.3f} to {high:.3f}), accuracy {right:.1%} ({worst:.1%} to {best:.1%})",
+            f"log loss {loss:.3f} ({low:.3f} to {high:.3f}), accuracy {right:.1%} ({least:.0%} to {most:.0%})",
         )
-        for size, loss, low, high, right, worst, best in zip(*columns, strict=True)
+        for size, loss, low, high, right, least, most in zip(*columns, strict=True)
     ]
     display.show_table(f"Would more data help? {curve.comparisons:,} held-out comparisons, 95% intervals", rows)
     display.console.print(curve.verdict)

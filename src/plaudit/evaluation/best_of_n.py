@@ -93,7 +93,8 @@ def best_of_n(
             f"{len(groups)} groups, of which the largest has {max((len(p) for p, _ in groups), default=0)}. Leave out "
             "rows of a single response, or ask for a smaller n."
         )
-    n = np.arange(most) + 1 if most <= _MOST_POINTS else np.geomspace(1, most, _MOST_POINTS).round().astype(int)
+    points = np.arange(1, most + 1) if most <= _MOST_POINTS else np.geomspace(1, most, _MOST_POINTS).round()
+    n = np.unique(points.astype(int))
     keys = np.asarray(kept if prompts is None else np.asarray(prompts)[kept])
     chosen = [groups[number] for number in kept]
     golds = np.stack([expected_best(proxy, score, n) for proxy, score in chosen], 1)  # [P, G]

@@ -29,6 +29,9 @@ __all__ = [
 FRACTIONS = (1 / 8, 1 / 4, 1 / 2, 1)
 _EXPONENTS = np.geomspace(0.01, 2, 400)  # neighbours differ by 1.3%
 _PARAMETERS = 3
+_OVERCONFIDENT = (
+    " Accuracy does rise: rewards too far apart, as after too many passes, spoil the loss. Train less, or regularise."
+)
 
 
 @dataclass(frozen=True)
@@ -197,6 +200,8 @@ def fit_learning_curve(
     fit, predicted = _predict(n, measured, drawn, generator)
     fall = (measured[0] - measured[-1], *np.quantile(drawn[:, 0] - drawn[:, -1], [0.025, 0.975]))
     identified, verdict = _judge(n, measured, fall, predicted)
+    if fall[1] <= 0 and figures[-1]["accuracy_low"] > figures[0]["accuracy_high"]:
+        verdict += _OVERCONFIDENT
     return LearningCurve(
         sizes=[int(size) for size in n],
         losses=measured.tolist(),
@@ -278,10 +283,9 @@ def _judge(
     rows, way = f"from {n[0]:,.0f} to {n[-1]:,.0f} training rows", f"{losses[0]:.3f} to {losses[-1]:.3f}"
     way = f"{rows} the held-out log loss goes from {way}"
     difference = f"(a fall of {fall[0]:.3f}, 95% {fall[1]:.3f} to {fall[2]:.3f})"
-    if fall[2] < 0:
-        return False, f"Not identifiable: {way} {difference}. It rises with more data: look for overfitting first."
     if fall[1] <= 0:
-        return False, f"Not identifiable: {way} {difference}, which is within chance, so nothing follows for more data."
+        chance = "It rises with more data." if fall[2] < 0 else "That is within chance: nothing follows for more data."
+        return False, f"Not identifiable: {way} {difference}. {chance}"
     so_far = fall[0] / math.log2(n[-1] / n[0])
     gain = "{gain:.3f} (95% {gain_low:.3f} to {gain_high:.3f})".format(**predicted)
     if predicted["gain_high"] - predicted["gain_low"] > so_far:
