@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def test_each_part_holds_the_one_before_it_and_whole_prompts():
     keys = np.random.default_rng(0).integers(200, size=1000)
     parts = nested_subsets(keys)
     assert [len(part) for part in parts] == pytest.approx([125, 250, 500, 1000], abs=5)
-    for smaller, larger in zip(parts, parts[1:], strict=False):
+    for smaller, larger in pairwise(parts):
         assert set(smaller) < set(larger)
     for part in parts:
         assert (np.diff(part) > 0).all()
