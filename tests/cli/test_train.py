@@ -166,7 +166,7 @@ def test_a_learning_curve_follows_the_run_and_ends_in_its_figures(arguments, cur
 
 
 def test_a_learning_curve_without_held_out_rows_is_refused_before_training(arguments, curve_file, tmp_path):
-    for options, error in (({}, ConfigError), ({"eval_fraction": 0.8}, DataError)):
+    for options, error in (({}, ConfigError), ({"eval_fraction": 0.9}, DataError)):
         result = train([*arguments(dataset_name=curve_file, **options), "--learning_curve"])
         assert isinstance(result.exception, error)
         assert "learning curve" in str(result.exception).replace("_", " ")
