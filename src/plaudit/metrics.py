@@ -14,6 +14,7 @@ __all__ = [
     "accuracy_interval_by_prompt",
     "comparison_columns",
     "difference_correlation",
+    "mean_interval_by_prompt",
     "preference_metrics",
     "rank_correlation",
     "wilson_interval",
@@ -139,11 +140,9 @@ def accuracy_interval_by_prompt(
 ) -> tuple[float, float]:
     """Return the 95% interval of `accuracy`, with the comparisons of one prompt treated as dependent.
 
-    The interval is that of the cluster bootstrap: each of `resamples` samples draws as many prompts as there are, with
-    replacement and with all comparisons of a prompt, and the 2.5th and 97.5th percentiles of their accuracies are the
-    ends (B. Efron, Annals of Statistics 7, 1979; C. Field and A. Welsh, JRSS B 69, 2007). Wilson's interval, with the
-    number of prompts as the number of cases, is returned where each prompt has one comparison and all weights are
-    equal, and where all prompts have the same accuracy, in which case the bootstrap interval would have no width.
+    The interval is that of `mean_interval_by_prompt`. Wilson's interval, with the number of prompts as the number of
+    cases, is returned where each prompt has one comparison and all weights are equal, and where all prompts have the
+    same accuracy, in which case the bootstrap interval would have no width.
 
     Args:
         first: Rewards of the better responses, shape [C].
@@ -161,17 +160,50 @@ def accuracy_interval_by_prompt(
         (0.0, 1.0)
     """
     one, two, _, weight = comparison_columns(first=first, second=second, weights=weights)
-    prompt = _prompt_indices(prompts, len(one))
-    won, total = np.bincount(prompt, weight * _wins(one, two)), np.bincount(prompt, weight)  # [prompts]
-    count, accuracies = len(total), won / total
-    independent = count == len(one) and np.ptp(weight) <= 1e-9 * weight[0]
-    if independent or np.ptp(accuracies) <= 1e-9:
-        return wilson_interval(float(won.sum() / total.sum()), count)
-    generator, samples = np.random.default_rng(seed), np.empty(resamples)
+    prompt, wins = _prompt_indices(prompts, len(one)), _wins(one, two)
+    won, total = np.bincount(prompt, weight * wins), np.bincount(prompt, weight)  # [prompts]
+    independent = len(total) == len(one) and np.ptp(weight) <= 1e-9 * weight[0]
+    if independent or np.ptp(won / total) <= 1e-9:
+        return wilson_interval(float(won.sum() / total.sum()), len(total))
+    return mean_interval_by_prompt(wins, prompt, weight, resamples=resamples, seed=seed)
+
+
+def mean_interval_by_prompt(
+    values: ArrayLike,
+    prompts: ArrayLike,
+    weights: ArrayLike | None = None,
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Return the 95% interval of a weighted mean of comparisons, with those of one prompt treated as dependent.
+
+    The interval is that of the cluster bootstrap: each of `resamples` samples draws as many prompts as there are, with
+    replacement and with all comparisons of a prompt, and the 2.5th and 97.5th percentiles of their means are the ends
+    (B. Efron, Annals of Statistics 7, 1979; C. Field and A. Welsh, JRSS B 69, 2007).
+
+    Args:
+        values: A number for each comparison, shape [C].
+        prompts: Whole numbers, equal for comparisons of one prompt, shape [C].
+        weights: Weight of each comparison, above 0, shape [C]; 1 where `None`.
+        resamples: Number of bootstrap samples.
+        seed: Seed of the draws.
+
+    Raises:
+        ValueError: The arrays are empty or of different shapes, or a weight is negative.
+
+    Example:
+        >>> mean_interval_by_prompt([1.0, 1.0, 3.0], prompts=[7, 7, 3])
+        (1.0, 3.0)
+    """
+    value, _, weight = comparison_columns(values=values, weights=weights)
+    prompt = _prompt_indices(prompts, len(value))
+    summed, total = np.bincount(prompt, weight * value), np.bincount(prompt, weight)  # [prompts]
+    generator, means = np.random.default_rng(seed), np.empty(resamples)
     for number in range(resamples):
-        drawn = generator.integers(count, size=count)
-        samples[number] = won[drawn].sum() / total[drawn].sum()
-    low, high = np.quantile(samples, [0.025, 0.975])
+        drawn = generator.integers(len(total), size=len(total))
+        means[number] = summed[drawn].sum() / total[drawn].sum()
+    low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
 
 

@@ -83,6 +83,15 @@ def test_the_figures_of_some_rows_are_those_of_these_rows_alone():
         assert figures_of(rows, subset=subset) == figures_of([row for row in rows if row["subset"] == subset])
 
 
+def test_a_model_that_sees_length_alone_has_a_length_balanced_accuracy_of_one_half():
+    texts = [("x" * (n % 5 + 1), "y" * (n % 3 + 1)) for n in range(60)]
+    rows = [{"prompt": f"Q{n}", "chosen": chosen, "rejected": rejected} for n, (chosen, rejected) in enumerate(texts)]
+    figures = figures_of(rows, len)
+    assert figures["accuracy"] > 0.6
+    assert (figures["longer_accuracy"], figures["shorter_accuracy"]) == (1, 0)
+    assert figures["length_balanced_accuracy"] == 0.5
+
+
 def test_a_group_counts_as_one_pair_does():
     group = {"prompt": "g", "completions": [" =3", " =2", " =1"], "ranks": [0, 1, 2]}
     figures = figures_of([group, pair("p", 0, 1)])
@@ -107,7 +116,8 @@ def test_a_label_of_one_half_has_a_log_loss_and_no_figure_that_needs_a_better_re
     undefined = {name for name in METRICS if math.isnan(figures[name])}
     assert undefined == {
         "accuracy", "accuracy_low", "accuracy_high", "longer_wins", "shorter_wins", "margin", "mean_reward",
-        "std_reward", "min_reward", "max_reward", "length_correlation",
+        "std_reward", "min_reward", "max_reward", "length_correlation", "longer_accuracy", "shorter_accuracy",
+        "length_balanced_accuracy",
     }  # fmt: skip
     assert (figures["comparisons"], figures["reward_ties"]) == (1, 0)
     assert figures["log_loss"] > math.log(2)

@@ -20,6 +20,7 @@ from plaudit.errors import CheckpointError
 
 __all__ = [
     "METADATA_FILE",
+    "fingerprint_digest",
     "library_versions",
     "read_metadata",
     "rendering_metadata",
@@ -88,6 +89,11 @@ def training_dtype(path_or_id: str | Path, **hub: Any) -> str:
     except OSError:  # no such place: loading will raise
         return "auto"
     return read_metadata(path_or_id, **hub).get("training", {}).get("weights", "auto") if is_adapter else "auto"
+
+
+def fingerprint_digest(fingerprint: Any) -> str:
+    """Return 16 hexadecimal digits of the hash of the entry `fingerprint` of `reward.json`."""
+    return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def library_versions() -> dict[str, str]:

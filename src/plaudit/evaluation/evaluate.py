@@ -1,9 +1,11 @@
 """`plaudit.evaluate`: agreement of a reward model with the preferences of people."""
 
+import hashlib
+import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +15,25 @@ from numpy.typing import NDArray
 from plaudit.data.dataset_conversion import convert
 from plaudit.data.loading import load_source, take_split
 from plaudit.errors import ConfigError, DataError, ModelError
+from plaudit.evaluation.benchmark_scores import official_figures
 from plaudit.evaluation.figures import calibration_table, compute_figures
-from plaudit.evaluation.preference_data import PreferenceData, read_preferences
+from plaudit.evaluation.preference_data import Comparisons, PreferenceData, read_preferences
+from plaudit.evaluation.score_files import Scores, join_scores, scored_rows
+from plaudit.evaluation.scorer import Scorer, score_sequences
 from plaudit.scoring.completions import count_characters
 
 if TYPE_CHECKING:
     from plaudit.scoring.reward_model import RewardModel
 
-__all__ = ["Evaluation", "evaluate", "finite_or_none", "mean_figures"]
+__all__ = [
+    "Evaluation",
+    "evaluate",
+    "evaluate_scores",
+    "finite_or_none",
+    "join_dataset",
+    "load_rows",
+    "mean_figures",
+]
 
 _DEFAULT_SPLITS = ("test", "validation")
 _AVERAGED = ("accuracy", "longer_wins", "shorter_wins", "log_loss", "calibration_error", "calibrated_log_loss")
@@ -37,6 +50,9 @@ class Evaluation:
         subsets: Figures of each value of the column `subset` that has a comparison, in alphabetical order.
         calibration: `confidence`, `accuracy` and `share` of each calibration bin, for a reliability diagram.
         cut: Number of sequences that were truncated, as they had more tokens than the model takes.
+        official: Of a benchmark, its name as `benchmark`, its `rule`, and what the rule gives: `overall`, `parts` and
+            `missing`.
+        scores: The rewards of the rows, which `plaudit.evaluation.score_files.write_scores` saves.
     """
 
     dataset: str | None
@@ -45,14 +61,18 @@ class Evaluation:
     subsets: dict[str, dict[str, float]]
     calibration: list[dict[str, float]]
     cut: int = 0
+    official: dict[str, Any] | None = None
+    scores: Scores | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields for JSON, with `None` for figures that are not finite, such as an infinite temperature."""
-        return finite_or_none(asdict(self))
+        """Return all fields but the scores for JSON, with `None` for figures that are not finite."""
+        fields = asdict(replace(self, scores=None))
+        del fields["scores"]
+        return finite_or_none(fields)
 
 
 def evaluate(
-    model: "RewardModel | str | Path",
+    model: "RewardModel | Scorer | Callable[[list[Any]], Any] | str | Path",
     dataset: Any,
     *,
     split: str | None = None,
@@ -63,7 +83,8 @@ def evaluate(
     """Score the responses of every comparison, and compare the rewards with the preferences of people.
 
     Args:
-        model: A reward model, or a path or hub id for `RewardModel.from_pretrained`.
+        model: A reward model, or a path or hub id for `RewardModel.from_pretrained`; or any function from N texts or
+            conversations to N rewards, or object with such a method `score`.
         dataset: A `datasets.Dataset` or a list of rows (pairs or ranked groups); or a hub id, a file or a folder.
         split: The split of a dataset that is loaded: "test" if there is one, else "validation", else the only one.
         dataset_config: The configuration of a hub dataset that has several.
@@ -81,25 +102,77 @@ def evaluate(
             "`RewardModel.from_pretrained`, or pass `evaluate` a path."
         )
     name = str(dataset) if isinstance(dataset, (str, Path)) else None
-    rows, split = _load_rows(dataset, split=split, dataset_config=dataset_config, dataset_format=dataset_format)
+    rows, split = load_rows(dataset, split=split, dataset_config=dataset_config, dataset_format=dataset_format)
     with _naming_dataset(name):
         data = read_preferences(rows)
     if isinstance(model, (str, Path)):
         from plaudit.scoring.reward_model import RewardModel  # takes seconds to import
 
         model = RewardModel.from_pretrained(model, **model_options)
-    truncated_before = model.truncated
     with _naming_dataset(name):
-        rewards = _score(model, data)
-    lengths = np.array([count_characters(sequence) for sequence in data.sequences], dtype=np.float64)
+        rewards, header, details = score_sequences(model, data.sequences, data.template_options, data.names)
+    header |= {"dataset": _describe(data, name, split, dataset_config, dataset_format), "benchmark": None}
+    characters = [count_characters(sequence) for sequence in data.sequences]
+    return evaluate_scores(Scores(header, scored_rows(data, rewards, characters, *details)))
+
+
+def evaluate_scores(scores: Scores) -> Evaluation:
+    """Return the figures of rewards that were scored before, such as those of a score file.
+
+    Raises:
+        DataError: No row has a preference.
+    """
+    comparisons = scores.comparisons
+    dataset = scores.header.get("dataset") or {}
+    everything = np.ones(len(scores.rows), dtype=bool)
+    subsets = {
+        subset: compute_figures(comparisons, scores.rewards, scores.lengths, rows)
+        for subset, rows in _subsets(comparisons)
+    }
     return Evaluation(
-        dataset=name,
-        split=split,
-        overall=compute_figures(data, rewards, lengths, np.ones(len(data.subsets), dtype=bool)),
-        subsets={subset: compute_figures(data, rewards, lengths, rows) for subset, rows in _subsets(data)},
-        calibration=calibration_table(data, rewards),
-        cut=model.truncated - truncated_before,
+        dataset=scores.header.get("benchmark") or dataset.get("path"),
+        split=dataset.get("split"),
+        overall=compute_figures(comparisons, scores.rewards, scores.lengths, everything),
+        subsets=subsets,
+        calibration=calibration_table(comparisons, scores.rewards),
+        cut=sum(sum(row.truncated or ()) for row in scores.rows),
+        official=official_figures(scores),
+        scores=scores,
     )
+
+
+def join_dataset(
+    scores: str | Path,
+    dataset: Any,
+    *,
+    split: str | None = None,
+    dataset_config: str | None = None,
+    dataset_format: str | None = None,
+) -> Scores:
+    """Join a foreign file of rewards, lines of `id` or `row` with `rewards`, to its dataset.
+
+    The arguments are those of `evaluate`.
+
+    Raises:
+        DataError: The dataset cannot be read, or the file does not hold the rewards of all its rows.
+    """
+    name = str(dataset) if isinstance(dataset, (str, Path)) else None
+    rows, split = load_rows(dataset, split=split, dataset_config=dataset_config, dataset_format=dataset_format)
+    with _naming_dataset(name):
+        data = read_preferences(rows)
+    described = _describe(data, name, split, dataset_config, dataset_format)
+    return join_scores(scores, data, {"model": Path(scores).name, "dataset": described, "benchmark": None})
+
+
+def _describe(
+    data: PreferenceData, path: str | None, split: str | None, config: str | None, layout: str | None
+) -> dict[str, Any]:
+    """Return the entry `dataset` of a header; its hash is of the texts of all responses in their order."""
+    digest = hashlib.sha256()
+    for sequence in data.sequences:
+        digest.update(json.dumps(sequence, sort_keys=True, default=str).encode() + b"\n")
+    rows, digits = len(data.subsets), digest.hexdigest()[:16]
+    return {"path": path, "split": split, "config": config, "format": layout, "rows": rows, "hash": digits}
 
 
 def mean_figures(evaluations: Sequence[Evaluation]) -> dict[str, float]:
@@ -116,10 +189,13 @@ def finite_or_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _load_rows(
+def load_rows(
     dataset: Any, *, split: str | None, dataset_config: str | None, dataset_format: str | None
 ) -> tuple[Iterable[dict[str, Any]], str | None]:
-    """Return the rows of a dataset, converted where a format is named, and the split that was loaded."""
+    """Return the rows of a dataset, converted where a format is named, and the split that was loaded.
+
+    The arguments and the errors are those of `evaluate`.
+    """
     if isinstance(dataset, (str, Path)):
         splits = load_source(str(dataset), config=dataset_config)
         split = split or _default_split(splits, str(dataset))
@@ -158,20 +234,7 @@ def _naming_dataset(dataset: str | None) -> Iterator[None]:
         raise type(error)(f"{dataset}, {error}") from error
 
 
-def _score(model: "RewardModel", data: PreferenceData) -> NDArray[np.float64]:
-    """Return the rewards of all responses [N]."""
-    rewards = model.score(data.sequences, options=data.template_options, names=data.names).astype(np.float64)
-    wrong = np.flatnonzero(~np.isfinite(rewards)).tolist()
-    if wrong:
-        first = "; ".join(data.names[place] for place in wrong[:5])
-        raise ModelError(
-            f"{len(wrong)} of {len(rewards)} rewards are not finite, so no figure can be computed. The first are of "
-            f"{first}. Look at these rows, and at the weights; use bfloat16 or float32 rather than float16."
-        )
-    return rewards
-
-
-def _subsets(data: PreferenceData) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+def _subsets(data: Comparisons) -> Iterator[tuple[str, NDArray[np.bool_]]]:
     """Yield the name and the rows [R] of each subset that has a comparison."""
     of_rows = np.array(data.subsets, dtype=object)
     for name in sorted({data.subsets[row] or "" for row in data.rows.tolist()} - {""}):

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plaudit.calibration import best_temperature, calibration_bins, calibration_error, log_loss
-from plaudit.evaluation.preference_data import PreferenceData
+from plaudit.evaluation.preference_data import Comparisons
 from plaudit.metrics import difference_correlation, preference_metrics
 
 __all__ = ["COUNTS", "METRICS", "SHARES", "calibration_table", "compute_figures"]
@@ -24,6 +24,9 @@ METRICS = {
     "reward_ties": "number of comparisons with equal rewards",
     "longer_wins": "accuracy of preferring the longer response, in characters",
     "shorter_wins": "accuracy of preferring the shorter response",
+    "longer_accuracy": "accuracy where the better response is the longer one",
+    "shorter_accuracy": "accuracy where the better response is the shorter one",
+    "length_balanced_accuracy": "mean of these two; 0.5 for a model that sees length alone",
     "margin": "mean of the better response's reward minus the other's",
     "log_loss": "mean of -log sigmoid(difference of rewards); 0.693 is guessing",
     "calibration_error": "mean distance, in ten bins, of sigmoid(|difference|) from the share that is right",
@@ -36,18 +39,21 @@ METRICS = {
     "max_reward": "greatest reward of the comparisons",
 }
 COUNTS = ("rows", "prompts", "comparisons", "ties", "identical", "reward_ties")
-SHARES = ("accuracy", "accuracy_low", "accuracy_high", "longer_wins", "shorter_wins", "calibration_error")
+SHARES = (
+    "accuracy", "accuracy_low", "accuracy_high", "longer_wins", "shorter_wins", "longer_accuracy", "shorter_accuracy",
+    "length_balanced_accuracy", "calibration_error",
+)  # fmt: skip
 
 
 def compute_figures(
-    data: PreferenceData, rewards: NDArray[np.float64], lengths: NDArray[np.float64], selected: NDArray[np.bool_]
+    data: Comparisons, rewards: NDArray[np.float64], lengths: NDArray[np.float64], selected: NDArray[np.bool_]
 ) -> dict[str, float]:
     """Return the figures named in `METRICS` over some of the rows; NaN where one is not defined.
 
     Args:
         data: The comparisons.
         rewards: Rewards of all responses, shape [N].
-        lengths: Lengths of all responses in characters, shape [N].
+        lengths: Lengths of all responses in characters, shape [N]; NaN where they are not known.
         selected: The rows that enter, shape [R]; at least one of them has a comparison.
     """
     here = selected[data.rows]
@@ -55,7 +61,11 @@ def compute_figures(
     labels, weights = data.labels[here], data.weights[here]
     difference, longer = rewards[better] - rewards[worse], lengths[better] - lengths[worse]
     temperature = best_temperature(difference, labels, weights)
-    longer_wins = preference_metrics(lengths[better], lengths[worse], labels, weights).get("accuracy", math.nan)
+    known = ~np.isnan(longer)
+    longer_wins = _accuracy(lengths[better], lengths[worse], labels, weights, known)
+    of_longer, of_shorter = (
+        _accuracy(rewards[better], rewards[worse], labels, weights, where) for where in (longer > 0, longer < 0)
+    )
     figures = dict.fromkeys(METRICS, math.nan) | {
         "rows": selected.sum(),
         "prompts": len(np.unique(prompts)),
@@ -66,21 +76,37 @@ def compute_figures(
         **preference_metrics(rewards[better], rewards[worse], labels, weights, prompts),
         "longer_wins": longer_wins,
         "shorter_wins": 1 - longer_wins,
+        "longer_accuracy": of_longer,
+        "shorter_accuracy": of_shorter,
+        "length_balanced_accuracy": (of_longer + of_shorter) / 2,
         "log_loss": log_loss(difference, labels, weights),
         "calibration_error": calibration_error(difference, labels, weights),
         "temperature": temperature,
         "calibrated_log_loss": log_loss(difference, labels, weights, temperature=temperature),
-        "length_correlation": difference_correlation(difference, longer),
+        "length_correlation": difference_correlation(difference[known], longer[known]) if known.any() else math.nan,
         "std_reward": _std(rewards[better], rewards[worse], np.where(labels > 0.5, weights, 0)),
     }
     return {name: int(figures[name]) if name in COUNTS else float(figures[name]) for name in METRICS}
 
 
-def calibration_table(data: PreferenceData, rewards: NDArray[np.float64]) -> list[dict[str, float]]:
+def calibration_table(data: Comparisons, rewards: NDArray[np.float64]) -> list[dict[str, float]]:
     """Return `confidence`, `accuracy` and `share` of each calibration bin, over all comparisons."""
     difference = rewards[data.better] - rewards[data.worse]
     bins = calibration_bins(difference, data.labels, data.weights).tolist()
     return [dict(zip(("confidence", "accuracy", "share"), each, strict=True)) for each in bins]
+
+
+def _accuracy(
+    better: NDArray[np.float64],
+    worse: NDArray[np.float64],
+    labels: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    here: NDArray[np.bool_],
+) -> float:
+    """Return the accuracy over some of the comparisons; NaN where there is none."""
+    if not here.any():
+        return math.nan
+    return preference_metrics(better[here], worse[here], labels[here], weights[here]).get("accuracy", math.nan)
 
 
 def _std(better: NDArray[np.float64], worse: NDArray[np.float64], weights: NDArray[np.float64]) -> float:

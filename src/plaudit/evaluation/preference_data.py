@@ -1,4 +1,4 @@
-"""From rows with preferences to the responses that a reward model scores and the comparisons between them."""
+"""Rows with preferences, read as the responses that a reward model scores and the comparisons between them."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -13,18 +13,15 @@ from plaudit.data.prompts import prompt_key, prompt_of
 from plaudit.data.rankings import comparisons_of_ranking, ties_of_ranking
 from plaudit.errors import DataError
 
-__all__ = ["PreferenceData", "read_preferences"]
+__all__ = ["Comparisons", "PreferenceData", "read_preferences"]
 
 
 @dataclass(frozen=True)
-class PreferenceData:
-    """The N responses of R rows, and the C comparisons between them.
+class Comparisons:
+    """The C comparisons between the N responses of R rows.
 
     Attributes:
-        sequences: Whole texts or conversations, prompt included, N.
-        template_options: Keyword arguments for the chat template, N.
-        names: Row and column of each response, for messages ("row 3, column 'chosen'"), N.
-        better: Index of the response that people prefer among the sequences, shape [C].
+        better: Index of the response that people prefer among the N responses, shape [C].
         worse: Index of the other response, shape [C].
         labels: Probability that people prefer the better response, from 1/2 to 1, shape [C].
         weights: The `weight` of the row, divided by the number of its comparisons, shape [C].
@@ -35,9 +32,6 @@ class PreferenceData:
         identical: Number of pairs of equal responses in each row, which make no comparison either, shape [R].
     """
 
-    sequences: list[TextOrChat]
-    template_options: list[dict[str, Any]]
-    names: list[str]
     better: NDArray[np.int64]
     worse: NDArray[np.int64]
     labels: NDArray[np.float64]
@@ -47,6 +41,29 @@ class PreferenceData:
     subsets: list[str | None]
     ties: NDArray[np.int64]
     identical: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class PreferenceData(Comparisons):
+    """The comparisons of R rows with their N responses.
+
+    Attributes:
+        sequences: Whole texts or conversations, prompt included, N.
+        template_options: Keyword arguments for the chat template, N.
+        names: Row and column of each response, for messages ("row 3, column 'chosen'"), N.
+        first_responses: Index of the first response of each row, and N at the end, shape [R + 1].
+        prompt_keys: Key of the prompt of each row, R.
+        ids: The column `id` of each row, R.
+        scores: The column `scores` of each ranked group that has it, R.
+    """
+
+    sequences: list[TextOrChat]
+    template_options: list[dict[str, Any]]
+    names: list[str]
+    first_responses: NDArray[np.int64]
+    prompt_keys: list[int]
+    ids: list[str | None]
+    scores: list[list[float] | None]
 
 
 def read_preferences(rows: Iterable[Any]) -> PreferenceData:
@@ -61,7 +78,7 @@ def read_preferences(rows: Iterable[Any]) -> PreferenceData:
     """
     responses: list[tuple[TextOrChat, dict[str, Any], str]] = []
     comparisons: list[tuple[int, int, float, float, int, int]] = []  # winner, loser, label, weight, prompt, row
-    of_rows: list[tuple[str | None, int, int]] = []  # subset, ties, identical
+    of_rows: list[tuple[str | None, int, int, int, int, str | None, list[float] | None]] = []
     for index, row in enumerate(rows):
         if not isinstance(row, Mapping):
             raise DataError(f"row {index}: expected a dict with 'chosen' and 'rejected', got {row!r:.80}")
@@ -73,18 +90,24 @@ def read_preferences(rows: Iterable[Any]) -> PreferenceData:
         for winner, loser, label in compared if parsed.weight > 0 else ():
             weight = parsed.weight / len(compared)
             comparisons.append((start + winner, start + loser, label, weight, key, index))
-        subset = row.get("subset")
         identical = math.comb(len(sequences), 2) - ties - len(compared)
-        of_rows.append((None if subset is None else str(subset), ties, identical))
+        subset, name = _text_or_none(row, "subset"), _text_or_none(row, "id")
+        of_rows.append((subset, ties, identical, start, key, name, parsed.scores))
     if not comparisons:
         raise DataError(f"expected rows with a preference to evaluate on, got none in {len(of_rows)} rows")
     texts, options, names = (list(column) for column in zip(*responses, strict=True))
-    better, worse, labels, weights, prompts, rows_of = (np.array(column) for column in zip(*comparisons, strict=True))
-    subsets, tie_counts, identical_counts = zip(*of_rows, strict=True)
+    subsets, ties_of, identical_of, starts, keys, ids, scores = (list(each) for each in zip(*of_rows, strict=True))
     return PreferenceData(
-        texts, options, names, better, worse, labels, weights, prompts, rows_of,
-        list(subsets), np.array(tie_counts), np.array(identical_counts),
+        *(np.array(column) for column in zip(*comparisons, strict=True)),
+        subsets=subsets, ties=np.array(ties_of), identical=np.array(identical_of),
+        sequences=texts, template_options=options, names=names,
+        first_responses=np.array([*starts, len(texts)]), prompt_keys=keys, ids=ids, scores=scores,
     )  # fmt: skip
+
+
+def _text_or_none(row: Mapping[str, Any], column: str) -> str | None:
+    value = row.get(column)
+    return None if value is None else str(value)
 
 
 def _compare_responses(row: ParsedRow) -> tuple[list[tuple[int, int, float]], int]:

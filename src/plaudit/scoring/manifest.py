@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
-from plaudit.checkpoint.metadata import METADATA_FILE, read_metadata
+from plaudit.checkpoint.metadata import METADATA_FILE, fingerprint_digest, read_metadata
 from plaudit.data.reader import Source
 from plaudit.scoring.worker import ScoringConfig
 
@@ -53,8 +53,8 @@ def model_manifest(path: str) -> dict[str, Any]:
     # `reward.json` is written anew whenever the model is verified.
     found = (file for each in folders for pattern in _MODEL_FILES for file in each.glob(pattern))
     files = sorted(file for file in found if file.name != METADATA_FILE)
-    fingerprint = json.dumps(read_metadata(folder).get("fingerprint"), sort_keys=True)
-    return {"path": str(folder.resolve()), "fingerprint": _digest([fingerprint]), **_state(files)}
+    fingerprint = fingerprint_digest(read_metadata(folder).get("fingerprint"))
+    return {"path": str(folder.resolve()), "fingerprint": fingerprint, **_state(files)}
 
 
 def differences(before: Manifest, now: Manifest) -> list[str]:

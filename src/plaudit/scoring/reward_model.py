@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from inspect import signature
 from itertools import count, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from plaudit.checkpoint.metadata import read_metadata, template_hash, training_dtype
+from plaudit.checkpoint.metadata import (
+    fingerprint_digest,
+    library_versions,
+    read_metadata,
+    rendering_metadata,
+    template_hash,
+    training_dtype,
+)
 from plaudit.data.formats import TextOrChat, read_sequence
 from plaudit.data.render import render
 from plaudit.engine import ScoringEngine
@@ -23,13 +30,14 @@ from plaudit.errors import ConfigError, DataError
 from plaudit.models.adapters import base_model, is_peft_model
 from plaudit.models.load import load_model, load_tokenizer, max_positions
 from plaudit.models.placement import resolve_device, without_sharding
+from plaudit.models.quantization import describe_quantization
 from plaudit.scoring.completions import join_completions
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-__all__ = ["Ranked", "RewardModel"]
+__all__ = ["Ranked", "RewardModel", "ScoredSequences"]
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +66,14 @@ class Ranked:
     win_probability: float
 
 
+class ScoredSequences(NamedTuple):
+    """The rewards of N sequences, and their lengths as the model saw them."""
+
+    rewards: NDArray[np.float32]  # [N]
+    tokens: NDArray[np.int64]  # [N], after truncation
+    truncated: NDArray[np.bool_]  # [N]
+
+
 class RewardModel:
     """A trained reward model and its tokenizer.
 
@@ -70,10 +86,13 @@ class RewardModel:
         overlong: "truncate" cuts a longer sequence from the left, never the end of the response, and reports how many
             were truncated; "error" raises.
         scale: Mean and standard deviation of the rewards, for `normalize=True`.
+        temperature: Divisor of the rewards that makes probabilities fit the data it was fitted to, for
+            `calibrated=True`.
         trained_on: "texts" or "conversations", if known: a sequence of the other form brings one warning.
 
     Attributes:
         name: The folder or hub id that the model was loaded from.
+        fingerprint: Digest of the fingerprint that was saved with the model, by which models are told apart.
         chunk_size: How many sequences are read and rendered together.
         truncated: How many sequences have been truncated so far.
     """
@@ -89,6 +108,7 @@ class RewardModel:
         max_length: int | None = None,
         overlong: str = "truncate",
         scale: tuple[float, float] | None = None,
+        temperature: float | None = None,
         trained_on: str | None = None,
     ) -> None:
         if overlong not in ("truncate", "error"):
@@ -101,6 +121,8 @@ class RewardModel:
         self.tokenizer = tokenizer
         self.max_length, self.overlong = max_length or max_positions(base_model(model)), overlong
         self.scale, self.trained_on, self.truncated = scale, trained_on, 0
+        self.temperature = temperature
+        self.fingerprint: str | None = None
         self._has_warned_of_form = False
         self.name = str(base_model(model).name_or_path)
 
@@ -162,9 +184,12 @@ class RewardModel:
                 "template back; `plaudit verify` shows the difference.", name,
             )  # fmt: skip
         options.setdefault("scale", _saved_scale(metadata, base_model(model).config))
+        options.setdefault("temperature", (metadata.get("calibration") or {}).get("temperature"))
         options.setdefault("trained_on", rendering.get("sequences"))
         loaded = cls(model, tokenizer, **options)
         loaded.name = name  # the configuration of an adapter names its base
+        if metadata.get("fingerprint"):
+            loaded.fingerprint = fingerprint_digest(metadata["fingerprint"])
         return loaded
 
     def __repr__(self) -> str:
@@ -180,7 +205,8 @@ class RewardModel:
         *,
         names: Iterable[str] | None = None,
         normalize: bool = False,
-    ) -> NDArray[np.float32]:
+        return_details: bool = False,
+    ) -> "NDArray[np.float32] | ScoredSequences":
         """Return the rewards [N] of N sequences, float32, in the order given.
 
         The same sequence gets the same reward alone, in any batch and in any order, up to rounding (1e-6 of the
@@ -193,6 +219,7 @@ class RewardModel:
             options: N dicts of keyword arguments for the chat template (`tools`, say), if any.
             names: N names for error messages; "row 3" and the like if `None`.
             normalize: Subtract the mean and divide by the standard deviation that were saved with the model.
+            return_details: Return the numbers of tokens and which sequences were truncated beside the rewards.
 
         Raises:
             DataError: `sequences` is a single text or conversation, a sequence is malformed or refused by the chat
@@ -200,20 +227,33 @@ class RewardModel:
             ConfigError: `normalize` is set, and the model was saved without a scale.
         """
         chunks = list(self._score_chunks(sequences, completions, options, names, normalize))
-        return np.concatenate(chunks) if chunks else np.zeros(0, dtype=np.float32)
+        columns = [list(column) for column in zip(*chunks, strict=True)] or [[], [], []]
+        joined = zip(columns, (np.float32, np.int64, np.bool_), strict=True)
+        details = ScoredSequences(*(np.concatenate(parts) if parts else np.zeros(0, dtype) for parts, dtype in joined))
+        return details if return_details else details.rewards
 
     def stream(
         self, sequences: Iterable[Any], completions: Iterable[Any] | None = None, *, normalize: bool = False
     ) -> Iterator[float]:
         """Yield the rewards of `score` one by one while the sequences are still being read, in constant memory."""
-        for rewards in self._score_chunks(sequences, completions, None, None, normalize):
-            yield from rewards.tolist()
+        for scored in self._score_chunks(sequences, completions, None, None, normalize):
+            yield from scored.rewards.tolist()
 
-    def rank(self, prompt: Any, completions: Iterable[Any]) -> list[Ranked]:
-        """Rank the completions of one prompt, best first; equal rewards keep the order given. The prompt runs once."""
+    def rank(self, prompt: Any, completions: Iterable[Any], *, calibrated: bool = False) -> list[Ranked]:
+        """Rank the completions of one prompt, best first; equal rewards keep the order given. The prompt runs once.
+
+        Args:
+            prompt: The prompt, a string or messages.
+            completions: The completions, strings or messages.
+            calibrated: Divide the rewards by the saved temperature for `win_probability`; `reward` stays raw.
+
+        Raises:
+            ConfigError: `calibrated` is set, and the model was saved without a temperature.
+        """
+        temperature = self._saved_temperature() if calibrated else 1.0
         completions = completions if isinstance(completions, str) else list(completions)  # `score` refuses a string
         rewards = self.score([prompt] * len(completions), completions)
-        shares = np.exp(rewards - rewards.max(initial=-np.inf), dtype=np.float64)
+        shares = np.exp((rewards - rewards.max(initial=-np.inf)) / temperature, dtype=np.float64)
         shares = shares / shares.sum()
         order = np.argsort(-rewards, kind="stable").tolist()
         return [Ranked(n, completions[n], float(rewards[n]), float(shares[n])) for n in order]
@@ -229,14 +269,21 @@ class RewardModel:
             raise DataError("best_of: expected one or more completions, got none")
         return ranked[0].completion
 
-    def preference_probability(self, prompt: Any, first: Any, second: Any) -> float:
-        """Return the probability that people prefer the first completion: `sigmoid(reward_first - reward_second)`."""
-        one, other = self.score([prompt, prompt], [first, second]).astype(np.float64)
+    def preference_probability(self, prompt: Any, first: Any, second: Any, *, calibrated: bool = False) -> float:
+        """Return the probability that people prefer the first completion: `sigmoid(reward_first - reward_second)`.
+
+        With `calibrated`, the difference is divided by the temperature that was saved with the model.
+
+        Raises:
+            ConfigError: `calibrated` is set, and the model was saved without a temperature.
+        """
+        temperature = self._saved_temperature() if calibrated else 1.0
+        one, other = self.score([prompt, prompt], [first, second]).astype(np.float64) / temperature
         return float(np.exp(-np.logaddexp(0.0, other - one)))  # does not overflow, however far apart they are
 
     def _score_chunks(
         self, sequences: Iterable[Any], completions: Iterable[Any] | None, options: Any, names: Any, normalize: bool
-    ) -> Iterator[NDArray[np.float32]]:
+    ) -> Iterator[ScoredSequences]:
         """Yield the rewards of `chunk_size` sequences at a time."""
         mean, std = self.normalization() if normalize else (0.0, 1.0)
         total = len(sequences) if isinstance(sequences, Sized) else None
@@ -247,10 +294,15 @@ class RewardModel:
         with tqdm(total=total, unit="seq", desc="scoring", delay=3, disable=None, leave=False) as bar:
             while chunk := list(islice(texts, self.chunk_size)):
                 chunk_options = None if options is None else _take(options, len(chunk), "options", done)
-                ids = self.token_ids(chunk, chunk_options, _take(names, len(chunk), "names", done))
+                chunk_names = _take(names, len(chunk), "names", done)
+                whole = self._render(chunk, chunk_options, chunk_names)
+                ids = [self._truncate(each, name) for each, name in zip(whole, chunk_names, strict=True)]
                 done += len(chunk)
                 rewards = self.engine.score(ids, bar.update)
-                yield ((rewards - mean) / std).astype(np.float32) if normalize else rewards
+                if normalize:
+                    rewards = ((rewards - mean) / std).astype(np.float32)
+                tokens = np.array([len(each) for each in ids], dtype=np.int64)
+                yield ScoredSequences(rewards, tokens, tokens < np.array([len(each) for each in whole]))
         if (truncated := self.truncated - truncated_before) > 0:
             logger.warning(
                 "%d of %d sequences had more than %d tokens and were truncated from the left", truncated, done,
@@ -274,11 +326,42 @@ class RewardModel:
             DataError: A sequence is malformed, refused by the chat template, or too long while `overlong` is "error".
         """
         names = [f"row {number}" for number in range(len(sequences))] if names is None else names
+        whole = self._render(sequences, options, names)
+        return [self._truncate(each, name) for each, name in zip(whole, names, strict=True)]
+
+    def _render(
+        self, sequences: list[TextOrChat], options: list[dict[str, Any]] | None, names: list[str]
+    ) -> list[list[int]]:
         read = [read_sequence(sequence, name) for sequence, name in zip(sequences, names, strict=True)]
         ids = render(self.tokenizer, read, options, names=names)
         if self.trained_on is not None and not self._has_warned_of_form:
             self._warn_of_other_form(read, ids, names, self.trained_on)
-        return [self._truncate(each, name) for each, name in zip(ids, names, strict=True)]
+        return ids
+
+    def describe(self, sequence: TextOrChat) -> dict[str, Any]:
+        """Return the properties that decide the rewards, in JSON values, for the header of a score file.
+
+        Args:
+            sequence: A text or conversation of the kind that is scored; it shows which special tokens are added.
+        """
+        config = base_model(self.model).config
+        ids = render(self.tokenizer, [sequence])[0]
+        rendering = rendering_metadata(
+            self.tokenizer, ids, conversational=not isinstance(sequence, str), max_length=self.max_length
+        )
+        return {
+            "model": self.name,
+            "fingerprint": self.fingerprint,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "attention": getattr(config, "_attn_implementation", None),
+            "layout": self.engine.layout,
+            "quantization": describe_quantization(self.model),
+            "chat_template": rendering["chat_template"],
+            "bos": rendering["bos"],
+            "eos": rendering["eos"],
+            "max_length": self.max_length,
+            "versions": library_versions(),
+        }
 
     def _warn_of_other_form(
         self, sequences: list[TextOrChat], ids: list[list[int]], names: list[str], trained_on: str
@@ -321,6 +404,14 @@ class RewardModel:
                 "`scale=(mean, std)`, or leave `normalize` out."
             )
         return self.scale
+
+    def _saved_temperature(self) -> float:
+        if self.temperature is None:
+            raise ConfigError(
+                "calibrated: the model was saved without a temperature. `plaudit eval MODEL DATA --save_temperature` "
+                "fits one and writes it into reward.json; or pass `temperature=`, or leave `calibrated` out."
+            )
+        return self.temperature
 
 
 def _check_options(options: dict[str, Any], known: list[str]) -> None:
