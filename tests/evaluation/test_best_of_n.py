@@ -100,7 +100,7 @@ def test_hundreds_of_responses_have_fewer_points_than_that():
 @pytest.mark.parametrize(
     ("rewards", "gold", "message"),
     [
-        ([], [], "got 0 groups"),
+        ([], [], "got 0 groups of 0 to 0 responses"),
         ([[1.0], [2.0, 1.0]], [[1.0], [2.0, 1.0]], "of at least 2 responses"),
         ([[1.0, 2.0]], [[1.0]], "group 0: expected one gold score for each response, got 2 rewards and 1"),
         ([[1.0, 2.0]], [[1.0, math.nan]], "group 0: a reward or a gold score is not a finite number"),

@@ -195,6 +195,11 @@ def test_what_makes_no_curve_is_an_error(sizes, differences, message):
         fit_learning_curve(sizes, differences, np.arange(differences.shape[1]))
 
 
+def test_held_out_ties_alone_are_an_error():
+    with pytest.raises(DataError, match="got ties or weight 0 alone"):
+        fit_learning_curve(SIZES, np.ones((4, 5)), np.arange(5), labels=[0.5] * 5)
+
+
 # The measurement
 
 

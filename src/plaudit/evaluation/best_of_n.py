@@ -86,13 +86,7 @@ def best_of_n(
     """
     groups = [_group(number, *pair) for number, pair in enumerate(zip(rewards, gold, strict=True))]
     most = largest or min((len(proxy) for proxy, _ in groups), default=0)
-    kept = [number for number, (proxy, _) in enumerate(groups) if len(proxy) >= most]
-    if most < 2 or not kept:
-        raise DataError(
-            f"a best-of-n curve: expected groups of at least {max(most, 2)} responses with gold scores, got "
-            f"{len(groups)} groups, of which the largest has {max((len(p) for p, _ in groups), default=0)}. Leave out "
-            "rows of a single response, or ask for a smaller n."
-        )
+    kept = _large_enough(groups, most)
     points = np.arange(1, most + 1) if most <= _MOST_POINTS else np.geomspace(1, most, _MOST_POINTS).round()
     n = np.unique(points.astype(int))
     keys = np.asarray(kept if prompts is None else np.asarray(prompts)[kept])
@@ -160,6 +154,19 @@ def _group(number: int, rewards: ArrayLike, gold: ArrayLike) -> tuple[NDArray[np
     if not (np.isfinite(proxy).all() and np.isfinite(score).all()):
         raise DataError(f"group {number}: a reward or a gold score is not a finite number. No score is ever imputed.")
     return proxy, score
+
+
+def _large_enough(groups: list[tuple[NDArray[np.float64], NDArray[np.float64]]], most: int) -> list[int]:
+    """Return the numbers of the groups of at least `most` responses."""
+    sizes = [len(proxy) for proxy, _ in groups]
+    kept = [number for number, size in enumerate(sizes) if size >= most]
+    if most < 2 or not kept:
+        raise DataError(
+            f"a best-of-n curve: expected groups of at least {max(most, 2)} responses with gold scores, got "
+            f"{len(groups)} groups of {min(sizes, default=0)} to {max(sizes, default=0)} responses. Leave out rows of a "
+            "single response, or ask for a smaller n."
+        )
+    return kept
 
 
 def _with_interval(name: str, values: NDArray[np.float64], prompts: NDArray[Any], seed: int) -> dict[str, list[float]]:

@@ -185,7 +185,8 @@ def fit_learning_curve(
         seed: Seed of the draws.
 
     Raises:
-        DataError: There are fewer than 4 sizes, they do not ascend, or the differences are not finite.
+        DataError: There are fewer than 4 sizes, they do not ascend, the differences are not finite, or no comparison
+            has a preference.
         ValueError: The arrays do not fit together.
     """
     n, rewards = np.asarray(sizes, dtype=np.float64), np.stack([np.asarray(d, dtype=np.float64) for d in differences])
@@ -196,20 +197,18 @@ def fit_learning_curve(
     drawn = _resampled_means(losses, w, keys, resamples, generator)  # [resamples, S]
     measured = losses @ w / w.sum()  # [S]
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
-    figures = [preference_metrics(each, np.zeros_like(each), q, w, keys) for each in rewards]
+    accuracies = _accuracies(rewards, q, w, keys)
     fit, predicted = _predict(n, measured, drawn, generator)
     fall = (measured[0] - measured[-1], *np.quantile(drawn[:, 0] - drawn[:, -1], [0.025, 0.975]))
     identified, verdict = _judge(n, measured, fall, predicted)
-    if fall[1] <= 0 and figures[-1]["accuracy_low"] > figures[0]["accuracy_high"]:
+    if fall[1] <= 0 and accuracies["accuracy_low"][-1] > accuracies["accuracy_high"][0]:
         verdict += _OVERCONFIDENT
     return LearningCurve(
         sizes=[int(size) for size in n],
         losses=measured.tolist(),
         loss_low=low.tolist(),
         loss_high=high.tolist(),
-        accuracies=[figure["accuracy"] for figure in figures],
-        accuracy_low=[figure["accuracy_low"] for figure in figures],
-        accuracy_high=[figure["accuracy_high"] for figure in figures],
+        **accuracies,
         comparisons=rewards.shape[1],
         prompts=len(np.unique(keys)),
         fit=dict(zip("abc", fit.tolist(), strict=True)),
@@ -254,6 +253,19 @@ def _power_law(fit: NDArray[np.float64], sizes: ArrayLike) -> NDArray[np.float64
     """Return the losses [..., S] of fits [..., 3] at sizes [S]."""
     a, b, c = (fit[..., [place]] for place in range(_PARAMETERS))
     return a + b * np.asarray(sizes, dtype=np.float64) ** -c
+
+
+def _accuracies(
+    differences: NDArray[np.float64], labels: NDArray[np.float64], weights: NDArray[np.float64], prompts: NDArray[Any]
+) -> dict[str, list[float]]:
+    """Return the accuracy of each model and the ends of its interval, by the names of the curve's fields."""
+    figures = [preference_metrics(each, np.zeros_like(each), labels, weights, prompts) for each in differences]
+    if not figures[0]:
+        raise DataError(
+            "a learning curve: expected held-out comparisons with a preference, got ties or weight 0 alone."
+        )
+    names = {"accuracies": "accuracy", "accuracy_low": "accuracy_low", "accuracy_high": "accuracy_high"}
+    return {field: [each[name] for each in figures] for field, name in names.items()}
 
 
 def _predict(
