@@ -163,8 +163,8 @@ def _large_enough(groups: list[tuple[NDArray[np.float64], NDArray[np.float64]]],
     if most < 2 or not kept:
         raise DataError(
             f"a best-of-n curve: expected groups of at least {max(most, 2)} responses with gold scores, got "
-            f"{len(groups)} groups of {min(sizes, default=0)} to {max(sizes, default=0)} responses. Leave out rows of a "
-            "single response, or ask for a smaller n."
+            f"{len(groups)} groups of {min(sizes, default=0)} to {max(sizes, default=0)} responses. Leave out rows of "
+            "a single response, or ask for a smaller n."
         )
     return kept
 
