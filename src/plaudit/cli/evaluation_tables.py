@@ -124,7 +124,8 @@ def show_probes(results: "Sequence[ProbeResult]") -> None:
     display.console.print(table)
     for result in results:
         if result.passed is False:
-            display.console.print(f"[yellow]{escape(result.name)}[/yellow]: {escape(result.verdict)}", soft_wrap=True)
+            sentence = escape(f"{result.description} {result.verdict}")
+            display.console.print(f"[yellow]{escape(result.name)}[/yellow]: {sentence}", soft_wrap=True)
 
 
 def show_best_of_n(curve: "BestOfN") -> None:

@@ -97,8 +97,9 @@ def read_preferences(rows: Iterable[Any]) -> PreferenceData:
         raise DataError(f"expected rows with a preference to evaluate on, got none in {len(of_rows)} rows")
     texts, options, names = (list(column) for column in zip(*responses, strict=True))
     subsets, ties_of, identical_of, starts, keys, ids, scores = (list(each) for each in zip(*of_rows, strict=True))
+    better, worse, labels, weights, prompts, rows_of = (np.array(column) for column in zip(*comparisons, strict=True))
     return PreferenceData(
-        *(np.array(column) for column in zip(*comparisons, strict=True)),
+        better=better, worse=worse, labels=labels, weights=weights, prompts=prompts, rows=rows_of,
         subsets=subsets, ties=np.array(ties_of), identical=np.array(identical_of),
         sequences=texts, template_options=options, names=names,
         first_responses=np.array([*starts, len(texts)]), prompt_keys=keys, ids=ids, scores=scores,

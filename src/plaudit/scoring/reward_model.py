@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from inspect import signature
 from itertools import count, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -197,6 +197,30 @@ class RewardModel:
 
     # Scoring
 
+    @overload
+    def score(
+        self,
+        sequences: Iterable[Any],
+        completions: Iterable[Any] | None = ...,
+        options: Iterable[dict[str, Any]] | None = ...,
+        *,
+        names: Iterable[str] | None = ...,
+        normalize: bool = ...,
+        return_details: Literal[False] = ...,
+    ) -> NDArray[np.float32]: ...
+
+    @overload
+    def score(
+        self,
+        sequences: Iterable[Any],
+        completions: Iterable[Any] | None = ...,
+        options: Iterable[dict[str, Any]] | None = ...,
+        *,
+        names: Iterable[str] | None = ...,
+        normalize: bool = ...,
+        return_details: Literal[True],
+    ) -> ScoredSequences: ...
+
     def score(
         self,
         sequences: Iterable[Any],
@@ -206,7 +230,7 @@ class RewardModel:
         names: Iterable[str] | None = None,
         normalize: bool = False,
         return_details: bool = False,
-    ) -> "NDArray[np.float32] | ScoredSequences":
+    ) -> NDArray[np.float32] | ScoredSequences:
         """Return the rewards [N] of N sequences, float32, in the order given.
 
         The same sequence gets the same reward alone, in any batch and in any order, up to rounding (1e-6 of the

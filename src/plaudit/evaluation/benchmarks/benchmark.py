@@ -44,7 +44,8 @@ class Benchmark:
             Named groups are columns that only the path tells.
         names: The published names of the subsets.
         optional: Names that may be missing without a warning.
-        count: The number of rewards of a row, or `None` if rows differ.
+        count: The number of rewards of a row.
+        others_column: The column of all responses but the first, where rows have different numbers of them.
     """
 
     name: str
@@ -56,7 +57,8 @@ class Benchmark:
     files: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
-    count: int | None = 2
+    count: int = 2
+    others_column: str | None = None
     prompt_column: str = "prompt"
     id_column: str | None = "id"
     subset_column: str | None = "subset"
@@ -140,15 +142,17 @@ class Benchmark:
         figures = self.measure(rows, rewards)
         if not quiet and set(figures.missing) - set(self.optional):
             logger.warning("%s: no rows of %s; figures that need them are left out", self.name, figures.missing)
-        return figures._asdict()
+        return {"overall": figures.overall, "parts": figures.parts, "missing": figures.missing}
 
     def measure(self, rows: Sequence[Row], rewards: Sequence[Sequence[float]]) -> Figures:
         """Apply the rule to rows whose rewards have been checked."""
         raise NotImplementedError
 
-    def expected_rewards(self, row: Row) -> int | None:  # noqa: ARG002  # read by benchmarks whose rows differ
-        """Return the number of rewards of a row, or `None` if only its texts tell; it is at least two."""
-        return self.count
+    def expected_rewards(self, row: Row) -> int | None:
+        """Return the number of rewards of a row; `None` (two or more) if the row has no `others_column`."""
+        if self.others_column is None:
+            return self.count
+        return 1 + len(row[self.others_column]) if row.get(self.others_column) else None
 
     def arrange(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Turn published records into rows that have one list of rewards each."""

@@ -124,7 +124,7 @@ class RewardMATH(Benchmark):
     fields = ()
     hub = (HubDataset("RewardMATH/RewardMATH"),)
     files = ("RewardMATH_direct",)
-    count = None
+    others_column = "wrong"
     prompt_column = "problem"
     id_column = "problem_id"
     subset_column = None
@@ -133,10 +133,6 @@ class RewardMATH(Benchmark):
         """Return the right solution, then the wrong ones, each with a line for each step."""
         solutions = [need(row, "right"), *need(row, "wrong")]
         return [each if isinstance(each, str) else "\n".join(each) for each in solutions]
-
-    def expected_rewards(self, row: Row) -> int | None:
-        """Return the number of solutions, where the row has them."""
-        return 1 + len(row["wrong"]) if row.get("wrong") else None
 
     def measure(self, rows: Sequence[Row], rewards: Sequence[Sequence[float]]) -> Figures:  # noqa: ARG002
         """Give the share above all wrong ones; the same with ties, and the mean reciprocal rank, a tie ranked last."""
@@ -184,12 +180,13 @@ class RMBPairs(Benchmark):
 
     def measure(self, rows: Sequence[Row], rewards: Sequence[Sequence[float]]) -> Figures:
         """Give subsets and both goals; the overall figure is the mean over the subsets."""
-        paths = []
-        for index, path in enumerate(self.column(rows, "category_path")):
-            paths.append(re.sub(r"^(Pairwise_set|BoN_set)/", "", str(path)))
-            if paths[-1].split("/")[0] not in GOALS:
-                self.refuse(index, rows[index], f'expected a "category_path" below {" or ".join(GOALS)}, got {path!r}')
-        parts = means(paths, [float(first > max(others)) for first, *others in rewards])
+        paths = self.column(rows, "category_path")
+        names = {path: re.sub(r"^(Pairwise_set|BoN_set)/", "", str(path)) for path in set(paths)}
+        if wrong := {path for path, name in names.items() if name.split("/")[0] not in GOALS}:
+            index = next(i for i, path in enumerate(paths) if path in wrong)
+            expected = f'expected a "category_path" below {" or ".join(GOALS)}'
+            self.refuse(index, rows[index], f"{expected}, got {shorten(paths[index])}")
+        parts = means([names[path] for path in paths], [float(first > max(others)) for first, *others in rewards])
         goals = means([path.split("/")[0] for path in parts], parts.values())
         overall = math.fsum(parts.values()) / len(parts)
         return Figures(overall, goals | parts, [goal for goal in GOALS if goal not in goals])
@@ -202,16 +199,12 @@ class RMBBestOfN(RMBPairs):
     rule = "the best must be strictly greater than all losers; mean over the subsets there"
     published = "github.com/Zhou-Zoey/RMB-Reward-Model-Benchmark (RMB_dataset/BoN_set)"
     files = ("/BoN_set/",)
-    count = None
+    others_column = "loser_list"
     id_column = "bon_uid"
 
     def responses(self, row: Row) -> list[Any]:
         """Return the best answer, then the losers in their order."""
         return [_answer(each) for each in [need(row, "bon_best"), *need(row, "loser_list")]]
-
-    def expected_rewards(self, row: Row) -> int | None:
-        """Return the number of answers, where the row has them."""
-        return 1 + len(row["loser_list"]) if row.get("loser_list") else None
 
 
 def _answer(record: Any) -> str:

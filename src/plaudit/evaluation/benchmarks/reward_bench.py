@@ -34,7 +34,7 @@ SECTIONS = {
 PRIOR = ("anthropic_helpful", "anthropic_hhh", "shp", "summarize")
 BESIDE_PRIOR = ("anthropic_harmless", "mtbench_gpt4", "mtbench_human")  # published with them, in no section
 WEIGHTS = {"Chat": 2, "Chat Hard": 2, "Safety": 2, "Reasoning": 2, "Prior": 1}
-SUBSETS = {subset for section in SECTIONS.values() for subset in section}
+SUBSETS = tuple(subset for section in SECTIONS.values() for subset in section)
 
 LANGUAGES = (
     "arb_Arab", "ces_Latn", "deu_Latn", "ell_Grek", "fra_Latn", "heb_Hebr", "hin_Deva", "ind_Latn", "ita_Latn",
@@ -56,12 +56,12 @@ class RewardBench(Benchmark):
     fields = ("subset",)
     hub = (HubDataset("allenai/reward-bench", "filtered"),)
     files = (rf"/(?:(?P<subset>{'|'.join([*PRIOR, *BESIDE_PRIOR])})\b|(?!raw))[^/]*$",)
-    names = (*sorted(SUBSETS), *PRIOR, *BESIDE_PRIOR)
+    names = (*SUBSETS, *PRIOR, *BESIDE_PRIOR)
     optional = ("Prior",)
 
     def measure(self, rows: Sequence[Row], rewards: Sequence[Sequence[float]]) -> Figures:
         """Give sections and subsets; the overall figure is the weighted mean of the sections that are there."""
-        subsets = self.column(rows, "subset", SUBSETS.union(PRIOR, BESIDE_PRIOR))
+        subsets = self.column(rows, "subset", self.names)
         by_subset = means(subsets, [float(chosen > rejected) for chosen, rejected in rewards])
         sections, missing = _sections(by_subset)
         absent = [subset for subset in PRIOR if subset not in by_subset]
@@ -82,6 +82,7 @@ class MultilingualRewardBench(Benchmark):
         HubDataset("C4AI-Community/multilingual-reward-bench", "test", each, (("language", each),))
         for each in LANGUAGES
     )
+    names = SUBSETS
     # The repository has the same rows as Parquet and, with those that were filtered out, as JSON.
     files = (
         rf"/(?P<language>{'|'.join(LANGUAGES)})/test[^/]*\.parquet$",
@@ -90,7 +91,7 @@ class MultilingualRewardBench(Benchmark):
 
     def measure(self, rows: Sequence[Row], rewards: Sequence[Sequence[float]]) -> Figures:
         """Give each language and its sections; the overall figure is the mean of the languages that are there."""
-        subsets, languages = self.column(rows, "subset", SUBSETS), self.column(rows, "language")
+        subsets, languages = self.column(rows, "subset", self.names), self.column(rows, "language")
         by_language = defaultdict(list)
         for language, subset, (chosen, rejected) in zip(languages, subsets, rewards, strict=True):
             by_language[language].append((subset, float(chosen > rejected)))
