@@ -89,8 +89,8 @@ def command(options: tuple[str, ...]) -> None:
         display.console.print(f"The reward model is in [bold]{escape(config.output_dir)}[/bold]", soft_wrap=True)
     if script.learning_curve:
         try:
-            with sigterm_as_interrupt():
-                run_learning_curve(trainer, script, model)
+            with sigterm_as_interrupt() as received:
+                run_learning_curve(trainer, script, model, received)
         except KeyboardInterrupt as interrupt:
             display.console.print("The learning curve was stopped, and has no file. The model above is complete.")
             sys.exit(exit_code(interrupt))
