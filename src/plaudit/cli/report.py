@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.markup import escape
@@ -9,7 +10,10 @@ from rich.markup import escape
 from plaudit.cli import display
 from plaudit.errors import ConfigError
 
-__all__ = ["command"]
+if TYPE_CHECKING:
+    from plaudit.evaluation.report import Report
+
+__all__ = ["command", "show_report"]
 
 _COLOURS = {"grave": "red", "warning": "yellow", "note": "cyan"}
 
@@ -31,12 +35,17 @@ def command(inputs: tuple[str, ...], compare: tuple[str, ...], output: str, exam
     network and runs no script.
     """
     from plaudit.evaluation.report import write_report
-    from plaudit.evaluation.report_inputs import read_report_inputs
+    from plaudit.evaluation.report.report_inputs import read_report_inputs
 
     if Path(output).is_dir() or not os.access(Path(output).resolve().parent, os.W_OK):
         raise ConfigError(f"--output {output}: expected the path of a file in a folder that you may write to.")
     display.show_log_messages()
     report = write_report(output, **read_report_inputs(inputs, compare), examples=examples, title=title)
+    show_report(report)
+
+
+def show_report(report: "Report") -> None:
+    """Print the verdicts of a report, and its place."""
     for alert in report.alerts:
         colour = _COLOURS[alert.level]
         display.console.print(f"[{colour}]{alert.level}[/{colour}]", escape(alert.verdict), soft_wrap=True)

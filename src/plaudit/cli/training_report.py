@@ -1,4 +1,4 @@
-"""What `plaudit train` says about its data and its result: grave findings before it trains, a report with `--report`."""
+"""The data and the result of `plaudit train`, judged: grave findings before it trains, a report with `--report`."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -3,7 +3,7 @@
 import pytest
 from report_data import AUDIT, COMPARISON, LEARNING_CURVE, PROBES
 
-from plaudit.evaluation.alerts import (
+from plaudit.evaluation.report.alerts import (
     audit_alerts,
     comparison_alerts,
     curve_alerts,

@@ -4,11 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from plaudit.evaluation import alerts, report_charts
-from plaudit.evaluation.alerts import Alert
 from plaudit.evaluation.evaluate import Evaluation
-from plaudit.evaluation.report_charts import Chart
-from plaudit.evaluation.report_tables import Columns, Table, make_table, number, percent, words
+from plaudit.evaluation.report import alerts, report_charts
+from plaudit.evaluation.report.alerts import Alert
+from plaudit.evaluation.report.report_charts import Chart
+from plaudit.evaluation.report.report_tables import Columns, Table, make_table, number, percent, words
 from plaudit.evaluation.score_files import Scores
 
 __all__ = ["Content", "Scored", "fill_content", "first_of_datasets"]

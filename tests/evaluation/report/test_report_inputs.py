@@ -6,7 +6,7 @@ import pytest
 from report_data import AUDIT, BEST_OF_N, COMPARISON, LEARNING_CURVE, LOG, PROBES, plain_rows, scores_of
 
 from plaudit.errors import DataError
-from plaudit.evaluation.report_inputs import name_scores, read_report_inputs, read_run
+from plaudit.evaluation.report.report_inputs import name_scores, read_report_inputs, read_run
 from plaudit.evaluation.score_files import write_scores
 
 

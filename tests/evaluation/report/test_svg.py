@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from plaudit.evaluation import plots
-from plaudit.evaluation.svg import draw_svg
+from plaudit.evaluation.report.svg import draw_svg
 
 NAME = "<script>alert(1)</script> & $x_$ \u05e9\u05dc\u05d5\u05dd"
 FIGURES = {name: {"accuracy": 0.7, "accuracy_low": 0.6, "accuracy_high": 0.8} for name in (NAME, "b", "\u65e5\u672c")}

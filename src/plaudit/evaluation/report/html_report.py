@@ -9,12 +9,12 @@ from typing import Any
 
 from plaudit.checkpoint.atomic import write_atomically
 from plaudit.errors import PlauditError
-from plaudit.evaluation.alerts import Alert
-from plaudit.evaluation.report_content import Content, Scored, fill_content, first_of_datasets
-from plaudit.evaluation.report_inputs import as_dict, name_scores, read_run
-from plaudit.evaluation.report_tables import Columns, make_table, number, percent
+from plaudit.evaluation.report.alerts import Alert
+from plaudit.evaluation.report.report_content import Content, Scored, fill_content, first_of_datasets
+from plaudit.evaluation.report.report_inputs import as_dict, name_scores, read_run
+from plaudit.evaluation.report.report_tables import Columns, make_table, number, percent
+from plaudit.evaluation.report.wrong_pairs import load_texts, most_confidently_wrong, set_side_by_side
 from plaudit.evaluation.score_files import Scores, read_scores
-from plaudit.evaluation.wrong_pairs import load_texts, most_confidently_wrong, set_side_by_side
 
 __all__ = ["Report", "report_on_training", "write_report"]
 
@@ -121,7 +121,7 @@ def _render(content: Content, pairs: Sequence[Mapping[str, Any]], title: str) ->
     """Return the file, with so many characters of each response that it is small."""
     from jinja2 import Environment
 
-    template = files("plaudit.evaluation").joinpath("report.html.jinja").read_text(encoding="utf-8")
+    template = files("plaudit.evaluation.report").joinpath("report.html.jinja").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string(template)
     html = b""

@@ -11,9 +11,9 @@ from plaudit.calibration import calibration_bins
 from plaudit.evaluation import plots
 from plaudit.evaluation.chart_numbers import length_deciles, margin_bins, reward_bins, reward_quantiles
 from plaudit.evaluation.evaluate import Evaluation
-from plaudit.evaluation.report_tables import Columns, Table, make_table, number, percent, points, words
+from plaudit.evaluation.report.report_tables import Columns, Table, make_table, number, percent, points, words
+from plaudit.evaluation.report.svg import draw_svg
 from plaudit.evaluation.score_files import Scores
-from plaudit.evaluation.svg import draw_svg
 
 __all__ = [
     "Chart",

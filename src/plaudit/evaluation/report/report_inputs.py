@@ -10,7 +10,7 @@ from typing import Any
 
 from plaudit.errors import DataError
 from plaudit.evaluation.evaluate import evaluate_scores
-from plaudit.evaluation.report_content import Scored
+from plaudit.evaluation.report.report_content import Scored
 from plaudit.evaluation.score_files import Scores, read_scores
 
 __all__ = ["as_dict", "name_scores", "read_report_inputs", "read_run"]

@@ -8,8 +8,8 @@ from row_files import write
 
 from plaudit import evaluate
 from plaudit.errors import DataError
+from plaudit.evaluation.report.wrong_pairs import load_texts, most_confidently_wrong, set_side_by_side
 from plaudit.evaluation.score_files import Scores
-from plaudit.evaluation.wrong_pairs import load_texts, most_confidently_wrong, set_side_by_side
 
 
 def reward_in(sequences):
