@@ -1,8 +1,11 @@
 """Train a small decoder from scratch on preferences whose true reward is known, and evaluate what it learns."""
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -17,14 +20,25 @@ from transformers import (
     set_seed,
 )
 
+from plaudit.errors import ConfigError
 from plaudit.evaluation.baselines import BagOfWords, longer_wins
+from plaudit.evaluation.evaluate import evaluate
+from plaudit.evaluation.probes import run_probes
+from plaudit.evaluation.score_files import write_scores
 from plaudit.metrics import rank_correlation
 from plaudit.quickstart.synthetic import PreferenceWorld, SyntheticPair, ceiling
 from plaudit.scoring.reward_model import RewardModel
 from plaudit.training.config import RewardConfig
 from plaudit.training.trainer import RewardTrainer
 
+if TYPE_CHECKING:
+    from plaudit.evaluation.report import Report
+
 __all__ = ["QuickstartResult", "run_quickstart"]
+
+logger = logging.getLogger(__name__)
+
+_PROBED_PAIRS = 300
 
 _SPECIAL_TOKENS = ["<pad>", "<eos>", "<unk>", "<user>", "<assistant>"]
 _CHAT_TEMPLATE = "{% for message in messages %}<{{ message['role'] }}> {{ message['content'] }} <eos> {% endfor %}"
@@ -46,6 +60,7 @@ class QuickstartResult:
         prompt: A question that is not in the data.
         rewards: The reward of a right and of a wrong answer to this question.
         seconds: Duration of the whole run.
+        report: The page about the model; `None` where matplotlib, which draws it, is not installed.
     """
 
     pairs: int
@@ -58,6 +73,7 @@ class QuickstartResult:
     prompt: str
     rewards: dict[str, float]
     seconds: float
+    report: "Report | None" = None
 
     @property
     def share_of_ceiling(self) -> float:
@@ -87,7 +103,7 @@ def run_quickstart(
     started = time.perf_counter()
     world = PreferenceWorld(seed)
     train, test = world.pairs(train_pairs), world.pairs(test_pairs, "test")
-    metrics = _train(seed, output_dir, train, test, callbacks)
+    metrics, log_history = _train(seed, output_dir, train, test, callbacks)
     reward_model = RewardModel.from_pretrained(output_dir)
     scored = world.responses(responses)
     learnt = reward_model.score([_chat(each.prompt, each.response) for each in scored])
@@ -102,6 +118,7 @@ def run_quickstart(
         correlation=rank_correlation(learnt, [each.reward for each in scored]),
         prompt=_PROMPT,
         rewards=dict(zip(_RESPONSES, rewards, strict=True)),
+        report=_write_report(output_dir, log_history, reward_model, [pair.row() for pair in test]),
         seconds=time.perf_counter() - started,
     )
 
@@ -112,8 +129,8 @@ def _train(
     train: list[SyntheticPair],
     test: list[SyntheticPair],
     callbacks: Sequence[TrainerCallback],
-) -> dict[str, float]:
-    """Train, evaluate and save a model, and return the metrics of the evaluation."""
+) -> tuple[dict[str, float], list[dict[str, float]]]:
+    """Train, evaluate and save a model, and return the metrics of the evaluation and the log."""
     tokenizer = _make_tokenizer(train)
     trainer = RewardTrainer(
         model=_make_model(tokenizer, seed),
@@ -128,7 +145,23 @@ def _train(
     metrics = trainer.evaluate()
     trainer.dataset_name = "the built-in preference world"
     trainer.save_model()
-    return metrics
+    return metrics, trainer.state.log_history
+
+
+def _write_report(
+    output_dir: str, log_history: list[dict[str, float]], reward_model: RewardModel, rows: list[dict[str, Any]]
+) -> "Report | None":
+    """Score the held-out pairs with the saved model, probe it on a few, and write the page about it."""
+    try:
+        from plaudit.evaluation.report import report_on_training
+    except ConfigError as error:
+        logger.info("No report: %s", error)
+        return None
+    scores = evaluate(reward_model, rows).scores
+    assert scores is not None
+    write_scores(Path(output_dir, "scores.jsonl"), scores)
+    probes = run_probes(reward_model, rows[:_PROBED_PAIRS])
+    return report_on_training(output_dir, log_history, scores=[scores], rows=rows, probes=probes)
 
 
 def _make_tokenizer(pairs: list[SyntheticPair]) -> PreTrainedTokenizerBase:
