@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from transformers import (
 
 from plaudit.errors import ConfigError
 from plaudit.evaluation.baselines import BagOfWords, longer_wins
-from plaudit.evaluation.evaluate import evaluate
+from plaudit.evaluation.evaluate import Evaluation, evaluate
 from plaudit.evaluation.probes import run_probes
 from plaudit.evaluation.score_files import write_scores
 from plaudit.metrics import rank_correlation
@@ -103,22 +103,25 @@ def run_quickstart(
     started = time.perf_counter()
     world = PreferenceWorld(seed)
     train, test = world.pairs(train_pairs), world.pairs(test_pairs, "test")
-    metrics, log_history = _train(seed, output_dir, train, test, callbacks)
+    log_history = _train(seed, output_dir, train, test, callbacks)
     reward_model = RewardModel.from_pretrained(output_dir)
+    rows = [pair.row() for pair in test]
+    evaluation = evaluate(reward_model, rows)
+    metrics = evaluation.overall
     scored = world.responses(responses)
     learnt = reward_model.score([_chat(each.prompt, each.response) for each in scored])
     rewards = reward_model.score([_chat(_PROMPT, response) for response in _RESPONSES]).tolist()
     return QuickstartResult(
         pairs=len(test),
-        accuracy=metrics["eval_accuracy"],
-        interval=(metrics["eval_accuracy_low"], metrics["eval_accuracy_high"]),
+        accuracy=metrics["accuracy"],
+        interval=(metrics["accuracy_low"], metrics["accuracy_high"]),
         ceiling=ceiling(test),
         bag_of_words=_bag_of_words(train, test),
         longer_wins=longer_wins([pair.chosen for pair in test], [pair.rejected for pair in test]),
         correlation=rank_correlation(learnt, [each.reward for each in scored]),
         prompt=_PROMPT,
         rewards=dict(zip(_RESPONSES, rewards, strict=True)),
-        report=_write_report(output_dir, log_history, reward_model, [pair.row() for pair in test]),
+        report=_write_report(output_dir, log_history, reward_model, rows, evaluation),
         seconds=time.perf_counter() - started,
     )
 
@@ -129,8 +132,8 @@ def _train(
     train: list[SyntheticPair],
     test: list[SyntheticPair],
     callbacks: Sequence[TrainerCallback],
-) -> tuple[dict[str, float], list[dict[str, float]]]:
-    """Train, evaluate and save a model, and return the metrics of the evaluation and the log."""
+) -> list[dict[str, float]]:
+    """Train, evaluate and save a model, and return the log."""
     tokenizer = _make_tokenizer(train)
     trainer = RewardTrainer(
         model=_make_model(tokenizer, seed),
@@ -142,24 +145,30 @@ def _train(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    metrics = trainer.evaluate()
+    trainer.evaluate()
     trainer.dataset_name = "the built-in preference world"
     trainer.save_model()
-    return metrics, trainer.state.log_history
+    return trainer.state.log_history
 
 
 def _write_report(
-    output_dir: str, log_history: list[dict[str, float]], reward_model: RewardModel, rows: list[dict[str, Any]]
+    output_dir: str,
+    log_history: list[dict[str, float]],
+    reward_model: RewardModel,
+    rows: list[dict[str, Any]],
+    evaluation: Evaluation,
 ) -> "Report | None":
-    """Score the held-out pairs with the saved model, probe it on a few, and write the page about it."""
+    """Save the scores of the held-out pairs, probe the model on a few of them, and write the page about it."""
+    assert evaluation.scores is not None
+    header = evaluation.scores.header
+    named = header | {"dataset": header["dataset"] | {"path": "held-out pairs of the built-in world"}}
+    scores = replace(evaluation.scores, header=named)
+    write_scores(Path(output_dir, "scores.jsonl"), scores)
     try:
         from plaudit.evaluation.report import report_on_training
     except ConfigError as error:
         logger.info("No report: %s", error)
         return None
-    scores = evaluate(reward_model, rows).scores
-    assert scores is not None
-    write_scores(Path(output_dir, "scores.jsonl"), scores)
     probes = run_probes(reward_model, rows[:_PROBED_PAIRS])
     return report_on_training(output_dir, log_history, scores=[scores], rows=rows, probes=probes)
 
