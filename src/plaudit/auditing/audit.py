@@ -1,0 +1,335 @@
+"""`plaudit.audit`: what is wrong with preference data, before a model is trained on it."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from plaudit.auditing.agreement import krippendorff_alpha
+from plaudit.auditing.biases import format_odds, length_share
+from plaudit.auditing.conflicts import contradictions, cycles
+from plaudit.auditing.findings import Finding, make_finding, rank
+from plaudit.auditing.label_noise import estimate_noise, margins_of_scores
+from plaudit.auditing.lenient_rows import read_prompt, read_row
+from plaudit.auditing.preference_table import PreferenceTable, read_table
+from plaudit.auditing.repetitions import (
+    dominant_prompts,
+    exact_duplicates,
+    leaked_exactly,
+    leaked_nearly,
+    near_duplicates,
+)
+from plaudit.auditing.token_lengths import longest_sequences, shares_over
+from plaudit.data.loading import load_source, take_split
+from plaudit.errors import DataError
+from plaudit.evaluation.baselines import out_of_fold, share_and_interval, standardised
+from plaudit.evaluation.evaluate import finite_or_none, load_rows
+from plaudit.evaluation.word_counts import presence_differences
+
+__all__ = ["Audit", "audit", "cheap_findings", "load_audited", "surely_wrong"]
+
+_NOISE_FROM, _ALPHA = 0.03, 0.4
+_GRAVE_LENGTH = 0.15  # distance of the share from one half
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The result of an audit.
+
+    Attributes:
+        dataset: Path or hub id of the data; `None` for rows that were passed in.
+        against: Path or hub id of the test data, likewise.
+        rows: Number of rows.
+        prompts: Number of different prompts.
+        comparisons: Number of comparisons; of a ranked group, at most ten are looked at.
+        findings: What is wrong, grave things first and then by harm.
+        baselines: Cross-validated accuracy of `longer`, `style` and `bag_of_words`, which need no model.
+        baseline_intervals: The 95% interval of each by prompt.
+        label_noise: See `plaudit.auditing.label_noise.estimate_noise`.
+        length: See `plaudit.auditing.biases.length_share`.
+        formats: See `plaudit.auditing.biases.format_odds`.
+        agreement: `alpha` (Krippendorff's) and the number of `rows` with raters; `None` where no raters are given.
+        truncation: Share of rows with a sequence of more tokens than each length; `None` without a tokenizer.
+    """
+
+    dataset: str | None
+    against: str | None
+    rows: int
+    prompts: int
+    comparisons: int
+    findings: list[Finding]
+    baselines: dict[str, float]
+    baseline_intervals: dict[str, list[float]]
+    label_noise: dict[str, Any]
+    length: dict[str, float]
+    formats: list[dict[str, Any]]
+    agreement: dict[str, float] | None = None
+    truncation: dict[str, float] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields for JSON, with `None` for a figure that is not defined."""
+        return finite_or_none(asdict(self))
+
+
+def audit(
+    dataset: Any,
+    against: Any = None,
+    *,
+    tokenizer: Any = None,
+    max_length: int = 1024,
+    scores: Sequence[str | Path] = (),
+    split: str | None = None,
+    dataset_config: str | None = None,
+    dataset_format: str | None = None,
+    against_split: str | None = None,
+) -> Audit:
+    """Look for what is wrong with preference data before training.
+
+    Args:
+        dataset: A list of rows (pairs or ranked groups) or a `datasets.Dataset`; or a hub id, a file or a folder.
+        against: Test data of the same kinds, whose prompts must not be in `dataset`; its rows need only a prompt.
+        tokenizer: A tokenizer, or its path or hub id, to find the rows that training would cut.
+        max_length: Most tokens of a sequence in training.
+        scores: Score files of K models, each of the rows that its model did not train on. Their rewards find wrong
+            labels better than the built-in probe does.
+        split: The split of a dataset that is loaded: "train" if there is one, else the only one.
+        dataset_config: The configuration of a hub dataset that has several.
+        dataset_format: The published layout to convert rows from.
+        against_split: The split of the test data: "test" if there is one, else "validation", else the only one.
+
+    Raises:
+        ConfigError: A split or a configuration is given with loaded rows.
+        DataError: The data cannot be read, or a row is malformed in a way that no finding describes.
+    """
+    rows = load_audited(dataset, split, dataset_config, dataset_format, ("train",))
+    table = read_table(_with_bar(rows, "Reading"))
+    if not len(table):
+        raise DataError("expected rows to audit, but there are none")
+    findings = [*_cheap_findings(table), *_duplicates(table)]
+    tests: Sequence[Any] = ()
+    if against is not None:
+        tests = load_audited(against, against_split, None, None, ("test", "validation"))
+        findings += _leaks(table, [read_prompt(row, index) for index, row in enumerate(tests)])
+    length, odds = length_share(table), format_odds(table)
+    findings += _biases(table, length, odds)
+    figures, margins = _baselines(table)
+    noise = _label_noise(table, margins, scores)
+    agreement, disagreement = _agreement(table)
+    truncation, truncated = _truncation(rows, tokenizer, max_length)
+    findings += [*_noise_finding(noise, len(table)), *disagreement, *truncated]
+    return Audit(
+        dataset=str(dataset) if isinstance(dataset, str | Path) else None,
+        against=str(against) if isinstance(against, str | Path) else None,
+        rows=len(table),
+        prompts=len(np.unique(table.prompts)),
+        comparisons=len(table.better),
+        findings=[_with_example(finding, rows, tests) for finding in rank(findings)],
+        baselines={name: each["accuracy"] for name, each in figures.items()},
+        baseline_intervals={name: [each["low"], each["high"]] for name, each in figures.items()},
+        label_noise=noise, length=length, formats=odds, agreement=agreement, truncation=truncation,
+    )  # fmt: skip
+
+
+def cheap_findings(dataset: Iterable[Any], against: Iterable[Any] | None = None) -> list[Finding]:
+    """Return the findings that need no model and no search, for `plaudit train`.
+
+    Args:
+        dataset: Rows.
+        against: Rows of the test data.
+    """
+    table = read_table(dataset, deep=False)
+    findings = _cheap_findings(table)
+    if against is not None:
+        leaks = leaked_exactly(table, [read_prompt(row, index) for index, row in enumerate(against)])
+        findings += [make_finding("leaked_exact", leaks, len(table))] if leaks else []
+    return rank(findings)
+
+
+def surely_wrong(result: Audit) -> dict[str, list[int]]:
+    """Return the rows that are surely wrong, by kind, each once: leaked, identical, empty, and repeated exactly."""
+    by_kind = {finding.kind: finding.rows for finding in result.findings}
+    wrong: dict[str, list[int]] = {}
+    seen: set[int] = set()
+    for kind in ("leaked_exact", "identical", "empty", "duplicate_exact"):
+        taken = (group[1:] if kind == "duplicate_exact" else group[:1] for group in by_kind.get(kind, ()))
+        wrong[kind] = sorted({row for group in taken for row in group} - seen)
+        seen.update(wrong[kind])
+    return wrong
+
+
+def load_audited(
+    source: Any, split: str | None, config: str | None, dataset_format: str | None, defaults: tuple[str, ...]
+) -> Sequence[Any]:
+    """Return rows that can be read several times; of a source with several splits, the first of `defaults`."""
+    if isinstance(source, str | Path):
+        splits = load_source(str(source), config=config)
+        names = [str(name) for name in splits]
+        split = split or next((name for name in defaults if name in names), names[0] if len(names) == 1 else None)
+        if split is None:
+            raise DataError(f"{source} has the splits {', '.join(names)}; name one of them with `split`.")
+        source, split, config = take_split(splits, split, str(source)), None, None
+    rows, _ = load_rows(source, split=split, dataset_config=config, dataset_format=dataset_format)
+    return rows if isinstance(rows, Sequence) or hasattr(rows, "num_rows") else list(rows)  # type: ignore[return-value]
+
+
+def _with_bar(rows: Sequence[Any], title: str) -> Iterator[Any]:
+    return tqdm(_plain(rows), title, total=len(rows), unit=" rows", delay=3, disable=None, leave=False)
+
+
+def _plain(rows: Sequence[Any]) -> Iterator[Any]:
+    """Yield rows; those of a `datasets.Dataset` in batches, which is several times as fast."""
+    if not hasattr(rows, "num_rows"):
+        yield from rows
+        return
+    for batch in rows.with_format(None).iter(512):  # type: ignore[attr-defined]
+        yield from (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
+
+
+def _cheap_findings(table: PreferenceTable) -> list[Finding]:
+    found = {
+        "contradiction": contradictions(table),
+        "cycle": cycles(table),
+        "duplicate_exact": exact_duplicates(table),
+        "dominant_prompt": dominant_prompts(table),
+    }
+    findings = [make_finding(kind, groups, len(table)) for kind, groups in found.items() if groups]
+    for kind, rows in table.checks.items():
+        details = {word: list(rows.values()).count(word) for word in dict.fromkeys(rows.values()) if word}
+        if rows:
+            findings.append(make_finding(kind, [[row] for row in rows], len(table), **{"found": details} if details else {}))
+    return findings
+
+
+def _duplicates(table: PreferenceTable) -> list[Finding]:
+    groups = near_duplicates(table)
+    return [make_finding("duplicate_near", groups, len(table))] if groups else []
+
+
+def _leaks(table: PreferenceTable, prompts: list[str]) -> list[Finding]:
+    exact = leaked_exactly(table, prompts)
+    found = {"leaked_exact": exact, "leaked_near": leaked_nearly(table, prompts, exact)}
+    return [
+        make_finding(kind, pairs, len(table), test_prompts=len({test for _, test in pairs}), of=len(prompts))
+        for kind, pairs in found.items()
+        if pairs
+    ]
+
+
+def _biases(table: PreferenceTable, length: dict[str, float], odds: list[dict[str, Any]]) -> list[Finding]:
+    findings = []
+    if length.get("significant"):
+        longer = table.counts[table.better, 0] > table.counts[table.worse, 0]
+        shorter = table.counts[table.better, 0] < table.counts[table.worse, 0]
+        follow = longer if length["share"] > 0.5 else shorter
+        concerned = len(np.unique(table.row_of[follow]))
+        grave = abs(length["share"] - 0.5) >= _GRAVE_LENGTH
+        findings.append(make_finding("length_bias", [], len(table), count=concerned, grave=grave, **length))
+    features = [each for each in odds if each["significant"]]
+    if features:
+        concerned = max(each["rows"] for each in features)
+        findings.append(make_finding("format_bias", [], len(table), count=concerned, grave=False, features=features))
+    return findings
+
+
+def _baselines(table: PreferenceTable) -> tuple[dict[str, dict[str, float]], NDArray[np.float64]]:
+    """Return accuracy and interval of each baseline, and the margins of the bag of words, shape [C]."""
+    nothing = {"accuracy": np.nan, "low": np.nan, "high": np.nan}
+    if not len(table.better):
+        return dict.fromkeys(("longer", "style", "bag_of_words"), nothing), np.empty(0)
+    prompts = table.prompts[table.row_of]
+    style = table.counts[table.better, :6].astype(np.float64) - table.counts[table.worse, :6]
+    texts = table.row_of + 1
+    words = presence_differences(table.words, table.better + texts, table.worse + texts)
+    scores = {
+        "longer": style[:, 0],
+        "style": out_of_fold(standardised(style), prompts, table.weights),
+        "bag_of_words": out_of_fold(words, prompts, table.weights),
+    }
+    several = len(np.unique(prompts)) > 1
+    figures = {
+        name: share_and_interval(each, prompts, table.weights) if several or name == "longer" else nothing
+        for name, each in scores.items()
+    }
+    return figures, scores["bag_of_words"]
+
+
+def _label_noise(table: PreferenceTable, margins: NDArray[np.float64], scores: Sequence[str | Path]) -> dict[str, Any]:
+    if not scores:
+        return estimate_noise(margins, table.prompts[table.row_of], table.row_of)
+    from plaudit.evaluation.score_files import read_scores
+
+    margins, rows = margins_of_scores([read_scores(path) for path in scores], len(table))
+    return estimate_noise(margins, table.prompts[rows], rows, "the reward model")
+
+
+def _noise_finding(noise: dict[str, Any], rows: int) -> list[Finding]:
+    share = noise["estimate"]
+    if share is None or share < _NOISE_FROM:
+        return []
+    suspects = [[row] for row in noise["suspects"]]
+    return [make_finding("label_noise", suspects, rows, count=round(share * rows), estimate=share)]
+
+
+def _agreement(table: PreferenceTable) -> tuple[dict[str, float] | None, list[Finding]]:
+    """Return the agreement of raters, by votes or else by soft labels, and the finding that it is low."""
+    votes = dict(table.votes)
+    soft = np.flatnonzero(~np.isnan(table.labels))
+    if not votes and ((table.labels[soft] % 1) > 0).any():
+        # A soft label stands for very many raters.
+        votes = {row: (round(1e6 * table.labels[row]), round(1e6 * (1 - table.labels[row])), 0) for row in soft.tolist()}
+    alpha = krippendorff_alpha(votes.values())
+    if np.isnan(alpha):
+        return None, []
+    split = sorted(
+        (abs(first - other) / max(first + other + ties, 1), row)
+        for row, (first, other, ties) in votes.items()
+        if max(first, other, ties) < 0.75 * (first + other + ties)
+    )
+    findings = [make_finding("low_agreement", [[row] for _, row in split], len(table), alpha=alpha)]
+    return {"alpha": alpha, "rows": len(votes)}, findings if alpha < _ALPHA and split else []
+
+
+def _truncation(
+    rows: Sequence[Any], tokenizer: Any, max_length: int
+) -> tuple[dict[str, float] | None, list[Finding]]:
+    if tokenizer is None:
+        return None, []
+    if isinstance(tokenizer, str | Path):
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+    longest = longest_sequences(_with_bar(rows, "Tokenising"), tokenizer)
+    shares = shares_over(longest, max_length)
+    groups = [[row] for row in np.flatnonzero(longest > max_length).tolist()]
+    found = [make_finding("truncated", groups, len(rows), max_length=max_length, shares=shares)] if groups else []
+    return shares, found
+
+
+def _with_example(finding: Finding, rows: Sequence[Any], tests: Sequence[Any]) -> Finding:
+    """Return a finding with the shortened texts of the first two rows of its first group."""
+    if not finding.rows:
+        return finding
+    first, *others = finding.rows[0]
+    example = [_example(rows[first], first)]
+    if finding.kind.startswith("leaked"):
+        example = [{"row": first, "prompt": example[0]["prompt"]}]
+        example.append({"test_row": others[0], "prompt": _shorten(read_prompt(tests[others[0]], others[0]))})
+    elif others:
+        example.append(_example(rows[others[0]], others[0]))
+    return replace(finding, example=example)
+
+
+def _example(raw: Any, number: int) -> dict[str, Any]:
+    row = read_row(raw, number)
+    by_rank = sorted(range(len(row.ranks)), key=row.ranks.__getitem__)
+    texts = {"prompt": row.prompt, "chosen": row.responses[by_rank[0]], "rejected": row.responses[by_rank[-1]]}
+    return {"row": number, **{name: _shorten(text) for name, text in texts.items()}}
+
+
+def _shorten(text: str, most: int = 160) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= most else text[: most - 1] + "…"
