@@ -68,7 +68,7 @@ KINDS = {
         "conversations with roles out of order",
         "A chat template refuses such a conversation or writes it in a form that the model never meets in use.",
         "Mend the order of the messages, or take the rows out.",
-        0.0,
+        0.01,
     ),
     "label_noise": Kind(
         "labels, at least, that seem to be wrong",
@@ -152,7 +152,7 @@ KINDS = {
         "groups of nearly equal rows",
         "Rows that differ by a few words count several times, and may stand in training and in held-out data.",
         "Keep one of each group, and hold data out by prompt.",
-        0.1,
+        0.5,
     ),
 }
 

@@ -16,7 +16,7 @@ __all__ = ["estimate_noise", "margins_of_scores"]
 
 _TOPS = (0.05, 0.1, 0.2)  # the rows of which a model is surest, as shares of all
 _FEWEST = 30  # rows in such a share
-_ABLE = 0.58  # the accuracy that a probe exceeds with confidence, or it cannot tell
+_ABLE = 0.6  # the accuracy that a probe exceeds with confidence, or it cannot tell
 _SUSPECTS = 0.2
 
 
@@ -52,12 +52,12 @@ def estimate_noise(
     found["suspects"] = numbers[order[of_rows[order] < 0]].tolist()
     probe = f"{source} agrees with {shown['accuracy']:.1%} of the labels ({shown['low']:.1%} to {shown['high']:.1%})"
     if shown["low"] < _ABLE:
-        reason = f"{probe}, which is too close to guessing to say which labels are wrong"
-        return found | {"verdict": f"cannot tell: {reason}"}
-    if len(numbers) * _TOPS[-1] < _FEWEST:
-        return found | {"verdict": f"cannot tell: {len(numbers)} rows are too few; {_FEWEST / _TOPS[-1]:.0f} are needed"}
+        return found | {"verdict": f"cannot tell: {probe}, too close to guessing to say which labels are wrong"}
+    fewest = round(_FEWEST / _TOPS[-1])
+    if len(numbers) < fewest:
+        return found | {"verdict": f"cannot tell: {len(numbers):,} rows have a comparison, and it takes {fewest}"}
     found["estimate"] = estimate = _least_disagreement(of_rows)
-    return found | {"verdict": f"at least {estimate:.1%} of the labels are wrong, by the rows of which {probe} is surest"}
+    return found | {"verdict": f"at least {estimate:.1%} of the labels seem wrong: {probe}"}
 
 
 def _least_disagreement(margins: NDArray[np.float64]) -> float:

@@ -31,7 +31,7 @@ FORMATS = {
     ),
 }
 _OPENERS = {name for name in FORMATS if name.endswith("opener")}
-_OPERATIONS = re.compile(r"\d+\s*[-+*/^=<>×÷]\s*\w+|\w+\s*[-+*/^=<>×÷]\s*\d+")
+_OPERATIONS = re.compile(r"(?:\b\w+\s?)?[-+*/^=<>×÷]\s?\d+")
 _CHECKS = ("identical", "empty", "early_divergence", "template_tokens", "broken_roles")
 # The types of the columns, as `array.array` names them.
 _TYPES = {

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from plaudit.auditing.near_duplicates import jaccard, near_pairs, shingles
+from plaudit.auditing.near_duplicates import SIMILAR, candidate_pairs, jaccard, shingles
 from plaudit.auditing.preference_table import PreferenceTable, prompt_keys
 
 __all__ = ["dominant_prompts", "exact_duplicates", "leaked_exactly", "leaked_nearly", "near_duplicates"]
@@ -37,24 +37,30 @@ def near_duplicates(table: PreferenceTable) -> list[list[int]]:
     """Return groups of rows whose whole texts are near duplicates and are not the same in another order.
 
     On one prompt, the responses have to be alike by themselves: several comparisons on a long prompt are no duplicates.
+    A row belongs to a group if it is a near duplicate of one row of it.
     """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
     _, rows = np.unique(table.texts, return_index=True)  # one of each text
     rows.sort()
     spans = [(table.prompt_text(row), table.prompt_text(row + 1)) for row in rows.tolist()]
-    hashes = table.words.hashes()
+    store, hashes, prompts = table.words, table.words.hashes(), table.prompts[rows]
+    group = list(range(len(rows)))  # of each row a lower one of its group, or itself
 
-    def alike(one: int, two: int) -> bool:
-        if table.prompts[rows[one]] != table.prompts[rows[two]]:
-            return True
-        grams = [shingles(hashes, table.words.words(spans[row][0] + 1, spans[row][1])) for row in (one, two)]
-        return jaccard(*grams) >= _ALIKE
+    def lowest(row: int) -> int:
+        while group[row] != row:
+            group[row] = row = group[group[row]]
+        return row
 
-    pairs = np.array([pair for pair in near_pairs(table.words, spans) if alike(*pair)], dtype=np.int64).reshape(-1, 2)
-    graph = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(rows), len(rows)))
-    return groups_of(connected_components(graph, directed=False)[1].astype(np.uint64), rows)
+    for one, two in candidate_pairs(store, spans):
+        if lowest(one) == lowest(two):
+            continue
+        similarity = jaccard(*(shingles(hashes, store.words(*spans[row])) for row in (one, two)))
+        if similarity >= SIMILAR and prompts[one] == prompts[two]:
+            responses = [store.words(spans[row][0] + 1, spans[row][1]) for row in (one, two)]
+            similarity = SIMILAR if jaccard(*(shingles(hashes, each) for each in responses)) >= _ALIKE else 0
+        if similarity >= SIMILAR:
+            one, two = sorted((lowest(one), lowest(two)))
+            group[two] = one
+    return groups_of(np.array([lowest(row) for row in range(len(rows))], dtype=np.uint64), rows)
 
 
 def leaked_exactly(table: PreferenceTable, prompts: Sequence[str]) -> list[list[int]]:
@@ -83,8 +89,10 @@ def leaked_nearly(table: PreferenceTable, prompts: Sequence[str], exact: list[li
         spans.append((len(store.ends) - 1, len(store.ends)))
         store.append(prompt)
     alike: dict[int, list[int]] = {}
-    for one, two in near_pairs(store, spans, first=len(first)):
-        alike.setdefault(two - len(first), []).extend(rows[member == one].tolist())
+    hashes = store.hashes()
+    for one, two in candidate_pairs(store, spans, first=len(first)):
+        if jaccard(*(shingles(hashes, store.words(*spans[text])) for text in (one, two))) >= SIMILAR:
+            alike.setdefault(two - len(first), []).extend(rows[member == one].tolist())
     known = set(map(tuple, exact))
     leaks = ((row, place) for place, prompt in enumerate(prompts) for row in alike.get(texts.get(prompt, -1), ()))
     return sorted([row, place] for row, place in leaks if (row, place) not in known)
