@@ -1,13 +1,12 @@
 """`plaudit.audit`: what is wrong with preference data, before a model is trained on it."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from plaudit.auditing.agreement import krippendorff_alpha
 from plaudit.auditing.biases import format_odds, length_share
@@ -23,15 +22,16 @@ from plaudit.auditing.repetitions import (
     leaked_nearly,
     near_duplicates,
 )
+from plaudit.auditing.row_source import open_source, pick_rows, with_progress
 from plaudit.auditing.token_lengths import longest_sequences, shares_over
-from plaudit.data.loading import load_source, take_split
 from plaudit.errors import DataError
 from plaudit.evaluation.baselines import out_of_fold, share_and_interval, standardised
-from plaudit.evaluation.evaluate import finite_or_none, load_rows
+from plaudit.evaluation.evaluate import finite_or_none
 from plaudit.evaluation.word_counts import presence_differences
 
-__all__ = ["Audit", "audit", "cheap_findings", "load_audited", "surely_wrong"]
+__all__ = ["Audit", "audit", "cheap_findings", "surely_wrong"]
 
+_LEAKS = ("leaked_exact", "leaked_near")
 _NOISE_FROM, _ALPHA = 0.03, 0.4
 _GRAVE_LENGTH = 0.15  # distance of the share from one half
 
@@ -105,21 +105,26 @@ def audit(
         ConfigError: A split or a configuration is given with loaded rows.
         DataError: The data cannot be read, or a row is malformed in a way that no finding describes.
     """
-    rows = load_audited(dataset, split, dataset_config, dataset_format, ("train",))
-    table = read_table(_with_bar(rows, "Reading"))
+    rows = open_source(
+        dataset, split=split, config=dataset_config, dataset_format=dataset_format, defaults=("train",)
+    )
+    table = read_table(with_progress(rows, "Reading"))
     if not len(table):
         raise DataError("expected rows to audit, but there are none")
     findings = [*_cheap_findings(table), *_duplicates(table)]
-    tests: Sequence[Any] = ()
+    prompts: list[str] = []
     if against is not None:
-        tests = load_audited(against, against_split, None, None, ("test", "validation"))
-        findings += _leaks(table, [read_prompt(row, index) for index, row in enumerate(tests)])
+        tests = open_source(
+            against, split=against_split, config=None, dataset_format=None, defaults=("test", "validation")
+        )
+        prompts = [read_prompt(row, index) for index, row in enumerate(with_progress(tests, "Reading the test data"))]
+        findings += _leaks(table, prompts)
     length, odds = length_share(table), format_odds(table)
     findings += _biases(table, length, odds)
     figures, margins = _baselines(table)
     noise = _label_noise(table, margins, scores)
     agreement, disagreement = _agreement(table)
-    truncation, truncated = _truncation(rows, tokenizer, max_length)
+    truncation, truncated = _truncation(rows, len(table), tokenizer, max_length)
     findings += [*_noise_finding(noise, len(table)), *disagreement, *truncated]
     return Audit(
         dataset=str(dataset) if isinstance(dataset, str | Path) else None,
@@ -127,7 +132,7 @@ def audit(
         rows=len(table),
         prompts=len(np.unique(table.prompts)),
         comparisons=len(table.better),
-        findings=[_with_example(finding, rows, tests) for finding in rank(findings)],
+        findings=_with_examples(rank(findings), rows, prompts),
         baselines={name: each["accuracy"] for name, each in figures.items()},
         baseline_intervals={name: [each["low"], each["high"]] for name, each in figures.items()},
         label_noise=noise, length=length, formats=odds, agreement=agreement, truncation=truncation,
@@ -159,34 +164,6 @@ def surely_wrong(result: Audit) -> dict[str, list[int]]:
         wrong[kind] = sorted({row for group in taken for row in group} - seen)
         seen.update(wrong[kind])
     return wrong
-
-
-def load_audited(
-    source: Any, split: str | None, config: str | None, dataset_format: str | None, defaults: tuple[str, ...]
-) -> Sequence[Any]:
-    """Return rows that can be read several times; of a source with several splits, the first of `defaults`."""
-    if isinstance(source, str | Path):
-        splits = load_source(str(source), config=config)
-        names = [str(name) for name in splits]
-        split = split or next((name for name in defaults if name in names), names[0] if len(names) == 1 else None)
-        if split is None:
-            raise DataError(f"{source} has the splits {', '.join(names)}; name one of them with `split`.")
-        source, split, config = take_split(splits, split, str(source)), None, None
-    rows, _ = load_rows(source, split=split, dataset_config=config, dataset_format=dataset_format)
-    return rows if isinstance(rows, Sequence) or hasattr(rows, "num_rows") else list(rows)  # type: ignore[return-value]
-
-
-def _with_bar(rows: Sequence[Any], title: str) -> Iterator[Any]:
-    return tqdm(_plain(rows), title, total=len(rows), unit=" rows", delay=3, disable=None, leave=False)
-
-
-def _plain(rows: Sequence[Any]) -> Iterator[Any]:
-    """Yield rows; those of a `datasets.Dataset` in batches, which is several times as fast."""
-    if not hasattr(rows, "num_rows"):
-        yield from rows
-        return
-    for batch in rows.with_format(None).iter(512):  # type: ignore[attr-defined]
-        yield from (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
 
 
 def _cheap_findings(table: PreferenceTable) -> list[Finding]:
@@ -294,7 +271,7 @@ def _agreement(table: PreferenceTable) -> tuple[dict[str, float] | None, list[Fi
 
 
 def _truncation(
-    rows: Sequence[Any], tokenizer: Any, max_length: int
+    rows: Iterable[Any], total: int, tokenizer: Any, max_length: int
 ) -> tuple[dict[str, float] | None, list[Finding]]:
     if tokenizer is None:
         return None, []
@@ -302,25 +279,26 @@ def _truncation(
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(tokenizer)
-    longest = longest_sequences(_with_bar(rows, "Tokenising"), tokenizer)
+    longest = longest_sequences(with_progress(rows, "Tokenising"), tokenizer)
     shares = shares_over(longest, max_length)
     groups = [[row] for row in np.flatnonzero(longest > max_length).tolist()]
-    found = [make_finding("truncated", groups, len(rows), max_length=max_length, shares=shares)] if groups else []
+    found = [make_finding("truncated", groups, total, max_length=max_length, shares=shares)] if groups else []
     return shares, found
 
 
-def _with_example(finding: Finding, rows: Sequence[Any], tests: Sequence[Any]) -> Finding:
-    """Return a finding with the shortened texts of the first two rows of its first group."""
-    if not finding.rows:
-        return finding
-    first, *others = finding.rows[0]
-    example = [_example(rows[first], first)]
-    if finding.kind.startswith("leaked"):
-        example = [{"row": first, "prompt": example[0]["prompt"]}]
-        example.append({"test_row": others[0], "prompt": _shorten(read_prompt(tests[others[0]], others[0]))})
-    elif others:
-        example.append(_example(rows[others[0]], others[0]))
-    return replace(finding, example=example)
+def _with_examples(findings: list[Finding], rows: Iterable[Any], prompts: Sequence[str]) -> list[Finding]:
+    """Return findings with the shortened texts of the first two rows of their first groups."""
+    firsts = [
+        finding.rows[0][: 1 if finding.kind in _LEAKS else 2] if finding.rows else [] for finding in findings
+    ]
+    picked = pick_rows(rows, {row for group in firsts for row in group})
+    examples = [[_example(picked[row], row) for row in group] for group in firsts]
+    for finding, example in zip(findings, examples, strict=True):
+        if finding.kind in _LEAKS:
+            example[0] = {name: example[0][name] for name in ("row", "prompt")}
+            test = finding.rows[0][1]
+            example.append({"test_row": test, "prompt": _shorten(prompts[test])})
+    return [replace(finding, example=example) for finding, example in zip(findings, examples, strict=True)]
 
 
 def _example(raw: Any, number: int) -> dict[str, Any]:

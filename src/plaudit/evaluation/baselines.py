@@ -118,31 +118,39 @@ def out_of_fold(
     """
     from sklearn.model_selection import GroupKFold
 
-    margins = np.zeros(differences.shape[0])
+    margins, weights = np.zeros(len(prompts)), np.ones(len(prompts)) if weights is None else weights
     folds = min(folds, len(np.unique(prompts)))
-    for train, test in GroupKFold(folds).split(margins, groups=prompts) if folds > 1 else ():
-        weight = _fit(differences[train], _PENALTY, None if weights is None else weights[train])
-        margins[test] = differences[test] @ weight
+    signed, sign = _turned(differences)
+    for _, test in GroupKFold(folds).split(margins, groups=prompts) if folds > 1 else ():
+        counted = weights.copy()
+        counted[test] = 0  # a weight of zero leaves a row out without a copy of all others
+        margins[test] = sign[test] * (signed[test] @ _fit(signed, sign, counted, C=_PENALTY, max_iter=300))
     return margins
 
 
-def _fit(differences: Any, penalty: float, weights: Any = None, **options: Any) -> NDArray[np.float64]:
+def _turned(differences: Any) -> tuple[Any, NDArray[Any]]:
+    """Turn every other comparison round, since scikit-learn needs both classes; without an intercept, all is the same.
+
+    Returns:
+        The differences as floating-point numbers, and the sign of each row.
+    """
+    sign = np.where(np.arange(differences.shape[0]) % 2, 1, -1)
+    if not hasattr(differences, "indptr"):
+        return differences * sign[:, None], sign
+    values = differences.data.astype(np.float64)  # of float32, every product would make a copy
+    values *= np.repeat(sign, np.diff(differences.indptr))
+    return type(differences)((values, differences.indices, differences.indptr), shape=differences.shape), sign
+
+
+def _fit(signed: Any, sign: NDArray[Any], weights: NDArray[np.float64] | None, **options: Any) -> NDArray[np.float64]:
     """Fit the weights of P(better) = sigmoid(w · differences), by scikit-learn's logistic regression."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    if differences.shape[0] == 1:
-        differences, penalty = differences[[0, 0]], penalty / 2
-    # Without an intercept, a comparison turned round has the same loss; scikit-learn needs both classes.
-    sign = np.where(np.arange(differences.shape[0]) % 2, 1, -1).astype(differences.dtype)
-    if hasattr(differences, "indptr"):
-        differences.data *= np.repeat(sign, np.diff(differences.indptr))
-    else:
-        differences = differences * sign[:, None]
-    model = LogisticRegression(C=penalty, fit_intercept=False, **{"max_iter": 300} | options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return model.fit(differences, sign > 0, sample_weight=weights).coef_[0]
+        model = LogisticRegression(fit_intercept=False, **options)
+        return model.fit(signed, sign > 0, sample_weight=weights).coef_[0]
 
 
 class BagOfWords:
@@ -177,8 +185,10 @@ class BagOfWords:
             return self
         counter = CountVectorizer(tokenizer=_words, token_pattern=None, max_features=self.vocabulary_size)
         counts = counter.fit_transform([*chosen, *rejected]).astype(np.float64)
-        differences = counts[: len(chosen)] - counts[len(chosen) :]
-        weights = _fit(differences, 1 / self.l2, solver="newton-cg", tol=1e-9, max_iter=1000)
+        places = [*range(len(chosen))] * (1 + (len(chosen) == 1))  # one pair is counted as two halves
+        signed, sign = _turned((counts[: len(chosen)] - counts[len(chosen) :])[places])
+        weight = np.full(len(places), len(chosen) / len(places))
+        weights = _fit(signed, sign, weight, C=1 / self.l2, solver="newton-cg", tol=1e-9, max_iter=1000)
         self.weights = dict(zip(counter.get_feature_names_out().tolist(), weights.tolist(), strict=True))
         return self
 

@@ -21,6 +21,7 @@ __all__ = ["WordStore", "mix", "presence_differences", "split_words"]
 _CHARACTERS = "\u3040-\u30ff\u3400-\u9fff"
 _WORD = re.compile(f"[{_CHARACTERS}]|[^\\W{_CHARACTERS}]+")
 _BUCKETS = 1 << 22
+_MOST_COLUMNS = 1 << 16  # a model of many more weights takes more memory than the texts
 _COMPARISONS = 512  # compared at a time
 
 
@@ -90,10 +91,10 @@ def presence_differences(
         store: The texts.
         better: Indices of the better texts, shape [C].
         worse: Indices of the other texts, shape [C].
-        least: A word or pair that fewer texts have is left out.
+        least: A word or pair that fewer texts have is left out, and so are the rarest of more than 65,536.
 
     Returns:
-        1 where the better text alone has it, -1 where the other one does, sparse, float32, shape [C, columns].
+        1 where the better text alone has it, -1 where the other one does, sparse, int8, shape [C, columns].
     """
     from scipy.sparse import csr_array
 
@@ -102,9 +103,11 @@ def presence_differences(
     for only_better, only_worse in _in_chunks(store, hashes, better, worse):
         codes, counts = np.unique(np.concatenate([only_better, only_worse]) % _BUCKETS, return_counts=True)
         frequency[codes] = np.minimum(frequency[codes] + counts, 255)
-    columns = np.flatnonzero(frequency >= least)
+    while (frequency >= least).sum() > _MOST_COLUMNS:
+        least += 1
+    columns = np.flatnonzero(frequency >= least).astype(np.uint32)
     del frequency
-    lengths, indices, data = [], [], []
+    lengths, indices, data = [], array("i"), array("b")
     for only_better, only_worse in _in_chunks(store, hashes, better, worse):
         keys, first, counts = np.unique(
             np.concatenate([only_better, only_worse]), return_index=True, return_counts=True
@@ -112,12 +115,12 @@ def presence_differences(
         codes = keys % _BUCKETS
         places = np.minimum(np.searchsorted(columns, codes), max(len(columns) - 1, 0))
         kept = (counts == 1) & (columns[places] == codes) if len(columns) else np.zeros(len(codes), dtype=bool)
-        indices.append(places[kept].astype(np.int32))
-        data.append(np.where(first[kept] < len(only_better), 1, -1).astype(np.int8))
+        indices.frombytes(places[kept].astype(np.int32).tobytes())
+        data.frombytes(np.where(first[kept] < len(only_better), 1, -1).astype(np.int8).tobytes())
         lengths.append(np.bincount((keys[kept] // _BUCKETS).astype(np.int64), minlength=_COMPARISONS))
     pointers = np.concatenate([[0], np.cumsum(np.concatenate(lengths)[: len(better)])]).astype(np.int32)
-    values = np.concatenate(data).astype(np.float32)
-    return csr_array((values, np.concatenate(indices), pointers), shape=(len(better), max(len(columns), 1)))
+    shape = (len(better), max(len(columns), 1))
+    return csr_array((np.asarray(data), np.asarray(indices), pointers), shape=shape)
 
 
 def _in_chunks(
