@@ -13,7 +13,7 @@ SIMILAR = 0.7  # the Jaccard similarity from which two texts are near duplicates
 _PERMUTATIONS, _BANDS, _ROWS = 128, 25, 5  # two texts of similarity s meet with probability 1 - (1 - s^5)^25
 _BUCKET = 24  # neighbours in a bucket that are compared with each text
 _ESTIMATE = 0.57  # of 128 values, 3.5 standard deviations below `SIMILAR`
-_WORDS = 1 << 13  # hashed at a time
+_WORDS = 1 << 12  # hashed at a time
 
 
 def shingles(hashes: NDArray[np.uint64], words: NDArray[np.int32]) -> NDArray[np.uint64]:
@@ -69,7 +69,7 @@ def candidate_pairs(
 
 def _signatures(
     store: WordStore, hashes: NDArray[np.uint64], spans: Sequence[tuple[int, int]]
-) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
+) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
     """Return a hash of each band of the MinHash signature [D, 25], and the low byte of each of its values [D, 128].
 
     The low bytes estimate the similarity (b-bit MinHash, P. Li and A. König, 2010). A text without words has zeros.
@@ -77,7 +77,7 @@ def _signatures(
     generator = np.random.default_rng(0)
     factors = generator.integers(1, 1 << 63, size=(_PERMUTATIONS, 1), dtype=np.uint64) * np.uint64(2) + np.uint64(1)
     shifts = generator.integers(0, 1 << 63, size=(_PERMUTATIONS, 1), dtype=np.uint64)
-    bands, digests = np.zeros((len(spans), _BANDS), np.uint64), np.zeros((len(spans), _PERMUTATIONS), np.uint8)
+    bands, digests = np.zeros((len(spans), _BANDS), np.uint32), np.zeros((len(spans), _PERMUTATIONS), np.uint8)
     pending: list[NDArray[np.uint64]] = []
     places: list[int] = []
     for place, span in enumerate(spans):
@@ -97,12 +97,12 @@ def _signatures(
                 joined = np.zeros(len(pending), np.uint64)
                 for row in least[band * _ROWS : (band + 1) * _ROWS]:
                     joined = mix(joined * np.uint64(3) + row)
-                bands[places, band] = joined
+                bands[places, band] = joined >> np.uint64(32) | np.uint64(1)
             pending, places = [], []
     return bands, digests
 
 
-def _candidates(bands: NDArray[np.uint64], first: int | None) -> NDArray[np.int64]:
+def _candidates(bands: NDArray[np.uint32], first: int | None) -> NDArray[np.int64]:
     """Return the pairs of texts that share a band [P, 2], each once."""
     count, codes = len(bands), [np.empty(0, np.int64)]
     for band in bands.T:
