@@ -1,5 +1,6 @@
 """`plaudit.audit`: what is wrong with preference data, before a model is trained on it."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from plaudit.evaluation.baselines import out_of_fold, share_and_interval, standa
 from plaudit.evaluation.evaluate import finite_or_none
 from plaudit.evaluation.word_counts import presence_differences
 
-__all__ = ["Audit", "audit", "cheap_findings", "surely_wrong"]
+__all__ = ["Audit", "audit", "cheap_findings"]
 
 _LEAKS = ("leaked_exact", "leaked_near")
 _NOISE_FROM, _ALPHA = 0.03, 0.4
@@ -154,18 +155,6 @@ def cheap_findings(dataset: Iterable[Any], against: Iterable[Any] | None = None)
     return rank(findings)
 
 
-def surely_wrong(result: Audit) -> dict[str, list[int]]:
-    """Return the rows that are surely wrong, by kind, each once: leaked, identical, empty, and repeated exactly."""
-    by_kind = {finding.kind: finding.rows for finding in result.findings}
-    wrong: dict[str, list[int]] = {}
-    seen: set[int] = set()
-    for kind in ("leaked_exact", "identical", "empty", "duplicate_exact"):
-        taken = (group[1:] if kind == "duplicate_exact" else group[:1] for group in by_kind.get(kind, ()))
-        wrong[kind] = sorted({row for group in taken for row in group} - seen)
-        seen.update(wrong[kind])
-    return wrong
-
-
 def _cheap_findings(table: PreferenceTable) -> list[Finding]:
     found = {
         "contradiction": contradictions(table),
@@ -175,9 +164,10 @@ def _cheap_findings(table: PreferenceTable) -> list[Finding]:
     }
     findings = [make_finding(kind, groups, len(table)) for kind, groups in found.items() if groups]
     for kind, rows in table.checks.items():
-        details = {word: list(rows.values()).count(word) for word in dict.fromkeys(rows.values()) if word}
+        counted = Counter(filter(None, rows.values())).most_common()
+        detail = "Found: " + ", ".join(f"{word} ({count:,})" for word, count in counted[:5]) if counted else ""
         if rows:
-            findings.append(make_finding(kind, [[row] for row in rows], len(table), **{"found": details} if details else {}))
+            findings.append(make_finding(kind, [[row] for row in rows], len(table), detail=detail))
     return findings
 
 
@@ -189,11 +179,13 @@ def _duplicates(table: PreferenceTable) -> list[Finding]:
 def _leaks(table: PreferenceTable, prompts: list[str]) -> list[Finding]:
     exact = leaked_exactly(table, prompts)
     found = {"leaked_exact": exact, "leaked_near": leaked_nearly(table, prompts, exact)}
-    return [
-        make_finding(kind, pairs, len(table), test_prompts=len({test for _, test in pairs}), of=len(prompts))
-        for kind, pairs in found.items()
-        if pairs
-    ]
+    findings = []
+    for kind, pairs in found.items():
+        training, tests = ({pair[side] for pair in pairs} for side in (0, 1))
+        detail = f"{len(tests):,} of {len(prompts):,} test rows are concerned, and {len(training):,} training rows."
+        if pairs:
+            findings.append(make_finding(kind, pairs, len(table), detail=detail))
+    return findings
 
 
 def _biases(table: PreferenceTable, length: dict[str, float], odds: list[dict[str, Any]]) -> list[Finding]:
@@ -204,11 +196,24 @@ def _biases(table: PreferenceTable, length: dict[str, float], odds: list[dict[st
         follow = longer if length["share"] > 0.5 else shorter
         concerned = len(np.unique(table.row_of[follow]))
         grave = abs(length["share"] - 0.5) >= _GRAVE_LENGTH
-        findings.append(make_finding("length_bias", [], len(table), count=concerned, grave=grave, **length))
+        word = "longer" if length["share"] > 0.5 else "shorter"
+        shares = sorted(abs(0.5 - length[end]) + 0.5 for end in ("low", "share", "high"))
+        detail = "The {} response is chosen in {:.1%} of the comparisons ({:.1%} to {:.1%}).".format(
+            word, shares[1], shares[0], shares[2]
+        )
+        findings.append(
+            make_finding("length_bias", [], len(table), count=concerned, grave=grave, detail=detail, **length)
+        )
     features = [each for each in odds if each["significant"]]
     if features:
         concerned = max(each["rows"] for each in features)
-        findings.append(make_finding("format_bias", [], len(table), count=concerned, grave=False, features=features))
+        detail = "; ".join(
+            f"{each['feature']}: {each['chosen']:.1%} of chosen and {each['rejected']:.1%} of rejected responses"
+            for each in features
+        )
+        findings.append(
+            make_finding("format_bias", [], len(table), count=concerned, grave=False, detail=detail, features=features)
+        )
     return findings
 
 
@@ -248,7 +253,7 @@ def _noise_finding(noise: dict[str, Any], rows: int) -> list[Finding]:
     if share is None or share < _NOISE_FROM:
         return []
     suspects = [[row] for row in noise["suspects"]]
-    return [make_finding("label_noise", suspects, rows, count=round(share * rows), estimate=share)]
+    return [make_finding("label_noise", suspects, rows, count=round(share * rows), detail=noise["verdict"], estimate=share)]
 
 
 def _agreement(table: PreferenceTable) -> tuple[dict[str, float] | None, list[Finding]]:
@@ -266,7 +271,8 @@ def _agreement(table: PreferenceTable) -> tuple[dict[str, float] | None, list[Fi
         for row, (first, other, ties) in votes.items()
         if max(first, other, ties) < 0.75 * (first + other + ties)
     )
-    findings = [make_finding("low_agreement", [[row] for _, row in split], len(table), alpha=alpha)]
+    detail = f"Krippendorff's alpha is {alpha:.2f}; 1 is perfect agreement, 0 that of dice."
+    findings = [make_finding("low_agreement", [[row] for _, row in split], len(table), detail=detail, alpha=alpha)]
     return {"alpha": alpha, "rows": len(votes)}, findings if alpha < _ALPHA and split else []
 
 
@@ -282,7 +288,8 @@ def _truncation(
     longest = longest_sequences(with_progress(rows, "Tokenising"), tokenizer)
     shares = shares_over(longest, max_length)
     groups = [[row] for row in np.flatnonzero(longest > max_length).tolist()]
-    found = [make_finding("truncated", groups, total, max_length=max_length, shares=shares)] if groups else []
+    detail = f"{len(groups) / total:.1%} of the rows have more than {max_length:,} tokens."
+    found = [make_finding("truncated", groups, total, detail=detail, max_length=max_length)] if groups else []
     return shares, found
 
 
