@@ -56,7 +56,9 @@ def planted(seed=0, each=100):
     """Plant every kind in 2,000 clean rows, and print what is found."""
     generator = random.Random(seed)
     rows, tests = clean_rows(generator, 2000), clean_rows(generator, 300)
-    wanted = {kind: [] for kind in ("duplicate_exact", "contradiction", "cycle", "identical", "empty", "duplicate_near")}
+    wanted = {
+        kind: [] for kind in ("duplicate_exact", "contradiction", "cycle", "identical", "empty", "duplicate_near")
+    }
     for _ in range(each):
         first = generator.randrange(2000)
         wanted["duplicate_exact"].append((first, len(rows)))
@@ -71,15 +73,25 @@ def planted(seed=0, each=100):
         wanted["identical"].append((len(rows),))
         rows.append(row | {"prompt": text(generator), "rejected": row["chosen"]})
         wanted["empty"].append((len(rows),))
-        rows.append(row | {"prompt": text(generator), generator.choice(["chosen", "rejected"]): generator.choice(["", " \n"])})
+        rows.append(
+            row | {"prompt": text(generator), generator.choice(["chosen", "rejected"]): generator.choice(["", " \n"])}
+        )
     similar = []
     for _ in range(5 * each):
         first = generator.randrange(2000)
-        similar.append((similarity(rows[first], near := changed(rows[first], generator.uniform(0, 0.1), generator)), first, len(rows)))
+        similar.append(
+            (
+                similarity(rows[first], near := changed(rows[first], generator.uniform(0, 0.1), generator)),
+                first,
+                len(rows),
+            )
+        )
         rows.append(near)
     wanted["duplicate_near"] = [(one, two) for value, one, two in similar if 0.75 <= value < 1]
     exact, normalised, nearly = [], [], []
-    for at, (kept, name) in enumerate(zip(generator.sample(range(2000), 300), [exact, normalised, nearly] * 100, strict=True)):
+    for at, (kept, name) in enumerate(
+        zip(generator.sample(range(2000), 300), [exact, normalised, nearly] * 100, strict=True)
+    ):
         prompt = rows[kept]["prompt"]
         if name is normalised:
             prompt = "  " + prompt.upper().replace(" ", ", ") + " ?!\n"

@@ -38,7 +38,9 @@ def made_rows(source, count, generator):
 
     def changed(value):
         if isinstance(value, str):
-            return re.sub(r"\w+", lambda match: generator.choice(words) if generator.random() < 0.3 else match[0], value)
+            return re.sub(
+                r"\w+", lambda match: generator.choice(words) if generator.random() < 0.3 else match[0], value
+            )
         if isinstance(value, list):
             return [changed(each) for each in value]
         return {key: item if key == "role" else changed(item) for key, item in value.items()}

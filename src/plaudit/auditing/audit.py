@@ -106,9 +106,7 @@ def audit(
         ConfigError: A split or a configuration is given with loaded rows.
         DataError: The data cannot be read, or a row is malformed in a way that no finding describes.
     """
-    rows = open_source(
-        dataset, split=split, config=dataset_config, dataset_format=dataset_format, defaults=("train",)
-    )
+    rows = open_source(dataset, split=split, config=dataset_config, dataset_format=dataset_format, defaults=("train",))
     table = read_table(with_progress(rows, "Reading"))
     if not len(table):
         raise DataError("expected rows to audit, but there are none")
@@ -198,8 +196,8 @@ def _biases(table: PreferenceTable, length: dict[str, float], odds: list[dict[st
         grave = abs(length["share"] - 0.5) >= _GRAVE_LENGTH
         word = "longer" if length["share"] > 0.5 else "shorter"
         shares = sorted(abs(0.5 - length[end]) + 0.5 for end in ("low", "share", "high"))
-        detail = "The {} response is chosen in {:.1%} of the comparisons ({:.1%} to {:.1%}).".format(
-            word, shares[1], shares[0], shares[2]
+        detail = (
+            f"The {word} response is chosen in {shares[1]:.1%} of the comparisons ({shares[0]:.1%} to {shares[2]:.1%})."
         )
         findings.append(
             make_finding("length_bias", [], len(table), count=concerned, grave=grave, detail=detail, **length)
@@ -253,7 +251,9 @@ def _noise_finding(noise: dict[str, Any], rows: int) -> list[Finding]:
     if share is None or share < _NOISE_FROM:
         return []
     suspects = [[row] for row in noise["suspects"]]
-    return [make_finding("label_noise", suspects, rows, count=round(share * rows), detail=noise["verdict"], estimate=share)]
+    return [
+        make_finding("label_noise", suspects, rows, count=round(share * rows), detail=noise["verdict"], estimate=share)
+    ]
 
 
 def _agreement(table: PreferenceTable) -> tuple[dict[str, float] | None, list[Finding]]:
@@ -262,7 +262,9 @@ def _agreement(table: PreferenceTable) -> tuple[dict[str, float] | None, list[Fi
     soft = np.flatnonzero(~np.isnan(table.labels))
     if not votes and ((table.labels[soft] % 1) > 0).any():
         # A soft label stands for very many raters.
-        votes = {row: (round(1e6 * table.labels[row]), round(1e6 * (1 - table.labels[row])), 0) for row in soft.tolist()}
+        votes = {
+            row: (round(1e6 * table.labels[row]), round(1e6 * (1 - table.labels[row])), 0) for row in soft.tolist()
+        }
     alpha = krippendorff_alpha(votes.values())
     if np.isnan(alpha):
         return None, []
@@ -295,9 +297,7 @@ def _truncation(
 
 def _with_examples(findings: list[Finding], rows: Iterable[Any], prompts: Sequence[str]) -> list[Finding]:
     """Return findings with the shortened texts of the first two rows of their first groups."""
-    firsts = [
-        finding.rows[0][: 1 if finding.kind in _LEAKS else 2] if finding.rows else [] for finding in findings
-    ]
+    firsts = [finding.rows[0][: 1 if finding.kind in _LEAKS else 2] if finding.rows else [] for finding in findings]
     picked = pick_rows(rows, {row for group in firsts for row in group})
     examples = [[_example(picked[row], row) for row in group] for group in firsts]
     for finding, example in zip(findings, examples, strict=True):

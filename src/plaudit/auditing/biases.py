@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 
-
 from plaudit.auditing.preference_table import FORMATS, PreferenceTable
 from plaudit.evaluation.baselines import STYLE, share_and_interval
 

@@ -89,7 +89,9 @@ def read_prompt(row: Any, index: int) -> str:
     prompt = next((row[name] for name in _PROMPTS if row.get(name)), None) if isinstance(row, Mapping) else None
     if isinstance(prompt, str):
         is_transcript = prompt.lstrip().startswith("Human:")
-        return "\n".join(turn["content"] for turn in split_transcript(prompt)).strip() if is_transcript else prompt.strip()
+        return (
+            "\n".join(turn["content"] for turn in split_transcript(prompt)).strip() if is_transcript else prompt.strip()
+        )
     if isinstance(prompt, list) and all(map(_is_message, prompt)):
         return "\n".join(text for _, text in _turns(prompt)).strip()
     return read_row(row, index).prompt.strip()

@@ -57,7 +57,9 @@ def command(
     if fix is not None:
         _fix(result, data, Path(fix), options)
     counts = {finding.kind: finding.count for finding in result.findings}
-    failed = [f"{kind}: {counts[kind]:,}, and {most} would fail" for kind, most in limits if counts.get(kind, 0) >= most]
+    failed = [
+        f"{kind}: {counts[kind]:,}, and {most} would fail" for kind, most in limits if counts.get(kind, 0) >= most
+    ]
     for line in failed:
         display.console.print("[red]FAILED[/red]", escape(line), soft_wrap=True)
     sys.exit(1 if failed else 0)
@@ -68,7 +70,9 @@ def _parse_limit(text: str) -> tuple[str, int]:
 
     kind, _, number = text.partition("=")
     if kind not in KINDS or not number.isdecimal():
-        raise ConfigError(f"--fail_on {text}: expected KIND=N, such as leaked_exact=1; the kinds are {', '.join(KINDS)}.")
+        raise ConfigError(
+            f"--fail_on {text}: expected KIND=N, such as leaked_exact=1; the kinds are {', '.join(KINDS)}."
+        )
     return kind, max(1, int(number))
 
 
@@ -96,9 +100,7 @@ def _show(result: "Audit") -> None:
         _show_finding(finding)
     shares = [
         (_BASELINES[name], f"{_percent(share)} ({_percent(low)} to {_percent(high)})")
-        for (name, share), (low, high) in zip(
-            result.baselines.items(), result.baseline_intervals.values(), strict=True
-        )
+        for (name, share), (low, high) in zip(result.baselines.items(), result.baseline_intervals.values(), strict=True)
     ]
     display.show_table("Accuracy of baselines that need no model (five folds by prompt)", shares)
     display.console.print(f"\nLabel noise: {escape(result.label_noise['verdict'])}.")
@@ -151,9 +153,7 @@ def _fix(result: "Audit", data: str, path: Path, options: dict[str, Any]) -> Non
     from plaudit.auditing.row_source import open_source
 
     config, dataset_format = options["dataset_config"], options["dataset_format"]
-    rows = open_source(
-        data, split=options["split"], config=config, dataset_format=dataset_format, defaults=("train",)
-    )
+    rows = open_source(data, split=options["split"], config=config, dataset_format=dataset_format, defaults=("train",))
     wrong = surely_wrong(result.findings)
     kept = write_clean(path, rows, wrong)
     taken = ", ".join(f"{len(numbers):,} {kind}" for kind, numbers in wrong.items())
