@@ -5,12 +5,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from plaudit import metrics
 from plaudit.metrics import (
     accuracy,
     accuracy_interval_by_prompt,
     difference_correlation,
+    mean_interval_by_prompt,
     preference_metrics,
     rank_correlation,
     wilson_interval,
@@ -193,6 +195,19 @@ def test_the_bootstrap_has_the_width_of_its_prompts():
     error = math.sqrt(right.mean() * (1 - right.mean()) / 400)
     assert right.mean() - low == pytest.approx(1.96 * error, rel=0.1)  # 2000 draws: a quantile is right to some percent
     assert high - right.mean() == pytest.approx(1.96 * error, rel=0.1)
+
+
+@pytest.mark.parametrize("prompts", [10, 20, 400])
+def test_the_interval_of_few_prompts_has_the_width_of_students(prompts):
+    values = np.random.default_rng(prompts).normal(0, 1, prompts)
+    low, high = mean_interval_by_prompt(values, np.arange(prompts), resamples=20_000)
+    student = stats.t.interval(0.95, prompts - 1, values.mean(), values.std(ddof=1) / math.sqrt(prompts))
+    assert high - low == pytest.approx(student[1] - student[0], rel=0.05)
+
+
+def test_the_mean_of_a_prompt_counts_by_its_weights():
+    interval = mean_interval_by_prompt([0.0, 4.0, 2.0], [1, 1, 2], [3.0, 1.0, 1.0])
+    assert interval == pytest.approx((1.0, 2.0))
 
 
 def test_the_bootstrap_resamples_weights_with_their_comparisons():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from plaudit.data.script_arguments import ScriptArguments
+    from plaudit.evaluation.comparison import compare
     from plaudit.evaluation.evaluate import evaluate
     from plaudit.models.adapters import get_peft_config
     from plaudit.models.model_config import ModelConfig
@@ -23,6 +24,7 @@ __version__ = version("plaudit")
 
 _HOMES = {
     "combine": "plaudit.scoring.reward_function",
+    "compare": "plaudit.evaluation.comparison",
     "DataCollatorForPreference": "plaudit.training.collator",
     "evaluate": "plaudit.evaluation.evaluate",
     "get_peft_config": "plaudit.models.adapters",
@@ -44,6 +46,7 @@ __all__ = [
     "RewardTrainer",
     "ScriptArguments",
     "combine",
+    "compare",
     "evaluate",
     "get_peft_config",
     "get_quantization_config",

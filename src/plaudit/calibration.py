@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from plaudit.metrics import comparison_columns
 
-__all__ = ["best_temperature", "calibration_bins", "calibration_error", "log_loss"]
+__all__ = ["best_temperature", "calibration_bins", "calibration_error", "log_loss", "temperature_interval"]
 
 _MIN_PER_BIN = 20
 
@@ -132,6 +132,35 @@ def best_temperature(
         middle = (low + high) / 2
         low, high = (middle, high) if slope(middle) < 0 else (low, middle)
     return 1 / high
+
+
+def temperature_interval(
+    differences: ArrayLike,
+    prompts: ArrayLike,
+    labels: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    *,
+    resamples: int = 500,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Return the 95% interval of `best_temperature`, with the comparisons of one prompt treated as dependent.
+
+    Whole prompts are resampled, as in `plaudit.metrics.mean_interval_by_prompt`. Arguments of shape [C], and errors,
+    are those of `log_loss`; comparisons of one prompt have the same number in `prompts` [C].
+
+    Example:
+        >>> low, high = temperature_interval([2.0] * 90 + [-2.0] * 10, prompts=range(100))
+        >>> low < best_temperature([2.0] * 90 + [-2.0] * 10) < high
+        True
+    """
+    d, q, w = comparison_columns(differences=differences, labels=labels, weights=weights)
+    keys, of_comparison = np.unique(np.asarray(prompts), return_inverse=True)
+    generator, found = np.random.default_rng(seed), np.empty(resamples)
+    for number in range(resamples):
+        times = np.bincount(generator.integers(len(keys), size=len(keys)), minlength=len(keys))
+        found[number] = best_temperature(d, q, w * times[of_comparison])
+    low, high = np.quantile(found, [0.025, 0.975], method="nearest")  # the mean of a number and infinity is no quantile
+    return float(low), float(high)
 
 
 def _sigmoid(z: NDArray[np.float64]) -> NDArray[np.float64]:

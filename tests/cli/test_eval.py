@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from plaudit import RewardModel, cli
+from plaudit.errors import ConfigError
 from plaudit.evaluation.figures import METRICS
 
 
@@ -260,6 +261,5 @@ def test_the_help_is_shown_without_importing_torch():
 
 
 def test_data_must_be_named():
-    code, output = run()
-    assert code == 2
-    assert "Missing argument 'DATA...'" in output
+    with pytest.raises(ConfigError, match="expected DATA to evaluate model on"):
+        run()

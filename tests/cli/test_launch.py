@@ -126,3 +126,25 @@ def test_a_launched_run_by_tokens_reports_its_balance_once_and_trains_on_every_r
     tokens = [entry["num_tokens"] for entry in history_of(folder) if "num_tokens" in entry]
     assert said.count(f"8 pairs, {tokens[-1]:,.0f} tokens") >= 1  # those of the plan, each counted once
     assert (tmp_path / "tokens.1").read_text() == "Qwen3ForSequenceClassification gloo\n"
+
+
+def test_a_launched_learning_curve_is_that_of_one_process_and_is_shown_once(
+    tmp_path, base_folder, text_rows, monkeypatch
+):
+    data = tmp_path / "more.jsonl"
+    rows = [{**row, "prompt": f"{row['prompt']} {number}"} for number in range(4) for row in text_rows]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ("--num_train_epochs", 1, "--verify_on_save", "false", "--learning_curve")
+    monkeypatch.setattr("plaudit.cli.display.show_log_messages", lambda: None)
+    one = [*arguments(tmp_path, base_folder, data, "one", *options), "--per_device_train_batch_size", "4"]
+    assert CliRunner().invoke(cli, one).exit_code == 0
+    folder, said = launch(
+        TORCHRUN, tmp_path, base_folder, data, "two", *options, "--per_device_train_batch_size", 2
+    )  # fmt: skip
+    expected, curve = (
+        json.loads((each / "learning_curve.json").read_text()) for each in (tmp_path / "one", folder)
+    )  # fmt: skip
+    assert curve["sizes"] == expected["sizes"] == [4, 8, 16, 32]
+    assert curve["losses"] == pytest.approx(expected["losses"], abs=1e-4)
+    assert said.count("Would more data help?") == 1
+    assert not list(folder.glob("_*"))

@@ -15,6 +15,7 @@ from plaudit import RewardConfig, RewardTrainer
 from plaudit.cli import cli
 from plaudit.cli.train import COMMON_OPTIONS
 from plaudit.errors import ConfigError, DataError
+from plaudit.evaluation.learning_curve import LearningCurve
 from plaudit.training.reward_options import RewardOptions
 
 
@@ -136,6 +137,56 @@ def test_a_signal_during_the_final_evaluation_saves_what_is_trained(arguments, t
     assert result.exit_code == code
     assert f"The evaluation was stopped. The trained model is in {tmp_path / 'run'}" in result.output
     assert weights_of(tmp_path / "run")
+
+
+# The learning curve
+
+
+@pytest.fixture
+def curve_file(tmp_path, text_rows):
+    """Rows of 40 prompts."""
+    path = tmp_path / "curve.jsonl"
+    rows = [{**row, "prompt": f"{row['prompt']} {number}"} for number in range(4) for row in text_rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_learning_curve_follows_the_run_and_ends_in_its_figures(arguments, curve_file, tmp_path):
+    shown = succeed([*arguments(dataset_name=curve_file, eval_fraction=0.2, num_train_epochs=2), "--learning_curve"])
+    assert re.findall(r"Learning curve: (\d+) of 32 training rows", shown) == ["4", "8", "16"]
+    assert "Would more data help?" in shown
+    curve = LearningCurve.from_dict(json.loads((tmp_path / "run" / "learning_curve.json").read_text()))
+    assert curve.sizes == [4, 8, 16, 32]
+    last = [entry for entry in state_of(tmp_path / "run")["log_history"] if "eval_loss" in entry][-1]
+    assert curve.losses[-1] == pytest.approx(last["eval_loss"], abs=1e-6)
+    assert curve.accuracies[-1] == last["eval_accuracy"]
+    assert curve.verdict in " ".join(shown.split())
+    assert not list((tmp_path / "run").glob("_*"))
+    assert weights_of(tmp_path / "run")
+
+
+def test_a_learning_curve_without_held_out_rows_is_refused_before_training(arguments, curve_file, tmp_path):
+    for options, error in (({}, ConfigError), ({"eval_fraction": 0.9}, DataError)):
+        result = train([*arguments(dataset_name=curve_file, **options), "--learning_curve"])
+        assert isinstance(result.exception, error)
+        assert "learning curve" in str(result.exception).replace("_", " ")
+        assert not list((tmp_path / "run").iterdir())
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_during_the_learning_curve_leaves_the_model_and_no_curve(
+    arguments, curve_file, tmp_path, monkeypatch, sent, code
+):
+    def interrupt(_callback, args, _state, _control, **_):
+        if "_learning_curve" in args.output_dir:
+            signal.raise_signal(sent)
+
+    monkeypatch.setattr("plaudit.cli.live_progress.LiveProgress.on_step_end", interrupt)
+    result = train([*arguments(dataset_name=curve_file, eval_fraction=0.2), "--learning_curve"])
+    assert result.exit_code == code
+    assert "The learning curve was stopped, and has no file." in result.output
+    assert weights_of(tmp_path / "run")
+    assert not list((tmp_path / "run").glob("*learning_curve*"))
 
 
 def test_options_may_come_from_a_yaml_file_and_rows_in_a_published_layout(base_folder, tmp_path):

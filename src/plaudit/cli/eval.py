@@ -1,34 +1,51 @@
-"""`plaudit eval`: tables of the agreement of a reward model with people, and an exit code for limits on its figures."""
+"""`plaudit eval`: the agreement of a reward model with people, from a model or from a score file, and its limits."""
 
 import json
-import math
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.box import SIMPLE_HEAD
 from rich.markup import escape
-from rich.table import Table
 
-from plaudit.cli import display
+from plaudit.cli import display, evaluation_tables
 from plaudit.cli.model_options import model_options
 from plaudit.errors import ConfigError
 
 if TYPE_CHECKING:
     from plaudit.evaluation.evaluate import Evaluation
+    from plaudit.scoring.reward_model import RewardModel
 
 __all__ = ["command"]
 
 
 @click.command("eval")
-@click.argument("model")
-@click.argument("data", nargs=-1, required=True)
+@click.argument("model", required=False)
+@click.argument("data", nargs=-1)
 @click.option("--split", help="Split to evaluate on.  [default: test, else validation, else the only one]")
 @click.option("--dataset_config", help="Configuration of a hub dataset that has several.")
 @click.option("--dataset_format", help="Published layout of the rows: arena, helpsteer, hh, ranked or ultrafeedback.")
+@click.option(
+    "--benchmark", "benchmarks", multiple=True, metavar="NAME",
+    help="Evaluate on a published benchmark by its own rule, such as rewardbench-2. May be repeated.",
+)  # fmt: skip
+@click.option(
+    "--data", "copy", metavar="PATH",
+    help="Copy of the benchmark's files, or a hub id; with several benchmarks, a folder with a folder for each name. "
+    "Without MODEL, the dataset that the rewards of --scores belong to.",
+)  # fmt: skip
+@click.option(
+    "--scores", metavar="FILE",
+    help="Score file (.jsonl or .jsonl.gz) to write; for several datasets, a folder. Without MODEL, the file to read.",
+)  # fmt: skip
+@click.option(
+    "--probes", multiple=True, metavar="NAME",
+    help="Probe the model by changes of the texts: all, or names, such as padding,swap. May be repeated.",
+)  # fmt: skip
+@click.option("--best_of_n", is_flag=True, help="Best-of-n curve of groups with `scores`, which are taken as gold.")
+@click.option("--save_temperature", is_flag=True, help="Write the temperature fitted on DATA into MODEL's reward.json.")
 @model_options
 @click.option("--output", help="JSON file for all figures.")
 @click.option(
@@ -40,11 +57,17 @@ __all__ = ["command"]
     help="Exit with 1 if a figure of any dataset is greater, such as log_loss=0.69. May be repeated.",
 )  # fmt: skip
 def command(
-    model: str,
+    model: str | None,
     data: tuple[str, ...],
     split: str | None,
     dataset_config: str | None,
     dataset_format: str | None,
+    benchmarks: tuple[str, ...],
+    copy: str | None,
+    scores: str | None,
+    probes: tuple[str, ...],
+    best_of_n: bool,
+    save_temperature: bool,
     output: str | None,
     fail_under: tuple[str, ...],
     fail_over: tuple[str, ...],
@@ -53,113 +76,195 @@ def command(
     """Evaluate MODEL (a folder or a hub id) on DATA: files, folders or hub ids of pairs or ranked groups.
 
     Each dataset has a table, and several have a summary. Beside the accuracy stands that of preferring the longer and
-    the shorter response, which a reward model has to exceed.
+    the shorter response, which a reward model has to exceed. `--scores` alone evaluates a score file without a model.
     """
-    from plaudit.checkpoint.atomic import write_atomically
-    from plaudit.evaluation import evaluate as evaluation
     from plaudit.evaluation.limits import failures, parse_limit
-    from plaudit.scoring.reward_model import RewardModel
 
     limits = [parse_limit(text, upper=False) for text in fail_under]
     limits += [parse_limit(text, upper=True) for text in fail_over]
-    if output is not None and (Path(output).is_dir() or not os.access(Path(output).resolve().parent, os.W_OK)):
-        raise ConfigError(f"--output {output}: expected the path of a file in a folder that you may write to.")
-    display.show_log_messages()
-    reward_model = RewardModel.from_pretrained(model, **options)
+    _check_writable("--output", output)
     data_options = {"split": split, "dataset_config": dataset_config, "dataset_format": dataset_format}
-    evaluations = []
-    for path in data:
-        evaluations.append(evaluation.evaluate(reward_model, path, **data_options))
-        _show_evaluation(evaluations[-1])
-    means = evaluation.mean_figures(evaluations)
-    if len(evaluations) > 1:
-        _show_summary(evaluations, means)
+    _check_sources(model, data, benchmarks, copy, scores)
+    if model is None:
+        if probes or save_temperature:
+            raise ConfigError("--probes and --save_temperature need MODEL and DATA, not a score file.")
+        found = iter([_read_scores(str(scores), copy, data_options)])
+    else:
+        _check_model_options(model, data, benchmarks, probes, save_temperature)
+        sources = [*data, *benchmarks]
+        files = _score_files(scores, sources)
+        display.show_log_messages()
+        found = _evaluations(model, data, benchmarks, copy, data_options, options, probes, files)
+    entries, evaluations = [], []
+    for evaluation, probed in found:
+        evaluation_tables.show_evaluation(evaluation)
+        entry = evaluation.to_dict()
+        if probed is not None:
+            evaluation_tables.show_probes(probed)
+            entry["probes"] = [each.to_dict() for each in probed]
+        if best_of_n:
+            entry["best_of_n"] = _best_of_n(evaluation)
+        entries.append(entry)
+        evaluations.append(evaluation)
+    if save_temperature and model is not None:
+        _save_temperature(model, evaluations[0])
     failed = [line for each in evaluations for line in failures(each, limits)]
+    _finish(model, entries, evaluations, failed, output)
+
+
+def _finish(
+    model: str | None,
+    entries: list[dict[str, Any]],
+    evaluations: "list[Evaluation]",
+    failed: list[str],
+    output: str | None,
+) -> None:
+    """Show the summary, write the file, and end with the exit code."""
+    from plaudit.checkpoint.atomic import write_atomically
+    from plaudit.evaluation.evaluate import finite_or_none, mean_figures
+
+    means = mean_figures(evaluations)
+    if len(evaluations) > 1:
+        evaluation_tables.show_summary(evaluations, means)
     if output is not None:
-        datasets = [each.to_dict() for each in evaluations]
-        mean = evaluation.finite_or_none(means)
-        content = {"model": model, "datasets": datasets, "mean": mean, "failed": failed}
+        content = {"model": model, "datasets": entries, "mean": finite_or_none(means), "failed": failed}
         write_atomically(Path(output), json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     for line in failed:
         display.console.print("[red]FAILED[/red]", escape(line), soft_wrap=True)
     sys.exit(1 if failed else 0)
 
 
-def _show_evaluation(evaluation: "Evaluation") -> None:
-    figures = evaluation.overall
-    display.show_table(_title(evaluation), _rows(figures))
-    length = max(("longer", "shorter"), key=lambda word: figures[f"{word}_wins"])
-    if figures["accuracy_low"] <= figures[f"{length}_wins"]:
-        verdict = "Worse" if figures["accuracy_high"] < figures[f"{length}_wins"] else "Not clearly better"
-        display.console.print(f"[yellow]{verdict} than preferring the {length} response.[/yellow]")
-    if len(evaluation.subsets) > 1:
-        _show_comparison("subset", evaluation.subsets.items())
+def _check_sources(
+    model: str | None, data: tuple[str, ...], benchmarks: tuple[str, ...], copy: str | None, scores: str | None
+) -> None:
+    if model is None and scores is None:
+        raise ConfigError(
+            "expected MODEL and DATA, or --scores FILE. `plaudit eval MODEL DATA` evaluates a model on preferences, "
+            "`plaudit eval MODEL --benchmark NAME` on a benchmark, `plaudit eval --scores FILE` a score file."
+        )
+    if model is not None and not data and not benchmarks:
+        raise ConfigError(f"expected DATA to evaluate {model} on: a file, a folder or a hub id, or --benchmark NAME.")
+    if model is None and benchmarks:
+        raise ConfigError("--benchmark: expected MODEL, which scores its rows; a score file names its own benchmark.")
+    if model is not None and copy is not None and not benchmarks:
+        raise ConfigError(f"--data {copy}: expected --benchmark with it. Give other data without an option.")
 
 
-def _title(evaluation: "Evaluation") -> str:
-    """Return the dataset and its split, but no split for a plain file: `datasets` names that split "train"."""
-    is_plain_file = evaluation.split == "train" and Path(str(evaluation.dataset)).is_file()
-    return str(evaluation.dataset) if is_plain_file else f"{evaluation.dataset} ({evaluation.split})"
+def _check_model_options(
+    model: str, data: tuple[str, ...], benchmarks: tuple[str, ...], probes: tuple[str, ...], save_temperature: bool
+) -> None:
+    if probes and benchmarks:
+        raise ConfigError("--probes: expected DATA in one of Plaudit's formats, not a benchmark.")
+    if save_temperature and (len(data) != 1 or benchmarks):
+        raise ConfigError("--save_temperature: expected one dataset, on which the temperature is fitted.")
+    if save_temperature and not Path(model).expanduser().is_dir():
+        raise ConfigError(f"--save_temperature: expected the model's folder, got {model!r}, which is none.")
+    if benchmarks:
+        from plaudit.evaluation.benchmark_scores import find_benchmark
+
+        for name in benchmarks:
+            find_benchmark(name)
+    if probes:
+        from plaudit.evaluation.probes import select_probes
+
+        select_probes(_names(probes))
 
 
-def _rows(figures: dict[str, float]) -> list[tuple[str, str]]:
-    counts = "{comparisons:,.0f} in {rows:,.0f} rows of {prompts:,.0f} prompts".format(**figures)
-    spread = "mean {mean_reward:.3f}, std {std_reward:.3f}, {min_reward:.3f} to {max_reward:.3f}"
-    correlation = figures["length_correlation"]
-    left_out = [f"{figures[name]:,.0f} {words}" for name, words in _LEFT_OUT.items() if figures[name]]
-    return [
-        ("comparisons", counts + (f"; left out: {', '.join(left_out)}" if left_out else "")),
-        ("accuracy", f"{_percent(figures['accuracy'])} (95% interval {_interval(figures)})"),
-        ("longer wins", f"{_percent(figures['longer_wins'])}, shorter wins {_percent(figures['shorter_wins'])}"),
-        ("margin", "{margin:.3f}; equal rewards: {reward_ties:,.0f}".format(**figures)),
-        ("log loss", f"{figures['log_loss']:.4f} (0.6931 is guessing)"),
-        ("calibration error", _percent(figures["calibration_error"])),
-        ("temperature", _temperature(figures)),
-        ("rewards", spread.format(**figures)),
-        ("reward and length", "rank correlation " + ("-" if math.isnan(correlation) else f"{correlation:+.2f}")),
-    ]
+def _check_writable(option: str, path: str | None) -> None:
+    if path is not None and (Path(path).is_dir() or not os.access(Path(path).resolve().parent, os.W_OK)):
+        raise ConfigError(f"{option} {path}: expected the path of a file in a folder that you may write to.")
 
 
-_LEFT_OUT = {"ties": "ties", "identical": "pairs of equal responses"}
+def _score_files(scores: str | None, sources: list[str]) -> list[Path | None]:
+    """Return the score file of each dataset: the one that is named, or in a folder one named after each dataset."""
+    if scores is None:
+        return [None] * len(sources)
+    if len(sources) == 1 and not Path(scores).is_dir():
+        _check_writable("--scores", scores)
+        return [Path(scores)]
+    folder = Path(scores)
+    if folder.is_file() or folder.name.endswith((".jsonl", ".gz")):
+        raise ConfigError(f"--scores {scores}: expected a folder, in which each of {len(sources)} datasets has a file.")
+    names = [Path(source).name.split(".")[0] for source in sources]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"--scores {scores}: two of the datasets have the same name. Evaluate them one by one.")
+    return [folder / f"{name}.jsonl" for name in names]
 
 
-def _temperature(figures: dict[str, float]) -> str:
-    temperature = figures["temperature"]
-    if temperature == math.inf:
-        return "none helps: as probabilities, the rewards are no better than guessing"
-    if temperature == 0:
-        return "none: the greater reward is always right, so larger rewards are always better"
-    remark = "" if 0.9 < temperature < 1.1 else " (too sure)" if temperature > 1 else " (not sure enough)"
-    return f"{temperature:.3g}{remark}; log loss with it {figures['calibrated_log_loss']:.4f}"
+def _evaluations(
+    model: str,
+    data: tuple[str, ...],
+    benchmarks: tuple[str, ...],
+    copy: str | None,
+    data_options: dict[str, Any],
+    options: dict[str, Any],
+    probes: tuple[str, ...],
+    files: list[Path | None],
+) -> Iterator[tuple["Evaluation", Any]]:
+    """Evaluate the model on each dataset and each benchmark, and write the score files."""
+    from plaudit.evaluation import evaluate as evaluation
+    from plaudit.evaluation.benchmark_scores import score_benchmark
+    from plaudit.evaluation.score_files import write_scores
+    from plaudit.scoring.reward_model import RewardModel
+
+    reward_model = RewardModel.from_pretrained(model, **options)
+    for source, file in zip([*data, *benchmarks], files, strict=True):
+        if source in benchmarks and source not in data:
+            place = Path(copy, source) if copy is not None and len(benchmarks) > 1 else copy
+            found = evaluation.evaluate_scores(score_benchmark(reward_model, source, place))
+        else:
+            found = evaluation.evaluate(reward_model, source, **data_options)
+        if file is not None and found.scores is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_scores(file, found.scores)
+        yield found, _probe(reward_model, source, data_options, probes) if probes else None
 
 
-def _percent(share: float) -> str:
-    return "-" if math.isnan(share) else f"{share:.1%}"
+def _probe(reward_model: "RewardModel", source: str, data_options: dict[str, Any], probes: tuple[str, ...]) -> Any:
+    from plaudit.evaluation.evaluate import load_rows
+    from plaudit.evaluation.probes import run_probes
+
+    rows, _ = load_rows(source, **data_options)
+    return run_probes(reward_model, rows, _names(probes))
 
 
-def _interval(figures: dict[str, float]) -> str:
-    return f"{_percent(figures['accuracy_low'])} to {_percent(figures['accuracy_high'])}"
+def _names(probes: tuple[str, ...]) -> str | list[str]:
+    names = [name for text in probes for name in text.replace(",", " ").split()]
+    return "all" if names == ["all"] else names
 
 
-def _show_summary(evaluations: "Sequence[Evaluation]", means: dict[str, float]) -> None:
-    display.console.print("\n[bold]Summary[/bold]")
-    names = [str(each.dataset) for each in evaluations]
-    names = [Path(name).resolve().name if Path(name).exists() else name for name in names]
-    figures = [each.overall for each in evaluations]
-    _show_comparison("dataset", [*zip(names, figures, strict=True), ("mean", means)])
+def _read_scores(path: str, dataset: str | None, data_options: dict[str, Any]) -> tuple["Evaluation", None]:
+    from plaudit.evaluation.evaluate import evaluate_scores, join_dataset
+    from plaudit.evaluation.score_files import read_scores
+
+    if dataset is not None:
+        display.show_log_messages()
+        return evaluate_scores(join_dataset(path, dataset, **data_options)), None
+    if any(data_options.values()):
+        raise ConfigError("--split, --dataset_config and --dataset_format belong to a dataset: name it with --data.")
+    return evaluate_scores(read_scores(path)), None
 
 
-def _show_comparison(heading: str, figures: Iterable[tuple[str, dict[str, float]]]) -> None:
-    """Print a line for each subset or dataset, within 80 columns."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column(heading, style="cyan", overflow="fold")
-    for name in ("pairs", "accuracy", "95% interval", "log\nloss", "calib.\nerror", "longer\nwins"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for name, each in figures:
-        counted = f"{each['comparisons']:,.0f}" if "comparisons" in each else ""
-        interval = f"{100 * each['accuracy_low']:.1f}-{100 * each['accuracy_high']:.1f}" if counted else ""
-        table.add_row(
-            escape(name), counted, _percent(each["accuracy"]), interval, f"{each['log_loss']:.3f}",
-            _percent(each["calibration_error"]), _percent(each["longer_wins"]),
-        )  # fmt: skip
-    display.console.print(table)
+def _best_of_n(evaluation: "Evaluation") -> dict[str, Any]:
+    from plaudit.evaluation.best_of_n import best_of_n
+
+    assert evaluation.scores is not None
+    groups = [row for row in evaluation.scores.rows if row.gold is not None]
+    if not groups:
+        raise ConfigError(f"--best_of_n: expected ranked groups with `scores` in {evaluation.dataset}, got none.")
+    prompts = [-1 - row.row if row.prompt_key is None else row.prompt_key for row in groups]
+    curve = best_of_n([row.rewards for row in groups], [row.gold or [] for row in groups], prompts)
+    evaluation_tables.show_best_of_n(curve)
+    return curve.to_dict()
+
+
+def _save_temperature(model: str, evaluation: "Evaluation") -> None:
+    from plaudit.evaluation.saved_temperature import save_temperature
+
+    saved = save_temperature(model, evaluation)
+    high = "infinity" if saved["high"] is None else f"{saved['high']:.3g}"
+    interval = f"95% interval {saved['low']:.3g} to {high}"
+    display.console.print(
+        f"Wrote the temperature {saved['temperature']:.3g} ({interval}) into {escape(model)}/reward.json; "
+        "`calibrated=True` uses it.", soft_wrap=True,
+    )  # fmt: skip

@@ -50,6 +50,7 @@ def command(options: tuple[str, ...]) -> None:
         click.echo(_short_help(), nl=False)
         return
     # Not at the top of the module: these imports take seconds, and `--help` must not wait for them.
+    from plaudit.cli.learning_curve import check_learning_curve, run_learning_curve
     from plaudit.cli.live_progress import LiveProgress
     from plaudit.training.preparation import quiet_all_but_the_first
     from plaudit.training.recipe import build_trainer, checkpoint_to_resume, final_evaluation
@@ -63,6 +64,8 @@ def command(options: tuple[str, ...]) -> None:
     quiet_all_but_the_first()
     resume = checkpoint_to_resume(config)
     trainer = build_trainer(script, model, config, callbacks=[LiveProgress()])
+    if script.learning_curve:
+        check_learning_curve(trainer)
     _show_plan(trainer, model)
     trainer.stop_on = (signal.SIGINT, signal.SIGTERM)
     try:
@@ -84,6 +87,13 @@ def command(options: tuple[str, ...]) -> None:
     trainer.save_model()  # a signal ends a save at once: it is complete or not there
     if trainer.is_world_process_zero():
         display.console.print(f"The reward model is in [bold]{escape(config.output_dir)}[/bold]", soft_wrap=True)
+    if script.learning_curve:
+        try:
+            with sigterm_as_interrupt():
+                run_learning_curve(trainer, script, model)
+        except KeyboardInterrupt as interrupt:
+            display.console.print("The learning curve was stopped, and has no file. The model above is complete.")
+            sys.exit(exit_code(interrupt))
     trainer.end()
 
 

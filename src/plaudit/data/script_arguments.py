@@ -52,3 +52,10 @@ class ScriptArguments:
             "`format`, `columns` and `weight` (or `fraction`), the entry's relative share of the rows."
         },
     )
+    learning_curve: bool = field(
+        default=False,
+        metadata={
+            "help": "After the training, train on 1/8, 1/4 and 1/2 of the rows as well, and predict the held-out loss "
+            "at twice the data."
+        },
+    )

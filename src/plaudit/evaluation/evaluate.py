@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from plaudit.data.dataset_conversion import convert
 from plaudit.data.loading import load_source, take_split
 from plaudit.errors import ConfigError, DataError, ModelError
+from plaudit.evaluation.benchmark_scores import official_figures
 from plaudit.evaluation.figures import calibration_table, compute_figures
 from plaudit.evaluation.preference_data import Comparisons, PreferenceData, read_preferences
 from plaudit.evaluation.score_files import Scores, join_scores, scored_rows
+from plaudit.evaluation.scorer import Scorer, score_sequences
 from plaudit.scoring.completions import count_characters
 
 if TYPE_CHECKING:
@@ -25,25 +27,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Evaluation",
-    "Scorer",
     "evaluate",
     "evaluate_scores",
     "finite_or_none",
     "join_dataset",
     "load_rows",
     "mean_figures",
-    "score_sequences",
 ]
 
 _DEFAULT_SPLITS = ("test", "validation")
 _AVERAGED = ("accuracy", "longer_wins", "shorter_wins", "log_loss", "calibration_error", "calibrated_log_loss")
-
-
-class Scorer(Protocol):
-    """A model of rewards: `plaudit.RewardModel`, or anything with its method `score`."""
-
-    def score(self, sequences: Any, **options: Any) -> Any:
-        """Return the rewards [N] of N texts or conversations."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +50,8 @@ class Evaluation:
         subsets: Figures of each value of the column `subset` that has a comparison, in alphabetical order.
         calibration: `confidence`, `accuracy` and `share` of each calibration bin, for a reliability diagram.
         cut: Number of sequences that were truncated, as they had more tokens than the model takes.
+        official: Of a benchmark, its name as `benchmark`, its `rule`, and what the rule gives: `overall`, `parts` and
+            `missing`.
         scores: The rewards of the rows, which `plaudit.evaluation.score_files.write_scores` saves.
     """
 
@@ -66,6 +61,7 @@ class Evaluation:
     subsets: dict[str, dict[str, float]]
     calibration: list[dict[str, float]]
     cut: int = 0
+    official: dict[str, Any] | None = None
     scores: Scores | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -134,12 +130,13 @@ def evaluate_scores(scores: Scores) -> Evaluation:
         for subset, rows in _subsets(comparisons)
     }
     return Evaluation(
-        dataset=dataset.get("path"),
+        dataset=scores.header.get("benchmark") or dataset.get("path"),
         split=dataset.get("split"),
         overall=compute_figures(comparisons, scores.rewards, scores.lengths, everything),
         subsets=subsets,
         calibration=calibration_table(comparisons, scores.rewards),
         cut=sum(sum(row.truncated or ()) for row in scores.rows),
+        official=official_figures(scores),
         scores=scores,
     )
 
@@ -235,50 +232,6 @@ def _naming_dataset(dataset: str | None) -> Iterator[None]:
         if dataset is None:
             raise
         raise type(error)(f"{dataset}, {error}") from error
-
-
-def score_sequences(
-    model: Any, sequences: list[Any], options: list[dict[str, Any]] | None = None, names: list[str] | None = None
-) -> tuple[NDArray[np.float64], dict[str, Any], tuple[Any, Any]]:
-    """Score N texts or conversations with a reward model or any other scorer.
-
-    Args:
-        model: A reward model, an object with a method `score`, or a function from sequences to rewards.
-        sequences: N texts or conversations.
-        options: N dicts of keyword arguments for the chat template, if any.
-        names: N names for error messages.
-
-    Returns:
-        The rewards [N]; the properties of the model for the header of a score file; and the lengths in tokens [N] and
-        the flags of truncated sequences [N], both `None` where the scorer does not tell them.
-
-    Raises:
-        ModelError: The scorer returns another number of rewards, or a reward is not finite.
-    """
-    is_reward_model = hasattr(model, "describe")
-    if is_reward_model:
-        scored: Any = model.score(sequences, options=options, names=names, return_details=True)
-    else:
-        scored = model.score(sequences, options=options, names=names) if hasattr(model, "score") else model(sequences)
-    header: dict[str, Any] = {"model": getattr(model, "name", None) or getattr(model, "__name__", type(model).__name__)}
-    details: tuple[Any, Any] = (None, None)
-    if is_reward_model and isinstance(scored, tuple):  # a subclass may leave the details out
-        scored, details, header = scored[0], (scored[1], scored[2]), model.describe(sequences[0])
-    rewards = np.asarray(scored, dtype=np.float64)
-    if rewards.shape != (len(sequences),):
-        raise ModelError(f"expected {len(sequences)} rewards, one for each sequence, got shape {rewards.shape}.")
-    _check_finite(rewards, names or [f"sequence {number}" for number in range(len(sequences))])
-    return rewards, header, details
-
-
-def _check_finite(rewards: NDArray[np.float64], names: list[str]) -> None:
-    wrong = np.flatnonzero(~np.isfinite(rewards)).tolist()
-    if wrong:
-        first = "; ".join(names[place] for place in wrong[:5])
-        raise ModelError(
-            f"{len(wrong)} of {len(rewards)} rewards are not finite, so no figure can be computed. The first are of "
-            f"{first}. Look at these rows, and at the weights; use bfloat16 or float32 rather than float16."
-        )
 
 
 def _subsets(data: Comparisons) -> Iterator[tuple[str, NDArray[np.bool_]]]:

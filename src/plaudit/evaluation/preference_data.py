@@ -54,6 +54,7 @@ class PreferenceData(Comparisons):
         first_responses: Index of the first response of each row, and N at the end, shape [R + 1].
         prompt_keys: Key of the prompt of each row, R.
         ids: The column `id` of each row, R.
+        scores: The column `scores` of each ranked group that has it, R.
     """
 
     sequences: list[TextOrChat]
@@ -62,6 +63,7 @@ class PreferenceData(Comparisons):
     first_responses: NDArray[np.int64]
     prompt_keys: list[int]
     ids: list[str | None]
+    scores: list[list[float] | None]
 
 
 def read_preferences(rows: Iterable[Any]) -> PreferenceData:
@@ -76,7 +78,7 @@ def read_preferences(rows: Iterable[Any]) -> PreferenceData:
     """
     responses: list[tuple[TextOrChat, dict[str, Any], str]] = []
     comparisons: list[tuple[int, int, float, float, int, int]] = []  # winner, loser, label, weight, prompt, row
-    of_rows: list[tuple[str | None, int, int, int, int, str | None]] = []
+    of_rows: list[tuple[str | None, int, int, int, int, str | None, list[float] | None]] = []
     for index, row in enumerate(rows):
         if not isinstance(row, Mapping):
             raise DataError(f"row {index}: expected a dict with 'chosen' and 'rejected', got {row!r:.80}")
@@ -89,16 +91,18 @@ def read_preferences(rows: Iterable[Any]) -> PreferenceData:
             weight = parsed.weight / len(compared)
             comparisons.append((start + winner, start + loser, label, weight, key, index))
         identical = math.comb(len(sequences), 2) - ties - len(compared)
-        of_rows.append((_text_or_none(row, "subset"), ties, identical, start, key, _text_or_none(row, "id")))
+        subset, name = _text_or_none(row, "subset"), _text_or_none(row, "id")
+        of_rows.append((subset, ties, identical, start, key, name, parsed.scores))
     if not comparisons:
         raise DataError(f"expected rows with a preference to evaluate on, got none in {len(of_rows)} rows")
     texts, options, names = (list(column) for column in zip(*responses, strict=True))
-    subsets, ties_of, identical_of, starts, keys, ids = (list(column) for column in zip(*of_rows, strict=True))
+    subsets, ties_of, identical_of, starts, keys, ids, scores = (list(each) for each in zip(*of_rows, strict=True))
+    better, worse, labels, weights, prompts, rows_of = (np.array(column) for column in zip(*comparisons, strict=True))
     return PreferenceData(
-        *(np.array(column) for column in zip(*comparisons, strict=True)),
+        better=better, worse=worse, labels=labels, weights=weights, prompts=prompts, rows=rows_of,
         subsets=subsets, ties=np.array(ties_of), identical=np.array(identical_of),
         sequences=texts, template_options=options, names=names,
-        first_responses=np.array([*starts, len(texts)]), prompt_keys=keys, ids=ids,
+        first_responses=np.array([*starts, len(texts)]), prompt_keys=keys, ids=ids, scores=scores,
     )  # fmt: skip
 
 

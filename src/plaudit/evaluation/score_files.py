@@ -45,6 +45,7 @@ class ScoredRow:
         characters: K lengths in characters, prompt included.
         tokens: K lengths in tokens, as they were scored.
         truncated: K flags: the sequence had more tokens than the model takes, and was cut.
+        gold: K scores of the annotators, greater is better, if the row is a ranked group with `scores`.
         fields: The columns of a benchmark's row that its rule reads.
     """
 
@@ -61,6 +62,7 @@ class ScoredRow:
     characters: list[int] | None = None
     tokens: list[int] | None = None
     truncated: list[bool] | None = None
+    gold: list[float] | None = None
     fields: dict[str, Any] = field(default_factory=dict)
 
 
@@ -92,9 +94,10 @@ class Scores:
     @cached_property
     def lengths(self) -> NDArray[np.float64]:
         """All lengths in characters, shape [N]; NaN where they are not known."""
-        return np.array(
-            [each for row in self.rows for each in row.characters or [math.nan] * len(row.rewards)], dtype=np.float64
-        )
+        lengths: list[float] = []
+        for row in self.rows:
+            lengths += [math.nan] * len(row.rewards) if row.characters is None else row.characters
+        return np.array(lengths, dtype=np.float64)
 
     @cached_property
     def comparisons(self) -> Comparisons:
@@ -113,12 +116,13 @@ class Scores:
             start += len(row.rewards)
         if not columns:
             raise DataError(f"expected rows with a preference to evaluate on, got none in {len(self.rows)} rows")
+        better, worse, labels, weights, prompts, rows_of = (np.array(column) for column in zip(*columns, strict=True))
         return Comparisons(
-            *(np.array(column) for column in zip(*columns, strict=True)),
+            better, worse, labels, weights, prompts, rows_of,
             subsets=[row.subset for row in self.rows],
             ties=np.array([row.ties for row in self.rows]),
             identical=np.array([row.identical for row in self.rows]),
-        )
+        )  # fmt: skip
 
 
 def scored_rows(
@@ -155,7 +159,7 @@ def scored_rows(
             number, np.asarray(rewards[at], dtype=np.float64).tolist(), data.ids[number], data.prompt_keys[number],
             data.subsets[number], local[number], labels[number], weights[number] if local[number] else 1.0,
             int(data.ties[number]), int(data.identical[number]), part(characters, at), part(tokens, at),
-            part(truncated, at),
+            part(truncated, at), data.scores[number],
         )
         for number, at in enumerate(slices)
     ]  # fmt: skip
@@ -200,16 +204,19 @@ def join_scores(path: str | Path, data: PreferenceData, header: Mapping[str, Any
     Args:
         path: The file; the order of its lines does not matter.
         data: The preferences of the dataset, as `read_preferences` returns them.
-        header: Properties of the dataset and the model, for the header of the result.
+        header: Properties of the dataset and the model, for the header of the result; those of the file's own header,
+            if it has one, win.
 
     Raises:
         DataError: A line is malformed, a row is missing, unknown or there twice, or has another number of rewards.
     """
     by_id = {each: number for number, each in enumerate(data.ids) if each is not None}
     found: dict[int, list[float]] = {}
+    properties = dict(header or {})
     for number, record in _records(path):
         place = f"{path}, line {number}"
         if number == 1 and "format" in record:
+            properties |= _read_header(record, path)
             continue
         row = record.get("row") if "id" not in record else by_id.get(str(record["id"]))
         if not isinstance(row, int) or not 0 <= row < len(data.ids):
@@ -226,7 +233,7 @@ def join_scores(path: str | Path, data: PreferenceData, header: Mapping[str, Any
     rewards = [reward for row in range(len(sizes)) for reward in found[row]]
     from plaudit.scoring.completions import count_characters
 
-    return Scores(dict(header or {}), scored_rows(data, rewards, [count_characters(each) for each in data.sequences]))
+    return Scores(properties, scored_rows(data, rewards, [count_characters(each) for each in data.sequences]))
 
 
 _DEFAULTS = {each.name: each.default for each in fields(ScoredRow)} | {"comparisons": [(0, 1)], "fields": {}}
@@ -280,7 +287,7 @@ def _read_row(record: dict[str, Any], place: str, has_header: bool, position: in
         value = values.get(name, 1.0)
         if not isinstance(value, (int, float)) or not least <= value <= most or not math.isfinite(value):
             raise DataError(f"{place}: expected a number from {least:g} to {most:g} in `{name}`, got {value!r:.80}.")
-    for name in ("characters", "tokens", "truncated"):
+    for name in ("characters", "tokens", "truncated", "gold"):
         value = values.get(name)
         if value is not None and (not isinstance(value, list) or len(value) != len(rewards)):
             raise DataError(f"{place}: expected {len(rewards)} values in `{name}`, got {value!r:.80}.")
@@ -290,7 +297,7 @@ def _read_row(record: dict[str, Any], place: str, has_header: bool, position: in
 
 
 def _read_comparisons(value: Any, count: int, place: str) -> list[tuple[int, int]]:
-    pairs = value if isinstance(value, list) else [None]
+    pairs: list[Any] = value if isinstance(value, list) else [None]
     for pair in pairs:
         two = isinstance(pair, (list, tuple)) and len(pair) == 2 and all(isinstance(each, int) for each in pair)
         if not two or not all(0 <= each < count for each in pair) or pair[0] == pair[1]:
@@ -301,12 +308,11 @@ def _read_comparisons(value: Any, count: int, place: str) -> list[tuple[int, int
 
 def _read_rewards(record: dict[str, Any], place: str) -> list[float]:
     rewards = record.get("rewards")
-    numbers = isinstance(rewards, list) and all(
-        isinstance(each, (int, float)) and not isinstance(each, bool) and math.isfinite(each) for each in rewards
-    )
-    if not rewards or not numbers:
+    values = rewards if isinstance(rewards, list) else []
+    is_number = [isinstance(each, (int, float)) and not isinstance(each, bool) for each in values]
+    if not values or not all(is_number) or not all(map(math.isfinite, values)):
         raise DataError(f"{place}: expected a list of finite numbers in `rewards`, got {rewards!r:.80}.")
-    return [float(each) for each in rewards]
+    return [float(each) for each in values]
 
 
 def _check_unique(rows: Iterable[int], path: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from inspect import signature
 from itertools import count, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -86,6 +86,8 @@ class RewardModel:
         overlong: "truncate" cuts a longer sequence from the left, never the end of the response, and reports how many
             were truncated; "error" raises.
         scale: Mean and standard deviation of the rewards, for `normalize=True`.
+        temperature: Divisor of the rewards that makes probabilities fit the data it was fitted to, for
+            `calibrated=True`.
         trained_on: "texts" or "conversations", if known: a sequence of the other form brings one warning.
 
     Attributes:
@@ -106,6 +108,7 @@ class RewardModel:
         max_length: int | None = None,
         overlong: str = "truncate",
         scale: tuple[float, float] | None = None,
+        temperature: float | None = None,
         trained_on: str | None = None,
     ) -> None:
         if overlong not in ("truncate", "error"):
@@ -118,6 +121,7 @@ class RewardModel:
         self.tokenizer = tokenizer
         self.max_length, self.overlong = max_length or max_positions(base_model(model)), overlong
         self.scale, self.trained_on, self.truncated = scale, trained_on, 0
+        self.temperature = temperature
         self.fingerprint: str | None = None
         self._has_warned_of_form = False
         self.name = str(base_model(model).name_or_path)
@@ -180,6 +184,7 @@ class RewardModel:
                 "template back; `plaudit verify` shows the difference.", name,
             )  # fmt: skip
         options.setdefault("scale", _saved_scale(metadata, base_model(model).config))
+        options.setdefault("temperature", (metadata.get("calibration") or {}).get("temperature"))
         options.setdefault("trained_on", rendering.get("sequences"))
         loaded = cls(model, tokenizer, **options)
         loaded.name = name  # the configuration of an adapter names its base
@@ -192,6 +197,30 @@ class RewardModel:
 
     # Scoring
 
+    @overload
+    def score(
+        self,
+        sequences: Iterable[Any],
+        completions: Iterable[Any] | None = ...,
+        options: Iterable[dict[str, Any]] | None = ...,
+        *,
+        names: Iterable[str] | None = ...,
+        normalize: bool = ...,
+        return_details: Literal[False] = ...,
+    ) -> NDArray[np.float32]: ...
+
+    @overload
+    def score(
+        self,
+        sequences: Iterable[Any],
+        completions: Iterable[Any] | None = ...,
+        options: Iterable[dict[str, Any]] | None = ...,
+        *,
+        names: Iterable[str] | None = ...,
+        normalize: bool = ...,
+        return_details: Literal[True],
+    ) -> ScoredSequences: ...
+
     def score(
         self,
         sequences: Iterable[Any],
@@ -201,7 +230,7 @@ class RewardModel:
         names: Iterable[str] | None = None,
         normalize: bool = False,
         return_details: bool = False,
-    ) -> "NDArray[np.float32] | ScoredSequences":
+    ) -> NDArray[np.float32] | ScoredSequences:
         """Return the rewards [N] of N sequences, float32, in the order given.
 
         The same sequence gets the same reward alone, in any batch and in any order, up to rounding (1e-6 of the
@@ -234,11 +263,21 @@ class RewardModel:
         for scored in self._score_chunks(sequences, completions, None, None, normalize):
             yield from scored.rewards.tolist()
 
-    def rank(self, prompt: Any, completions: Iterable[Any]) -> list[Ranked]:
-        """Rank the completions of one prompt, best first; equal rewards keep the order given. The prompt runs once."""
+    def rank(self, prompt: Any, completions: Iterable[Any], *, calibrated: bool = False) -> list[Ranked]:
+        """Rank the completions of one prompt, best first; equal rewards keep the order given. The prompt runs once.
+
+        Args:
+            prompt: The prompt, a string or messages.
+            completions: The completions, strings or messages.
+            calibrated: Divide the rewards by the saved temperature for `win_probability`; `reward` stays raw.
+
+        Raises:
+            ConfigError: `calibrated` is set, and the model was saved without a temperature.
+        """
+        temperature = self._saved_temperature() if calibrated else 1.0
         completions = completions if isinstance(completions, str) else list(completions)  # `score` refuses a string
         rewards = self.score([prompt] * len(completions), completions)
-        shares = np.exp(rewards - rewards.max(initial=-np.inf), dtype=np.float64)
+        shares = np.exp((rewards - rewards.max(initial=-np.inf)) / temperature, dtype=np.float64)
         shares = shares / shares.sum()
         order = np.argsort(-rewards, kind="stable").tolist()
         return [Ranked(n, completions[n], float(rewards[n]), float(shares[n])) for n in order]
@@ -254,9 +293,16 @@ class RewardModel:
             raise DataError("best_of: expected one or more completions, got none")
         return ranked[0].completion
 
-    def preference_probability(self, prompt: Any, first: Any, second: Any) -> float:
-        """Return the probability that people prefer the first completion: `sigmoid(reward_first - reward_second)`."""
-        one, other = self.score([prompt, prompt], [first, second]).astype(np.float64)
+    def preference_probability(self, prompt: Any, first: Any, second: Any, *, calibrated: bool = False) -> float:
+        """Return the probability that people prefer the first completion: `sigmoid(reward_first - reward_second)`.
+
+        With `calibrated`, the difference is divided by the temperature that was saved with the model.
+
+        Raises:
+            ConfigError: `calibrated` is set, and the model was saved without a temperature.
+        """
+        temperature = self._saved_temperature() if calibrated else 1.0
+        one, other = self.score([prompt, prompt], [first, second]).astype(np.float64) / temperature
         return float(np.exp(-np.logaddexp(0.0, other - one)))  # does not overflow, however far apart they are
 
     def _score_chunks(
@@ -382,6 +428,14 @@ class RewardModel:
                 "`scale=(mean, std)`, or leave `normalize` out."
             )
         return self.scale
+
+    def _saved_temperature(self) -> float:
+        if self.temperature is None:
+            raise ConfigError(
+                "calibrated: the model was saved without a temperature. `plaudit eval MODEL DATA --save_temperature` "
+                "fits one and writes it into reward.json; or pass `temperature=`, or leave `calibrated` out."
+            )
+        return self.temperature
 
 
 def _check_options(options: dict[str, Any], known: list[str]) -> None:

@@ -17,9 +17,10 @@ from plaudit.models.adapters import get_peft_config
 from plaudit.models.model_config import ModelConfig
 from plaudit.models.quantization import get_quantization_config
 from plaudit.training.config import RewardConfig
+from plaudit.training.dataloaders import AnyDataset
 from plaudit.training.trainer import RewardTrainer
 
-__all__ = ["build_trainer", "checkpoint_to_resume", "final_evaluation"]
+__all__ = ["build_trainer", "checkpoint_to_resume", "final_evaluation", "make_trainer"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,21 @@ def build_trainer(
     _warn_of_unused_options(model)
     train_dataset, eval_dataset = load_splits(script, config.seed)
     config.model_init_kwargs = _model_init_kwargs(model) | config.load_options
+    trainer = make_trainer(script, model, config, train_dataset, eval_dataset, callbacks)
+    mixture = ", ".join(str(entry["path"]) for entry in script.datasets or ())
+    trainer.dataset_name = mixture or script.dataset_name  # a mixture is what `load_splits` reads where both are given
+    return trainer
+
+
+def make_trainer(
+    script: ScriptArguments,
+    model: ModelConfig,
+    config: RewardConfig,
+    train_dataset: AnyDataset,
+    eval_dataset: AnyDataset | None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> RewardTrainer:
+    """Make the trainer that the options describe, for data that is loaded already."""
     trainer = RewardTrainer(
         model=model.model_name_or_path,
         args=config,
@@ -53,8 +69,6 @@ def build_trainer(
         peft_config=get_peft_config(model),
     )
     trainer.remove_callback(PrinterCallback)
-    mixture = ", ".join(str(entry["path"]) for entry in script.datasets or ())
-    trainer.dataset_name = mixture or script.dataset_name  # a mixture is what `load_splits` reads where both are given
     if script.ignore_bias_buffers:  # the attribute in which DDP looks for what it does not synchronise
         buffers = trainer.model.named_buffers()
         trainer.model._ddp_params_and_buffers_to_ignore = [

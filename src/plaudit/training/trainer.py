@@ -100,6 +100,7 @@ class RewardTrainer(Trainer):
         objective: The loss, with its tie threshold if it has one.
         metadata: What is saved beside the weights, with the result of the last verification.
         reports: The counts of kept and dropped rows of each split, by name.
+        evaluated: The comparisons of the last evaluation or prediction, each once; `None` before.
         dataset_name: The name of the training data in the model card; set it before saving.
         stop_on: The signals that end `train` after the step, with a checkpoint and `SystemExit(128 + signal)`, unless
             they are handled already.
@@ -136,6 +137,7 @@ class RewardTrainer(Trainer):
         )
         self.dataset_name: str | None = None
         self.reports: dict[str, TokenizationReport] = {}
+        self.evaluated: EvaluatedComparisons | None = None
         self.conversational = is_conversational(train_dataset, tokenizer)
         self._rules = tokenization_rules(args, model)
         train_dataset = self._prepare_dataset(train_dataset, tokenizer, args, "train")
@@ -404,7 +406,7 @@ class RewardTrainer(Trainer):
         self._evaluated: list[EvaluatedComparisons] = []
         output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
         compared = EvaluatedComparisons.gather(self._evaluated)
-        self._evaluated = []
+        self._evaluated, self.evaluated = [], compared
         check_rewards_are_finite(compared, dataloader.dataset, self.processing_class, metric_key_prefix)
         if description == "Evaluation":  # and not a prediction, which may be on any data at all
             self.metadata.reward_scale = compared.scale()

@@ -1,0 +1,137 @@
+"""`plaudit compare`: whether one reward model is better than another on the same rows, or chance could explain it."""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+
+from plaudit.cli import display
+from plaudit.cli.model_options import model_options
+from plaudit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from plaudit.evaluation.comparison import Comparison
+
+__all__ = ["command"]
+
+_ROWS_SHOWN = 10
+
+
+@click.command("compare")
+@click.argument("sources", metavar="A B [C ...]", nargs=-1, required=True)
+@click.option("--data", help="Rows that models score, or that score files without a header belong to.")
+@click.option("--split", help="Split of the data.  [default: test, else validation, else the only one]")
+@click.option("--dataset_config", help="Configuration of a hub dataset that has several.")
+@click.option("--dataset_format", help="Published layout of the rows: arena, helpsteer, hh, ranked or ultrafeedback.")
+@model_options
+@click.option("--output", help="JSON file for all figures and all rows on which two models part.")
+def command(
+    sources: tuple[str, ...],
+    data: str | None,
+    split: str | None,
+    dataset_config: str | None,
+    dataset_format: str | None,
+    output: str | None,
+    **options: Any,
+) -> None:
+    """Compare A with B (and with C ...): score files of `plaudit eval --scores`, or models that score --data.
+
+    Prints the difference in accuracy with its 95% interval, a p-value, and the smallest difference that could have been
+    seen; the same by subset, and for a benchmark by its own rule; and the rows on which the models differ most.
+    """
+    from plaudit.checkpoint.atomic import write_atomically
+    from plaudit.evaluation.comparison import compare_several
+
+    if output is not None and (Path(output).is_dir() or not os.access(Path(output).resolve().parent, os.W_OK)):
+        raise ConfigError(f"--output {output}: expected the path of a file in a folder that you may write to.")
+    if len(sources) < 2:
+        raise ConfigError(f"expected two or more score files or models to compare, got {sources[0]}.")
+    data_options = {"split": split, "dataset_config": dataset_config, "dataset_format": dataset_format}
+    if data is not None:
+        display.show_log_messages()
+        data_options |= options  # score files need no options of a model
+    comparisons = compare_several(sources, data, **data_options)
+    for each in comparisons:
+        _show(each)
+    if output is not None:
+        content = {"comparisons": [each.to_dict() for each in comparisons]}
+        write_atomically(Path(output), json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _show(result: "Comparison") -> None:
+    figures = result.to_dict()
+    adjusted = f", adjusted for {result.tried} by Holm's method" if result.tried > 1 else ""
+    rows = [
+        ("A", escape(f"{result.a}: {result.accuracy_a:.1%}")),
+        ("B", escape(f"{result.b}: {result.accuracy_b:.1%}")),
+        ("A - B", f"{_points(result.difference)} points (95% interval {_interval(figures)})"),
+        ("p-value", f"{_p(result.p_value)} ({result.test}{adjusted})"),
+        ("compared", f"{result.comparisons:,} comparisons of {result.prompts:,} prompts"),
+    ]
+    display.show_table("Accuracy", rows)
+    color = "green" if result.separable else "yellow"
+    display.console.print(f"[{color}]{escape(result.verdict)}[/{color}]")
+    for note in result.notes:
+        display.console.print(f"[yellow]Note:[/yellow] {escape(note)}")
+    if result.composites:
+        parts = [
+            (name, f"{each['a']:.1%}", f"{each['b']:.1%}", _points(each["difference"]), _interval(each))
+            for name, each in result.composites.items()
+        ]
+        _show_columns(("benchmark's rule", "A", "B", "A - B", "95% interval"), parts)
+    if len(result.subsets) > 1:
+        _show_subsets(result.subsets)
+    if result.rows_apart:
+        _show_rows(result.rows_apart)
+
+
+def _show_subsets(subsets: dict[str, dict[str, Any]]) -> None:
+    rows = [
+        (name, f"{each['comparisons']:,}", f"{each['accuracy_a']:.1%}", f"{each['accuracy_b']:.1%}",
+         _points(each["difference"]), _interval(each), _p(each["p_value"]))
+        for name, each in subsets.items()
+    ]  # fmt: skip
+    _show_columns(("subset", "pairs", "A", "B", "A - B", "95% interval", "p"), rows)
+    separable = ", ".join(name for name, each in subsets.items() if each["separable"]) or "none"
+    display.console.print(
+        escape(f"{len(subsets)} subsets were tried, p-values are adjusted by Holm's method; separable: {separable}.")
+    )
+
+
+def _show_rows(rows_apart: list[dict[str, Any]]) -> None:
+    rows = [
+        (str(each["row"]), each["subset"] or "", each["right"].upper(),
+         *(f"{each[name][each['better']] - each[name][each['worse']]:+.3g}" for name in ("rewards_a", "rewards_b")))
+        for each in rows_apart[:_ROWS_SHOWN]
+    ]  # fmt: skip
+    display.console.print(f"\n{len(rows_apart):,} rows on which only one is right, the furthest apart first:")
+    _show_columns(("row", "subset", "right", "margin of A", "margin of B"), rows)
+
+
+def _show_columns(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table within 80 columns; all columns but the first hold numbers."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column(headings[0], style="cyan", overflow="fold")
+    for heading in headings[1:]:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    display.console.print(table)
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.1f}"
+
+
+def _interval(figures: dict[str, Any]) -> str:
+    return f"{_points(figures['low'])} to {_points(figures['high'])}"
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -1,0 +1,157 @@
+"""The tables of `plaudit eval`: figures of a dataset, of a benchmark, of subsets, probes and best-of-n curves."""
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+
+from plaudit.cli import display
+
+if TYPE_CHECKING:
+    from plaudit.evaluation.best_of_n import BestOfN
+    from plaudit.evaluation.evaluate import Evaluation
+    from plaudit.evaluation.probes import ProbeResult
+
+__all__ = ["show_best_of_n", "show_evaluation", "show_probes", "show_summary"]
+
+
+def show_evaluation(evaluation: "Evaluation") -> None:
+    """Print the figures of a dataset, of its benchmark's rule, and of its subsets."""
+    figures = evaluation.overall
+    display.show_table(_title(evaluation), _rows(figures))
+    if not math.isnan(figures["longer_wins"]):
+        length = max(("longer", "shorter"), key=lambda word: figures[f"{word}_wins"])
+        if figures["accuracy_low"] <= figures[f"{length}_wins"]:
+            verdict = "Worse" if figures["accuracy_high"] < figures[f"{length}_wins"] else "Not clearly better"
+            display.console.print(f"[yellow]{verdict} than preferring the {length} response.[/yellow]")
+    if evaluation.cut:
+        responses = f"{evaluation.cut:,} of {len(evaluation.scores.rewards) if evaluation.scores else 0:,} sequences"
+        display.console.print(f"[yellow]{responses} had too many tokens and were cut from the left.[/yellow]")
+    if evaluation.official is not None:
+        _show_official(evaluation.official)
+    elif len(evaluation.subsets) > 1:
+        _show_comparison("subset", evaluation.subsets.items())
+
+
+def _show_official(official: dict[str, Any]) -> None:
+    """Print the figures of a benchmark's own rule under the rule's name."""
+    display.console.print(f"\n[bold]{escape(official['benchmark'])}, by its own rule[/bold]")
+    display.console.print(escape(official["rule"]), style="dim")
+    table = Table(show_header=False)
+    table.add_column(style="cyan", overflow="fold")
+    table.add_column(justify="right", no_wrap=True)
+    table.add_row("overall", f"[bold]{_percent(official['overall'])}[/bold]")
+    for name, share in official["parts"].items():
+        table.add_row(escape(name), _percent(share))
+    display.console.print(table)
+    if official["missing"]:
+        missing = escape(", ".join(official["missing"]))
+        display.console.print(f"[yellow]No rows of: {missing}. Figures that need them are left out.[/yellow]")
+
+
+def _title(evaluation: "Evaluation") -> str:
+    """Return the dataset and its split, but no split for a plain file: `datasets` names that split "train"."""
+    name = evaluation.dataset or (evaluation.scores.name if evaluation.scores else "scores")
+    is_plain_file = evaluation.split == "train" and Path(name).is_file()
+    return name if is_plain_file or evaluation.split is None else f"{name} ({evaluation.split})"
+
+
+def _rows(figures: dict[str, float]) -> list[tuple[str, str]]:
+    counts = "{comparisons:,.0f} in {rows:,.0f} rows of {prompts:,.0f} prompts".format(**figures)
+    spread = "mean {mean_reward:.3f}, std {std_reward:.3f}, {min_reward:.3f} to {max_reward:.3f}"
+    correlation = figures["length_correlation"]
+    left_out = [f"{figures[name]:,.0f} {words}" for name, words in _LEFT_OUT.items() if figures[name]]
+    where = f"{_percent(figures['longer_accuracy'])} where the better is the longer one"
+    return [
+        ("comparisons", counts + (f"; left out: {', '.join(left_out)}" if left_out else "")),
+        ("accuracy", f"{_percent(figures['accuracy'])} (95% interval {_interval(figures)})"),
+        ("longer wins", f"{_percent(figures['longer_wins'])}, shorter wins {_percent(figures['shorter_wins'])}"),
+        ("length-balanced", f"{_percent(figures['length_balanced_accuracy'])}; {where}"),
+        ("margin", "{margin:.3f}; equal rewards: {reward_ties:,.0f}".format(**figures)),
+        ("log loss", f"{figures['log_loss']:.4f} (0.6931 is guessing)"),
+        ("calibration error", _percent(figures["calibration_error"])),
+        ("temperature", _temperature(figures)),
+        ("rewards", spread.format(**figures)),
+        ("reward and length", "rank correlation " + ("-" if math.isnan(correlation) else f"{correlation:+.2f}")),
+    ]
+
+
+_LEFT_OUT = {"ties": "ties", "identical": "pairs of equal responses"}
+
+
+def _temperature(figures: dict[str, float]) -> str:
+    temperature = figures["temperature"]
+    if temperature == math.inf:
+        return "none helps: as probabilities, the rewards are no better than guessing"
+    if temperature == 0:
+        return "none: the greater reward is always right, so larger rewards are always better"
+    remark = "" if 0.9 < temperature < 1.1 else " (too sure)" if temperature > 1 else " (not sure enough)"
+    return f"{temperature:.3g}{remark}; log loss with it {figures['calibrated_log_loss']:.4f}"
+
+
+def _percent(share: float) -> str:
+    return "-" if math.isnan(share) else f"{share:.1%}"
+
+
+def _interval(figures: dict[str, float]) -> str:
+    return f"{_percent(figures['accuracy_low'])} to {_percent(figures['accuracy_high'])}"
+
+
+def show_summary(evaluations: "Sequence[Evaluation]", means: dict[str, float]) -> None:
+    """Print a line for each dataset, and the mean, in which each has the same weight."""
+    display.console.print("\n[bold]Summary[/bold]")
+    names = [str(each.dataset) for each in evaluations]
+    names = [Path(name).resolve().name if Path(name).exists() else name for name in names]
+    figures = [each.overall for each in evaluations]
+    _show_comparison("dataset", [*zip(names, figures, strict=True), ("mean", means)])
+
+
+def show_probes(results: "Sequence[ProbeResult]") -> None:
+    """Print a line for each probe, and a sentence for each that the model fails."""
+    from plaudit.evaluation.probes import probe_table
+
+    heading, *rows = probe_table(results)
+    display.console.print("\n[bold]Probes[/bold] (docs/probes.md says how to read them)")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for number, name in enumerate(heading):
+        table.add_column(name, justify="left" if number == 0 else "right", style="cyan" if number == 0 else None)
+    for result, row in zip(results, rows, strict=True):
+        table.add_row(*map(escape, row), style="yellow" if result.passed is False else None)
+    display.console.print(table)
+    for result in results:
+        if result.passed is False:
+            sentence = escape(f"{result.description} {result.verdict}")
+            display.console.print(f"[yellow]{escape(result.name)}[/yellow]: {sentence}", soft_wrap=True)
+
+
+def show_best_of_n(curve: "BestOfN") -> None:
+    """Print the gold score of the best of n by the model, with the best that any choice could reach."""
+    display.console.print(f"\n[bold]Best of n[/bold], over {curve.groups:,} groups")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("n", "sqrt KL", "gold", "95% interval", "best possible"):
+        table.add_column(name, justify="right", no_wrap=True)
+    columns = zip(curve.n, curve.sqrt_kl, curve.gold, curve.gold_low, curve.gold_high, curve.oracle, strict=True)
+    for n, root, gold, low, high, oracle in columns:
+        table.add_row(f"{n:,}", f"{root:.2f}", f"{gold:.3f}", f"{low:.3f} to {high:.3f}", f"{oracle:.3f}")
+    display.console.print(table)
+    display.console.print(escape(curve.verdict), soft_wrap=True)
+
+
+def _show_comparison(heading: str, figures: Iterable[tuple[str, dict[str, float]]]) -> None:
+    """Print a line for each subset or dataset, within 80 columns."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column(heading, style="cyan", overflow="fold")
+    for name in ("pairs", "accuracy", "95% interval", "log\nloss", "calib.\nerror", "longer\nwins"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, each in figures:
+        counted = f"{each['comparisons']:,.0f}" if "comparisons" in each else ""
+        interval = f"{100 * each['accuracy_low']:.1f}-{100 * each['accuracy_high']:.1f}" if counted else ""
+        table.add_row(
+            escape(name), counted, _percent(each["accuracy"]), interval, f"{each['log_loss']:.3f}",
+            _percent(each["calibration_error"]), _percent(each["longer_wins"]),
+        )  # fmt: skip
+    display.console.print(table)
