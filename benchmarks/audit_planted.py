@@ -1,6 +1,6 @@
 """What `plaudit.audit` finds of planted problems, false alarms on clean data, and the label noise that it estimates.
 
-1. Problems planted in made data: the share that is found of each kind, near duplicates by their true Jaccard similarity.
+1. Problems planted in made data: the share found of each kind, near duplicates by their true Jaccard similarity.
 2. Twenty clean sets of random words, and five of the built-in world: every finding is a false alarm.
 3. Labels flipped in real data: the estimate, and the precision among the most suspicious k, k flips being planted.
 

@@ -26,7 +26,7 @@ from plaudit.auditing.repetitions import (
 from plaudit.auditing.row_source import open_source, pick_rows, with_progress
 from plaudit.auditing.token_lengths import longest_sequences, shares_over
 from plaudit.errors import DataError
-from plaudit.evaluation.baselines import out_of_fold, share_and_interval, standardised
+from plaudit.evaluation.baselines import cross_validate
 from plaudit.evaluation.evaluate import finite_or_none
 from plaudit.evaluation.word_counts import presence_differences
 
@@ -194,11 +194,9 @@ def _biases(table: PreferenceTable, length: dict[str, float], odds: list[dict[st
         follow = longer if length["share"] > 0.5 else shorter
         concerned = len(np.unique(table.row_of[follow]))
         grave = abs(length["share"] - 0.5) >= _GRAVE_LENGTH
-        word = "longer" if length["share"] > 0.5 else "shorter"
-        shares = sorted(abs(0.5 - length[end]) + 0.5 for end in ("low", "share", "high"))
-        detail = (
-            f"The {word} response is chosen in {shares[1]:.1%} of the comparisons ({shares[0]:.1%} to {shares[2]:.1%})."
-        )
+        word, ends = ("longer", ("low", "high")) if length["share"] > 0.5 else ("shorter", ("high", "low"))
+        share, low, high = (length[end] if word == "longer" else 1 - length[end] for end in ("share", *ends))
+        detail = f"The {word} response is chosen in {share:.1%} of the comparisons ({low:.1%} to {high:.1%})."
         findings.append(
             make_finding("length_bias", [], len(table), count=concerned, grave=grave, detail=detail, **length)
         )
@@ -220,21 +218,10 @@ def _baselines(table: PreferenceTable) -> tuple[dict[str, dict[str, float]], NDA
     nothing = {"accuracy": np.nan, "low": np.nan, "high": np.nan}
     if not len(table.better):
         return dict.fromkeys(("longer", "style", "bag_of_words"), nothing), np.empty(0)
-    prompts = table.prompts[table.row_of]
     style = table.counts[table.better, :6].astype(np.float64) - table.counts[table.worse, :6]
     texts = table.row_of + 1
     words = presence_differences(table.words, table.better + texts, table.worse + texts)
-    scores = {
-        "longer": style[:, 0],
-        "style": out_of_fold(standardised(style), prompts, table.weights),
-        "bag_of_words": out_of_fold(words, prompts, table.weights),
-    }
-    several = len(np.unique(prompts)) > 1
-    figures = {
-        name: share_and_interval(each, prompts, table.weights) if several or name == "longer" else nothing
-        for name, each in scores.items()
-    }
-    return figures, scores["bag_of_words"]
+    return cross_validate(style, words, table.prompts[table.row_of], table.weights)
 
 
 def _label_noise(table: PreferenceTable, margins: NDArray[np.float64], scores: Sequence[str | Path]) -> dict[str, Any]:
@@ -316,5 +303,5 @@ def _example(raw: Any, number: int) -> dict[str, Any]:
 
 
 def _shorten(text: str, most: int = 160) -> str:
-    text = " ".join(text.split())
+    text = " ".join(text.split()) or "(no text)"
     return text if len(text) <= most else text[: most - 1] + "…"

@@ -36,8 +36,8 @@ def format_odds(table: PreferenceTable) -> list[dict[str, Any]]:
 
     Comparisons in which one response alone has the feature, summed up by prompt, are counted as for McNemar's test:
     the odds ratio is (prompts that favour the feature) / (prompts that disfavour it), with the exact interval of
-    Clopper and Pearson. The p-values of the exact sign test are corrected by Holm (Scandinavian Journal of Statistics 6,
-    1979).
+    Clopper and Pearson. The p-values of the exact sign test are corrected by Holm ("A simple sequentially rejective
+    multiple test procedure", 1979).
 
     Returns:
         For each feature: `feature`, `odds_ratio`, `low` and `high` (95%; infinite ends are `None`), `chosen` and

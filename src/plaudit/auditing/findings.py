@@ -81,7 +81,7 @@ KINDS = {
     "contradiction": Kind(
         "Pairs of responses of which each is preferred to the other",
         "The rows cancel out in training, and no model can be right about all of them.",
-        "Keep the majority's verdict, or give both rows as one with a `label` between 0 and 1.",
+        "Keep the majority's verdict, or give both rows as one with a label between 0 and 1.",
         0.01,
     ),
     "cycle": Kind(
@@ -117,37 +117,37 @@ KINDS = {
     "truncated": Kind(
         "Rows with a sequence longer than the maximum length",
         "Training cuts the prompt of these rows or drops them.",
-        "Raise `max_length`, or accept that the model is not trained on them.",
+        "Raise max_length, or accept that the model is not trained on them.",
         0.05,
     ),
     "length_bias": Kind(
         "Rows whose label goes with the length",
         "The model can learn to count words. A policy that is trained on it then writes longer (or shorter) texts.",
-        "Compare the model with this baseline, use `plaudit eval`'s length-balanced accuracy, or balance the pairs.",
+        "Compare the model with this baseline, use the length-balanced accuracy of plaudit eval, or balance the pairs.",
         0.0,
     ),
     "format_bias": Kind(
         "Rows that differ in a feature of form that goes with the label",
         "Little biased data is enough for a model to learn the form instead of the content.",
-        "Check the model with `plaudit eval --probes`, or balance the pairs that differ in the feature.",
+        "Check the model with plaudit eval --probes, or balance the pairs that differ in the feature.",
         1.0,
     ),
     "low_agreement": Kind(
         "Rows on which the raters are split",
         "Where raters do not agree, a single label is partly chance, and no model can predict it.",
-        "Train with a soft `label`, give more raters a better guideline, or drop the rows that are split evenly.",
+        "Train with a soft label, give more raters a better guideline, or drop the rows that are split evenly.",
         1.0,
     ),
     "dominant_prompt": Kind(
         "Prompts that have a large share of the rows",
         "The model learns this prompt more than any other, and its rows are no independent evidence.",
-        "Keep a sample of the rows of the prompt, or give them a lower `weight`.",
+        "Keep a sample of the rows of the prompt, or give them a lower weight.",
         0.25,
     ),
     "duplicate_exact": Kind(
         "Groups of equal rows",
         "A repeated row counts several times, and may stand in training and in held-out data.",
-        "Keep one of each (--fix does); if the repetition is meant, give one row a `weight`.",
+        "Keep one of each (--fix does); if the repetition is meant, give one row a weight.",
         0.05,
     ),
     "duplicate_near": Kind(

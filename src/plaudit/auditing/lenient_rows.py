@@ -1,7 +1,7 @@
 """Rows read for an audit: what training refuses because of empty responses or broken roles is read all the same.
 
-A row is parsed by `plaudit.data.formats` first. A malformed row is an error, as in training, unless what is wrong with it
-is a finding of its own.
+A row is parsed by `plaudit.data.formats` first. A malformed row is an error, as in training, unless what is wrong with
+it is a finding of its own.
 """
 
 import json
@@ -26,7 +26,7 @@ _ROLES = {"system", "developer", "user", "assistant", "tool", "function", "ipyth
 _RESPONDING = {"assistant", "tool", "function", "ipython"}
 _TEMPLATE = re.compile(
     r"<\|[A-Za-z][\w ]{1,30}\|>|\[/?INST\]|<</?SYS>>|</s>|\A<s>|<(?:start|end)_of_turn>|<extra_id_\d+>"
-    r"|\n\n(?:Human|Assistant):|<[|｜][^\s<>|｜]{3,40}[|｜]>"
+    "|\n\n(?:Human|Assistant):|<\uff5c[^\\s<>]{3,40}\uff5c>"
 )
 _PROMPTS = ("prompt", "question", "input", "instruction", "query", "conversation_input", "context")
 _MOST_COMPARISONS = 10  # of a ranked group: the best response's first
@@ -101,7 +101,8 @@ def _read(row: Mapping[str, Any], index: int) -> AuditRow | None:
     """Read a row without the checks of training; `None` where its parts are neither texts nor messages."""
     group = row.get("completions") is not None and row.get("chosen") is None and row.get("rejected") is None
     given = row["completions"] if group else [row.get("chosen"), row.get("rejected")]
-    if not isinstance(given, list) or len(given) < 2 or all(each is None for each in given):
+    named = group or {"chosen", "rejected"} <= row.keys()  # a column that is not there at all is an error
+    if not named or not isinstance(given, list) or len(given) < 2 or all(each is None for each in given):
         return None
     if group:
         annotations = parse_group_annotations(dict(row), index, len(given))

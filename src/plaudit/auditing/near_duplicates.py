@@ -43,12 +43,12 @@ def jaccard(one: NDArray[np.uint64], two: NDArray[np.uint64]) -> float:
 
 def candidate_pairs(
     store: WordStore, spans: Sequence[tuple[int, int]], first: int | None = None
-) -> Iterator[tuple[int, int]]:
+) -> Iterator[list[int]]:
     """Yield the pairs of texts whose word 3-grams seem to have a Jaccard similarity of `SIMILAR` or more.
 
     MinHash with 128 permutations in 25 bands of 5 (A. Broder, 1997; J. Leskovec et al., "Mining of Massive Datasets",
-    chapter 3) finds 99.9% of the pairs of similarity 0.75. In a bucket of more than 24 texts, a text meets its neighbours
-    and the first one only, so that many copies of one text take linear time.
+    chapter 3) finds 99.9% of the pairs of similarity 0.75. In a bucket of more than 24 texts, a text meets its
+    neighbours and the first one only, so that many copies of one text take linear time.
 
     Args:
         store: The words.
@@ -63,8 +63,7 @@ def candidate_pairs(
     for start in range(0, len(pairs), 4096):
         part = pairs[start : start + 4096]
         alike = (digests[part[:, 0]] == digests[part[:, 1]]).mean(axis=1) >= _ESTIMATE
-        for one, two in part[alike].tolist():
-            yield one, two
+        yield from part[alike].tolist()
 
 
 def _signatures(

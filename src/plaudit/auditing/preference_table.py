@@ -24,14 +24,14 @@ FORMATS = {
     "emoji": re.compile("[\U0001f300-\U0001faff\u2600-\u27bf]"),
     '"Sure" as opener': re.compile(r"\W*(?:sure|certainly|absolutely|of course|great question|gladly)\b", re.I),
     "refusal as opener": re.compile(
-        r"\W*(?:i['’]?m (?:very |so |really )?(?:sorry|afraid|unable|not able|not comfortable)|i am (?:sorry|unable|not able)|"
-        r"sorry\b|i (?:can(?:['’]?t|not| not)|won['’]?t|will not|do(?:n['’]t| not) feel comfortable)|i (?:must )?apologi[sz]e|"
-        r"as an ai\b|unfortunately,? i\b)",
+        "\\W*(?:i['\u2019]?m (?:very |so |really )?(?:sorry|afraid|unable|not able|not comfortable)"
+        "|i am (?:sorry|unable|not able)|sorry\\b|i (?:must )?apologi[sz]e|as an ai\\b|unfortunately,? i\\b"
+        "|i (?:can(?:['\u2019]?t|not| not)|won['\u2019]?t|will not|do(?:n['\u2019]t| not) feel comfortable))",
         re.I,
     ),
 }
 _OPENERS = {name for name in FORMATS if name.endswith("opener")}
-_OPERATIONS = re.compile(r"(?:\b\w+\s?)?[-+*/^=<>×÷]\s?\d+")
+_OPERATIONS = re.compile(r"(?:\b\w+\s?)?[-+*/^=<>\xd7\xf7]\s?\d+")
 _CHECKS = ("identical", "empty", "early_divergence", "template_tokens", "broken_roles")
 # The types of the columns, as `array.array` names them.
 _TYPES = {

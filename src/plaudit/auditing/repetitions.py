@@ -8,7 +8,14 @@ from numpy.typing import NDArray
 from plaudit.auditing.near_duplicates import SIMILAR, candidate_pairs, jaccard, shingles
 from plaudit.auditing.preference_table import PreferenceTable, prompt_keys
 
-__all__ = ["dominant_prompts", "exact_duplicates", "leaked_exactly", "leaked_nearly", "near_duplicates"]
+__all__ = [
+    "dominant_prompts",
+    "exact_duplicates",
+    "groups_of",
+    "leaked_exactly",
+    "leaked_nearly",
+    "near_duplicates",
+]
 
 _ALIKE = 0.6  # the similarity of the responses of two near duplicates on one prompt
 
@@ -16,8 +23,8 @@ _ALIKE = 0.6  # the similarity of the responses of two near duplicates on one pr
 def groups_of(keys: NDArray[np.uint64], rows: NDArray[np.int64] | None = None) -> list[list[int]]:
     """Return the places, or their `rows`, of each key that occurs more than once, ordered by the first of each."""
     order = np.argsort(keys, kind="stable")
-    starts = np.flatnonzero(np.concatenate([[True], keys[order][1:] != keys[order][:-1]])) if len(keys) else []
-    groups = [part for part in np.split(order, starts[1:]) if len(part) > 1]
+    borders = np.flatnonzero(keys[order][1:] != keys[order][:-1]) + 1
+    groups = [part for part in np.split(order, borders) if len(part) > 1]
     return sorted((part if rows is None else rows[part]).tolist() for part in groups)
 
 

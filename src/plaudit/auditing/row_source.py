@@ -1,6 +1,6 @@
 """Sources of rows that an audit reads several times: lists, datasets, and files that are never whole in memory."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ def open_source(
 
 def with_progress(rows: Iterable[Any], title: str) -> Iterator[Any]:
     """Yield plain rows under a progress bar; those of a `datasets.Dataset` in batches, several times as fast."""
-    total = len(rows) if hasattr(rows, "__len__") else None
+    total = len(rows) if isinstance(rows, Sized) else None
     return iter(tqdm(_plain(rows), title, total=total, unit=" rows", delay=3, disable=None, leave=False))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plaudit.data.formats import parse_row
+from plaudit.data.formats import ParsedRow, parse_row
 from plaudit.data.render import render
 from plaudit.errors import DataError
 
@@ -25,7 +25,7 @@ def longest_sequences(rows: Iterable[Any], tokenizer: Any) -> NDArray[np.int64]:
     longest: list[int] = []
     numbered = enumerate(rows)
     while batch := list(islice(numbered, 256)):
-        parsed = []
+        parsed: list[ParsedRow | None] = []
         for index, row in batch:
             try:
                 parsed.append(parse_row(dict(row), index))

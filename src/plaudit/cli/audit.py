@@ -35,7 +35,7 @@ _BASELINES = {"longer": "the longer response", "style": "six features of style",
 @click.option("--output", metavar="FILE", help="File for the whole audit: .json, or .html for people.")
 @click.option("--fix", metavar="FILE", help="JSON-lines file for the data without what is surely wrong.")
 @click.option("--fail_on", multiple=True, metavar="KIND=N",
-              help="Exit with 1 if N or more of a kind are found, such as leaked_exact=1. May be repeated.")  # fmt: skip
+              help="Exit with 1 if N or more of a kind are found (leaked_exact=1). May be repeated.")  # fmt: skip
 def command(
     data: str, against: str | None, model: str | None, output: str | None, fix: str | None, fail_on: tuple[str, ...],
     **options: Any,

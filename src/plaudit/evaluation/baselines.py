@@ -3,6 +3,7 @@
 A benchmark on which such a baseline comes close to the reward model measures length or vocabulary, not judgement.
 """
 
+import math
 import re
 import warnings
 from collections.abc import Sequence
@@ -19,10 +20,10 @@ __all__ = [
     "BagOfWords",
     "STYLE",
     "baseline_accuracies",
+    "cross_validate",
     "longer_wins",
     "out_of_fold",
     "share_and_interval",
-    "standardised",
     "style_counts",
 ]
 
@@ -75,20 +76,36 @@ def baseline_accuracies(
     Raises:
         ValueError: There are no pairs, or the lists are of different lengths.
     """
-    keys, places = np.asarray(prompts), np.arange(len(chosen))
     longer_wins(chosen, rejected)  # raises where the lists do not fit
     sides = [np.array([style_counts(text) for text in side], dtype=np.float64) for side in (chosen, rejected)]
+    places = np.arange(len(chosen))
     words = presence_differences(WordStore([*chosen, *rejected]), places, places + len(chosen))
-    style = sides[0] - sides[1]
-    scores = {
+    return cross_validate(sides[0] - sides[1], words, np.asarray(prompts), np.ones(len(chosen)))[0]
+
+
+def cross_validate(
+    style: NDArray[np.float64], words: Any, prompts: NDArray[Any], weights: NDArray[np.float64]
+) -> tuple[dict[str, dict[str, float]], NDArray[np.float64]]:
+    """Return the figures of `baseline_accuracies`, and the margins of the bag of words, shape [C].
+
+    Args:
+        style: Differences of the counts of `STYLE`, shape [C, 6].
+        words: Differences of words, as of `presence_differences`, shape [C, columns].
+        prompts: Equal for comparisons of one prompt, shape [C].
+        weights: Weight of each comparison, shape [C].
+    """
+    margins = {
         "longer": style[:, 0],
-        "style": out_of_fold(standardised(style), keys),
-        "bag_of_words": out_of_fold(words, keys),
+        "style": out_of_fold(_standardised(style), prompts, weights),
+        "bag_of_words": out_of_fold(words, prompts, weights),
     }
-    return {name: share_and_interval(each, keys) for name, each in scores.items()}
+    figures = {name: share_and_interval(each, prompts, weights) for name, each in margins.items()}
+    if len(np.unique(prompts)) == 1:  # nothing to fit a model to
+        figures |= dict.fromkeys(("style", "bag_of_words"), dict.fromkeys(("accuracy", "low", "high"), math.nan))
+    return figures, margins["bag_of_words"]
 
 
-def standardised(differences: NDArray[np.float64]) -> NDArray[np.float64]:
+def _standardised(differences: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return differences of root mean square 1 in each column, without a shift, so that a swap turns the sign."""
     size = np.sqrt((differences**2).mean(axis=0))
     return differences / np.where(size > 0, size, 1)
