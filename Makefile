@@ -34,12 +34,16 @@ rl: $(VENV)/.installed-test .interop/trl-$(TRL_VERSION)
 # TRL is installed beside the environment and not in it: only the interop tests, the benchmarks and `make rl` import it.
 # So are the TRL with PPO, DeepSpeed and Ray. Their tests find them by PLAUDIT_TRL_PPO, PLAUDIT_DEEPSPEED and PLAUDIT_RAY;
 # where such a variable is set and the package is missing, the tests fail rather than being skipped.
+# The tests of the report run in Chromium, which is installed from Debian's packages where it is missing; PLAUDIT_CHROMIUM
+# names another one.
 # One file: make test TESTS=tests/losses. PYTEST_ARGS takes further options.
 TESTS ?=
+PLAUDIT_CHROMIUM ?= /usr/bin/chromium
 PYTEST_ARGS ?= -n 2 --dist loadfile --durations 15
-test: $(VENV)/.installed-test .interop/trl-$(TRL_VERSION) $(TRL_PPO) $(DEEPSPEED)/.installed $(RAY)/.installed
+test: $(VENV)/.installed-test .interop/trl-$(TRL_VERSION) $(TRL_PPO) $(DEEPSPEED)/.installed $(RAY)/.installed $(PLAUDIT_CHROMIUM)
 	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/.interop/trl-$(TRL_VERSION) PLAUDIT_TRL_PPO=$(CURDIR)/$(TRL_PPO) \
 		PLAUDIT_DEEPSPEED=$(CURDIR)/$(DEEPSPEED) PLAUDIT_RAY=$(CURDIR)/$(RAY) \
+		PLAUDIT_CHROMIUM=$(PLAUDIT_CHROMIUM) \
 		$(BIN)/python -m pytest $(PYTEST_ARGS) $(TESTS)
 
 check: $(VENV)/.installed-test
@@ -106,6 +110,10 @@ $(RAY)/.installed: constraints.txt | $(VENV)/.installed-test
 	$(PIP) --constraint constraints.txt --no-deps --target $(RAY) ray==$(RAY_VERSION) attrs certifi charset-normalizer \
 		jsonschema jsonschema-specifications msgpack protobuf referencing requests rpds-py urllib3
 	touch $@
+
+/usr/bin/chromium:
+	sudo=$$(command -v sudo || true); \
+		$$sudo apt-get update -qq && $$sudo apt-get install -y -qq --no-install-recommends chromium
 
 clean:
 	rm -rf $(VENV) .interop build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -4,6 +4,7 @@ import gzip
 import json
 import re
 import signal
+from contextlib import suppress
 from dataclasses import fields
 
 import pytest
@@ -186,6 +187,20 @@ def test_a_signal_during_the_learning_curve_leaves_the_model_and_no_curve(
     assert result.exit_code == code
     assert "The learning curve was stopped, and has no file." in result.output
     assert weights_of(tmp_path / "run")
+    assert not list((tmp_path / "run").glob("*learning_curve*"))
+
+
+def test_a_signal_whose_exception_was_lost_ends_the_learning_curve_at_the_next_step(
+    arguments, curve_file, tmp_path, monkeypatch
+):
+    def interrupt(_callback, args, _state, _control, **_):
+        if "_learning_curve" in args.output_dir:
+            with suppress(KeyboardInterrupt):  # as in a finaliser
+                signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("plaudit.cli.live_progress.LiveProgress.on_train_begin", interrupt)
+    result = train([*arguments(dataset_name=curve_file, eval_fraction=0.2), "--learning_curve"])
+    assert result.exit_code == 143
     assert not list((tmp_path / "run").glob("*learning_curve*"))
 
 

@@ -20,6 +20,7 @@ _COMMANDS = {
     "verify": "Check that a saved reward model, reloaded in a new process, gives the same rewards.",
     "eval": "Evaluate a reward model on preference data, and compare it with baselines.",
     "compare": "Compare reward models on the same data: is one better, or could chance explain the difference?",
+    "report": "Write one HTML report on a reward model: what is wrong, figures, pictures, wrong pairs.",
     "merge": "Merge an adapter into its base model, and check that the rewards stay the same.",
     "score": "Add rewards to the rows of a file or a hub dataset; an interrupted run can be resumed.",
 }

@@ -19,17 +19,24 @@ def exit_code(interrupt: KeyboardInterrupt) -> int:
 
 
 @contextmanager
-def sigterm_as_interrupt() -> Iterator[None]:
-    """Raise `Terminated` at SIGTERM, so that what Ctrl-C cleans up and prints is cleaned up and printed then too."""
+def sigterm_as_interrupt() -> Iterator[list[int]]:
+    """Raise `Terminated` at SIGTERM, so that what Ctrl-C cleans up and prints is cleaned up and printed then too.
 
-    def interrupt(*_: Any) -> None:
+    Yields:
+        The signals so far. Python drops an exception that is raised in a finaliser, which garbage collection may run at
+        any time, so a long loop looks here as well.
+    """
+    received: list[int] = []
+
+    def interrupt(number: int, _frame: Any) -> None:
+        received.append(number)
         raise Terminated
 
     if threading.current_thread() is not threading.main_thread():  # Python sets signal handlers in no other thread
-        yield
+        yield received
         return
     previous = signal.signal(signal.SIGTERM, interrupt)
     try:
-        yield
+        yield received
     finally:
         signal.signal(signal.SIGTERM, previous)

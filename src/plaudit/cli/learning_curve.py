@@ -2,16 +2,18 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.markup import escape
+from transformers import TrainerCallback
 
 from plaudit.checkpoint.atomic import write_atomically
 from plaudit.cli import display
+from plaudit.cli.interrupts import Terminated
 from plaudit.cli.live_progress import LiveProgress
 from plaudit.evaluation.learning_curve import LearningCurve, measure_learning_curve, nested_subsets
 
@@ -41,8 +43,30 @@ def check_learning_curve(trainer: "RewardTrainer") -> None:
     nested_subsets(_prompt_keys(trainer), seed=trainer.args.seed)
 
 
-def run_learning_curve(trainer: "RewardTrainer", script: "ScriptArguments", model: "ModelConfig") -> None:
-    """Train the smaller models of a run that has trained and been evaluated; show the curve and write its file."""
+class _EndAtSignal(TrainerCallback):
+    """End a smaller run at a signal whose own exception was lost: see `sigterm_as_interrupt`."""
+
+    def __init__(self, received: Sequence[int]) -> None:
+        self._received = received
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        if self._received:
+            raise Terminated
+
+    on_prediction_step = on_step_end
+
+
+def run_learning_curve(
+    trainer: "RewardTrainer", script: "ScriptArguments", model: "ModelConfig", received: Sequence[int] = ()
+) -> None:
+    """Train the smaller models of a run that has trained and been evaluated; show the curve and write its file.
+
+    Args:
+        trainer: The trainer of the run.
+        script: The options of the data.
+        model: The options of the model.
+        received: The signals so far, by which the smaller runs end.
+    """
     from plaudit.training.smaller_runs import evaluated_comparisons, free_memory, train_on_rows
 
     whole, total = evaluated_comparisons(trainer), len(trainer.train_dataset)
@@ -53,7 +77,7 @@ def run_learning_curve(trainer: "RewardTrainer", script: "ScriptArguments", mode
         if is_first:
             display.console.print(f"\n[bold]Learning curve[/bold]: {len(rows):,} of {total:,} training rows")
         with _quiet():
-            return _differences(train_on_rows(trainer, script, model, rows, [LiveProgress()]))
+            return _differences(train_on_rows(trainer, script, model, rows, [LiveProgress(), _EndAtSignal(received)]))
 
     curve = measure_learning_curve(
         train,

@@ -52,6 +52,8 @@ def command(options: tuple[str, ...]) -> None:
     # Not at the top of the module: these imports take seconds, and `--help` must not wait for them.
     from plaudit.cli.learning_curve import check_learning_curve, run_learning_curve
     from plaudit.cli.live_progress import LiveProgress
+    from plaudit.cli.training_report import check_report, show_grave_findings, write_training_report
+    from plaudit.data.splits import load_splits
     from plaudit.training.preparation import quiet_all_but_the_first
     from plaudit.training.recipe import build_trainer, checkpoint_to_resume, final_evaluation
 
@@ -63,10 +65,15 @@ def command(options: tuple[str, ...]) -> None:
     display.show_log_messages()
     quiet_all_but_the_first()
     resume = checkpoint_to_resume(config)
-    trainer = build_trainer(script, model, config, callbacks=[LiveProgress()])
+    if script.report:
+        check_report()
+    splits = load_splits(script, config.seed)
+    trainer = build_trainer(script, model, config, [LiveProgress()], splits)
     if script.learning_curve:
         check_learning_curve(trainer)
     _show_plan(trainer, model)
+    if trainer.is_world_process_zero():
+        show_grave_findings(*splits)
     trainer.stop_on = (signal.SIGINT, signal.SIGTERM)
     try:
         trainer.train(resume_from_checkpoint=resume)
@@ -89,12 +96,14 @@ def command(options: tuple[str, ...]) -> None:
         display.console.print(f"The reward model is in [bold]{escape(config.output_dir)}[/bold]", soft_wrap=True)
     if script.learning_curve:
         try:
-            with sigterm_as_interrupt():
-                run_learning_curve(trainer, script, model)
+            with sigterm_as_interrupt() as received:
+                run_learning_curve(trainer, script, model, received)
         except KeyboardInterrupt as interrupt:
             display.console.print("The learning curve was stopped, and has no file. The model above is complete.")
             sys.exit(exit_code(interrupt))
     trainer.end()
+    if script.report and trainer.is_world_process_zero():
+        write_training_report(config.output_dir, trainer.state.log_history, splits, config.max_length)
 
 
 def _short_help() -> str:

@@ -59,3 +59,10 @@ class ScriptArguments:
             "at twice the data."
         },
     )
+    report: bool = field(
+        default=False,
+        metadata={
+            "help": "After the training, audit the training rows, score the held-out rows with the saved model, and "
+            "write both and report.html into output_dir."
+        },
+    )

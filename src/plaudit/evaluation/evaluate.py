@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Evaluation",
+    "describe_dataset",
     "evaluate",
     "evaluate_scores",
     "finite_or_none",
@@ -111,7 +112,7 @@ def evaluate(
         model = RewardModel.from_pretrained(model, **model_options)
     with _naming_dataset(name):
         rewards, header, details = score_sequences(model, data.sequences, data.template_options, data.names)
-    header |= {"dataset": _describe(data, name, split, dataset_config, dataset_format), "benchmark": None}
+    header |= {"dataset": describe_dataset(data, name, split, dataset_config, dataset_format), "benchmark": None}
     characters = [count_characters(sequence) for sequence in data.sequences]
     return evaluate_scores(Scores(header, scored_rows(data, rewards, characters, *details)))
 
@@ -160,14 +161,22 @@ def join_dataset(
     rows, split = load_rows(dataset, split=split, dataset_config=dataset_config, dataset_format=dataset_format)
     with _naming_dataset(name):
         data = read_preferences(rows)
-    described = _describe(data, name, split, dataset_config, dataset_format)
+    described = describe_dataset(data, name, split, dataset_config, dataset_format)
     return join_scores(scores, data, {"model": Path(scores).name, "dataset": described, "benchmark": None})
 
 
-def _describe(
+def describe_dataset(
     data: PreferenceData, path: str | None, split: str | None, config: str | None, layout: str | None
 ) -> dict[str, Any]:
-    """Return the entry `dataset` of a header; its hash is of the texts of all responses in their order."""
+    """Return the entry `dataset` of the header of a score file; its hash is of all responses in their order.
+
+    Args:
+        data: The preferences of the dataset.
+        path: Path or hub id, if it has one.
+        split: The split.
+        config: The configuration of a hub dataset.
+        layout: The published layout that the rows were converted from.
+    """
     digest = hashlib.sha256()
     for sequence in data.sequences:
         digest.update(json.dumps(sequence, sort_keys=True, default=str).encode() + b"\n")

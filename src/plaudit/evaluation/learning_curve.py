@@ -67,7 +67,7 @@ class LearningCurve:
 
     @property
     def identifiable(self) -> bool:
-        """Whether the curve says what twice the data would bring."""
+        """True if the curve predicts what twice the data would bring."""
         return self.predicted is not None
 
     def to_dict(self) -> dict[str, Any]:

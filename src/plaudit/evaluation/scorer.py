@@ -13,7 +13,7 @@ __all__ = ["Scorer", "score_sequences"]
 class Scorer(Protocol):
     """A model of rewards: `plaudit.RewardModel`, or anything with its method `score`."""
 
-    def score(self, sequences: Any, **options: Any) -> Any:
+    def score(self, sequences: Any, *, options: Any = ..., names: Any = ...) -> Any:
         """Return the rewards [N] of N texts or conversations."""
 
 

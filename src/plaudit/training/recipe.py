@@ -26,7 +26,11 @@ logger = logging.getLogger(__name__)
 
 
 def build_trainer(
-    script: ScriptArguments, model: ModelConfig, config: RewardConfig, callbacks: Sequence[TrainerCallback] = ()
+    script: ScriptArguments,
+    model: ModelConfig,
+    config: RewardConfig,
+    callbacks: Sequence[TrainerCallback] = (),
+    splits: tuple[AnyDataset, AnyDataset | None] | None = None,
 ) -> RewardTrainer:
     """Load the data that the options name, and make the trainer.
 
@@ -35,6 +39,7 @@ def build_trainer(
         model: The model, its adapter and its quantisation.
         config: The training; its `model_init_kwargs` are completed by the options of `model`.
         callbacks: More callbacks; transformers' printing of logs is replaced by them.
+        splits: The rows to train and to evaluate on, where they are loaded already.
 
     Raises:
         ConfigError: Options contradict each other.
@@ -42,7 +47,7 @@ def build_trainer(
         ModelError: The model cannot be a reward model.
     """
     _warn_of_unused_options(model)
-    train_dataset, eval_dataset = load_splits(script, config.seed)
+    train_dataset, eval_dataset = splits or load_splits(script, config.seed)
     config.model_init_kwargs = _model_init_kwargs(model) | config.load_options
     trainer = make_trainer(script, model, config, train_dataset, eval_dataset, callbacks)
     mixture = ", ".join(str(entry["path"]) for entry in script.datasets or ())

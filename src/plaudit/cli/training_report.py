@@ -1,0 +1,83 @@
+"""The data and the result of `plaudit train`, judged: grave findings before it trains, a report with `--report`."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+
+from plaudit.cli import display
+from plaudit.cli.report import show_report
+
+__all__ = ["check_report", "show_grave_findings", "write_training_report"]
+
+AUDIT_FILE, SCORES_FILE = "audit.json", "scores.jsonl"
+
+
+def check_report() -> None:
+    """Refuse `--report` where its pictures cannot be drawn, before anything trains.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    import plaudit.evaluation.plots  # noqa: F401  # its import is what checks
+
+
+def show_grave_findings(train: Any, test: Any = None) -> None:
+    """Print one line if the training rows have something grave that is quickly found.
+
+    Args:
+        train: The training rows; a stream, or rows of token ids, are not looked at.
+        test: The held-out rows, if there are any.
+    """
+    from plaudit.auditing.audit import cheap_findings
+
+    if not _has_texts(train):
+        return
+    findings = [each for each in cheap_findings(train, test if _has_texts(test) else None) if each.grave]
+    if findings:
+        listed = "; ".join(f"{each.title} ({each.count:,})" for each in findings)
+        display.console.print(f"[yellow]The training data: {escape(listed)}. `plaudit audit` shows the rows.[/yellow]")
+
+
+def write_training_report(
+    output_dir: str, log_history: Sequence[Mapping[str, Any]], splits: tuple[Any, Any], max_length: int | None
+) -> None:
+    """Audit the training rows, score the held-out rows with the saved model, and write both with the report.
+
+    Args:
+        output_dir: The folder of the run, with the saved model.
+        log_history: The log of the training.
+        splits: The training rows, and the held-out rows or `None`.
+        max_length: The most tokens of a sequence in training.
+    """
+    from plaudit.auditing.audit import audit
+    from plaudit.checkpoint.atomic import write_atomically
+    from plaudit.cli.learning_curve import FILE_NAME
+    from plaudit.evaluation.evaluate import evaluate
+    from plaudit.evaluation.report import report_on_training
+    from plaudit.evaluation.score_files import write_scores
+    from plaudit.scoring.reward_model import RewardModel
+
+    train, test = splits
+    results: dict[str, Any] = {}
+    folder = Path(output_dir)
+    if _has_texts(train):
+        display.console.print("Auditing the training rows ...")
+        results["audit"] = audit(train, test if _has_texts(test) else None).to_dict()
+        write_atomically(folder / AUDIT_FILE, json.dumps(results["audit"], ensure_ascii=False, indent=1) + "\n")
+    if _has_texts(test):
+        display.console.print("Scoring the held-out rows with the saved model ...")
+        scores = evaluate(RewardModel.from_pretrained(output_dir, max_length=max_length), test).scores
+        assert scores is not None
+        write_scores(folder / SCORES_FILE, scores)
+        results |= {"scores": [scores], "rows": test}
+    if (folder / FILE_NAME).is_file():
+        results["learning_curve"] = folder / FILE_NAME
+    show_report(report_on_training(folder, log_history, **results))
+
+
+def _has_texts(rows: Any) -> bool:
+    """Return whether rows are all at hand, and hold texts rather than token ids."""
+    return hasattr(rows, "num_rows") and bool({"chosen", "completions"} & set(rows.column_names))

@@ -1,0 +1,115 @@
+"""Alerts: each verdict appears where it should, and not where a good model is evaluated."""
+
+import pytest
+from report_data import AUDIT, COMPARISON, LEARNING_CURVE, PROBES
+
+from plaudit.evaluation.report.alerts import (
+    audit_alerts,
+    comparison_alerts,
+    curve_alerts,
+    evaluation_alerts,
+    probe_alerts,
+    run_alerts,
+)
+
+GOOD = {
+    "rows": 1000, "prompts": 900, "comparisons": 1000, "accuracy": 0.8, "accuracy_low": 0.77, "accuracy_high": 0.83,
+    "reward_ties": 0, "longer_wins": 0.6, "shorter_wins": 0.4, "longer_accuracy": 0.82, "shorter_accuracy": 0.77,
+    "length_balanced_accuracy": 0.795, "log_loss": 0.42, "calibration_error": 0.02, "temperature": 1.05,
+    "calibrated_log_loss": 0.419,
+}  # fmt: skip
+
+
+def verdicts(figures=(), **evaluation):
+    found = evaluation_alerts({"overall": GOOD | dict(figures), "subsets": {}, "cut": 0} | evaluation)
+    return {alert.verdict: alert.level for alert in found}
+
+
+def test_a_good_model_has_no_alert():
+    assert verdicts() == {}
+
+
+@pytest.mark.parametrize(
+    ("figures", "verdict", "level"),
+    [
+        ({"accuracy_low": 0.59}, "The model is not better than preferring the longer response.", "grave"),
+        ({"accuracy_high": 0.58, "accuracy_low": 0.55}, "The model is worse than preferring the longer response.",
+         "grave"),
+        ({"accuracy_low": 0.62, "longer_wins": 0.3, "shorter_wins": 0.7},
+         "The model is not better than preferring the shorter response.", "grave"),
+        ({"longer_accuracy": 0.95, "shorter_accuracy": 0.6}, "The model favours the longer response.", "warning"),
+        ({"longer_accuracy": 0.6, "shorter_accuracy": 0.95}, "The model favours the shorter response.", "warning"),
+        ({"temperature": 3.0, "log_loss": 0.6}, "The model is overconfident.", "warning"),
+        ({"temperature": 9.0, "log_loss": 0.9}, "The model is overconfident.", "grave"),
+        ({"temperature": 0.4, "log_loss": 0.5}, "The model is less sure than it could be.", "note"),
+        ({"temperature": None}, "As probabilities, the rewards are no better than guessing.", "grave"),
+        ({"calibration_error": 0.1}, "The rewards are not calibrated, and no temperature helps.", "warning"),
+        ({"prompts": 40}, "There are few prompts.", "warning"),
+        ({"reward_ties": 30}, "Many comparisons have two equal rewards.", "warning"),
+    ],
+)  # fmt: skip
+def test_one_thing_that_is_wrong_is_one_alert(figures, verdict, level):
+    assert verdicts(figures) == {verdict: level}
+
+
+def test_chance_is_told_with_its_side():
+    low = {"accuracy": 0.5, "accuracy_low": 0.47, "accuracy_high": 0.53, "longer_wins": 0.4, "shorter_wins": 0.5}
+    assert verdicts(low) == {"The model is not better than chance.": "grave"}
+    assert "The model is worse than chance." in verdicts(low | {"accuracy_high": 0.49})
+
+
+def test_a_small_sample_may_look_badly_calibrated():
+    assert verdicts({"comparisons": 120, "calibration_error": 0.1, "prompts": 120}) == {}
+
+
+def test_unknown_lengths_are_no_alert():
+    names = ("longer_wins", "shorter_wins", "longer_accuracy", "shorter_accuracy", "length_balanced_accuracy")
+    assert verdicts(dict.fromkeys(names)) == {}
+
+
+def test_cut_responses_are_counted():
+    assert verdicts(cut=5) == {"Responses were cut to the maximum length.": "note"}
+    assert verdicts(cut=200) == {"Responses were cut to the maximum length.": "warning"}
+
+
+def test_subsets_below_chance_are_named_with_the_number_that_was_looked_at():
+    subsets = dict.fromkeys("abc", GOOD) | {"maths": GOOD | {"accuracy": 0.3, "accuracy_high": 0.4}}
+    (alert,) = evaluation_alerts({"overall": GOOD, "subsets": subsets, "cut": 0})
+    assert alert.verdict == "Subsets are below chance."
+    assert alert.advice == "1 of 4, with their whole interval below one half: maths (30.0%)."
+
+
+def test_only_grave_findings_of_an_audit_are_alerts():
+    (alert,) = audit_alerts(AUDIT)
+    assert alert.verdict == "The data have 2 pairs of equal prompts."
+    assert alert.advice == "The test is known. Take them out."
+
+
+def test_only_failed_probes_are_alerts():
+    (alert,) = probe_alerts(PROBES)
+    assert (alert.level, alert.subject) == ("grave", "padding repeat")
+    assert alert.advice == "the change flips 20% of the verdicts."
+
+
+def test_a_comparison_that_decides_nothing_says_what_it_could_have_seen():
+    (alert,) = comparison_alerts(COMPARISON)
+    assert alert.verdict == "mine and theirs are not separable."
+    assert alert.advice.endswith("could have been seen is 5.0%.")
+    worse = COMPARISON | {"separable": True, "difference": -0.1, "notes": ["max_length: 512 and 1024."]}
+    first, second = comparison_alerts(worse)
+    assert (first.level, first.verdict) == ("grave", "mine is worse than theirs.")
+    assert second.advice == "max_length: 512 and 1024."
+    assert list(comparison_alerts(COMPARISON | {"separable": True, "difference": 0.1})) == []
+
+
+def test_a_curve_without_a_prediction_is_a_note():
+    assert list(curve_alerts(LEARNING_CURVE)) == []
+    (alert,) = curve_alerts(LEARNING_CURVE | {"predicted": None})
+    assert alert.level == "note"
+
+
+def test_a_model_that_was_not_verified_is_told():
+    assert list(run_alerts({})) == []
+    assert list(run_alerts({"verification": {"status": "verified"}})) == []
+    assert [each.level for each in run_alerts({"versions": {}})] == ["warning"]
+    assert [each.level for each in run_alerts({"verification": {"status": "failed"}})] == ["grave"]
