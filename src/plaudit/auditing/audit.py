@@ -145,10 +145,13 @@ def cheap_findings(dataset: Iterable[Any], against: Iterable[Any] | None = None)
         dataset: Rows.
         against: Rows of the test data.
     """
-    table = read_table(dataset, deep=False)
+    table = read_table(with_progress(dataset, "Checking the data"), deep=False)
     findings = _cheap_findings(table)
     if against is not None:
-        leaks = leaked_exactly(table, [read_prompt(row, index) for index, row in enumerate(against)])
+        leaks = leaked_exactly(
+            table,
+            [read_prompt(row, index) for index, row in enumerate(with_progress(against, "Checking the test data"))],
+        )
         findings += [make_finding("leaked_exact", leaks, len(table))] if leaks else []
     return rank(findings)
 

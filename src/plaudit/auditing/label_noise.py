@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["estimate_noise", "margins_of_scores"]
 
-_TOPS = (0.1, 0.2)  # the rows of which a model is surest, as shares of all
+_TOPS = (0.05, 0.1, 0.2)  # the rows of which a model is surest, as shares of all
 _FEWEST = 30  # rows in such a share
 _ABLE = 0.6  # the accuracy that a probe exceeds with confidence, or it cannot tell
 _SUSPECTS = 0.2
@@ -27,7 +27,7 @@ def estimate_noise(
 
     If labels are wrong at random, they are so among the rows of which the model is surest too, and there it disagrees
     with few others (after C. Northcutt et al., "Confident learning", JAIR 70, 2021). So the estimate is the least share
-    of disagreement, less one standard error, among the surest 10% and 20%. It understates: a lower bound.
+    of disagreement, less one standard error, among the surest 5%, 10% and 20%. It understates: a lower bound.
 
     Args:
         margins: Logits that the better response is preferred, of models that did not see the prompt, shape [C].
