@@ -18,7 +18,7 @@ from plaudit.data.annotations import shorten
 from plaudit.data.rankings import dense_ranks
 from plaudit.errors import DataError
 
-__all__ = ["CONVERTERS", "arena", "helpsteer", "hh", "ranked", "ultrafeedback"]
+__all__ = ["CONVERTERS", "arena", "helpsteer", "hh", "ranked", "split_transcript", "ultrafeedback"]
 
 Row = Mapping[str, Any]
 Message = dict[str, str]
@@ -53,11 +53,22 @@ def hh(row: Row) -> dict[str, Any]:
 
 def _transcript(text: str, column: str) -> list[Message]:
     """Split a transcript into messages; text before the first turn becomes a system message."""
-    preamble, *turns = _HH_TURN.split(text)
-    if not turns:
+    chat = split_transcript(text)
+    if not chat:
         raise DataError(f'expected a transcript of "Human:" and "Assistant:" in "{column}", got {shorten(text)}')
+    return chat
+
+
+def split_transcript(text: str) -> list[Message]:
+    r"""Split a text at its `"Human:"` and `"Assistant:"` turns into messages; a text without one gives none.
+
+    Example:
+        >>> [message["role"] for message in split_transcript("\n\nHuman: hi\n\nAssistant: hello")]
+        ['user', 'assistant']
+    """
+    preamble, *turns = _HH_TURN.split(text)
     chat = [_message(_ROLES[role], turn.strip()) for role, turn in zip(turns[::2], turns[1::2], strict=True)]
-    return [_message("system", preamble.strip()), *chat] if preamble.strip() else chat
+    return [_message("system", preamble.strip()), *chat] if preamble.strip() and chat else chat
 
 
 def arena(row: Row) -> dict[str, Any]:

@@ -1,0 +1,104 @@
+"""Label noise: how many labels are wrong at least, and which, from margins of models that did not train on them."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plaudit.errors import DataError
+from plaudit.evaluation.baselines import share_and_interval
+
+if TYPE_CHECKING:
+    from plaudit.evaluation.score_files import Scores
+
+__all__ = ["estimate_noise", "margins_of_scores"]
+
+_TOPS = (0.05, 0.1, 0.2)  # the rows of which a model is surest, as shares of all
+_FEWEST = 30  # rows in such a share
+_ABLE = 0.6  # the accuracy that a probe exceeds with confidence, or it cannot tell
+_SUSPECTS = 0.2
+
+
+def estimate_noise(
+    margins: NDArray[np.float64], prompts: NDArray[Any], rows: NDArray[np.int64], source: str = "a bag of words"
+) -> dict[str, Any]:
+    """Estimate the least share of wrong labels from out-of-fold margins, by confident learning.
+
+    If labels are wrong at random, they are so among the rows of which the model is surest too, and there it disagrees
+    with few others (after C. Northcutt et al., "Confident learning", JAIR 70, 2021). So the estimate is the least share
+    of disagreement, less one standard error, among the surest 5%, 10% and 20%. It understates: a lower bound.
+
+    Args:
+        margins: Logits that the better response is preferred, of models that did not see the prompt, shape [C].
+        prompts: Equal for comparisons of one prompt, shape [C].
+        rows: Row of each comparison, shape [C].
+        source: Name of the model, for the verdict.
+
+    Returns:
+        `estimate` (a share, or `None` where the model cannot tell), `verdict`, `probe_accuracy` with its interval
+        (`probe_low`, `probe_high`), and `suspects`: rows in which the model prefers the other response, the most
+        suspicious first, at most a fifth of all.
+    """
+    found: dict[str, Any] = {"estimate": None, "probe_accuracy": None, "probe_low": None, "probe_high": None}
+    if not len(margins) or len(np.unique(prompts)) < 2:
+        return found | {"verdict": "cannot tell: there are no comparisons on two prompts or more", "suspects": []}
+    shown = share_and_interval(margins, prompts)
+    found |= {f"probe_{name}": shown[name] for name in ("accuracy", "low", "high")}
+    numbers, place, counts = np.unique(rows, return_inverse=True, return_counts=True)
+    of_rows = np.bincount(place, margins) / counts
+    order = np.argsort(of_rows, kind="stable")
+    order = order[: int(_SUSPECTS * len(order))]
+    found["suspects"] = numbers[order[of_rows[order] < 0]].tolist()
+    probe = f"{source} agrees with {shown['accuracy']:.1%} of the labels ({shown['low']:.1%} to {shown['high']:.1%})"
+    if shown["low"] < _ABLE:
+        return found | {"verdict": f"cannot tell: {probe}, too close to guessing to say which labels are wrong"}
+    fewest = round(_FEWEST / _TOPS[-1])
+    if len(numbers) < fewest:
+        return found | {"verdict": f"cannot tell: {len(numbers):,} rows have a comparison, and it takes {fewest}"}
+    found["estimate"] = estimate = _least_disagreement(of_rows)
+    amount = (
+        f"at least {estimate:.1%} of the labels seem wrong" if estimate >= 0.005 else "nothing points to wrong labels"
+    )
+    return found | {"verdict": f"{amount}: {probe}"}
+
+
+def _least_disagreement(margins: NDArray[np.float64]) -> float:
+    wrong = margins[np.argsort(-np.abs(margins), kind="stable")] < 0  # surest first
+    least = 1.0
+    for top in _TOPS:
+        count = int(top * len(wrong))
+        if count >= _FEWEST:
+            share = wrong[:count].mean()
+            least = min(least, share - np.sqrt(share * (1 - share) / count))
+    return max(0.0, float(least))
+
+
+def margins_of_scores(files: Sequence["Scores"], count: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return the margin of each comparison in score files of folds, and its row.
+
+    Each file scores the rows that its model did not train on, with their numbers in the whole dataset.
+
+    Args:
+        files: Score files, one for each fold.
+        count: Number of rows of the dataset.
+
+    Raises:
+        DataError: A row is scored twice, or is not in the dataset.
+    """
+    margins, rows = [], []
+    seen: dict[int, str] = {}
+    for file in files:
+        for scored in file.rows:
+            if not 0 <= scored.row < count:
+                raise DataError(f"{file.name}: row {scored.row} is not in the dataset, which has {count} rows.")
+            if scored.row in seen:
+                raise DataError(
+                    f"{file.name}: row {scored.row} is scored in {seen[scored.row]} too. Give one file for each fold, "
+                    "with the rows that its model did not train on."
+                )
+            seen[scored.row] = file.name
+        pairs = file.comparisons
+        margins.append(file.rewards[pairs.better] - file.rewards[pairs.worse])
+        rows.append(np.array([scored.row for scored in file.rows])[pairs.rows])
+    return np.concatenate(margins), np.concatenate(rows)

@@ -1,0 +1,161 @@
+"""`plaudit audit`: what is wrong with preference data before training, and an exit code for limits on findings."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.markup import escape
+from rich.padding import Padding
+
+from plaudit.cli import display
+from plaudit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from plaudit.auditing.audit import Audit
+    from plaudit.auditing.findings import Finding
+
+__all__ = ["command"]
+
+_BASELINES = {"longer": "the longer response", "style": "six features of style", "bag_of_words": "a bag of words"}
+
+
+@click.command("audit")
+@click.argument("data")
+@click.option("--against", metavar="TEST", help="Test data, whose prompts must not be in DATA.")
+@click.option("--model", metavar="TOKENIZER", help="Model or tokenizer, to count the rows that training would cut.")
+@click.option("--max_length", default=1024, show_default=True, help="Most tokens of a sequence in training.")
+@click.option("--scores", multiple=True, metavar="FILE", help="Score file of a model that did not train on the rows it "
+              "scores; repeat for each fold. Finds wrong labels better than the built-in probe.")  # fmt: skip
+@click.option("--split", help="Split to audit.  [default: train, else the only one]")
+@click.option("--dataset_config", help="Configuration of a hub dataset that has several.")
+@click.option("--dataset_format", help="Published layout of the rows: arena, helpsteer, hh, ranked or ultrafeedback.")
+@click.option("--against_split", help="Split of the test data.  [default: test, else validation, else the only one]")
+@click.option("--output", metavar="FILE", help="File for the whole audit: .json, or .html for people.")
+@click.option("--fix", metavar="FILE", help="JSON-lines file for the data without what is surely wrong.")
+@click.option("--fail_on", multiple=True, metavar="KIND=N",
+              help="Exit with 1 if N or more of a kind are found (leaked_exact=1). May be repeated.")  # fmt: skip
+def command(
+    data: str, against: str | None, model: str | None, output: str | None, fix: str | None, fail_on: tuple[str, ...],
+    **options: Any,
+) -> None:  # fmt: skip
+    """Look for what is wrong with DATA (a file, a folder or a hub id of pairs or ranked groups) before training.
+
+    Findings are shown grave ones first, then by the harm that they do, and after them the accuracy of three baselines
+    that need no model. Rows are numbered from 0.
+    """
+    from plaudit.auditing.audit import audit
+
+    limits = [_parse_limit(text) for text in fail_on]
+    _check_outputs(data, output, fix)
+    display.show_log_messages()
+    result = audit(data, against, tokenizer=model, **options)
+    _show(result)
+    if output is not None:
+        _write(result, Path(output))
+    if fix is not None:
+        _fix(result, data, Path(fix), options)
+    counts = {finding.kind: finding.count for finding in result.findings}
+    failed = [
+        f"{kind}: {counts[kind]:,}, and {most} would fail" for kind, most in limits if counts.get(kind, 0) >= most
+    ]
+    for line in failed:
+        display.console.print("[red]FAILED[/red]", escape(line), soft_wrap=True)
+    sys.exit(1 if failed else 0)
+
+
+def _parse_limit(text: str) -> tuple[str, int]:
+    from plaudit.auditing.findings import KINDS
+
+    kind, _, number = text.partition("=")
+    if kind not in KINDS or not number.isdecimal():
+        raise ConfigError(
+            f"--fail_on {text}: expected KIND=N, such as leaked_exact=1; the kinds are {', '.join(KINDS)}."
+        )
+    return kind, max(1, int(number))
+
+
+def _check_outputs(data: str, output: str | None, fix: str | None) -> None:
+    if output is not None and Path(output).suffix not in (".json", ".html"):
+        raise ConfigError(f"--output {output}: expected a name that ends with .json or .html.")
+    for name, path in (("--output", output), ("--fix", fix)):
+        if path is None:
+            continue
+        if Path(path).is_dir() or not Path(path).resolve().parent.is_dir():
+            raise ConfigError(f"{name} {path}: expected the path of a file in a folder that is there.")
+        if Path(path).exists() and Path(data).exists() and Path(path).samefile(data):
+            raise ConfigError(f"{name} {path}: that is the data itself, which is never changed. Name another file.")
+    if fix is not None and Path(fix).suffix != ".jsonl":
+        raise ConfigError(f"--fix {fix}: expected a name that ends with .jsonl.")
+
+
+def _show(result: "Audit") -> None:
+    found = f"{len(result.findings)} kinds of findings" if result.findings else "no findings"
+    grave = sum(finding.grave for finding in result.findings)
+    found += f", {grave} of them grave" if grave else ""
+    title = f"{result.dataset}: {result.rows:,} rows of {result.prompts:,} prompts, {found}"
+    display.console.print(f"\n[bold]{escape(title)}[/bold]", soft_wrap=True)
+    for finding in result.findings:
+        _show_finding(finding)
+    shares = [
+        (_BASELINES[name], f"{_percent(share)} ({_percent(low)} to {_percent(high)})")
+        for (name, share), (low, high) in zip(result.baselines.items(), result.baseline_intervals.values(), strict=True)
+    ]
+    display.show_table("Accuracy of baselines that need no model (five folds by prompt)", shares)
+    display.console.print(f"\nLabel noise: {escape(result.label_noise['verdict'])}.")
+    if result.agreement:
+        alpha, rows = result.agreement["alpha"], result.agreement["rows"]
+        display.console.print(f"Raters: Krippendorff's alpha {alpha:.2f} over {rows:,} rows (1: all agree, 0: dice).")
+    if result.truncation:
+        shares = [(f"more than {int(length):,} tokens", _percent(share)) for length, share in result.truncation.items()]
+        display.show_table("Rows by the tokens of their longest sequence", shares)
+
+
+def _show_finding(finding: "Finding") -> None:
+    colour, word = ("red", "GRAVE") if finding.grave else ("yellow", "note ")
+    headline = f"{finding.title}: {finding.count:,}"
+    display.console.print(f"\n[{colour} bold]{word}[/{colour} bold] [bold]{escape(headline)}[/bold] ({finding.kind})")
+    for line in (finding.detail, _rows(finding), finding.why, f"-> {finding.advice}"):
+        if line:
+            display.console.print(Padding(escape(line), (0, 0, 0, 6)))
+    for text in finding.example:
+        for name, value in text.items():
+            display.console.print(Padding(f"[dim]{name.replace('_', ' ')}: {escape(str(value))}[/dim]", (0, 0, 0, 8)))
+
+
+def _rows(finding: "Finding", most: int = 8) -> str:
+    if not finding.rows:
+        return ""
+    groups = (f"{' & '.join(map(str, group[:6]))}{' ...' if len(group) > 6 else ''}" for group in finding.rows[:most])
+    names = "training & test rows" if finding.kind.startswith("leaked") else "rows"
+    return f"{names} {', '.join(groups)}{' ...' if len(finding.rows) > most else ''}"
+
+
+def _percent(share: float) -> str:
+    return "-" if share != share else f"{share:.1%}"
+
+
+def _write(result: "Audit", path: Path) -> None:
+    from plaudit.auditing.audit_page import audit_page
+    from plaudit.checkpoint.atomic import write_atomically
+
+    if path.suffix == ".html":
+        write_atomically(path, audit_page(result))
+    else:
+        content = json.dumps(result.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
+        write_atomically(path, (content + "\n").encode("utf-8", "replace"))
+    display.console.print(f"\nThe audit is in [bold]{escape(str(path))}[/bold]", soft_wrap=True)
+
+
+def _fix(result: "Audit", data: str, path: Path, options: dict[str, Any]) -> None:
+    from plaudit.auditing.cleaning import surely_wrong, write_clean
+    from plaudit.auditing.row_source import open_source
+
+    config, dataset_format = options["dataset_config"], options["dataset_format"]
+    rows = open_source(data, split=options["split"], config=config, dataset_format=dataset_format, defaults=("train",))
+    wrong = surely_wrong(result.findings)
+    kept = write_clean(path, rows, wrong)
+    taken = ", ".join(f"{len(numbers):,} {kind}" for kind, numbers in wrong.items())
+    line = f"{kept:,} of {result.rows:,} rows are in [bold]{escape(str(path))}[/bold]"
+    display.console.print(f"\n{line}; taken out: {taken or 'none'}", soft_wrap=True)
