@@ -13,7 +13,7 @@ MODULES = [
 def test_the_names_that_a_user_types_are_there():
     expected = {
         "DataCollatorForPreference", "ModelConfig", "RewardConfig", "RewardFunction", "RewardModel", "RewardTrainer",
-        "ScriptArguments", "combine", "compare", "evaluate", "get_peft_config", "get_quantization_config",
+        "ScriptArguments", "audit", "combine", "compare", "evaluate", "get_peft_config", "get_quantization_config",
     }  # fmt: skip
     assert set(plaudit.__all__) == expected
     assert all(getattr(plaudit, name).__name__ == name for name in expected)

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from plaudit.auditing.audit import audit
     from plaudit.data.script_arguments import ScriptArguments
     from plaudit.evaluation.comparison import compare
     from plaudit.evaluation.evaluate import evaluate
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __version__ = version("plaudit")
 
 _HOMES = {
+    "audit": "plaudit.auditing.audit",
     "combine": "plaudit.scoring.reward_function",
     "compare": "plaudit.evaluation.comparison",
     "DataCollatorForPreference": "plaudit.training.collator",
@@ -45,6 +47,7 @@ __all__ = [
     "RewardModel",
     "RewardTrainer",
     "ScriptArguments",
+    "audit",
     "combine",
     "compare",
     "evaluate",
