@@ -121,7 +121,7 @@ def presence_differences(
         indices[start:end] = places[kept]
         data[start:end] = np.where(first[kept] < len(only_better), 1, -1)
         lengths.append(np.bincount((keys[kept] // _BUCKETS).astype(np.int64), minlength=_COMPARISONS))
-    pointers = np.concatenate([[0], np.cumsum(np.concatenate(lengths)[: len(better)])]).astype(np.int32)
+    pointers = np.concatenate([[0], np.cumsum(np.concatenate([*lengths, []])[: len(better)])]).astype(np.int32)
     shape = (len(better), max(len(columns), 1))
     return csr_array((data[:end], indices[:end], pointers), shape=shape)
 
