@@ -21,7 +21,7 @@ __all__ = ["WordStore", "mix", "presence_differences", "split_words"]
 _CHARACTERS = "\u3040-\u30ff\u3400-\u9fff"
 _WORD = re.compile(f"[{_CHARACTERS}]|[^\\W{_CHARACTERS}]+")
 _BUCKETS = 1 << 20
-_MOST_COLUMNS = 1 << 15  # a model of many more weights takes more memory than the texts
+_MOST_COLUMNS = 1 << 14  # a model of many more weights takes more memory than the texts
 _COMPARISONS = 128  # compared at a time
 
 
@@ -91,7 +91,7 @@ def presence_differences(
         store: The texts.
         better: Indices of the better texts, shape [C].
         worse: Indices of the other texts, shape [C].
-        least: A word or pair that fewer texts have is left out, and so are the rarest of more than 32,768.
+        least: A word or pair that fewer texts have is left out, and so are the rarest of more than 16,384.
 
     Returns:
         1 where the better text alone has it, -1 where the other one does, sparse, int8, shape [C, columns].
