@@ -52,5 +52,7 @@ def command(seed: int, output_dir: str) -> None:
         f"Saved, loaded again from {output_dir}, and asked: {result.prompt}",
         [(response, f"{reward:+.2f}") for response, reward in result.rewards.items()],
     )
+    if result.report is not None:
+        display.console.print(f"\nA page about it, with pictures: [bold]{result.report.path}[/bold]", soft_wrap=True)
     activate = "" if shutil.which("plaudit") else f"\n  . {Path(sys.executable).with_name('activate')}"
     display.console.print(_NEXT.format(output=output_dir, activate=activate), markup=False, soft_wrap=True)

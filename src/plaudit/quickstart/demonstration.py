@@ -1,8 +1,11 @@
 """Train a small decoder from scratch on preferences whose true reward is known, and evaluate what it learns."""
 
+import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -17,14 +20,25 @@ from transformers import (
     set_seed,
 )
 
+from plaudit.errors import ConfigError
 from plaudit.evaluation.baselines import BagOfWords, longer_wins
+from plaudit.evaluation.evaluate import Evaluation, evaluate
+from plaudit.evaluation.probes import run_probes
+from plaudit.evaluation.score_files import write_scores
 from plaudit.metrics import rank_correlation
 from plaudit.quickstart.synthetic import PreferenceWorld, SyntheticPair, ceiling
 from plaudit.scoring.reward_model import RewardModel
 from plaudit.training.config import RewardConfig
 from plaudit.training.trainer import RewardTrainer
 
+if TYPE_CHECKING:
+    from plaudit.evaluation.report import Report
+
 __all__ = ["QuickstartResult", "run_quickstart"]
+
+logger = logging.getLogger(__name__)
+
+_PROBED_PAIRS = 300
 
 _SPECIAL_TOKENS = ["<pad>", "<eos>", "<unk>", "<user>", "<assistant>"]
 _CHAT_TEMPLATE = "{% for message in messages %}<{{ message['role'] }}> {{ message['content'] }} <eos> {% endfor %}"
@@ -46,6 +60,7 @@ class QuickstartResult:
         prompt: A question that is not in the data.
         rewards: The reward of a right and of a wrong answer to this question.
         seconds: Duration of the whole run.
+        report: The page about the model; `None` where matplotlib, which draws it, is not installed.
     """
 
     pairs: int
@@ -58,6 +73,7 @@ class QuickstartResult:
     prompt: str
     rewards: dict[str, float]
     seconds: float
+    report: "Report | None" = None
 
     @property
     def share_of_ceiling(self) -> float:
@@ -87,21 +103,25 @@ def run_quickstart(
     started = time.perf_counter()
     world = PreferenceWorld(seed)
     train, test = world.pairs(train_pairs), world.pairs(test_pairs, "test")
-    metrics = _train(seed, output_dir, train, test, callbacks)
+    log_history = _train(seed, output_dir, train, test, callbacks)
     reward_model = RewardModel.from_pretrained(output_dir)
+    rows = [pair.row() for pair in test]
+    evaluation = evaluate(reward_model, rows)
+    metrics = evaluation.overall
     scored = world.responses(responses)
     learnt = reward_model.score([_chat(each.prompt, each.response) for each in scored])
     rewards = reward_model.score([_chat(_PROMPT, response) for response in _RESPONSES]).tolist()
     return QuickstartResult(
         pairs=len(test),
-        accuracy=metrics["eval_accuracy"],
-        interval=(metrics["eval_accuracy_low"], metrics["eval_accuracy_high"]),
+        accuracy=metrics["accuracy"],
+        interval=(metrics["accuracy_low"], metrics["accuracy_high"]),
         ceiling=ceiling(test),
         bag_of_words=_bag_of_words(train, test),
         longer_wins=longer_wins([pair.chosen for pair in test], [pair.rejected for pair in test]),
         correlation=rank_correlation(learnt, [each.reward for each in scored]),
         prompt=_PROMPT,
         rewards=dict(zip(_RESPONSES, rewards, strict=True)),
+        report=_write_report(output_dir, log_history, reward_model, rows, evaluation),
         seconds=time.perf_counter() - started,
     )
 
@@ -112,8 +132,8 @@ def _train(
     train: list[SyntheticPair],
     test: list[SyntheticPair],
     callbacks: Sequence[TrainerCallback],
-) -> dict[str, float]:
-    """Train, evaluate and save a model, and return the metrics of the evaluation."""
+) -> list[dict[str, float]]:
+    """Train, evaluate and save a model, and return the log."""
     tokenizer = _make_tokenizer(train)
     trainer = RewardTrainer(
         model=_make_model(tokenizer, seed),
@@ -125,10 +145,32 @@ def _train(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    metrics = trainer.evaluate()
+    trainer.evaluate()
     trainer.dataset_name = "the built-in preference world"
     trainer.save_model()
-    return metrics
+    return trainer.state.log_history
+
+
+def _write_report(
+    output_dir: str,
+    log_history: list[dict[str, float]],
+    reward_model: RewardModel,
+    rows: list[dict[str, Any]],
+    evaluation: Evaluation,
+) -> "Report | None":
+    """Save the scores of the held-out pairs, probe the model on a few of them, and write the page about it."""
+    assert evaluation.scores is not None
+    header = evaluation.scores.header
+    named = header | {"dataset": header["dataset"] | {"path": "held-out pairs of the built-in world"}}
+    scores = replace(evaluation.scores, header=named)
+    write_scores(Path(output_dir, "scores.jsonl"), scores)
+    try:
+        from plaudit.evaluation.report import report_on_training
+    except ConfigError as error:
+        logger.info("No report: %s", error)
+        return None
+    probes = run_probes(reward_model, rows[:_PROBED_PAIRS])
+    return report_on_training(output_dir, log_history, scores=[scores], rows=rows, probes=probes)
 
 
 def _make_tokenizer(pairs: list[SyntheticPair]) -> PreTrainedTokenizerBase:
