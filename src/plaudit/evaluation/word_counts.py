@@ -100,8 +100,8 @@ def presence_differences(
 
     frequency = np.zeros(_BUCKETS, dtype=np.uint8)
     hashes, most = store.hashes(), 0
-    for only_better, only_worse in _in_chunks(store, hashes, better, worse):
-        codes, counts = np.unique(np.concatenate([only_better, only_worse]) % _BUCKETS, return_counts=True)
+    for of_better, of_worse in _in_chunks(store, hashes, better, worse):
+        codes, counts = np.unique(np.concatenate([of_better, of_worse]) % _BUCKETS, return_counts=True)
         frequency[codes] = np.minimum(frequency[codes] + counts, 255)
         most += int(counts.sum())
     while (frequency >= least).sum() > _MOST_COLUMNS:
@@ -110,16 +110,14 @@ def presence_differences(
     del frequency
     # Arrays of the most that may come: memory is taken when it is written to.
     lengths, indices, data, end = [], np.empty(most, np.int32), np.empty(most, np.int8), 0
-    for only_better, only_worse in _in_chunks(store, hashes, better, worse):
-        keys, first, counts = np.unique(
-            np.concatenate([only_better, only_worse]), return_index=True, return_counts=True
-        )
+    for of_better, of_worse in _in_chunks(store, hashes, better, worse):
+        keys, first, counts = np.unique(np.concatenate([of_better, of_worse]), return_index=True, return_counts=True)
         codes = keys % _BUCKETS
         places = np.minimum(np.searchsorted(columns, codes), max(len(columns) - 1, 0))
         kept = (counts == 1) & (columns[places] == codes) if len(columns) else np.zeros(len(codes), dtype=bool)
         start, end = end, end + int(kept.sum())
         indices[start:end] = places[kept]
-        data[start:end] = np.where(first[kept] < len(only_better), 1, -1)
+        data[start:end] = np.where(first[kept] < len(of_better), 1, -1)
         lengths.append(np.bincount((keys[kept] // _BUCKETS).astype(np.int64), minlength=_COMPARISONS))
     pointers = np.concatenate([[0], np.cumsum(np.concatenate([*lengths, []])[: len(better)])]).astype(np.int32)
     shape = (len(better), max(len(columns), 1))
