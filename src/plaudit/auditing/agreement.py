@@ -53,7 +53,7 @@ def krippendorff_alpha(votes: Iterable[ArrayLike]) -> float:
 
     Example:
         >>> krippendorff_alpha([(3, 0, 0), (0, 3, 0)]), round(krippendorff_alpha([(2, 1, 0), (1, 2, 0)]), 3)
-        (1.0, -0.091)
+        (1.0, -0.222)
     """
     counts = np.array(list(votes), dtype=np.float64).reshape(-1, 3)
     raters = counts.sum(axis=1)

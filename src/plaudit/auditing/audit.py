@@ -28,7 +28,7 @@ from plaudit.auditing.token_lengths import longest_sequences, shares_over
 from plaudit.errors import DataError
 from plaudit.evaluation.baselines import cross_validate
 from plaudit.evaluation.evaluate import finite_or_none
-from plaudit.evaluation.word_counts import presence_differences
+from plaudit.evaluation.word_counts import WordStore, presence_differences
 
 __all__ = ["Audit", "audit", "cheap_findings"]
 
@@ -107,20 +107,18 @@ def audit(
         DataError: The data cannot be read, or a row is malformed in a way that no finding describes.
     """
     rows = open_source(dataset, split=split, config=dataset_config, dataset_format=dataset_format, defaults=("train",))
-    table = read_table(with_progress(rows, "Reading"))
+    table, words = read_table(with_progress(rows, "Reading"))
     if not len(table):
         raise DataError("expected rows to audit, but there are none")
-    findings = [*_cheap_findings(table), *_duplicates(table)]
-    prompts: list[str] = []
-    if against is not None:
-        tests = open_source(
-            against, split=against_split, config=None, dataset_format=None, defaults=("test", "validation")
-        )
-        prompts = [read_prompt(row, index) for index, row in enumerate(with_progress(tests, "Reading the test data"))]
-        findings += _leaks(table, prompts)
+    findings = [*_cheap_findings(table), *_duplicates(table, words)]
+    prompts = [] if against is None else _test_prompts(against, against_split, dataset_format)
+    findings += _leaks(table, words, prompts)
+    texts = table.row_of + 1  # each row has the text of its prompt before those of its responses
+    differences = presence_differences(words, table.better + texts, table.worse + texts)
+    del words  # the most of the memory
     length, odds = length_share(table), format_odds(table)
     findings += _biases(table, length, odds)
-    figures, margins = _baselines(table)
+    figures, margins = _baselines(table, differences)
     noise = _label_noise(table, margins, scores)
     agreement, disagreement = _agreement(table)
     truncation, truncated = _truncation(rows, len(table), tokenizer, max_length)
@@ -145,7 +143,7 @@ def cheap_findings(dataset: Iterable[Any], against: Iterable[Any] | None = None)
         dataset: Rows.
         against: Rows of the test data.
     """
-    table = read_table(with_progress(dataset, "Checking the data"), deep=False)
+    table, _ = read_table(with_progress(dataset, "Checking the data"), deep=False)
     findings = _cheap_findings(table)
     if against is not None:
         leaks = leaked_exactly(
@@ -154,6 +152,19 @@ def cheap_findings(dataset: Iterable[Any], against: Iterable[Any] | None = None)
         )
         findings += [make_finding("leaked_exact", leaks, len(table))] if leaks else []
     return rank(findings)
+
+
+def _test_prompts(against: Any, split: str | None, dataset_format: str | None) -> list[str]:
+    """Return the prompts of the test data, in the layout of the training data or in any that has a prompt."""
+    for layout in dict.fromkeys((dataset_format, None)):
+        defaults = ("test", "validation")
+        try:
+            rows = open_source(against, split=split, config=None, dataset_format=layout, defaults=defaults)
+            return [read_prompt(row, index) for index, row in enumerate(with_progress(rows, "Reading the test data"))]
+        except DataError:
+            if layout is None:
+                raise
+    return []
 
 
 def _cheap_findings(table: PreferenceTable) -> list[Finding]:
@@ -172,14 +183,14 @@ def _cheap_findings(table: PreferenceTable) -> list[Finding]:
     return findings
 
 
-def _duplicates(table: PreferenceTable) -> list[Finding]:
-    groups = near_duplicates(table)
+def _duplicates(table: PreferenceTable, words: WordStore) -> list[Finding]:
+    groups = near_duplicates(table, words)
     return [make_finding("duplicate_near", groups, len(table))] if groups else []
 
 
-def _leaks(table: PreferenceTable, prompts: list[str]) -> list[Finding]:
+def _leaks(table: PreferenceTable, words: WordStore, prompts: list[str]) -> list[Finding]:
     exact = leaked_exactly(table, prompts)
-    found = {"leaked_exact": exact, "leaked_near": leaked_nearly(table, prompts, exact)}
+    found = {"leaked_exact": exact, "leaked_near": leaked_nearly(table, words, prompts, exact)}
     findings = []
     for kind, pairs in found.items():
         training, tests = ({pair[side] for pair in pairs} for side in (0, 1))
@@ -216,15 +227,13 @@ def _biases(table: PreferenceTable, length: dict[str, float], odds: list[dict[st
     return findings
 
 
-def _baselines(table: PreferenceTable) -> tuple[dict[str, dict[str, float]], NDArray[np.float64]]:
+def _baselines(table: PreferenceTable, differences: Any) -> tuple[dict[str, dict[str, float]], NDArray[np.float64]]:
     """Return accuracy and interval of each baseline, and the margins of the bag of words, shape [C]."""
     nothing = {"accuracy": np.nan, "low": np.nan, "high": np.nan}
     if not len(table.better):
         return dict.fromkeys(("longer", "style", "bag_of_words"), nothing), np.empty(0)
     style = table.counts[table.better, :6].astype(np.float64) - table.counts[table.worse, :6]
-    texts = table.row_of + 1
-    words = presence_differences(table.words, table.better + texts, table.worse + texts)
-    return cross_validate(style, words, table.prompts[table.row_of], table.weights)
+    return cross_validate(style, differences, table.prompts[table.row_of], table.weights)
 
 
 def _label_noise(table: PreferenceTable, margins: NDArray[np.float64], scores: Sequence[str | Path]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["KINDS", "Finding", "make_finding", "rank"]
+__all__ = ["Finding", "KINDS", "make_finding", "rank"]
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,6 @@ class PreferenceTable:
         weights: Weight of the comparison, an equal share of its row's, shape [C].
         checks: Numbers of the rows with a finding that needs one row alone, such as `empty`, and what was found.
         votes: Raters for the first response, for the other one and for neither, by row number.
-        words: The words of each row, its prompt's and then those of each response, all but white space stripped.
     """
 
     prompts: NDArray[np.uint64]
@@ -80,18 +79,20 @@ class PreferenceTable:
     weights: NDArray[np.float64]
     checks: dict[str, dict[int, str]]
     votes: dict[int, tuple[int, int, int]]
-    words: WordStore
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def prompt_text(self, row: int) -> int:
-        """Return the place of the prompt of a row in `words`; the texts of its responses follow."""
+        """Return the place of the prompt of a row in the store of `read_table`; the texts of its responses follow."""
         return int(self.first[row]) + row
 
 
-def read_table(rows: Iterable[Any], *, deep: bool = True) -> PreferenceTable:
+def read_table(rows: Iterable[Any], *, deep: bool = True) -> tuple[PreferenceTable, WordStore]:
     """Read rows into columns; without `deep`, leave out the words and features that only the slow findings need.
+
+    Returns:
+        The columns; and the words of each row, those of its prompt and then those of each response.
 
     Raises:
         DataError: A row is malformed in a way that no finding describes; the message names it.
@@ -116,7 +117,7 @@ def read_table(rows: Iterable[Any], *, deep: bool = True) -> PreferenceTable:
     columns["first"].append(len(columns["responses"]))
     arrays = {name: np.asarray(column) for name, column in columns.items()}
     arrays["counts"] = arrays["counts"].reshape(-1, len(STYLE) + len(FORMATS))
-    return PreferenceTable(**arrays, checks=checks, votes=votes, words=words)
+    return PreferenceTable(**arrays, checks=checks, votes=votes), words
 
 
 def prompt_keys(prompt: str) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from plaudit.auditing.near_duplicates import SIMILAR, candidate_pairs, jaccard, shingles
 from plaudit.auditing.preference_table import PreferenceTable, prompt_keys
+from plaudit.evaluation.word_counts import WordStore
 
 __all__ = [
     "dominant_prompts",
@@ -40,7 +41,7 @@ def dominant_prompts(table: PreferenceTable) -> list[list[int]]:
     return [group for group in groups_of(table.prompts) if len(group) >= least and table.has_prompt[group[0]]]
 
 
-def near_duplicates(table: PreferenceTable) -> list[list[int]]:
+def near_duplicates(table: PreferenceTable, store: WordStore) -> list[list[int]]:
     """Return groups of rows whose whole texts are near duplicates and are not the same in another order.
 
     On one prompt, the responses have to be alike by themselves: several comparisons on a long prompt are no duplicates.
@@ -49,7 +50,7 @@ def near_duplicates(table: PreferenceTable) -> list[list[int]]:
     _, rows = np.unique(table.texts, return_index=True)  # one of each text
     rows.sort()
     spans = [(table.prompt_text(row), table.prompt_text(row + 1)) for row in rows.tolist()]
-    store, hashes, prompts = table.words, table.words.hashes(), table.prompts[rows]
+    hashes, prompts = store.hashes(), table.prompts[rows]
     group = list(range(len(rows)))  # of each row a lower one of its group, or itself
 
     def lowest(row: int) -> int:
@@ -85,13 +86,14 @@ def leaked_exactly(table: PreferenceTable, prompts: Sequence[str]) -> list[list[
     return sorted(leaks)
 
 
-def leaked_nearly(table: PreferenceTable, prompts: Sequence[str], exact: list[list[int]]) -> list[list[int]]:
+def leaked_nearly(
+    table: PreferenceTable, store: WordStore, prompts: Sequence[str], exact: list[list[int]]
+) -> list[list[int]]:
     """Return [training row, test row] of prompts that are near duplicates and not among the `exact` ones."""
     rows = np.flatnonzero(table.has_prompt)
     _, first, member = np.unique(table.prompts[rows], return_index=True, return_inverse=True)
     spans = [(table.prompt_text(row), table.prompt_text(row) + 1) for row in rows[first].tolist()]
     texts = {prompt: place for place, prompt in enumerate(dict.fromkeys(filter(None, prompts)))}
-    store = table.words
     for prompt in texts:
         spans.append((len(store.ends) - 1, len(store.ends)))
         store.append(prompt)

@@ -21,7 +21,7 @@ __all__ = ["WordStore", "mix", "presence_differences", "split_words"]
 _CHARACTERS = "\u3040-\u30ff\u3400-\u9fff"
 _WORD = re.compile(f"[{_CHARACTERS}]|[^\\W{_CHARACTERS}]+")
 _BUCKETS = 1 << 20
-_MOST_COLUMNS = 1 << 15  # a model of many more weights takes more memory than the texts
+_MOST_COLUMNS = 1 << 14  # a model of many more weights takes more memory than the texts
 _COMPARISONS = 128  # compared at a time
 
 
@@ -91,7 +91,7 @@ def presence_differences(
         store: The texts.
         better: Indices of the better texts, shape [C].
         worse: Indices of the other texts, shape [C].
-        least: A word or pair that fewer texts have is left out, and so are the rarest of more than 32,768.
+        least: A word or pair that fewer texts have is left out, and so are the rarest of more than 16,384.
 
     Returns:
         1 where the better text alone has it, -1 where the other one does, sparse, int8, shape [C, columns].
@@ -100,8 +100,8 @@ def presence_differences(
 
     frequency = np.zeros(_BUCKETS, dtype=np.uint8)
     hashes, most = store.hashes(), 0
-    for only_better, only_worse in _in_chunks(store, hashes, better, worse):
-        codes, counts = np.unique(np.concatenate([only_better, only_worse]) % _BUCKETS, return_counts=True)
+    for of_better, of_worse in _in_chunks(store, hashes, better, worse):
+        codes, counts = np.unique(np.concatenate([of_better, of_worse]) % _BUCKETS, return_counts=True)
         frequency[codes] = np.minimum(frequency[codes] + counts, 255)
         most += int(counts.sum())
     while (frequency >= least).sum() > _MOST_COLUMNS:
@@ -110,18 +110,16 @@ def presence_differences(
     del frequency
     # Arrays of the most that may come: memory is taken when it is written to.
     lengths, indices, data, end = [], np.empty(most, np.int32), np.empty(most, np.int8), 0
-    for only_better, only_worse in _in_chunks(store, hashes, better, worse):
-        keys, first, counts = np.unique(
-            np.concatenate([only_better, only_worse]), return_index=True, return_counts=True
-        )
+    for of_better, of_worse in _in_chunks(store, hashes, better, worse):
+        keys, first, counts = np.unique(np.concatenate([of_better, of_worse]), return_index=True, return_counts=True)
         codes = keys % _BUCKETS
         places = np.minimum(np.searchsorted(columns, codes), max(len(columns) - 1, 0))
         kept = (counts == 1) & (columns[places] == codes) if len(columns) else np.zeros(len(codes), dtype=bool)
         start, end = end, end + int(kept.sum())
         indices[start:end] = places[kept]
-        data[start:end] = np.where(first[kept] < len(only_better), 1, -1)
+        data[start:end] = np.where(first[kept] < len(of_better), 1, -1)
         lengths.append(np.bincount((keys[kept] // _BUCKETS).astype(np.int64), minlength=_COMPARISONS))
-    pointers = np.concatenate([[0], np.cumsum(np.concatenate(lengths)[: len(better)])]).astype(np.int32)
+    pointers = np.concatenate([[0], np.cumsum(np.concatenate([*lengths, []])[: len(better)])]).astype(np.int32)
     shape = (len(better), max(len(columns), 1))
     return csr_array((data[:end], indices[:end], pointers), shape=shape)
 
