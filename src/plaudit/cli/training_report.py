@@ -37,8 +37,9 @@ def show_grave_findings(train: Any, test: Any = None) -> None:
         return
     findings = [each for each in cheap_findings(train, test if _has_texts(test) else None) if each.grave]
     if findings:
-        listed = "; ".join(f"{each.title} ({each.count:,})" for each in findings)
-        display.console.print(f"[yellow]The training data: {escape(listed)}. `plaudit audit` shows the rows.[/yellow]")
+        listed = "; ".join(f"{each.title}: {each.count:,}" for each in findings)
+        line = f"Look at the training data: {listed}. `plaudit audit` shows the rows."
+        display.console.print(f"[yellow]{escape(line)}[/yellow]", soft_wrap=True)
 
 
 def write_training_report(
@@ -71,6 +72,7 @@ def write_training_report(
         display.console.print("Scoring the held-out rows with the saved model ...")
         scores = evaluate(RewardModel.from_pretrained(output_dir, max_length=max_length), test).scores
         assert scores is not None
+        scores.header["dataset"]["path"] = "the held-out rows"
         write_scores(folder / SCORES_FILE, scores)
         results |= {"scores": [scores], "rows": test}
     if (folder / FILE_NAME).is_file():

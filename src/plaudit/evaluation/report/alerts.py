@@ -64,7 +64,9 @@ def audit_alerts(audit: Mapping[str, Any]) -> Iterator[Alert]:
         if finding.get("grave"):
             title = finding.get("title") or finding["kind"].replace("_", " ")
             yield Alert(
-                "grave", f"The data have {finding['count']:,} {title}.", f"{finding['why']} {finding['advice']}"
+                "grave",
+                f"In the data: {title[:1].lower()}{title[1:]}: {finding['count']:,}.",
+                f"{finding['why']} {finding['advice']}",
             )
 
 

@@ -1,7 +1,7 @@
 """The report: one HTML file without scripts that shows what a reward model learnt, and what is wrong with it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -143,7 +143,7 @@ def _load_pairs(scored: Scored, rows: Sequence[Any] | None, examples: int) -> di
         loaded["texts"] = load_texts(scored.scores, [pair.row for pair in pairs], rows)
     except PlauditError as error:
         loaded["problem"] = str(error).rstrip(".")
-        loaded["table"] = make_table("Wrong comparisons", _PAIRS, [pair._asdict() for pair in pairs])
+        loaded["table"] = make_table("Wrong comparisons", _PAIRS, [asdict(pair) for pair in pairs])
     return loaded
 
 

@@ -4,6 +4,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +22,8 @@ _WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]\s*|\w+\s*|[^\w\s]\s*|\s+")
 _LEAST_IN_COMMON = 0.25
 
 
-class WrongPair(NamedTuple):
+@dataclass(frozen=True)
+class WrongPair:
     """A comparison in which the response that people like less has the greater reward."""
 
     row: int  # number in the dataset, from 0
