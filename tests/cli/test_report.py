@@ -39,7 +39,7 @@ def test_the_report_is_written_and_its_alerts_are_printed(folder):
     assert code == 0
     size = len((folder / "out.html").read_bytes())
     assert f"The report is in out.html ({size / 1000:,.0f} kB, " in output
-    assert "grave The data have 2 pairs of equal prompts." in output
+    assert "grave In the data: pairs of equal prompts: 2." in output
     assert "note mine and theirs are not separable." in output
     html = (folder / "out.html").read_text(encoding="utf-8")
     for text in ("Reward model: run", "Training: loss", "Reliability", "Against theirs"):

@@ -81,7 +81,7 @@ def test_subsets_below_chance_are_named_with_the_number_that_was_looked_at():
 
 def test_only_grave_findings_of_an_audit_are_alerts():
     (alert,) = audit_alerts(AUDIT)
-    assert alert.verdict == "The data have 2 pairs of equal prompts."
+    assert alert.verdict == "In the data: pairs of equal prompts: 2."
     assert alert.advice == "The test is known. Take them out."
 
 

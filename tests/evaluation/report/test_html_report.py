@@ -78,7 +78,7 @@ def test_everything_that_is_given_is_shown(make, scores):
     report, html, page = make(scores=[scores], rows=plain_rows(), reference=scores_of(plain_rows(), 1), **EVERYTHING)
     assert report.size == len(html.encode())
     for text in (
-        "Reward model: my-model", "The model fails probes.", "The data have 2 pairs of equal prompts.",
+        "Reward model: my-model", "The model fails probes.", "In the data: pairs of equal prompts: 2.",
         "The saved model is not verified", "120 comparisons of 60 prompts", "Accuracy by subset", "Reliability",
         "Margins", "Accuracy by length", "Reward and length", "Rewards", "Training: loss", "Training: accuracy",
         "Against theirs", "Would more data help?", "Best of n", "Most confidently wrong", "People prefer",
@@ -224,7 +224,7 @@ def test_a_benchmark_has_its_official_figures_beside(make):
 def test_results_may_be_files(make, tmp_path, scores):
     (tmp_path / "audit.json").write_text(json.dumps(AUDIT))
     report, _, _ = make(audit=tmp_path / "audit.json")
-    assert [alert.verdict for alert in report.alerts] == ["The data have 2 pairs of equal prompts."]
+    assert [alert.verdict for alert in report.alerts] == ["In the data: pairs of equal prompts: 2."]
 
 
 def test_a_run_that_has_just_ended_has_its_report_in_its_folder(tmp_path, scores):
