@@ -21,7 +21,8 @@ from workload import read_rows
 
 _MEASURE = """
 import sys, time
-import datasets, scipy.sparse.csgraph, scipy.stats, sklearn.linear_model, sklearn.model_selection
+import datasets, scipy.sparse.csgraph, scipy.stats
+import sklearn.feature_extraction.text, sklearn.linear_model, sklearn.model_selection
 from machine import peak_memory, start_measuring_memory
 from plaudit.auditing.audit import audit
 before = start_measuring_memory()

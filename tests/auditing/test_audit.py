@@ -91,6 +91,11 @@ def test_several_comparisons_on_a_long_prompt_are_no_near_duplicates():
     assert groups(audit(rows), "duplicate_near") == []
 
 
+def test_short_prompts_that_differ_make_different_rows_of_equal_responses():
+    rows = [{"prompt": f"{subject}?", "chosen": "Yes.", "rejected": "No."} for subject in ("Snow", "Rain", "Ice cream")]
+    assert audit(rows).findings == []
+
+
 def test_test_prompts_are_found_exactly_normalised_and_nearly():
     rows, tests = made_pairs(50), made_pairs(20, seed=1)
     for number in range(5):

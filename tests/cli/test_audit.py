@@ -89,7 +89,7 @@ def test_the_exit_code_is_1_where_a_limit_is_reached(data, limit, code):
         (["--fail_on", "empty"], "expected KIND=N"),
         (["--fail_on", "emptiness=1"], "the kinds are leaked_exact"),
         (["--output", "audit.txt"], "ends with .json or .html"),
-        (["--output", "nowhere/audit.json"], "in a folder that is there"),
+        (["--output", "nowhere/audit.json"], "in a folder that you may write to"),
         (["--fix", "clean.csv"], "ends with .jsonl"),
     ],
 )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from plaudit.evaluation.baselines import BagOfWords, longer_wins
+from plaudit.evaluation.baselines import BagOfWords, cross_validate, longer_wins
 
 
 def test_longer_wins_counts_equal_lengths_one_half():
@@ -75,3 +75,29 @@ def test_uneven_or_missing_pairs_are_refused(chosen, rejected):
     for use in (longer_wins, BagOfWords().fit, BagOfWords().accuracy):
         with pytest.raises(ValueError, match="expected one"):
             use(chosen, rejected)
+
+
+def test_baselines_are_cross_validated_by_prompt():
+    good, style = np.array([[1.0, 0.0]] * 90 + [[0.0, 1.0]] * 10), np.ones((100, 6))
+    figures, margins = cross_validate(style, good, np.arange(100), np.ones(100))
+    assert figures["bag_of_words"]["accuracy"] > 0.95
+    assert figures["longer"]["low"] <= figures["longer"]["accuracy"] == 1
+    assert (margins[:90] > 0).all()
+    # What marks the better response on one prompt alone says nothing about other prompts.
+    alone = np.repeat(np.eye(20), 5, axis=0)
+    assert cross_validate(style, alone, np.arange(100) // 5, np.ones(100))[0]["bag_of_words"]["accuracy"] == 0.5
+
+
+def test_no_model_is_fitted_to_one_prompt_or_none():
+    figures, margins = cross_validate(np.ones((2, 6)), np.ones((2, 3)), np.zeros(2), np.ones(2))
+    assert np.isnan(figures["style"]["accuracy"])
+    assert figures["longer"]["accuracy"] == 1
+    assert margins.tolist() == [0, 0]
+    figures, margins = cross_validate(np.ones((0, 6)), np.ones((0, 3)), np.zeros(0), np.ones(0))
+    assert np.isnan(figures["longer"]["accuracy"])
+    assert len(margins) == 0
+
+
+def test_two_prompts_are_enough_for_a_model():
+    _, margins = cross_validate(np.ones((2, 6)), np.ones((2, 3)), np.arange(2), np.ones(2))
+    assert (margins > 0).all()

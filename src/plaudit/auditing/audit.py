@@ -1,8 +1,9 @@
 """`plaudit.audit`: what is wrong with preference data, before a model is trained on it."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,31 +11,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plaudit.auditing.agreement import krippendorff_alpha
-from plaudit.auditing.biases import format_odds, length_share
+from plaudit.auditing.audit_rows import read_prompt, read_row
+from plaudit.auditing.biases import format_odds
 from plaudit.auditing.conflicts import contradictions, cycles
 from plaudit.auditing.findings import Finding, make_finding, rank
 from plaudit.auditing.label_noise import estimate_noise, margins_of_scores
-from plaudit.auditing.lenient_rows import read_prompt, read_row
 from plaudit.auditing.preference_table import PreferenceTable, read_table
-from plaudit.auditing.repetitions import (
-    dominant_prompts,
-    exact_duplicates,
-    leaked_exactly,
-    leaked_nearly,
-    near_duplicates,
-)
-from plaudit.auditing.row_source import open_source, pick_rows, with_progress
-from plaudit.auditing.token_lengths import longest_sequences, shares_over
+from plaudit.auditing.repetitions import dominant_prompts, groups_of, leaked_exactly, leaked_nearly, near_duplicates
+from plaudit.auditing.row_source import open_source, with_progress
+from plaudit.data.formats import parse_row
+from plaudit.data.render import render
 from plaudit.errors import DataError
-from plaudit.evaluation.baselines import cross_validate
+from plaudit.evaluation.baselines import STYLE, cross_validate
 from plaudit.evaluation.evaluate import finite_or_none
-from plaudit.evaluation.word_counts import WordStore, presence_differences
 
 __all__ = ["Audit", "audit", "cheap_findings"]
 
 _LEAKS = ("leaked_exact", "leaked_near")
 _NOISE_FROM, _ALPHA = 0.03, 0.4
-_GRAVE_LENGTH = 0.15  # distance of the share from one half
+_LENGTH, _GRAVE_LENGTH = 0.05, 0.15  # distances of the share of longer responses from one half
+_TOKENS = (512, 1024, 2048, 4096, 8192)
 
 
 @dataclass(frozen=True)
@@ -51,7 +47,6 @@ class Audit:
         baselines: Cross-validated accuracy of `longer`, `style` and `bag_of_words`, which need no model.
         baseline_intervals: The 95% interval of each by prompt.
         label_noise: See `plaudit.auditing.label_noise.estimate_noise`.
-        length: See `plaudit.auditing.biases.length_share`.
         formats: See `plaudit.auditing.biases.format_odds`.
         agreement: `alpha` (Krippendorff's) and the number of `rows` with raters; `None` where no raters are given.
         truncation: Share of rows with a sequence of more tokens than each length; `None` without a tokenizer.
@@ -66,7 +61,6 @@ class Audit:
     baselines: dict[str, float]
     baseline_intervals: dict[str, list[float]]
     label_noise: dict[str, Any]
-    length: dict[str, float]
     formats: list[dict[str, Any]]
     agreement: dict[str, float] | None = None
     truncation: dict[str, float] | None = None
@@ -107,22 +101,24 @@ def audit(
         DataError: The data cannot be read, or a row is malformed in a way that no finding describes.
     """
     rows = open_source(dataset, split=split, config=dataset_config, dataset_format=dataset_format, defaults=("train",))
-    table, words = read_table(with_progress(rows, "Reading"))
+    table, signatures, words = read_table(with_progress(rows, "Reading"))
     if not len(table):
         raise DataError("expected rows to audit, but there are none")
-    findings = [*_cheap_findings(table), *_duplicates(table, words)]
     prompts = [] if against is None else _test_prompts(against, against_split, dataset_format)
-    findings += _leaks(table, words, prompts)
-    texts = table.row_of + 1  # each row has the text of its prompt before those of its responses
-    differences = presence_differences(words, table.better + texts, table.worse + texts)
-    del words  # the most of the memory
-    length, odds = length_share(table), format_odds(table)
-    findings += _biases(table, length, odds)
-    figures, margins = _baselines(table, differences)
+    findings = [*_cheap_findings(table), *_leaks(table, signatures, prompts)]
+    findings.append(make_finding("duplicate_near", near_duplicates(table, signatures), len(table)))
+    del signatures  # more memory than all other columns
+    differences = words.most_frequent()
+    del words
+    prompt_of = table.prompts[table.row_of]
+    style = table.features[:, 0, : len(STYLE)].astype(np.float64) - table.features[:, 1, : len(STYLE)]
+    figures, margins = cross_validate(style, differences, prompt_of, table.weights)
+    odds = format_odds(table.features, prompt_of, table.row_of, table.weights)
     noise = _label_noise(table, margins, scores)
-    agreement, disagreement = _agreement(table)
+    agreement, split_rows = _agreement(table)
     truncation, truncated = _truncation(rows, len(table), tokenizer, max_length)
-    findings += [*_noise_finding(noise, len(table)), *disagreement, *truncated]
+    findings += [_length_finding(table, style[:, 0], figures["longer"]), _format_finding(odds, len(table))]
+    findings += [_noise_finding(noise, len(table)), *split_rows, *truncated]
     return Audit(
         dataset=str(dataset) if isinstance(dataset, str | Path) else None,
         against=str(against) if isinstance(against, str | Path) else None,
@@ -132,108 +128,80 @@ def audit(
         findings=_with_examples(rank(findings), rows, prompts),
         baselines={name: each["accuracy"] for name, each in figures.items()},
         baseline_intervals={name: [each["low"], each["high"]] for name, each in figures.items()},
-        label_noise=noise, length=length, formats=odds, agreement=agreement, truncation=truncation,
+        label_noise=noise, formats=odds, agreement=agreement, truncation=truncation,
     )  # fmt: skip
 
 
 def cheap_findings(dataset: Iterable[Any], against: Iterable[Any] | None = None) -> list[Finding]:
-    """Return the findings that need no model and no search, for `plaudit train`.
-
-    Args:
-        dataset: Rows.
-        against: Rows of the test data.
-    """
-    table, _ = read_table(with_progress(dataset, "Checking the data"), deep=False)
-    findings = _cheap_findings(table)
-    if against is not None:
-        leaks = leaked_exactly(
-            table,
-            [read_prompt(row, index) for index, row in enumerate(with_progress(against, "Checking the test data"))],
-        )
-        findings += [make_finding("leaked_exact", leaks, len(table))] if leaks else []
-    return rank(findings)
+    """Return the findings that need no model and no search, for `plaudit train`, from rows and rows of test data."""
+    table, *_ = read_table(with_progress(dataset, "Checking the data"), deep=False)
+    tests = enumerate(with_progress(against or (), "Checking the test data"))
+    leaks = leaked_exactly(table, [read_prompt(row, index) for index, row in tests])
+    return rank([*_cheap_findings(table), make_finding("leaked_exact", leaks, len(table))])
 
 
 def _test_prompts(against: Any, split: str | None, dataset_format: str | None) -> list[str]:
     """Return the prompts of the test data, in the layout of the training data or in any that has a prompt."""
-    for layout in dict.fromkeys((dataset_format, None)):
+    try:
         defaults = ("test", "validation")
-        try:
-            rows = open_source(against, split=split, config=None, dataset_format=layout, defaults=defaults)
-            return [read_prompt(row, index) for index, row in enumerate(with_progress(rows, "Reading the test data"))]
-        except DataError:
-            if layout is None:
-                raise
-    return []
+        rows = open_source(against, split=split, config=None, dataset_format=dataset_format, defaults=defaults)
+        return [read_prompt(row, index) for index, row in enumerate(with_progress(rows, "Reading the test data"))]
+    except DataError:
+        if dataset_format is None:
+            raise
+    return _test_prompts(against, split, None)
 
 
-def _cheap_findings(table: PreferenceTable) -> list[Finding]:
+def _cheap_findings(table: PreferenceTable) -> Iterator[Finding]:
     found = {
         "contradiction": contradictions(table),
         "cycle": cycles(table),
-        "duplicate_exact": exact_duplicates(table),
+        "duplicate_exact": groups_of(table.rows),
         "dominant_prompt": dominant_prompts(table),
     }
-    findings = [make_finding(kind, groups, len(table)) for kind, groups in found.items() if groups]
-    for kind, rows in table.checks.items():
-        counted = Counter(filter(None, rows.values())).most_common()
-        detail = "Found: " + ", ".join(f"{word} ({count:,})" for word, count in counted[:5]) if counted else ""
-        if rows:
-            findings.append(make_finding(kind, [[row] for row in rows], len(table), detail=detail))
-    return findings
+    for kind, groups in found.items():
+        yield make_finding(kind, groups, len(table))
+    for kind, rows in table.problems.items():
+        counted = Counter(filter(None, rows.values())).most_common(5)
+        detail = "Found: " + ", ".join(f"{word} ({count:,})" for word, count in counted) if counted else ""
+        yield make_finding(kind, [[row] for row in rows], len(table), detail=detail)
 
 
-def _duplicates(table: PreferenceTable, words: WordStore) -> list[Finding]:
-    groups = near_duplicates(table, words)
-    return [make_finding("duplicate_near", groups, len(table))] if groups else []
-
-
-def _leaks(table: PreferenceTable, words: WordStore, prompts: list[str]) -> list[Finding]:
+def _leaks(table: PreferenceTable, signatures: NDArray[np.uint8], prompts: list[str]) -> Iterator[Finding]:
+    if not prompts:
+        return
     exact = leaked_exactly(table, prompts)
-    found = {"leaked_exact": exact, "leaked_near": leaked_nearly(table, words, prompts, exact)}
-    findings = []
-    for kind, pairs in found.items():
+    for kind, pairs in zip(_LEAKS, (exact, leaked_nearly(table, signatures, prompts, exact)), strict=True):
         training, tests = ({pair[side] for pair in pairs} for side in (0, 1))
         detail = f"{len(tests):,} of {len(prompts):,} test rows are concerned, and {len(training):,} training rows."
-        if pairs:
-            findings.append(make_finding(kind, pairs, len(table), detail=detail))
-    return findings
+        yield make_finding(kind, pairs, len(table), detail=detail)
 
 
-def _biases(table: PreferenceTable, length: dict[str, float], odds: list[dict[str, Any]]) -> list[Finding]:
-    findings = []
-    if length.get("significant"):
-        longer = table.counts[table.better, 0] > table.counts[table.worse, 0]
-        shorter = table.counts[table.better, 0] < table.counts[table.worse, 0]
-        follow = longer if length["share"] > 0.5 else shorter
-        concerned = len(np.unique(table.row_of[follow]))
-        grave = abs(length["share"] - 0.5) >= _GRAVE_LENGTH
-        word, ends = ("longer", ("low", "high")) if length["share"] > 0.5 else ("shorter", ("high", "low"))
-        share, low, high = (length[end] if word == "longer" else 1 - length[end] for end in ("share", *ends))
-        detail = f"The {word} response is chosen in {share:.1%} of the comparisons ({low:.1%} to {high:.1%})."
-        findings.append(
-            make_finding("length_bias", [], len(table), count=concerned, grave=grave, detail=detail, **length)
-        )
+def _length_finding(table: PreferenceTable, differences: NDArray[np.float64], figures: dict[str, float]) -> Finding:
+    """Return the finding that one response is preferred for its length, of no rows where that is not so.
+
+    The share has to be 5 points or more from one half, and an interval of 99.9% to exclude one half.
+    """
+    away = figures["accuracy"] - 0.5
+    width = figures["accuracy"] - figures["low"] if away > 0 else figures["high"] - figures["accuracy"]
+    clear = abs(away) >= max(_LENGTH, width * 3.29 / 1.96)
+    follow = differences > 0 if away > 0 else differences < 0
+    count, grave = len(np.unique(table.row_of[follow])) if clear else 0, abs(away) >= _GRAVE_LENGTH
+    detail = (
+        f"The longer response is preferred in {figures['accuracy']:.1%} of the comparisons ({figures['low']:.1%} to "
+        f"{figures['high']:.1%}), equal lengths one half."
+    )
+    return make_finding("length_bias", [], len(table), count=count, grave=grave, detail=detail, **figures)
+
+
+def _format_finding(odds: list[dict[str, Any]], rows: int) -> Finding:
     features = [each for each in odds if each["significant"]]
-    if features:
-        concerned = max(each["rows"] for each in features)
-        detail = "; ".join(
-            f"{each['feature']}: {each['chosen']:.1%} of chosen and {each['rejected']:.1%} of rejected responses"
-            for each in features
-        )
-        findings.append(
-            make_finding("format_bias", [], len(table), count=concerned, grave=False, detail=detail, features=features)
-        )
-    return findings
-
-
-def _baselines(table: PreferenceTable, differences: Any) -> tuple[dict[str, dict[str, float]], NDArray[np.float64]]:
-    """Return accuracy and interval of each baseline, and the margins of the bag of words, shape [C]."""
-    nothing = {"accuracy": np.nan, "low": np.nan, "high": np.nan}
-    if not len(table.better):
-        return dict.fromkeys(("longer", "style", "bag_of_words"), nothing), np.empty(0)
-    style = table.counts[table.better, :6].astype(np.float64) - table.counts[table.worse, :6]
-    return cross_validate(style, differences, table.prompts[table.row_of], table.weights)
+    detail = "; ".join(
+        f"{each['feature']}: in {each['chosen']:.1%} of the chosen and {each['rejected']:.1%} of the rejected responses"
+        for each in features
+    )
+    count = max((each["rows"] for each in features), default=0)
+    return make_finding("format_bias", [], rows, count=count, grave=False, detail=f"{detail}.", features=features)
 
 
 def _label_noise(table: PreferenceTable, margins: NDArray[np.float64], scores: Sequence[str | Path]) -> dict[str, Any]:
@@ -245,36 +213,29 @@ def _label_noise(table: PreferenceTable, margins: NDArray[np.float64], scores: S
     return estimate_noise(margins, table.prompts[rows], rows, "the reward model")
 
 
-def _noise_finding(noise: dict[str, Any], rows: int) -> list[Finding]:
-    share = noise["estimate"]
-    if share is None or share < _NOISE_FROM:
-        return []
+def _noise_finding(noise: dict[str, Any], rows: int) -> Finding:
+    share = noise["estimate"] or 0.0
     suspects = [[row] for row in noise["suspects"]]
-    return [
-        make_finding("label_noise", suspects, rows, count=round(share * rows), detail=noise["verdict"], estimate=share)
-    ]
+    count = round(share * rows) if share >= _NOISE_FROM else 0
+    return make_finding("label_noise", suspects, rows, count=count, detail=f"{noise['verdict']}.", estimate=share)
 
 
 def _agreement(table: PreferenceTable) -> tuple[dict[str, float] | None, list[Finding]]:
     """Return the agreement of raters, by votes or else by soft labels, and the finding that it is low."""
-    votes = dict(table.votes)
-    soft = np.flatnonzero(~np.isnan(table.labels))
-    if not votes and ((table.labels[soft] % 1) > 0).any():
+    votes = table.votes
+    if not votes and any(label % 1 for label in table.labels.values()):
         # A soft label stands for very many raters.
-        votes = {
-            row: (round(1e6 * table.labels[row]), round(1e6 * (1 - table.labels[row])), 0) for row in soft.tolist()
-        }
+        votes = {row: (round(1e6 * each), round(1e6 * (1 - each)), 0) for row, each in table.labels.items()}
     alpha = krippendorff_alpha(votes.values())
     if np.isnan(alpha):
         return None, []
+    shares = {row: np.divide(each, sum(each)) for row, each in votes.items()}
     split = sorted(
-        (abs(first - other) / max(first + other + ties, 1), row)
-        for row, (first, other, ties) in votes.items()
-        if max(first, other, ties) < 0.75 * (first + other + ties)
+        (row for row, each in shares.items() if max(each) < 0.75), key=lambda row: abs(shares[row] @ (1, -1, 0))
     )
     detail = f"Krippendorff's alpha is {alpha:.2f}; 1 is perfect agreement, 0 that of dice."
-    findings = [make_finding("low_agreement", [[row] for _, row in split], len(table), detail=detail, alpha=alpha)]
-    return {"alpha": alpha, "rows": len(votes)}, findings if alpha < _ALPHA and split else []
+    finding = make_finding("low_agreement", [[row] for row in split], len(table), detail=detail, alpha=alpha)
+    return {"alpha": alpha, "rows": len(votes)}, [finding] if alpha < _ALPHA else []
 
 
 def _truncation(
@@ -286,18 +247,37 @@ def _truncation(
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(tokenizer)
-    longest = longest_sequences(with_progress(rows, "Tokenising"), tokenizer)
-    shares = shares_over(longest, max_length)
+    longest = np.array(list(_longest_sequences(rows, tokenizer)))
+    shares = {str(length): float((longest > length).mean()) for length in sorted({*_TOKENS, max_length})}
+    detail = f"{shares[str(max_length)]:.1%} of the rows have more than {max_length:,} tokens."
     groups = [[row] for row in np.flatnonzero(longest > max_length).tolist()]
-    detail = f"{len(groups) / total:.1%} of the rows have more than {max_length:,} tokens."
-    found = [make_finding("truncated", groups, total, detail=detail, max_length=max_length)] if groups else []
-    return shares, found
+    return shares, [make_finding("truncated", groups, total, detail=detail, max_length=max_length)]
+
+
+def _longest_sequences(rows: Iterable[Any], tokenizer: Any) -> Iterator[int]:
+    """Yield the tokens of the longest sequence of each row, rendered as in training; 0 where training refuses it."""
+    numbered = enumerate(with_progress(rows, "Tokenising"))
+    while batch := list(islice(numbered, 256)):
+        sequences, options, names, counts = [], [], [], []
+        for index, row in batch:
+            try:
+                parsed = parse_row(dict(row), index)
+            except DataError:  # a finding of its own
+                counts.append(0)
+                continue
+            counts.append(len(parsed.sequences))
+            sequences += parsed.sequences
+            options += [parsed.template_options] * counts[-1]
+            names += [f"row {index}"] * counts[-1]
+        lengths = map(len, render(tokenizer, sequences, options, names=names))
+        yield from (max(islice(lengths, count), default=0) for count in counts)
 
 
 def _with_examples(findings: list[Finding], rows: Iterable[Any], prompts: Sequence[str]) -> list[Finding]:
     """Return findings with the shortened texts of the first two rows of their first groups."""
     firsts = [finding.rows[0][: 1 if finding.kind in _LEAKS else 2] if finding.rows else [] for finding in findings]
-    picked = pick_rows(rows, {row for group in firsts for row in group})
+    wanted = {row for group in firsts for row in group}
+    picked = {number: row for number, row in enumerate(rows if wanted else ()) if number in wanted}
     examples = [[_example(picked[row], row) for row in group] for group in firsts]
     for finding, example in zip(findings, examples, strict=True):
         if finding.kind in _LEAKS:
@@ -309,8 +289,10 @@ def _with_examples(findings: list[Finding], rows: Iterable[Any], prompts: Sequen
 
 def _example(raw: Any, number: int) -> dict[str, Any]:
     row = read_row(raw, number)
-    by_rank = sorted(range(len(row.ranks)), key=row.ranks.__getitem__)
-    texts = {"prompt": row.prompt, "chosen": row.responses[by_rank[0]], "rejected": row.responses[by_rank[-1]]}
+    best, worst = (pick(range(len(row.ranks)), key=row.ranks.__getitem__) for pick in (min, max))
+    if best == worst:
+        worst = len(row.ranks) - 1
+    texts = {"prompt": row.prompt, "chosen": row.responses[best], "rejected": row.responses[worst]}
     return {"row": number, **{name: _shorten(text) for name, text in texts.items()}}
 
 

@@ -1,86 +1,78 @@
-"""Features of form that the preferences follow: length, and markup, openers and refusals with their odds ratios."""
+"""Features of form that the preferences follow: markup, openers and refusals, with their odds ratios."""
 
+import re
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from plaudit.auditing.preference_table import FORMATS, PreferenceTable
-from plaudit.evaluation.baselines import STYLE, share_and_interval
+from plaudit.evaluation.baselines import STYLE, style_counts
+from plaudit.evaluation.significance import holm
 
-__all__ = ["format_odds", "length_share"]
+__all__ = ["FEATURES", "features_of", "format_odds"]
 
-_LEVEL = 0.001
-
-
-def length_share(table: PreferenceTable) -> dict[str, float]:
-    """Return the share of comparisons whose longer response is chosen, without those of equal length.
-
-    Returns:
-        `share` with its 95% interval, `low` and `high`, the number of `comparisons` and `significant`, which is 1 where
-        the share is 5 points or more from one half and an interval of 99.9% excludes one half. Empty where all lengths
-        are equal.
-    """
-    longer = table.counts[table.better, 0].astype(float) - table.counts[table.worse, 0]
-    unequal = longer != 0
-    if not unequal.any():
-        return {}
-    found = share_and_interval(longer[unequal], table.prompts[table.row_of[unequal]], table.weights[unequal])
-    away, width = found["accuracy"] - 0.5, (found["high"] - found["low"]) / 2
-    clear = abs(away) >= 0.05 and abs(away) > width * 3.29 / 1.96
-    share = {"share": found["accuracy"], "low": found["low"], "high": found["high"]}
-    return share | {"comparisons": int(unequal.sum()), "significant": int(clear)}
+_PATTERNS = {
+    "code block": re.compile("```"),
+    "link": re.compile(r"https?://|\]\(www\."),
+    "emoji": re.compile("[\U0001f300-\U0001faff\u2600-\u27bf]"),
+    '"Sure" as opener': re.compile(r"\A\W*(?:sure|certainly|absolutely|of course|great question|gladly)\b", re.I),
+    "refusal as opener": re.compile(
+        "\\A\\W*(?:i['\u2019]?m (?:very |so |really )?(?:sorry|afraid|unable|not able|not comfortable)"
+        "|i am (?:sorry|unable|not able)|sorry\\b|i (?:must )?apologi[sz]e|as an ai\\b|unfortunately,? i\\b"
+        "|i (?:can(?:['\u2019]?t|not| not)|won['\u2019]?t|will not|do(?:n['\u2019]t| not) feel comfortable))",
+        re.I,
+    ),
+}
+FEATURES = [*STYLE, *_PATTERNS]
 
 
-def format_odds(table: PreferenceTable) -> list[dict[str, Any]]:
-    """Return the odds ratio of each feature of form: how much more often it is chosen than rejected.
+def features_of(response: str) -> list[int]:
+    """Return the counts of `STYLE` in a response, at most 65,535, and whether it has each other feature."""
+    found = (pattern.search(response) is not None for pattern in _PATTERNS.values())
+    return [*(min(count, 65535) for count in style_counts(response)), *found]
+
+
+def format_odds(
+    features: NDArray[np.uint16], prompts: NDArray[Any], rows: NDArray[Any], weights: NDArray[np.floating]
+) -> list[dict[str, Any]]:
+    """Return the odds ratio of each feature of form but length: how much more often it is chosen than rejected.
 
     Comparisons in which one response alone has the feature, summed up by prompt, are counted as for McNemar's test:
     the odds ratio is (prompts that favour the feature) / (prompts that disfavour it), with the exact interval of
-    Clopper and Pearson. The p-values of the exact sign test are corrected by Holm ("A simple sequentially rejective
-    multiple test procedure", 1979).
+    Clopper and Pearson. The p-values are those of the exact sign test, corrected by Holm.
+
+    Args:
+        features: `FEATURES` of the better and the other response, shape [C, 2, 11].
+        prompts: Equal for comparisons of one prompt, shape [C].
+        rows: Row of each comparison, shape [C].
+        weights: Weight of each comparison, shape [C].
 
     Returns:
-        For each feature: `feature`, `odds_ratio`, `low` and `high` (95%; infinite ends are `None`), `chosen` and
-        `rejected` (shares of the responses that have it), `prompts` and `rows` in which the responses differ in it,
-        `p_value` (after Holm) and `significant`: below .001, an odds
-        ratio beyond 1.5 in either direction, and in one prompt of a hundred or more.
+        For each feature, the least p-value first: `feature`, `odds_ratio`, `low` and `high` (95%; infinite ends are
+        `None`), `chosen` and `rejected` (shares of the responses that have it), `prompts` and `rows` in which the
+        responses differ in it, `p_value`, and `significant`: below .001, an odds ratio beyond 1.5 in either
+        direction, and in one prompt of a hundred or more.
     """
     from scipy.stats import binomtest
 
-    names = [*STYLE, *FORMATS][1:]
-    present = table.counts[:, 1:] > 0
-    prompts, place = np.unique(table.prompts[table.row_of], return_inverse=True)
+    names, place = np.unique(prompts, return_inverse=True)
     odds: list[dict[str, Any]] = []
-    for column, name in enumerate(names):
-        chosen, rejected = present[table.better, column], present[table.worse, column]
-        favour = np.bincount(place, table.weights * (chosen.astype(float) - rejected), minlength=len(prompts))
-        more, less = int((favour > 1e-9).sum()), int((favour < -1e-9).sum())
-        if not more + less:
-            continue
-        test = binomtest(more, more + less)
-        interval = test.proportion_ci(0.95, "exact")
-        odds.append({
-            "feature": name, "odds_ratio": _odds(more / (more + less)), "low": _odds(interval.low),
-            "high": _odds(interval.high), "chosen": float(chosen.mean()), "rejected": float(rejected.mean()),
-            "p_value": float(test.pvalue), "prompts": more + less,
-            "rows": len(np.unique(table.row_of[chosen != rejected])),
-        })  # fmt: skip
-    _correct(odds)
-    for each in odds:
-        ratio = each["odds_ratio"]
-        far = ratio is None or not 1 / 1.5 < ratio < 1.5
-        each["significant"] = each["p_value"] < _LEVEL and far and each["prompts"] >= 0.01 * len(prompts)
-    return odds
+    for name, (chosen, rejected) in zip(FEATURES[1:], (features[:, :, 1:] > 0).T, strict=True):
+        favour = np.bincount(place, weights * (chosen.astype(float) - rejected), minlength=len(names))
+        more, less = int((favour > 1e-6).sum()), int((favour < -1e-6).sum())
+        if more + less:
+            test = binomtest(more, more + less)
+            low, high = test.proportion_ci(0.95, "exact")
+            odds.append({
+                "feature": name, "odds_ratio": _odds(more / (more + less)), "low": _odds(low), "high": _odds(high),
+                "chosen": float(chosen.mean()), "rejected": float(rejected.mean()), "p_value": float(test.pvalue),
+                "prompts": more + less, "rows": len(np.unique(rows[chosen != rejected])),
+            })  # fmt: skip
+    for each, p_value in zip(odds, holm([each["p_value"] for each in odds]).tolist(), strict=True):
+        far = each["odds_ratio"] is None or not 1 / 1.5 < each["odds_ratio"] < 1.5
+        each |= {"p_value": p_value, "significant": p_value < 0.001 and far and each["prompts"] >= 0.01 * len(names)}
+    return sorted(odds, key=lambda each: each["p_value"])
 
 
 def _odds(share: float) -> float | None:
-    return share / (1 - share) if share < 1 else None
-
-
-def _correct(odds: list[dict[str, Any]]) -> None:
-    """Replace p-values by those after Holm's correction, and sort by them."""
-    odds.sort(key=lambda each: each["p_value"])
-    least = 0.0
-    for rank, each in enumerate(odds):
-        least = max(least, min(1.0, each["p_value"] * (len(odds) - rank)))
-        each["p_value"] = least
+    return float(share / (1 - share)) if share < 1 else None

@@ -17,11 +17,10 @@ __all__ = ["estimate_noise", "margins_of_scores"]
 _TOPS = (0.05, 0.1, 0.2)  # the rows of which a model is surest, as shares of all
 _FEWEST = 30  # rows in such a share
 _ABLE = 0.6  # the accuracy that a probe exceeds with confidence, or it cannot tell
-_SUSPECTS = 0.2
 
 
 def estimate_noise(
-    margins: NDArray[np.float64], prompts: NDArray[Any], rows: NDArray[np.int64], source: str = "a bag of words"
+    margins: NDArray[np.float64], prompts: NDArray[Any], rows: NDArray[np.integer], source: str = "a bag of words"
 ) -> dict[str, Any]:
     """Estimate the least share of wrong labels from out-of-fold margins, by confident learning.
 
@@ -40,48 +39,34 @@ def estimate_noise(
         (`probe_low`, `probe_high`), and `suspects`: rows in which the model prefers the other response, the most
         suspicious first, at most a fifth of all.
     """
-    found: dict[str, Any] = {"estimate": None, "probe_accuracy": None, "probe_low": None, "probe_high": None}
-    if not len(margins) or len(np.unique(prompts)) < 2:
-        return found | {"verdict": "cannot tell: there are no comparisons on two prompts or more", "suspects": []}
+    found: dict[str, Any] = {"estimate": None, "suspects": []}
+    if len(np.unique(prompts)) < 2:
+        return found | {"verdict": "cannot tell: there are no comparisons on two prompts or more"}
     shown = share_and_interval(margins, prompts)
-    found |= {f"probe_{name}": shown[name] for name in ("accuracy", "low", "high")}
+    found |= {f"probe_{name}": value for name, value in shown.items()}
     numbers, place, counts = np.unique(rows, return_inverse=True, return_counts=True)
     of_rows = np.bincount(place, margins) / counts
-    order = np.argsort(of_rows, kind="stable")
-    order = order[: int(_SUSPECTS * len(order))]
-    found["suspects"] = numbers[order[of_rows[order] < 0]].tolist()
+    suspects = np.argsort(of_rows, kind="stable")[: len(of_rows) // 5]
+    found["suspects"] = numbers[suspects[of_rows[suspects] < 0]].tolist()
     probe = f"{source} agrees with {shown['accuracy']:.1%} of the labels ({shown['low']:.1%} to {shown['high']:.1%})"
     if shown["low"] < _ABLE:
         return found | {"verdict": f"cannot tell: {probe}, too close to guessing to say which labels are wrong"}
-    fewest = round(_FEWEST / _TOPS[-1])
-    if len(numbers) < fewest:
+    if len(numbers) < (fewest := round(_FEWEST / _TOPS[-1])):
         return found | {"verdict": f"cannot tell: {len(numbers):,} rows have a comparison, and it takes {fewest}"}
-    found["estimate"] = estimate = _least_disagreement(of_rows)
-    amount = (
-        f"at least {estimate:.1%} of the labels seem wrong" if estimate >= 0.005 else "nothing points to wrong labels"
-    )
-    return found | {"verdict": f"{amount}: {probe}"}
-
-
-def _least_disagreement(margins: NDArray[np.float64]) -> float:
-    wrong = margins[np.argsort(-np.abs(margins), kind="stable")] < 0  # surest first
-    least = 1.0
-    for top in _TOPS:
-        count = int(top * len(wrong))
-        if count >= _FEWEST:
-            share = wrong[:count].mean()
-            least = min(least, share - np.sqrt(share * (1 - share) / count))
-    return max(0.0, float(least))
+    wrong = of_rows[np.argsort(-np.abs(of_rows), kind="stable")] < 0  # surest first
+    tops = [wrong[: int(top * len(wrong))] for top in _TOPS if int(top * len(wrong)) >= _FEWEST]
+    estimate = max(0.0, min(float(top.mean() - top.std() / np.sqrt(len(top))) for top in tops))
+    amount = f"at least {estimate:.1%} of the labels seem wrong"
+    return found | {
+        "estimate": estimate,
+        "verdict": f"{amount if estimate >= 0.005 else 'nothing points to wrong labels'}: {probe}",
+    }
 
 
 def margins_of_scores(files: Sequence["Scores"], count: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Return the margin of each comparison in score files of folds, and its row.
 
-    Each file scores the rows that its model did not train on, with their numbers in the whole dataset.
-
-    Args:
-        files: Score files, one for each fold.
-        count: Number of rows of the dataset.
+    Each file scores the rows that its model did not train on, with their numbers in the whole dataset of `count` rows.
 
     Raises:
         DataError: A row is scored twice, or is not in the dataset.

@@ -5,23 +5,15 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from plaudit.auditing.near_duplicates import SIMILAR, candidate_pairs, jaccard, shingles
+from plaudit.auditing.near_duplicates import near_pairs, signatures, similarity
 from plaudit.auditing.preference_table import PreferenceTable, prompt_keys
-from plaudit.evaluation.word_counts import WordStore
 
-__all__ = [
-    "dominant_prompts",
-    "exact_duplicates",
-    "groups_of",
-    "leaked_exactly",
-    "leaked_nearly",
-    "near_duplicates",
-]
+__all__ = ["dominant_prompts", "groups_of", "leaked_exactly", "leaked_nearly", "near_duplicates"]
 
-_ALIKE = 0.6  # the similarity of the responses of two near duplicates on one prompt
+_ALIKE = 0.5  # the similarity of the responses of two near duplicates
 
 
-def groups_of(keys: NDArray[np.uint64], rows: NDArray[np.int64] | None = None) -> list[list[int]]:
+def groups_of(keys: NDArray[np.generic], rows: NDArray[np.int64] | None = None) -> list[list[int]]:
     """Return the places, or their `rows`, of each key that occurs more than once, ordered by the first of each."""
     order = np.argsort(keys, kind="stable")
     borders = np.flatnonzero(keys[order][1:] != keys[order][:-1]) + 1
@@ -29,46 +21,27 @@ def groups_of(keys: NDArray[np.uint64], rows: NDArray[np.int64] | None = None) -
     return sorted((part if rows is None else rows[part]).tolist() for part in groups)
 
 
-def exact_duplicates(table: PreferenceTable) -> list[list[int]]:
-    """Return groups of rows with the same prompt, the same responses and the same preference."""
-    return groups_of(table.rows)
-
-
 def dominant_prompts(table: PreferenceTable) -> list[list[int]]:
     """Return the rows of each prompt that has 10 rows, 5% of all and 5 times as many as the mean prompt, or more."""
-    _, counts = np.unique(table.prompts, return_counts=True)
-    least = max(10, 0.05 * len(table), 5 * counts.mean())
+    least = max(10, 0.05 * len(table), 5 * len(table) / len(np.unique(table.prompts)))
     return [group for group in groups_of(table.prompts) if len(group) >= least and table.has_prompt[group[0]]]
 
 
-def near_duplicates(table: PreferenceTable, store: WordStore) -> list[list[int]]:
+def near_duplicates(table: PreferenceTable, signed: NDArray[np.uint8]) -> list[list[int]]:
     """Return groups of rows whose whole texts are near duplicates and are not the same in another order.
 
-    On one prompt, the responses have to be alike by themselves: several comparisons on a long prompt are no duplicates.
-    A row belongs to a group if it is a near duplicate of one row of it.
+    The responses have to be alike by themselves, too: several comparisons on a long prompt are no duplicates. A row
+    belongs to a group if it is a near duplicate of one row of it.
     """
-    _, rows = np.unique(table.texts, return_index=True)  # one of each text
-    rows.sort()
-    spans = [(table.prompt_text(row), table.prompt_text(row + 1)) for row in rows.tolist()]
-    hashes, prompts = store.hashes(), table.prompts[rows]
-    group = list(range(len(rows)))  # of each row a lower one of its group, or itself
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-    def lowest(row: int) -> int:
-        while group[row] != row:
-            group[row] = row = group[group[row]]
-        return row
-
-    for one, two in candidate_pairs(store, spans):
-        if lowest(one) == lowest(two):
-            continue
-        similarity = jaccard(*(shingles(hashes, store.words(*spans[row])) for row in (one, two)))
-        if similarity >= SIMILAR and prompts[one] == prompts[two]:
-            responses = [store.words(spans[row][0] + 1, spans[row][1]) for row in (one, two)]
-            similarity = SIMILAR if jaccard(*(shingles(hashes, each) for each in responses)) >= _ALIKE else 0
-        if similarity >= SIMILAR:
-            one, two = sorted((lowest(one), lowest(two)))
-            group[two] = one
-    return groups_of(np.array([lowest(row) for row in range(len(rows))], dtype=np.uint64), rows)
+    rows = np.sort(np.unique(table.texts, return_index=True)[1])  # one of each text
+    _, responses, wholes = signed.swapaxes(0, 1)
+    one, two = near_pairs(wholes, rows).T
+    alike = similarity(responses[one], responses[two]) >= _ALIKE
+    graph = coo_array((np.ones(alike.sum()), (one[alike], two[alike])), shape=(len(table), len(table)))
+    return groups_of(connected_components(graph, directed=False)[1])
 
 
 def leaked_exactly(table: PreferenceTable, prompts: Sequence[str]) -> list[list[int]]:
@@ -87,21 +60,15 @@ def leaked_exactly(table: PreferenceTable, prompts: Sequence[str]) -> list[list[
 
 
 def leaked_nearly(
-    table: PreferenceTable, store: WordStore, prompts: Sequence[str], exact: list[list[int]]
+    table: PreferenceTable, signed: NDArray[np.uint8], prompts: Sequence[str], exact: list[list[int]]
 ) -> list[list[int]]:
     """Return [training row, test row] of prompts that are near duplicates and not among the `exact` ones."""
     rows = np.flatnonzero(table.has_prompt)
     _, first, member = np.unique(table.prompts[rows], return_index=True, return_inverse=True)
-    spans = [(table.prompt_text(row), table.prompt_text(row) + 1) for row in rows[first].tolist()]
-    texts = {prompt: place for place, prompt in enumerate(dict.fromkeys(filter(None, prompts)))}
-    for prompt in texts:
-        spans.append((len(store.ends) - 1, len(store.ends)))
-        store.append(prompt)
-    alike: dict[int, list[int]] = {}
-    hashes = store.hashes()
-    for one, two in candidate_pairs(store, spans, first=len(first)):
-        if jaccard(*(shingles(hashes, store.words(*spans[text])) for text in (one, two))) >= SIMILAR:
-            alike.setdefault(two - len(first), []).extend(rows[member == one].tolist())
-    known = set(map(tuple, exact))
-    leaks = ((row, place) for place, prompt in enumerate(prompts) for row in alike.get(texts.get(prompt, -1), ()))
-    return sorted([row, place] for row, place in leaks if (row, place) not in known)
+    tests = list(dict.fromkeys(filter(None, prompts)))
+    of_tests = [signatures(tests[at : at + 128]).astype(np.uint8) for at in range(0, len(tests), 128)]
+    alike: dict[str, list[int]] = {}
+    for one, two in near_pairs(np.concatenate([signed[rows[first], 0], *of_tests]), first=len(first)).tolist():
+        alike.setdefault(tests[two - len(first)], []).extend(rows[member == one].tolist())
+    leaks = {(row, place) for place, prompt in enumerate(prompts) for row in alike.get(prompt, ())}
+    return sorted([row, place] for row, place in leaks - set(map(tuple, exact)))

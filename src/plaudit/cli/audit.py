@@ -1,6 +1,6 @@
 """`plaudit audit`: what is wrong with preference data before training, and an exit code for limits on findings."""
 
-import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,19 +46,23 @@ def command(
     that need no model. Rows are numbered from 0.
     """
     from plaudit.auditing.audit import audit
+    from plaudit.auditing.audit_files import write_audit
 
     limits = [_parse_limit(text) for text in fail_on]
-    _check_outputs(data, output, fix)
+    for option, path, suffixes in (("--output", output, (".json", ".html")), ("--fix", fix, (".jsonl",))):
+        if path is not None:
+            _check_output(f"{option} {path}", Path(path), suffixes, data)
     display.show_log_messages()
     result = audit(data, against, tokenizer=model, **options)
     _show(result)
     if output is not None:
-        _write(result, Path(output))
+        write_audit(Path(output), result)
+        display.console.print(f"\nThe audit is in [bold]{escape(output)}[/bold]", soft_wrap=True)
     if fix is not None:
         _fix(result, data, Path(fix), options)
     counts = {finding.kind: finding.count for finding in result.findings}
     failed = [
-        f"{kind}: {counts[kind]:,}, and {most} would fail" for kind, most in limits if counts.get(kind, 0) >= most
+        f"{kind}: {counts[kind]:,} found, --fail_on {most:,}" for kind, most in limits if counts.get(kind, 0) >= most
     ]
     for line in failed:
         display.console.print("[red]FAILED[/red]", escape(line), soft_wrap=True)
@@ -76,24 +80,18 @@ def _parse_limit(text: str) -> tuple[str, int]:
     return kind, max(1, int(number))
 
 
-def _check_outputs(data: str, output: str | None, fix: str | None) -> None:
-    if output is not None and Path(output).suffix not in (".json", ".html"):
-        raise ConfigError(f"--output {output}: expected a name that ends with .json or .html.")
-    for name, path in (("--output", output), ("--fix", fix)):
-        if path is None:
-            continue
-        if Path(path).is_dir() or not Path(path).resolve().parent.is_dir():
-            raise ConfigError(f"{name} {path}: expected the path of a file in a folder that is there.")
-        if Path(path).exists() and Path(data).exists() and Path(path).samefile(data):
-            raise ConfigError(f"{name} {path}: that is the data itself, which is never changed. Name another file.")
-    if fix is not None and Path(fix).suffix != ".jsonl":
-        raise ConfigError(f"--fix {fix}: expected a name that ends with .jsonl.")
+def _check_output(given: str, path: Path, suffixes: tuple[str, ...], data: str) -> None:
+    if path.suffix not in suffixes:
+        raise ConfigError(f"{given}: expected a name that ends with {' or '.join(suffixes)}.")
+    if path.is_dir() or not os.access(path.resolve().parent, os.W_OK):
+        raise ConfigError(f"{given}: expected the path of a file in a folder that you may write to.")
+    if path.exists() and Path(data).exists() and path.samefile(data):
+        raise ConfigError(f"{given}: that is the data itself, which is never changed. Name another file.")
 
 
 def _show(result: "Audit") -> None:
-    found = f"{len(result.findings)} kinds of findings" if result.findings else "no findings"
     grave = sum(finding.grave for finding in result.findings)
-    found += f", {grave} of them grave" if grave else ""
+    found = f"{len(result.findings)} kinds of findings ({grave} grave)" if result.findings else "no findings"
     title = f"{result.dataset}: {result.rows:,} rows of {result.prompts:,} prompts, {found}"
     display.console.print(f"\n[bold]{escape(title)}[/bold]", soft_wrap=True)
     for finding in result.findings:
@@ -114,42 +112,30 @@ def _show(result: "Audit") -> None:
 
 def _show_finding(finding: "Finding") -> None:
     colour, word = ("red", "GRAVE") if finding.grave else ("yellow", "note ")
-    headline = f"{finding.title}: {finding.count:,}"
-    display.console.print(f"\n[{colour} bold]{word}[/{colour} bold] [bold]{escape(headline)}[/bold] ({finding.kind})")
+    headline = escape(f"{finding.title}: {finding.count:,}")
+    display.console.print(f"\n[{colour} bold]{word}[/] [bold]{headline}[/bold] ({finding.kind})", soft_wrap=True)
     for line in (finding.detail, _rows(finding), finding.why, f"-> {finding.advice}"):
         if line:
-            display.console.print(Padding(escape(line), (0, 0, 0, 6)))
+            display.console.print(Padding(escape(line), (0, 0, 0, 6), expand=False))
     for text in finding.example:
         for name, value in text.items():
-            display.console.print(Padding(f"[dim]{name.replace('_', ' ')}: {escape(str(value))}[/dim]", (0, 0, 0, 8)))
+            line = f"[dim]{name.replace('_', ' ')}: {escape(str(value))}[/dim]"
+            display.console.print(Padding(line, (0, 0, 0, 8), expand=False))
 
 
 def _rows(finding: "Finding", most: int = 8) -> str:
-    if not finding.rows:
-        return ""
-    groups = (f"{' & '.join(map(str, group[:6]))}{' ...' if len(group) > 6 else ''}" for group in finding.rows[:most])
+    groups = [" & ".join(map(str, [*group[:6], *["..."] * (len(group) > 6)])) for group in finding.rows[:most]]
     names = "training & test rows" if finding.kind.startswith("leaked") else "rows"
-    return f"{names} {', '.join(groups)}{' ...' if len(finding.rows) > most else ''}"
+    more = f", and {len(finding.rows) - most:,} more" if len(finding.rows) > most else ""
+    return f"{names} {', '.join(groups)}{more}" if groups else ""
 
 
 def _percent(share: float) -> str:
     return "-" if share != share else f"{share:.1%}"
 
 
-def _write(result: "Audit", path: Path) -> None:
-    from plaudit.auditing.audit_page import audit_page
-    from plaudit.checkpoint.atomic import write_atomically
-
-    if path.suffix == ".html":
-        write_atomically(path, audit_page(result))
-    else:
-        content = json.dumps(result.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
-        write_atomically(path, (content + "\n").encode("utf-8", "replace"))
-    display.console.print(f"\nThe audit is in [bold]{escape(str(path))}[/bold]", soft_wrap=True)
-
-
 def _fix(result: "Audit", data: str, path: Path, options: dict[str, Any]) -> None:
-    from plaudit.auditing.cleaning import surely_wrong, write_clean
+    from plaudit.auditing.audit_files import surely_wrong, write_clean
     from plaudit.auditing.row_source import open_source
 
     config, dataset_format = options["dataset_config"], options["dataset_format"]

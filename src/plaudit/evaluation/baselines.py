@@ -10,25 +10,20 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from plaudit.errors import DataError
-from plaudit.evaluation.word_counts import WordStore, presence_differences
 from plaudit.metrics import accuracy, accuracy_interval_by_prompt
 
 __all__ = [
     "BagOfWords",
     "STYLE",
-    "baseline_accuracies",
     "cross_validate",
     "longer_wins",
     "out_of_fold",
     "share_and_interval",
     "style_counts",
 ]
-
-_MOST_FITTED = 10_000  # comparisons
-_PENALTY = 0.1  # scikit-learn's C, which suits a few hundred to many thousand pairs
 
 STYLE = {
     "characters": re.compile(r"(?s)."),
@@ -38,6 +33,8 @@ STYLE = {
     "exclamation": re.compile("!"),
     "question": re.compile(r"\?"),
 }
+_MOST_FITTED = 10_000  # comparisons of a fold
+_PENALTY = 0.1  # scikit-learn's C, which suits a few hundred to many thousand pairs
 
 
 def longer_wins(chosen: Sequence[str], rejected: Sequence[str]) -> float:
@@ -59,60 +56,38 @@ def style_counts(text: str) -> list[int]:
     return [len(text), *(len(pattern.findall(text)) for name, pattern in STYLE.items() if name != "characters")]
 
 
-def baseline_accuracies(
-    chosen: Sequence[str], rejected: Sequence[str], prompts: ArrayLike
-) -> dict[str, dict[str, float]]:
-    """Return the cross-validated accuracies of three baselines on C pairs of responses.
-
-    Args:
-        chosen: The better responses, C.
-        rejected: The other responses, C.
-        prompts: Whole numbers, equal for pairs of one prompt, shape [C].
-
-    Returns:
-        For `longer`, `style` and `bag_of_words`: `accuracy` and the ends `low` and `high` of its 95% interval by
-        prompt. The models of style and of words are fitted to four fifths of the prompts and used on the fifth.
-
-    Raises:
-        ValueError: There are no pairs, or the lists are of different lengths.
-    """
-    longer_wins(chosen, rejected)  # raises where the lists do not fit
-    sides = [np.array([style_counts(text) for text in side], dtype=np.float64) for side in (chosen, rejected)]
-    places = np.arange(len(chosen))
-    words = presence_differences(WordStore([*chosen, *rejected]), places, places + len(chosen))
-    return cross_validate(sides[0] - sides[1], words, np.asarray(prompts), np.ones(len(chosen)))[0]
-
-
 def cross_validate(
-    style: NDArray[np.float64], words: Any, prompts: NDArray[Any], weights: NDArray[np.float64]
+    style: NDArray[np.float64], words: Any, prompts: NDArray[Any], weights: NDArray[np.floating]
 ) -> tuple[dict[str, dict[str, float]], NDArray[np.float64]]:
-    """Return the figures of `baseline_accuracies`, and the margins of the bag of words, shape [C].
+    """Return the out-of-fold accuracies of three baselines, and the margins of the bag of words, shape [C].
 
     Args:
         style: Differences of the counts of `STYLE`, shape [C, 6].
-        words: Differences of words, as of `presence_differences`, shape [C, columns].
+        words: Differences of words, sparse, shape [C, columns].
         prompts: Equal for comparisons of one prompt, shape [C].
         weights: Weight of each comparison, shape [C].
+
+    Returns:
+        For `longer`, `style` and `bag_of_words`: `accuracy` and the ends `low` and `high` of its 95% interval by
+        prompt; NaN where no model can be fitted, since there is one prompt or none.
     """
+    size = np.sqrt((style**2).sum(axis=0) / max(len(style), 1))  # no shift, so that a swap turns the sign
     margins = {
         "longer": style[:, 0],
-        "style": out_of_fold(_standardised(style), prompts, weights),
+        "style": out_of_fold(style / np.where(size > 0, size, 1), prompts, weights),
         "bag_of_words": out_of_fold(words, prompts, weights),
     }
-    figures = {name: share_and_interval(each, prompts, weights) for name, each in margins.items()}
-    if len(np.unique(prompts)) == 1:  # nothing to fit a model to
-        figures |= dict.fromkeys(("style", "bag_of_words"), dict.fromkeys(("accuracy", "low", "high"), math.nan))
+    count = len(np.unique(prompts))
+    undefined = dict.fromkeys(("accuracy", "low", "high"), math.nan)
+    figures = {
+        name: share_and_interval(each, prompts, weights) if count > (name != "longer") else undefined
+        for name, each in margins.items()
+    }
     return figures, margins["bag_of_words"]
 
 
-def _standardised(differences: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return differences of root mean square 1 in each column, without a shift, so that a swap turns the sign."""
-    size = np.sqrt((differences**2).mean(axis=0))
-    return differences / np.where(size > 0, size, 1)
-
-
 def share_and_interval(
-    margins: NDArray[np.float64], prompts: NDArray[Any], weights: NDArray[np.float64] | None = None
+    margins: NDArray[np.float64], prompts: NDArray[Any], weights: NDArray[np.floating] | None = None
 ) -> dict[str, float]:
     """Return the share of positive margins, ties one half, as `accuracy`, with its 95% interval by prompt."""
     zero = np.zeros(len(margins))
@@ -120,60 +95,47 @@ def share_and_interval(
     return {"accuracy": accuracy(margins, zero, weights), "low": low, "high": high}
 
 
-def out_of_fold(
-    differences: Any, prompts: NDArray[Any], weights: NDArray[np.float64] | None = None, folds: int = 5
-) -> NDArray[np.float64]:
+def out_of_fold(differences: Any, prompts: NDArray[Any], weights: NDArray[np.floating]) -> NDArray[np.float64]:
     """Return the margin that a Bradley-Terry model gives to each comparison, fitted without the comparison's prompt.
 
-    A model is fitted to at most 10,000 comparisons, drawn at random.
+    There are five folds, or fewer where there are fewer prompts. A model is fitted to at most 10,000 comparisons, drawn
+    at random.
 
     Args:
         differences: Features of the better minus those of the other response, dense or sparse, shape [C, F].
         prompts: Equal for comparisons of one prompt, which stay together, shape [C].
         weights: Weight of each comparison, shape [C].
-        folds: Number of folds, or fewer where there are fewer prompts.
 
     Returns:
         Logits that the better response is preferred, shape [C]; zero where all comparisons have one prompt.
     """
     from sklearn.model_selection import GroupKFold
 
-    margins, weights = np.zeros(len(prompts)), np.ones(len(prompts)) if weights is None else weights
-    folds = min(folds, len(np.unique(prompts)))
-    fitted = np.sort(np.random.default_rng(0).permutation(len(prompts))[:_MOST_FITTED])
-    signed, sign = _turned(differences[fitted])
-    for _, test in GroupKFold(folds).split(margins, groups=prompts) if folds > 1 else ():
-        # A weight of zero leaves a row out without a copy of all others.
-        counted = np.where(np.isin(fitted, test), 0, weights[fitted])
-        model = _fit(signed, sign, counted, C=_PENALTY, max_iter=300)
-        for part in np.array_split(test, 1 + len(test) // 1000):
-            margins[part] = differences[part] @ model
+    margins = np.zeros(len(prompts))
+    folds, random = min(5, len(np.unique(prompts))), np.random.default_rng(0)
+    for train, test in GroupKFold(folds).split(margins, groups=prompts) if folds > 1 else ():
+        fitted = np.sort(random.permutation(train)[:_MOST_FITTED])
+        margins[test] = differences[test] @ _fit(differences[fitted], weights[fitted], C=_PENALTY, max_iter=300)
     return margins
 
 
-def _turned(differences: Any) -> tuple[Any, NDArray[Any]]:
-    """Turn every other comparison round, since scikit-learn needs both classes; without an intercept, all is the same.
+def _fit(differences: Any, weights: NDArray[np.floating], **options: Any) -> NDArray[np.float64]:
+    """Fit the weights of P(better) = sigmoid(w · differences), by scikit-learn's logistic regression.
 
-    Returns:
-        The differences as floating-point numbers, and the sign of each row.
+    Scikit-learn needs two classes, so every other comparison is turned round, which changes nothing without an
+    intercept; one comparison alone is taken as two halves.
     """
-    sign = np.where(np.arange(differences.shape[0]) % 2, 1, -1).astype(np.int8)
-    if not hasattr(differences, "indptr"):
-        return differences * sign[:, None], sign
-    values = differences.data.astype(np.float64)  # of float32, every product would make a copy
-    values *= np.repeat(sign, np.diff(differences.indptr))
-    return type(differences)((values, differences.indices, differences.indptr), shape=differences.shape), sign
-
-
-def _fit(signed: Any, sign: NDArray[Any], weights: NDArray[np.float64] | None, **options: Any) -> NDArray[np.float64]:
-    """Fit the weights of P(better) = sigmoid(w · differences), by scikit-learn's logistic regression."""
+    from scipy.sparse import diags_array
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
+    if len(weights) == 1:
+        differences, weights = differences[[0, 0]], np.repeat(weights / 2, 2)
+    sign = np.resize(np.array([-1, 1], dtype=np.float32), len(weights))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         model = LogisticRegression(fit_intercept=False, **options)
-        return model.fit(signed, sign > 0, sample_weight=weights).coef_[0]
+        return model.fit(diags_array(sign) @ differences, sign > 0, sample_weight=weights).coef_[0]
 
 
 class BagOfWords:
@@ -208,10 +170,9 @@ class BagOfWords:
             return self
         counter = CountVectorizer(tokenizer=_words, token_pattern=None, max_features=self.vocabulary_size)
         counts = counter.fit_transform([*chosen, *rejected]).astype(np.float64)
-        places = [*range(len(chosen))] * (1 + (len(chosen) == 1))  # one pair is counted as two halves
-        signed, sign = _turned((counts[: len(chosen)] - counts[len(chosen) :])[places])
-        weight = np.full(len(places), len(chosen) / len(places))
-        weights = _fit(signed, sign, weight, C=1 / self.l2, solver="newton-cg", tol=1e-9, max_iter=1000)
+        differences = counts[: len(chosen)] - counts[len(chosen) :]
+        options = {"C": 1 / self.l2, "solver": "newton-cg", "tol": 1e-9, "max_iter": 1000}
+        weights = _fit(differences, np.ones(len(chosen)), **options)
         self.weights = dict(zip(counter.get_feature_names_out().tolist(), weights.tolist(), strict=True))
         return self
 

@@ -7,7 +7,7 @@ from made_pairs import made_pairs
 from row_files import read
 
 from plaudit.auditing.audit import audit
-from plaudit.auditing.cleaning import surely_wrong, write_clean
+from plaudit.auditing.audit_files import surely_wrong, write_clean
 
 
 def test_what_is_left_has_none_of_it_any_more(tmp_path):

@@ -1,16 +1,34 @@
-"""Cleaning: a copy of the data without the rows that are surely wrong."""
+"""The files of an audit: its JSON, its HTML page, and the data without the rows that are surely wrong."""
 
 import json
 from collections.abc import Iterable
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from plaudit.auditing.audit import Audit
 from plaudit.auditing.findings import Finding
 from plaudit.auditing.row_source import with_progress
-from plaudit.checkpoint.atomic import staged_file
+from plaudit.checkpoint.atomic import staged_file, write_atomically
 from plaudit.data.prompts import without_none
 
-__all__ = ["surely_wrong", "write_clean"]
+__all__ = ["audit_page", "surely_wrong", "write_audit", "write_clean"]
+
+
+def write_audit(path: Path, result: Audit) -> None:
+    """Write an audit as a page if the name of the file ends with .html, else as JSON."""
+    text = audit_page(result) if path.suffix == ".html" else json.dumps(result.to_dict(), indent=1, ensure_ascii=False)
+    write_atomically(path, (text + "\n").encode("utf-8", "replace"))
+
+
+def audit_page(result: Audit) -> str:
+    """Return the page of an audit: HTML without scripts, in which text of the data is escaped."""
+    from jinja2 import Environment
+
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["percent"] = lambda share: "-" if share is None else f"{share:.1%}"
+    template = files("plaudit.auditing").joinpath("audit.html.jinja").read_text("utf-8")
+    return environment.from_string(template).render(audit=result.to_dict())
 
 
 def surely_wrong(findings: Iterable[Finding]) -> dict[str, list[int]]:
@@ -37,7 +55,7 @@ def write_clean(path: Path, rows: Iterable[Any], wrong: dict[str, list[int]]) ->
     with staged_file(path) as file:
         for number, row in enumerate(with_progress(rows, "Writing")):
             if number not in left_out:
-                file.write(json.dumps(without_none(dict(row)), ensure_ascii=False).encode("utf-8", "surrogatepass"))
-                file.write(b"\n")
+                line = json.dumps(without_none(dict(row)), ensure_ascii=False) + "\n"
+                file.write(line.encode("utf-8", "surrogatepass"))
                 kept += 1
     return kept
