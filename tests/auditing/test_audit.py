@@ -1,5 +1,6 @@
 """What an audit finds of problems that are planted in clean rows, and the form of its result."""
 
+import gzip
 import json
 
 import pytest
@@ -218,6 +219,19 @@ def test_length_and_form_that_go_with_the_label_are_found_with_their_figures():
     assert findings["format_bias"].count == 80
 
 
+def test_three_rows_raise_no_alarm_about_length():
+    rows = [row | {"chosen": row["chosen"] * 9} for row in made_pairs(3)]
+    assert audit(rows).findings == []
+
+
+def test_the_share_of_longer_responses_is_that_of_the_baseline():
+    rows = [row | {"chosen": row["chosen"] * (1 + number % 3)} for number, row in enumerate(made_pairs(300))]
+    rows += [{"prompt": f"Q{number}", "chosen": "ab", "rejected": "cd"} for number in range(50)]  # ties
+    result = audit(rows)
+    (finding,) = (each for each in result.findings if each.kind == "length_bias")
+    assert finding.figures["accuracy"] == result.baselines["longer"]
+
+
 def test_raters_who_do_not_agree_are_found():
     rows = made_pairs(40)
     for number, row in enumerate(rows):
@@ -245,15 +259,16 @@ def test_rows_that_training_would_cut_are_counted(tokenizer):
     assert result.truncation["8192"] == 0
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".parquet", ".csv"])
 def test_files_and_datasets_give_what_their_rows_give(tmp_path, suffix):
-    rows = made_pairs(60)
+    rows = [row | {"label": 0.9} for row in made_pairs(60)]  # a number in every format
     rows += [rows[3], swapped(rows[4])]
     path = tmp_path / f"rows{suffix}"
-    if suffix == ".jsonl":
-        write(path, rows)
+    if suffix in (".parquet", ".csv"):
+        getattr(Dataset.from_list(rows), f"to_{suffix[1:]}")(path)
     else:
-        Dataset.from_list(rows).to_parquet(path)
+        with (gzip.open if suffix == ".jsonl.gz" else open)(path, "wt") as file:
+            file.write("\n".join(map(json.dumps, rows)))
     expected = audit(rows, rows[:2]).to_dict()
     assert audit(Dataset.from_list(rows), rows[:2]).to_dict() == expected
     assert audit(path, rows[:2]).to_dict() == expected | {"dataset": str(path)}

@@ -38,10 +38,17 @@ def test_findings_are_shown_grave_ones_first_and_then_the_baselines(data, tmp_pa
     assert max(len(line) for line in output.splitlines() if data not in line) <= 80
     places = [output.index(word) for word in ("leaked_exact", "(empty)", "duplicate_exact", "a bag of words")]
     assert places == sorted(places)
-    assert "training & test rows 5 & 0, 6 & 1, 7 & 2" in output
+    assert "[training row,test row] [5,0], [6,1], [7,2]" in output
     assert "3 of 3 test rows are concerned, and 3 training rows" in output
     assert "GRAVE" in output
     assert "Label noise: cannot tell" in output
+
+
+def test_large_groups_and_many_groups_are_cut_short(tmp_path):
+    rows = made_pairs(10)
+    _, output = run(str(write(tmp_path / "pairs.jsonl", rows[:9] * 2 + rows[:1] * 6)))
+    assert "rows [0,9,18,19,20,21,...], [1,10], [2,11]," in " ".join(output.split())
+    assert "[7,16], and 1 more" in " ".join(output.split())
 
 
 def test_nothing_found_is_said(tmp_path):

@@ -2,8 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import islice
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -247,52 +246,43 @@ def _truncation(
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(tokenizer)
-    longest = np.array(list(_longest_sequences(rows, tokenizer)))
+    numbered = enumerate(with_progress(rows, "Tokenising"))
+    longest = np.array([_longest_sequence(tokenizer, row, index) for index, row in numbered])
     shares = {str(length): float((longest > length).mean()) for length in sorted({*_TOKENS, max_length})}
     detail = f"{shares[str(max_length)]:.1%} of the rows have more than {max_length:,} tokens."
     groups = [[row] for row in np.flatnonzero(longest > max_length).tolist()]
     return shares, [make_finding("truncated", groups, total, detail=detail, max_length=max_length)]
 
 
-def _longest_sequences(rows: Iterable[Any], tokenizer: Any) -> Iterator[int]:
-    """Yield the tokens of the longest sequence of each row, rendered as in training; 0 where training refuses it."""
-    numbered = enumerate(with_progress(rows, "Tokenising"))
-    while batch := list(islice(numbered, 256)):
-        sequences, options, names, counts = [], [], [], []
-        for index, row in batch:
-            try:
-                parsed = parse_row(dict(row), index)
-            except DataError:  # a finding of its own
-                counts.append(0)
-                continue
-            counts.append(len(parsed.sequences))
-            sequences += parsed.sequences
-            options += [parsed.template_options] * counts[-1]
-            names += [f"row {index}"] * counts[-1]
-        lengths = map(len, render(tokenizer, sequences, options, names=names))
-        yield from (max(islice(lengths, count), default=0) for count in counts)
+def _longest_sequence(tokenizer: Any, row: Any, index: int) -> int:
+    """Return the tokens of the longest sequence of a row, rendered as in training; 0 where training refuses it."""
+    try:
+        parsed = parse_row(dict(row), index)
+    except DataError:  # a finding of its own
+        return 0
+    count = len(parsed.sequences)
+    names = [f"row {index}"] * count
+    return max(map(len, render(tokenizer, parsed.sequences, [parsed.template_options] * count, names=names)))
 
 
 def _with_examples(findings: list[Finding], rows: Iterable[Any], prompts: Sequence[str]) -> list[Finding]:
-    """Return findings with the shortened texts of the first two rows of their first groups."""
-    firsts = [finding.rows[0][: 1 if finding.kind in _LEAKS else 2] if finding.rows else [] for finding in findings]
-    wanted = {row for group in firsts for row in group}
+    """Return findings with the shortened texts of the first rows of their first groups."""
+    shown = {each.kind: (each.rows or [[]])[0][: 1 if each.kind in _LEAKS else 2] for each in findings}
+    wanted = {row for group in shown.values() for row in group}
     picked = {number: row for number, row in enumerate(rows if wanted else ()) if number in wanted}
-    examples = [[_example(picked[row], row) for row in group] for group in firsts]
-    for finding, example in zip(findings, examples, strict=True):
+    for finding in findings:
+        finding.example.extend(_example(picked[row], row) for row in shown[finding.kind])
         if finding.kind in _LEAKS:
-            example[0] = {name: example[0][name] for name in ("row", "prompt")}
-            test = finding.rows[0][1]
-            example.append({"test_row": test, "prompt": _shorten(prompts[test])})
-    return [replace(finding, example=example) for finding, example in zip(findings, examples, strict=True)]
+            row, test = finding.rows[0]
+            finding.example[0] = {"row": row, "prompt": finding.example[0]["prompt"]}
+            finding.example.append({"test_row": test, "prompt": _shorten(prompts[test])})
+    return findings
 
 
 def _example(raw: Any, number: int) -> dict[str, Any]:
     row = read_row(raw, number)
-    best, worst = (pick(range(len(row.ranks)), key=row.ranks.__getitem__) for pick in (min, max))
-    if best == worst:
-        worst = len(row.ranks) - 1
-    texts = {"prompt": row.prompt, "chosen": row.responses[best], "rejected": row.responses[worst]}
+    order = sorted(range(len(row.ranks)), key=row.ranks.__getitem__)
+    texts = {"prompt": row.prompt, "chosen": row.responses[order[0]], "rejected": row.responses[order[-1]]}
     return {"row": number, **{name: _shorten(text) for name, text in texts.items()}}
 
 

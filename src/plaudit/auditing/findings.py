@@ -48,12 +48,12 @@ class Finding:
 # The most harmful kinds first.
 KINDS = {
     "leaked_exact": Kind(
-        "Training and test rows with the same prompt", 0.0,
+        "Pairs of a training row and a test row with the same prompt", 0.0,
         "The model has seen these test prompts, so its test accuracy says little about new ones.",
         "Take these rows out of the training data; --fix does.",
     ),
     "leaked_near": Kind(
-        "Training and test rows with nearly the same prompt", 0.0,
+        "Pairs of a training row and a test row with nearly the same prompt", 0.0,
         "A test prompt that differs from a training prompt by a few words tests memory more than judgement.",
         "Read some of them; take the training rows out if they ask the same.",
     ),

@@ -75,12 +75,12 @@ def margins_of_scores(files: Sequence["Scores"], count: int) -> tuple[NDArray[np
     seen: dict[int, str] = {}
     for file in files:
         for scored in file.rows:
-            if not 0 <= scored.row < count:
+            if scored.row >= count:
                 raise DataError(f"{file.name}: row {scored.row} is not in the dataset, which has {count} rows.")
-            if scored.row in seen:
+            if other := seen.get(scored.row):
                 raise DataError(
-                    f"{file.name}: row {scored.row} is scored in {seen[scored.row]} too. Give one file for each fold, "
-                    "with the rows that its model did not train on."
+                    f"{file.name}: row {scored.row} is scored in {other} too. Give one file for each fold, with the "
+                    "rows that its model did not train on."
                 )
             seen[scored.row] = file.name
         pairs = file.comparisons

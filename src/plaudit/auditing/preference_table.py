@@ -30,39 +30,22 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class PreferenceTable:
-    """The columns of R rows with C comparisons.
+    """The columns of R rows with C comparisons, texts as 64-bit hashes."""
 
-    Attributes:
-        prompts: Hash of the prompt, or of the responses where there is none, shape [R].
-        normalised: Hash of the prompt without case, white space and punctuation, shape [R].
-        operations: Hash of the arithmetic in the prompt, such as 2+2, or 0, shape [R].
-        rows: Hash of prompt, responses and preference, shape [R].
-        texts: Hash of prompt and responses in any order, shape [R].
-        has_prompt: 1 where the row has a prompt, shape [R].
-        better: Hash of the prompt and the better response of the comparison, shape [C].
-        worse: Hash of the prompt and the other response, shape [C].
-        row_of: Row of the comparison, shape [C].
-        weights: Weight of the comparison, an equal share of its row's, shape [C].
-        features: Counts of `FEATURES` in the better and the other response, shape [C, 2, 11].
-        problems: By the kind of finding, the rows that have it by themselves, and what was found in them.
-        votes: Votes for the first response, for the other one and for neither, by row number, where raters are given.
-        labels: The labels, by row number.
-    """
-
-    prompts: NDArray[np.uint64]
-    normalised: NDArray[np.uint64]
-    operations: NDArray[np.uint64]
-    rows: NDArray[np.uint64]
-    texts: NDArray[np.uint64]
-    has_prompt: NDArray[np.uint8]
-    better: NDArray[np.uint64]
-    worse: NDArray[np.uint64]
-    row_of: NDArray[np.int32]
-    weights: NDArray[np.float32]
-    features: NDArray[np.uint16]
-    problems: dict[str, dict[int, str]]
-    votes: dict[int, tuple[int, int, int]]
-    labels: dict[int, float]
+    prompts: NDArray[np.uint64]  # [R] of the prompt, or of the responses where there is none
+    normalised: NDArray[np.uint64]  # [R] of the prompt without case, white space and punctuation
+    operations: NDArray[np.uint64]  # [R] of the arithmetic in the prompt, such as 2+2, or 0
+    rows: NDArray[np.uint64]  # [R] of prompt, responses and preference
+    texts: NDArray[np.uint64]  # [R] of prompt and responses in any order
+    has_prompt: NDArray[np.uint8]  # [R] 1 where the row has a prompt
+    better: NDArray[np.uint64]  # [C] of the prompt and the better response
+    worse: NDArray[np.uint64]  # [C] of the prompt and the other response
+    row_of: NDArray[np.int32]  # [C] the row
+    weights: NDArray[np.float32]  # [C] an equal share of the weight of the row
+    features: NDArray[np.uint16]  # [C, 2, 11] `FEATURES` of the better and the other response
+    problems: dict[str, dict[int, str]]  # by kind, the rows that have a finding by themselves, and what was found
+    votes: dict[int, tuple[int, int, int]]  # of rows with raters: for the first response, the other one, neither
+    labels: dict[int, float]  # of rows with a label
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -91,13 +74,14 @@ def read_table(rows: Iterable[Any], *, deep: bool = True) -> tuple[PreferenceTab
                 votes[index] = raters
             if row.label is not None:
                 labels[index] = row.label
-            if deep:
-                features = [features_of(response) for response in row.responses]
-                columns["features"].extend(each for pair in row.comparisons for side in pair for each in features[side])
         if deep:
             read = [row for _, _, row in batch]
+            better, worse = ([row.responses[pair[side]] for row in read for pair in row.comparisons] for side in (0, 1))
+            words.append(better, worse)
+            columns["features"].extend(
+                count for pair in zip(better, worse, strict=True) for text in pair for count in features_of(text)
+            )
             signed.frombytes(_signatures(read).tobytes())
-            words.append(*([row.responses[pair[side]] for row in read for pair in row.comparisons] for side in (0, 1)))
     arrays = {name: np.asarray(column) for name, column in columns.items()}
     arrays["features"] = arrays["features"].reshape(-1, 2, len(FEATURES))
     table = PreferenceTable(**arrays, problems=problems, votes=votes, labels=labels)
@@ -105,9 +89,8 @@ def read_table(rows: Iterable[Any], *, deep: bool = True) -> tuple[PreferenceTab
 
 
 def _signatures(rows: Sequence[AuditRow]) -> NDArray[np.uint8]:
-    prompts, responses = (
-        signatures(texts) for texts in ([row.prompt for row in rows], ["\n".join(row.responses) for row in rows])
-    )
+    prompts = signatures([row.prompt for row in rows])
+    responses = signatures(["\n".join(row.responses) for row in rows])
     return np.stack([prompts, responses, np.minimum(prompts, responses)], axis=1).astype(np.uint8)
 
 

@@ -1,7 +1,7 @@
 """Rows that an audit reads several times: lists, datasets, and files that are never whole in memory."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,14 @@ from plaudit.evaluation.evaluate import load_rows
 __all__ = ["open_source", "with_progress"]
 
 
-@dataclass(frozen=True)
-class _FileRows:
+class _FileRows(Source):
     """The rows of a file, read anew by each iteration."""
 
-    source: Source
-
     def __iter__(self) -> Iterator[Any]:
-        for chunk in self.source.chunks(256):
-            for row in chunk.rows:
-                if isinstance(row, Unreadable):
-                    raise DataError(f"{self.source.path}: {row.reason}; mend or remove it")
-                yield row
+        for row in chain.from_iterable(chunk.rows for chunk in self.chunks(256)):
+            if isinstance(row, Unreadable):
+                raise DataError(f"{self.path}: {row.reason}; mend or remove it")
+            yield row
 
 
 def open_source(
@@ -43,7 +39,7 @@ def open_source(
         path = Path(source).expanduser()
         # The cells of CSV files have no types of their own.
         if path.is_file() and format_of(path) in ("json", "parquet") and split == config == dataset_format is None:
-            return _FileRows(Source(str(path)))
+            return _FileRows(str(path))
         splits = load_source(str(source), config=config)
         names = [str(name) for name in splits]
         split = split or next((name for name in defaults if name in names), names[0] if len(names) == 1 else None)

@@ -85,7 +85,7 @@ def _check_output(given: str, path: Path, suffixes: tuple[str, ...], data: str) 
         raise ConfigError(f"{given}: expected a name that ends with {' or '.join(suffixes)}.")
     if path.is_dir() or not os.access(path.resolve().parent, os.W_OK):
         raise ConfigError(f"{given}: expected the path of a file in a folder that you may write to.")
-    if path.exists() and Path(data).exists() and path.samefile(data):
+    if path.resolve() == Path(data).resolve():
         raise ConfigError(f"{given}: that is the data itself, which is never changed. Name another file.")
 
 
@@ -113,7 +113,7 @@ def _show(result: "Audit") -> None:
 def _show_finding(finding: "Finding") -> None:
     colour, word = ("red", "GRAVE") if finding.grave else ("yellow", "note ")
     headline = escape(f"{finding.title}: {finding.count:,}")
-    display.console.print(f"\n[{colour} bold]{word}[/] [bold]{headline}[/bold] ({finding.kind})", soft_wrap=True)
+    display.console.print(f"\n[{colour} bold]{word}[/] [bold]{headline}[/bold] ({finding.kind})")
     for line in (finding.detail, _rows(finding), finding.why, f"-> {finding.advice}"):
         if line:
             display.console.print(Padding(escape(line), (0, 0, 0, 6), expand=False))
@@ -124,8 +124,12 @@ def _show_finding(finding: "Finding") -> None:
 
 
 def _rows(finding: "Finding", most: int = 8) -> str:
-    groups = [" & ".join(map(str, [*group[:6], *["..."] * (len(group) > 6)])) for group in finding.rows[:most]]
-    names = "training & test rows" if finding.kind.startswith("leaked") else "rows"
+    """Return the numbers of the first rows, those of a group in brackets, as in the JSON."""
+    groups = [
+        f"[{','.join(map(str, group[:6]))}{',...' if len(group) > 6 else ''}]" if len(group) > 1 else str(group[0])
+        for group in finding.rows[:most]
+    ]
+    names = "[training row,test row]" if finding.kind.startswith("leaked") else "rows"
     more = f", and {len(finding.rows) - most:,} more" if len(finding.rows) > most else ""
     return f"{names} {', '.join(groups)}{more}" if groups else ""
 

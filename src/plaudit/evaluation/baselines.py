@@ -33,6 +33,7 @@ STYLE = {
     "exclamation": re.compile("!"),
     "question": re.compile(r"\?"),
 }
+_WORD = r"\w+|[^\w\s]"
 _MOST_FITTED = 10_000  # comparisons of a fold
 _PENALTY = 0.1  # scikit-learn's C, which suits a few hundred to many thousand pairs
 
@@ -168,7 +169,7 @@ class BagOfWords:
             )
         if not any(map(str.strip, (*chosen, *rejected))):
             return self
-        counter = CountVectorizer(tokenizer=_words, token_pattern=None, max_features=self.vocabulary_size)
+        counter = CountVectorizer(token_pattern=_WORD, max_features=self.vocabulary_size)
         counts = counter.fit_transform([*chosen, *rejected]).astype(np.float64)
         differences = counts[: len(chosen)] - counts[len(chosen) :]
         options = {"C": 1 / self.l2, "solver": "newton-cg", "tol": 1e-9, "max_iter": 1000}
@@ -178,7 +179,8 @@ class BagOfWords:
 
     def score(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """Return the reward of each text; words outside the vocabulary have no weight."""
-        return np.array([sum(self.weights.get(word, 0.0) for word in _words(text.lower())) for text in texts])
+        words = (re.findall(_WORD, text.lower()) for text in texts)
+        return np.array([sum(self.weights.get(word, 0.0) for word in each) for each in words])
 
     def accuracy(self, chosen: Sequence[str], rejected: Sequence[str]) -> float:
         """Return the share of pairs whose chosen response has the greater reward; equal rewards count one half.
@@ -187,7 +189,3 @@ class BagOfWords:
             ValueError: There are no pairs, or the two lists are of different lengths.
         """
         return accuracy(self.score(chosen), self.score(rejected))
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+|[^\w\s]", text)
