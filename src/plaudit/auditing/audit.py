@@ -113,11 +113,11 @@ def audit(
     style = table.features[:, 0, : len(STYLE)].astype(np.float64) - table.features[:, 1, : len(STYLE)]
     figures, margins = cross_validate(style, differences, prompt_of, table.weights)
     odds = format_odds(table.features, prompt_of, table.row_of, table.weights)
-    noise = _label_noise(table, margins, scores)
+    noise, noise_finding = _label_noise(table, margins, scores)
     agreement, split_rows = _agreement(table)
     truncation, truncated = _truncation(rows, len(table), tokenizer, max_length)
     findings += [_length_finding(table, style[:, 0], figures["longer"]), _format_finding(odds, len(table))]
-    findings += [_noise_finding(noise, len(table)), *split_rows, *truncated]
+    findings += [noise_finding, *split_rows, *truncated]
     return Audit(
         dataset=str(dataset) if isinstance(dataset, str | Path) else None,
         against=str(against) if isinstance(against, str | Path) else None,
@@ -148,7 +148,7 @@ def _test_prompts(against: Any, split: str | None, dataset_format: str | None) -
     except DataError:
         if dataset_format is None:
             raise
-    return _test_prompts(against, split, None)
+        return _test_prompts(against, split, None)
 
 
 def _cheap_findings(table: PreferenceTable) -> Iterator[Finding]:
@@ -203,20 +203,21 @@ def _format_finding(odds: list[dict[str, Any]], rows: int) -> Finding:
     return make_finding("format_bias", [], rows, count=count, grave=False, detail=f"{detail}.", features=features)
 
 
-def _label_noise(table: PreferenceTable, margins: NDArray[np.float64], scores: Sequence[str | Path]) -> dict[str, Any]:
-    if not scores:
-        return estimate_noise(margins, table.prompts[table.row_of], table.row_of)
-    from plaudit.evaluation.score_files import read_scores
+def _label_noise(
+    table: PreferenceTable, margins: NDArray[np.float64], scores: Sequence[str | Path]
+) -> tuple[dict[str, Any], Finding]:
+    """Return the estimate of label noise by the probe, or by score files where there are some, and its finding."""
+    rows, source = table.row_of.astype(np.int64), "a bag of words"
+    if scores:
+        from plaudit.evaluation.score_files import read_scores
 
-    margins, rows = margins_of_scores([read_scores(path) for path in scores], len(table))
-    return estimate_noise(margins, table.prompts[rows], rows, "the reward model")
-
-
-def _noise_finding(noise: dict[str, Any], rows: int) -> Finding:
-    share = noise["estimate"] or 0.0
-    suspects = [[row] for row in noise["suspects"]]
-    count = round(share * rows) if share >= _NOISE_FROM else 0
-    return make_finding("label_noise", suspects, rows, count=count, detail=f"{noise['verdict']}.", estimate=share)
+        margins, rows = margins_of_scores([read_scores(path) for path in scores], len(table))
+        source = "the reward model"
+    noise = estimate_noise(margins, table.prompts[rows], rows, source)
+    share, suspects = noise["estimate"] or 0.0, [[row] for row in noise["suspects"]]
+    count = round(share * len(table)) if share >= _NOISE_FROM else 0
+    detail = f"{noise['verdict']}."
+    return noise, make_finding("label_noise", suspects, len(table), count=count, detail=detail, estimate=share)
 
 
 def _agreement(table: PreferenceTable) -> tuple[dict[str, float] | None, list[Finding]]:

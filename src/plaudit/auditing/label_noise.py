@@ -20,7 +20,7 @@ _ABLE = 0.6  # the accuracy that a probe exceeds with confidence, or it cannot t
 
 
 def estimate_noise(
-    margins: NDArray[np.float64], prompts: NDArray[Any], rows: NDArray[np.integer], source: str = "a bag of words"
+    margins: NDArray[np.float64], prompts: NDArray[Any], rows: NDArray[np.integer], source: str = "the model"
 ) -> dict[str, Any]:
     """Estimate the least share of wrong labels from out-of-fold margins, by confident learning.
 

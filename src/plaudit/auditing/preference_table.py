@@ -23,7 +23,7 @@ _OPERATIONS = re.compile(r"(?:\b\w+\s?)?[-+*/^=<>\xd7\xf7]\s?\d+")
 _BATCH = 128  # rows
 # The types of the columns, as `array.array` names them.
 _TYPES = {
-    "prompts": "Q", "normalised": "Q", "operations": "Q", "rows": "Q", "texts": "Q", "has_prompt": "B", "better": "Q",
+    "prompts": "Q", "normalised": "Q", "operations": "Q", "rows": "Q", "texts": "Q", "better": "Q",
     "worse": "Q", "row_of": "i", "weights": "f", "features": "H",
 }  # fmt: skip
 
@@ -33,11 +33,10 @@ class PreferenceTable:
     """The columns of R rows with C comparisons, texts as 64-bit hashes."""
 
     prompts: NDArray[np.uint64]  # [R] of the prompt, or of the responses where there is none
-    normalised: NDArray[np.uint64]  # [R] of the prompt without case, white space and punctuation
+    normalised: NDArray[np.uint64]  # [R] of the prompt without case, white space and punctuation; 0 for none
     operations: NDArray[np.uint64]  # [R] of the arithmetic in the prompt, such as 2+2, or 0
     rows: NDArray[np.uint64]  # [R] of prompt, responses and preference
     texts: NDArray[np.uint64]  # [R] of prompt and responses in any order
-    has_prompt: NDArray[np.uint8]  # [R] 1 where the row has a prompt
     better: NDArray[np.uint64]  # [C] of the prompt and the better response
     worse: NDArray[np.uint64]  # [C] of the prompt and the other response
     row_of: NDArray[np.int32]  # [C] the row
@@ -118,9 +117,9 @@ def _key(*texts: str) -> int:
 def _add_row(columns: dict[str, "array[Any]"], row: AuditRow, index: int) -> None:
     prompt = _key(row.prompt) if row.prompt else _key("", *sorted(row.responses))
     keys = [_key(str(prompt), response) for response in row.responses]
-    normalised, operations = prompt_keys(row.prompt)
+    normalised, operations = prompt_keys(row.prompt) if row.prompt else (0, 0)
     values = {
-        "prompts": prompt, "normalised": normalised, "operations": operations, "has_prompt": bool(row.prompt),
+        "prompts": prompt, "normalised": normalised, "operations": operations,
         "rows": _key(repr(sorted(zip(row.ranks, keys, strict=True))), str(row.label)),
         "texts": _key(repr(sorted(keys))),
     }  # fmt: skip

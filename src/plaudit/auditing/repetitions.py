@@ -24,7 +24,7 @@ def groups_of(keys: NDArray[np.generic], rows: NDArray[np.int64] | None = None) 
 def dominant_prompts(table: PreferenceTable) -> list[list[int]]:
     """Return the rows of each prompt that has 10 rows, 5% of all and 5 times as many as the mean prompt, or more."""
     least = max(10, 0.05 * len(table), 5 * len(table) / len(np.unique(table.prompts)))
-    return [group for group in groups_of(table.prompts) if len(group) >= least and table.has_prompt[group[0]]]
+    return [group for group in groups_of(table.prompts) if len(group) >= least and table.normalised[group[0]]]
 
 
 def near_duplicates(table: PreferenceTable, signed: NDArray[np.uint8]) -> list[list[int]]:
@@ -47,7 +47,7 @@ def near_duplicates(table: PreferenceTable, signed: NDArray[np.uint8]) -> list[l
 def leaked_exactly(table: PreferenceTable, prompts: Sequence[str]) -> list[list[int]]:
     """Return [training row, test row] of prompts that are equal but for case, white space and punctuation."""
     rows: dict[int, list[int]] = {}
-    for row in np.flatnonzero(table.has_prompt).tolist():
+    for row in np.flatnonzero(table.normalised).tolist():
         rows.setdefault(int(table.normalised[row]), []).append(row)
     leaks = []
     for place, prompt in enumerate(prompts):
@@ -63,7 +63,7 @@ def leaked_nearly(
     table: PreferenceTable, signed: NDArray[np.uint8], prompts: Sequence[str], exact: list[list[int]]
 ) -> list[list[int]]:
     """Return [training row, test row] of prompts that are near duplicates and not among the `exact` ones."""
-    rows = np.flatnonzero(table.has_prompt)
+    rows = np.flatnonzero(table.normalised)
     _, first, member = np.unique(table.prompts[rows], return_index=True, return_inverse=True)
     tests = list(dict.fromkeys(filter(None, prompts)))
     of_tests = [signatures(tests[at : at + 128]).astype(np.uint8) for at in range(0, len(tests), 128)]
