@@ -31,15 +31,7 @@ _ROWS_SHOWN = 10
 @click.option("--dataset_format", help="Published layout of the rows: arena, helpsteer, hh, ranked or ultrafeedback.")
 @model_options
 @click.option("--output", help="JSON file for all figures and all rows on which two models part.")
-def command(
-    sources: tuple[str, ...],
-    data: str | None,
-    split: str | None,
-    dataset_config: str | None,
-    dataset_format: str | None,
-    output: str | None,
-    **options: Any,
-) -> None:
+def command(sources: tuple[str, ...], data: str | None, output: str | None, **options: Any) -> None:
     """Compare A with B (and with C ...): score files of `plaudit eval --scores`, or models that score --data.
 
     Prints the difference in accuracy with its 95% interval, a p-value, and the smallest difference that could have been
@@ -52,11 +44,11 @@ def command(
         raise ConfigError(f"--output {output}: expected the path of a file in a folder that you may write to.")
     if len(sources) < 2:
         raise ConfigError(f"expected two or more score files or models to compare, got {sources[0]}.")
-    data_options = {"split": split, "dataset_config": dataset_config, "dataset_format": dataset_format}
     if data is not None:
         display.show_log_messages()
-        data_options |= options  # score files need no options of a model
-    comparisons = compare_several(sources, data, **data_options)
+    else:  # score files need no options of a model
+        options = {name: options[name] for name in ("split", "dataset_config", "dataset_format")}
+    comparisons = compare_several(sources, data, **options)
     for each in comparisons:
         _show(each)
     if output is not None:
