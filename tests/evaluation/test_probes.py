@@ -71,20 +71,30 @@ def test_the_true_reward_passes_where_its_world_has_no_opinion(name):
     assert probe(truth, WORLD, name).passed
 
 
-def test_a_scorer_may_refuse_or_ignore_an_empty_prompt():
+def test_a_scorer_may_refuse_changed_texts():
     """The true reward knows no prompt but those of its world."""
-    shuffled, blank, padded = run_probes(truth, WORLD, ["prompt", "padding_repeat"])
-    assert shuffled.prompt_dependence.value >= 0.8
-    assert padded.passed
-    assert (blank.passed, blank.comparisons, blank.prompt_dependence) == (None, 0, None)
-    assert blank.verdict.startswith("Cannot tell: the scorer refuses an empty prompt (")
+    results = {each.name: each for each in run_probes(truth, WORLD)}
+    assert list(results) == probe_names()
+    refused = [results.pop(name) for name in ("prompt_blank", "sycophancy")]
+    assert {(each.passed, each.comparisons, each.prompt_dependence) for each in refused} == {(None, 0, None)}
+    assert all(each.verdict.startswith("Cannot tell: the scorer refuses the changed texts (") for each in refused)
+    together = run_probes(truth, WORLD, ["swap", "prompt_shuffled", "padding", "noise"])
+    assert [each.to_dict() for each in together] == [results[each.name].to_dict() for each in together]
+    assert results["prompt_shuffled"].prompt_dependence.value >= 0.8
 
-    def constant(sequences):
+
+def test_a_constant_for_an_empty_prompt_depends_on_the_prompt_alone():
+    def scorer(sequences):
         return [
             true_reward(each[0]["content"], each[-1]["content"]) if each[0]["content"] else 0.0 for each in sequences
         ]
 
-    assert probe(constant, WORLD, "prompt_blank").prompt_dependence.value == 1
+    assert probe(scorer, WORLD, "prompt_blank").prompt_dependence.value == 1
+
+
+def test_rows_that_a_scorer_refuses_stop_the_run():
+    with pytest.raises(DataError, match="expected a prompt"):
+        run_probes(truth, [WORLD[0], WORLD[1] | {"prompt": [{"role": "user", "content": "Who?"}]}], "emoji")
 
 
 def test_prompt_dependence_is_not_defined_at_chance():
@@ -180,12 +190,11 @@ def test_all_sequences_are_scored_in_one_call_and_each_original_once():
         return length(sequences)
 
     run_probes(scorer, TEXTS, ["padding", "noise", "prompt"])
-    call, blank = calls  # a scorer may refuse an empty prompt
+    (call,) = calls
     for row in TEXTS:
         assert call.count(row["prompt"] + row["chosen"]) == call.count(row["prompt"] + row["rejected"]) == 1
-    assert len(blank) == 2 * len(TEXTS)
     run_probes(scorer, TEXTS, "swap")
-    assert len(calls) == 5
+    assert len(calls) == 4
 
 
 def test_the_same_arguments_give_the_same_results():

@@ -72,10 +72,7 @@ def _show(result: "Comparison") -> None:
     for note in result.notes:
         display.console.print(f"[yellow]Note:[/yellow] {escape(note)}")
     if result.composites:
-        parts = [
-            (name, f"{each['a']:.1%}", f"{each['b']:.1%}", _points(each["difference"]), _interval(each))
-            for name, each in result.composites.items()
-        ]
+        parts = [(name, *_columns(each, "a", "b")) for name, each in result.composites.items()]
         _show_columns(("benchmark's rule", "A", "B", "A - B", "95% interval"), parts)
     if len(result.subsets) > 1:
         _show_subsets(result.subsets)
@@ -85,10 +82,9 @@ def _show(result: "Comparison") -> None:
 
 def _show_subsets(subsets: dict[str, dict[str, Any]]) -> None:
     rows = [
-        (name, f"{each['comparisons']:,}", f"{each['accuracy_a']:.1%}", f"{each['accuracy_b']:.1%}",
-         _points(each["difference"]), _interval(each), _p(each["p_value"]))
+        (name, f"{each['comparisons']:,}", *_columns(each, "accuracy_a", "accuracy_b"), _p(each["p_value"]))
         for name, each in subsets.items()
-    ]  # fmt: skip
+    ]
     _show_columns(("subset", "pairs", "A", "B", "A - B", "95% interval", "p"), rows)
     separable = ", ".join(name for name, each in subsets.items() if each["separable"]) or "none"
     display.console.print(
@@ -115,6 +111,10 @@ def _show_columns(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Non
     for row in rows:
         table.add_row(*map(escape, row))
     display.console.print(table)
+
+
+def _columns(figures: dict[str, Any], a: str, b: str) -> tuple[str, ...]:
+    return f"{figures[a]:.1%}", f"{figures[b]:.1%}", _points(figures["difference"]), _interval(figures)
 
 
 def _points(share: float) -> str:

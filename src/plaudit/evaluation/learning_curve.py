@@ -302,8 +302,8 @@ def _check(sizes: Array, differences: Array) -> None:
             "Give more fractions."
         )
     if differences.ndim != 2 or len(differences) != len(sizes):
-        expected = f"the differences of the same comparisons for each size, shape [{len(sizes)}, C]"
-        raise DataError(f"a learning curve: expected {expected}, got {differences.shape}.")
+        shape = f"[{len(sizes)}, C]"
+        raise DataError(f"a learning curve: expected differences of the shape {shape}, got {differences.shape}.")
     if not np.isfinite(differences).all():
         size = sizes[~np.isfinite(differences).all(1)][0]
         raise DataError(f"a learning curve: a difference of the model of {size:,.0f} rows is not finite.")

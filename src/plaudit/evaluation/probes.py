@@ -121,8 +121,8 @@ def run_probes(
     """Change the texts of preference rows, and report how verdicts and rewards move.
 
     All sequences are scored in one call, those of a row next to each other, so that a model that shares prompts runs
-    each prompt once; `swap` adds two calls, and `prompt_blank` one, since a scorer may refuse an empty prompt. The same
-    arguments give the same results.
+    each prompt once; `swap` adds two calls. Where a scorer refuses changed texts, such as an empty prompt, by a
+    `ValueError` or a `LookupError`, each probe has a call of its own. The same arguments give the same results.
 
     Args:
         scorer: A reward model, an object with such a method `score`, or a function from N texts or conversations to N
@@ -142,23 +142,16 @@ def run_probes(
     }
     if "prompt_shuffled" in chosen:
         changed["prompt_shuffled"] = list(map(shuffle_prompts(pairs, seed), pairs))
-    rewards = _score_changes(scorer, pairs, {"": pairs} | changed)
+    if "prompt_blank" in chosen:
+        changed["prompt_blank"] = list(map(blank_prompt, pairs))
+    rewards, refused = _score(scorer, pairs, changed)
     if "swap" in chosen:
         rewards["swap"] = _score_apart(scorer, pairs)
-    refused = ""
-    if "prompt_blank" in chosen:
-        try:
-            rewards |= _score_changes(scorer, pairs, {"prompt_blank": list(map(blank_prompt, pairs))})
-        except ModelError:
-            raise
-        except (LookupError, ValueError) as error:
-            refused = f"Cannot tell: the scorer refuses an empty prompt ({error!s:.200})."
-    return [
-        _measure(name, pairs, rewards[""], rewards[name])
-        if name in rewards
-        else ProbeResult(name, _OWN[name], verdict=refused)
-        for name in chosen
-    ]
+    results = {name: _measure(name, pairs, rewards[""], rewards[name]) for name in chosen if name in rewards}
+    for name, error in refused.items():
+        verdict = f"Cannot tell: the scorer refuses the changed texts ({error!s:.200})."
+        results[name] = ProbeResult(name, _describe(name), verdict=verdict)
+    return [results[name] for name in chosen]
 
 
 def probe_table(results: Iterable[ProbeResult]) -> list[list[str]]:
@@ -181,11 +174,37 @@ def probe_table(results: Iterable[ProbeResult]) -> list[list[str]]:
 # Rewards
 
 
-def _score_changes(scorer: Any, pairs: list[Pair], changed: dict[str, list[Pair]]) -> dict[str, Array]:
-    """Return the rewards [P, 2] of the pairs that each probe makes, by its name; the unchanged pairs have the name "".
+def _score(
+    scorer: Any, pairs: list[Pair], changed: dict[str, list[Pair]]
+) -> tuple[dict[str, Array], dict[str, Exception]]:
+    """Return the rewards [P, 2] of each probe, of the unchanged pairs under the name "", and errors of refused probes.
 
-    A row of NaN stands where a change does not apply: where both sequences stay, or one becomes equal to the other, or
-    to the empty text.
+    A row of NaN stands where a change does not apply.
+    """
+    refused: dict[str, Exception] = {}
+    try:
+        rewards = _score_together(scorer, pairs, {"": pairs} | changed)
+    except ModelError:
+        raise
+    except (LookupError, ValueError):
+        rewards = _score_together(scorer, pairs, {"": pairs})
+        for name in changed:
+            try:
+                rewards |= _score_together(scorer, pairs, {name: changed[name]})
+            except ModelError:
+                raise
+            except (LookupError, ValueError) as error:
+                refused[name] = error
+    for new in rewards.values():  # where one of two responses has changed, the reward of the other is known
+        one = np.isnan(new) & ~np.isnan(new).all(axis=1, keepdims=True)
+        new[one] = rewards[""][one]
+    return rewards, refused
+
+
+def _score_together(scorer: Any, pairs: list[Pair], changed: dict[str, list[Pair]]) -> dict[str, Array]:
+    """Score the sequences that each probe changes, and return rewards [P, 2]; NaN stands for those that stay.
+
+    A change does not apply where both sequences stay, or one becomes equal to the other, or to the empty text.
     """
     places, sequences, options, names = [], [], [], []
     rewards = {name: np.full((len(pairs), 2), np.nan) for name in changed}
@@ -203,9 +222,6 @@ def _score_changes(scorer: Any, pairs: list[Pair], changed: dict[str, list[Pair]
     scored = score_sequences(scorer, sequences, options, names)[0] if sequences else np.empty(0)
     for (name, number, side), reward in zip(places, scored.tolist(), strict=True):
         rewards[name][number, side] = reward
-    for new_rewards in rewards.values():  # of two responses one has changed: the reward of the other is known
-        one = np.isnan(new_rewards) & ~np.isnan(new_rewards).all(axis=1, keepdims=True)
-        new_rewards[one] = rewards[""][one] if "" in rewards else np.nan
     return rewards
 
 
@@ -225,7 +241,7 @@ def _score_apart(scorer: Any, pairs: list[Pair]) -> Array:
 def _measure(name: str, pairs: list[Pair], before: Array, after: Array) -> ProbeResult:
     """Return the result of a probe from the rewards [P, 2] of the pairs before and after it."""
     here, change, std = ~np.isnan(after[:, 0]), TEXT_CHANGES.get(name), before.std()
-    result = ProbeResult(name, change.description if change else _OWN[name], int(here.sum()))
+    result = ProbeResult(name, _describe(name), int(here.sum()))
     if not here.any():
         return result
     before, after = before[here], after[here]
@@ -249,6 +265,10 @@ def _measure(name: str, pairs: list[Pair], before: Array, after: Array) -> Probe
     dependence = _dependence(won, wins, figures, mean)
     verdict = _judge_dependence(dependence, figures["accuracy"])
     return replace(result, **figures, prompt_dependence=dependence, **verdict)
+
+
+def _describe(name: str) -> str:
+    return _OWN[name] if name in _OWN else TEXT_CHANGES[name].description
 
 
 def _wins(rewards: Array) -> Array:
