@@ -132,7 +132,7 @@ class Benchmark:
         figures = self.measure(rows, checked)
         if set(figures.missing) - set(self.optional):
             logger.warning("%s: no rows of %s; figures that need them are left out", self.name, figures.missing)
-        return figures._asdict()
+        return {"overall": figures.overall, "parts": figures.parts, "missing": figures.missing}
 
     def measure(self, rows: Sequence[Row], rewards: Sequence[Sequence[float]]) -> Figures:
         """Apply the rule to rows whose rewards have been checked."""
@@ -165,7 +165,7 @@ class Benchmark:
 
     def subsets(self, rows: Sequence[Row], allowed: Collection[str] | None = None) -> list[str]:
         """Return the subset of each row, one of those allowed."""
-        return self.each(rows, lambda row: need(row, *self.subset_columns, allowed=allowed))
+        return self.each(rows, lambda row: str(need(row, *self.subset_columns, allowed=allowed)))
 
     def by_subset(self, rows: Sequence[Row], right: Sequence[float], *, pooled: bool = False) -> Figures:
         """Give the mean of each subset; the overall figure is their plain mean, or the mean over all rows if pooled.
