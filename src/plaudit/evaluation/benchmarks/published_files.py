@@ -28,11 +28,7 @@ def is_hub_id(data: str) -> bool:
 
 
 def read_hub(datasets: Sequence[HubDataset]) -> Iterator[dict[str, Any]]:
-    """Read the rows of hub datasets, one dataset after the other.
-
-    Raises:
-        DataError: A dataset cannot be loaded, or has no such split.
-    """
+    """Read the rows of hub datasets, one dataset after the other."""
     from plaudit.data.loading import load_source, take_split
 
     for part in tqdm(datasets, desc="loading", delay=3, disable=None, leave=False):
@@ -50,11 +46,7 @@ def files_of(path: Path) -> list[Path]:
 
 
 def read_file(file: Path) -> list[dict[str, Any]]:
-    """Read all rows of a JSON, CSV or Parquet file.
-
-    Raises:
-        DataError: The file, or a row in it, cannot be read.
-    """
+    """Read all rows of a JSON, CSV or Parquet file."""
     rows = []
     with explain_errors(file):
         for row in open_rows(file).rows:
