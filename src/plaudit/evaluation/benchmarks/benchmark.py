@@ -48,6 +48,7 @@ class Benchmark:
         count: The number of rewards of a row.
         others_column: The column of all responses but the first, where rows have different numbers of them.
         subset_columns: Columns that may hold the subset; the first that has a value counts.
+        gold_column: The column of the scores of all responses, greater is better, if the benchmark has one.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Benchmark:
     optional: tuple[str, ...] = ()
     count: int = 2
     others_column: str | None = None
+    gold_column: str | None = None
     prompt_column: str = "prompt"
     id_column: str | None = "id"
     subset_columns: tuple[str, ...] = ("subset",)

@@ -73,6 +73,7 @@ class PPECorrectness(Benchmark):
     files = (rf".*(?P<subset>{'|'.join(PPE_SETS)})",)
     names = PPE_SETS
     id_column = "question_id"
+    gold_column = "scores"
 
     def responses(self, row: Row) -> list[Any]:
         """Return the responses in the order of their numbers."""
