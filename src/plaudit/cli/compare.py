@@ -74,6 +74,9 @@ def _show(result: "Comparison") -> None:
     if result.composites:
         parts = [(name, *_columns(each, "a", "b")) for name, each in result.composites.items()]
         _show_columns(("benchmark's rule", "A", "B", "A - B", "95% interval"), parts)
+        display.console.print(
+            f"{len(parts)} figures of the rule, each with an interval of its own: some may miss the truth."
+        )
     if len(result.subsets) > 1:
         _show_subsets(result.subsets)
     if result.rows_apart:

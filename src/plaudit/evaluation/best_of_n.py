@@ -48,6 +48,7 @@ class BestOfN:
     proxy_high: list[float]
     oracle: list[float]
     groups: int
+    left_out: int
     gain: float
     gain_low: float
     gain_high: float
@@ -59,16 +60,23 @@ class BestOfN:
 
 
 def best_of_n(
-    rewards: Sequence[ArrayLike], gold: Sequence[ArrayLike], prompts: ArrayLike | None = None, *, seed: int = 0
+    rewards: Sequence[ArrayLike],
+    gold: Sequence[ArrayLike],
+    prompts: ArrayLike | None = None,
+    *,
+    largest: int | None = None,
+    seed: int = 0,
 ) -> BestOfN:
     """Compute the best-of-n curve of a reward model from groups of responses with gold scores.
 
-    Every group enters at every n, so that the points of the curve differ in n alone; the smallest group ends the curve.
+    Every group that enters does so at every n, so that the points of the curve differ in n alone.
 
     Args:
         rewards: Rewards of the responses of each group, G arrays of shape [N_g].
         gold: Gold scores of the same responses, greater is better, G arrays of shape [N_g].
         prompts: Whole numbers, equal for groups of one prompt, shape [G]; all different where `None`.
+        largest: The largest n; groups of fewer responses are left out and counted. Where `None`, the size that at least
+            half of the groups have.
         seed: Seed of the intervals.
 
     Raises:
@@ -76,14 +84,19 @@ def best_of_n(
             finite.
     """
     groups = [_group(number, *pair) for number, pair in enumerate(zip(rewards, gold, strict=True))]
-    most = min((len(proxy) for proxy, _ in groups), default=0)
-    if most < 2:
+    sizes = sorted((len(proxy) for proxy, _ in groups), reverse=True)
+    most = largest or (sizes[(len(sizes) - 1) // 2] if sizes else 0)
+    kept = [number for number, (proxy, _) in enumerate(groups) if len(proxy) >= most]
+    if most < 2 or not kept:
         raise DataError(
-            f"a best-of-n curve: expected groups of at least 2 responses with gold scores, got {len(groups)} groups, "
-            f"the smallest of {most} responses. Leave out rows of a single response."
+            f"a best-of-n curve: expected groups of at least {max(most, 2)} responses with gold scores, got "
+            f"{len(groups)} groups, the largest of {max(sizes, default=0)} responses. Leave out rows of a single "
+            "response, or ask for a smaller n."
         )
+    keys = np.array(kept) if prompts is None else np.asarray(prompts)[kept]
+    left_out, groups = len(groups) - len(kept), [groups[number] for number in kept]
     points = np.arange(1, most + 1) if most <= _MOST_POINTS else np.geomspace(1, most, _MOST_POINTS).round()
-    n, keys = np.unique(points.astype(int)), np.arange(len(groups)) if prompts is None else np.asarray(prompts)
+    n = np.unique(points.astype(int))
     golds = np.stack([expected_best(proxy, score, n) for proxy, score in groups], 1)  # [P, G]
     proxies = np.stack([expected_best(proxy, proxy - proxy.mean(), n) for proxy, _ in groups], 1)
     oracle = np.stack([expected_best(score, score, n) for _, score in groups], 1).mean(1)
@@ -100,6 +113,7 @@ def best_of_n(
         **curves,
         oracle=oracle.tolist(),
         groups=len(groups),
+        left_out=left_out,
         gain=gain,
         gain_low=low,
         gain_high=high,

@@ -84,7 +84,8 @@ def paired_difference(
     1947) where each prompt has one comparison, all weights are equal, and no reward ties with another. Otherwise the
     differences of whole prompts change sign at random (I. Canay, J. Romano and A. Shaikh, Econometrica 85, 2017). The
     smallest detectable difference is 2.80 paired standard errors, clustered by prompt (H. Bloom, Evaluation Review 19,
-    1995), but no less than six comparisons, and infinite below six prompts: if fewer differ, no p-value is below 0.05.
+    1995), but no less than half the width of the interval and than six comparisons, and infinite below six prompts: if
+    fewer differ, no p-value is below 0.05.
 
     Args:
         first: 1 where model a is right, 0 where it is wrong, 1/2 where both rewards are equal, shape [C].
@@ -113,7 +114,7 @@ def paired_difference(
     p_value = _mcnemar(gap) if exact else _sign_flips(moved, flips, seed)
     return PairedDifference(
         difference, low, high, p_value,
-        smallest_detectable=_smallest_detectable(moved, total, float(weight.min())),
+        smallest_detectable=max(_smallest_detectable(moved, total, float(weight.min())), (high - low) / 2),
         accuracy_a=float(np.average(won, weights=weight)), accuracy_b=float(np.average(other, weights=weight)),
         comparisons=len(gap), prompts=count, test=MCNEMAR if exact else SIGN_FLIPS, p_unadjusted=p_value, tried=1,
     )  # fmt: skip

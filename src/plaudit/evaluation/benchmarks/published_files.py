@@ -23,8 +23,9 @@ class HubDataset(NamedTuple):
 
 
 def is_hub_id(data: str) -> bool:
-    """Return whether a text can be the hub id of a dataset, such as `allenai/reward-bench`."""
-    return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", data)) and format_of(Path(data)) is None
+    """Return whether a text can be the hub id of a dataset, such as `allenai/reward-bench`, and no path in a folder."""
+    can_be_id = bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", data)) and format_of(Path(data)) is None
+    return can_be_id and not Path(data).parent.is_dir()
 
 
 def read_hub(datasets: Sequence[HubDataset]) -> Iterator[dict[str, Any]]:
