@@ -77,11 +77,8 @@ def reliability_diagram(
         if 0 < divisor < math.inf:
             confidence, right, _ = calibration_bins(np.asarray(differences) / divisor, labels, weights).T
             ax.plot(confidence, right, style, color=colour, markersize=4, label=label)
-    ax.xaxis.set_major_formatter(_percent)
-    ax.yaxis.set_major_formatter(_percent)
     ax.set_xlim(0.49, 1.01)
-    _add_legend(ax)
-    return ax
+    return _finish(ax, "xy")
 
 
 def margin_histogram(differences: ArrayLike, weights: ArrayLike | None = None, *, ax: Axes | None = None) -> Axes:
@@ -92,9 +89,7 @@ def margin_histogram(differences: ArrayLike, weights: ArrayLike | None = None, *
         style = {"color": colour, "label": f"{label} ({share[part].sum():.1%})"}
         ax.bar(low[part], share[part], width=0.94 * (high - low)[part], align="edge", linewidth=0, **style)
     ax.axvline(0, color=INK, linewidth=1)
-    ax.yaxis.set_major_formatter(_percent)
-    _add_legend(ax)
-    return ax
+    return _finish(ax, "y")
 
 
 def accuracy_by_length_difference(
@@ -117,9 +112,7 @@ def accuracy_by_length_difference(
     ends = ([f"{each[end]:+,.0f}".replace("-", "\N{MINUS SIGN}") for end in ("shortest", "longest")] for each in groups)
     names = [" to ".join(dict.fromkeys(each)) for each in ends]
     ax.set_xticks(range(len(groups)), names, rotation=40, ha="right", rotation_mode="anchor", fontsize=8)
-    ax.yaxis.set_major_formatter(_percent)
-    _add_legend(ax)
-    return ax
+    return _finish(ax, "y")
 
 
 def reward_against_length(rewards: ArrayLike, lengths: ArrayLike, *, ax: Axes | None = None) -> Axes:
@@ -148,9 +141,7 @@ def reward_distribution(rewards: Mapping[str, ArrayLike], *, ax: Axes | None = N
         colour, style = (FIRST, SECOND, BASELINE, MUTED)[number % 4], ("-", "--", "-.", ":")[number % 4]
         label = f"{_shorten(name)} (mean {np.mean(np.asarray(values)):.2f})"
         ax.stairs([each[name] for each in bins], edges, linewidth=1.5, label=label, color=colour, linestyle=style)
-    ax.yaxis.set_major_formatter(_percent)
-    _add_legend(ax, above=True)
-    return ax
+    return _finish(ax, "y", above=True)
 
 
 def dots(figures: Mapping[str, Mapping[str, Any]], *, title: str = "Accuracy", ax: Axes | None = None) -> Axes:
@@ -167,9 +158,7 @@ def dots(figures: Mapping[str, Mapping[str, Any]], *, title: str = "Accuracy", a
     longer = np.array([each.get("longer_wins") for each in figures.values()], dtype=np.float64)
     if np.isfinite(longer).any():
         ax.plot(longer, range(len(rows))[::-1], "x", color=SECOND, label="longer wins")
-    ax.xaxis.set_major_formatter(_percent)
-    _add_legend(ax, above=True)
-    return ax
+    return _finish(ax, "x", above=True)
 
 
 def probe_forest(probes: Sequence[Mapping[str, Any]], *, ax: Axes | None = None) -> Axes:
@@ -184,8 +173,7 @@ def probe_forest(probes: Sequence[Mapping[str, Any]], *, ax: Axes | None = None)
     looks = {True: (FIRST, "o", "passed"), None: (MUTED, "D", "cannot tell"), False: (SECOND, "s", "failed")}
     label = "shift of the reward (standard deviations), 95% interval"
     ax = _forest(ax, "Probes", label, rows, (0, None), [looks[each["passed"]] for each in shown])
-    _add_legend(ax, above=True)
-    return ax
+    return _finish(ax, above=True)
 
 
 def comparison_forest(comparison: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
@@ -199,9 +187,7 @@ def comparison_forest(comparison: Mapping[str, Any], *, ax: Axes | None = None) 
     rows = {name: [each[key] for key in ("difference", "low", "high")] for name, each in shown.items()}
     title = f"Against {_shorten(comparison['b'])}"
     ax = _forest(ax, title, "difference in accuracy, 95% interval", rows, (0, "equal"))
-    ax.xaxis.set_major_formatter(_percent)
-    _add_legend(ax, above=True)
-    return ax
+    return _finish(ax, "x", above=True)
 
 
 def training_log(log_history: Sequence[Mapping[str, Any]], metric: str = "loss", *, ax: Axes | None = None) -> Axes:
@@ -221,10 +207,7 @@ def training_log(log_history: Sequence[Mapping[str, Any]], metric: str = "loss",
         if points:
             ax.plot(*zip(*points, strict=True), style, color=colour, linewidth=1.2, markersize=4, label=label)
     ax.axhline({"loss": math.log(2), "accuracy": 0.5}[metric], color=MUTED, linestyle=":", label="guessing")
-    if metric == "accuracy":
-        ax.yaxis.set_major_formatter(_percent)
-    _add_legend(ax)
-    return ax
+    return _finish(ax, "y" if metric == "accuracy" else "")
 
 
 def learning_curve(curve: Mapping[str, Any], *, ceiling: float | None = None, ax: Axes | None = None) -> Axes:
@@ -250,8 +233,7 @@ def learning_curve(curve: Mapping[str, Any], *, ceiling: float | None = None, ax
         ax.axhline(ceiling, color=BASELINE, linestyle=":", label="least possible")
     ax.set_xscale("log", base=2)
     ax.set_xticks(ticks, [f"{each:,}" for each in ticks])
-    _add_legend(ax)
-    return ax
+    return _finish(ax)
 
 
 def best_of_n(curve: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
@@ -272,9 +254,7 @@ def best_of_n(curve: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
         middle, low, high = ((np.array(curve[name + end]) - curve[name][0]) / (greatest or 1) for end in _ENDS)
         ax.plot(curve["sqrt_kl"], middle, style, color=colour, markersize=4, label=label)
         ax.fill_between(curve["sqrt_kl"], low, high, color=colour, alpha=0.15, linewidth=0)
-    ax.yaxis.set_major_formatter(_percent)
-    _add_legend(ax)
-    return ax
+    return _finish(ax, "y")
 
 
 def _prepare(ax: Axes | None, title: str, x: str, y: str) -> Axes:
@@ -318,21 +298,18 @@ def _forest(
     return ax
 
 
-def _add_legend(ax: Axes, *, above: bool = False) -> None:
-    """Add a legend where there is anything to name, inside the axes or between them and their title."""
-    if not ax.get_legend_handles_labels()[0]:
-        return
-    style: dict[str, Any] = {"frameon": False, "fontsize": 8.5, "labelcolor": INK}
-    if above:
-        style |= {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0, "ncols": 3, "columnspacing": 1}
-        ax.set_title(ax.get_title(loc="left"), pad=20, **_TITLE)
-    for text in ax.legend(**style).get_texts():
-        text.set_parse_math(False)
-
-
-def _percent(share: float, _: float = 0) -> str:
-    """Return the label of a tick that is a share, as a formatter of an axis."""
-    return f"{100 * share:.3g}%"
+def _finish(ax: Axes, shares: str = "", *, above: bool = False) -> Axes:
+    """Write shares along some axes as percentages, and add a legend in the picture, or between it and its title."""
+    for name in shares:
+        getattr(ax, f"{name}axis").set_major_formatter(lambda share, _: f"{100 * share:.3g}%")
+    if ax.get_legend_handles_labels()[0]:
+        style: dict[str, Any] = {"frameon": False, "fontsize": 8.5, "labelcolor": INK}
+        if above:
+            style |= {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0, "ncols": 3, "columnspacing": 1}
+            ax.set_title(ax.get_title(loc="left"), pad=20, **_TITLE)
+        for text in ax.legend(**style).get_texts():
+            text.set_parse_math(False)
+    return ax
 
 
 def _shorten(name: str) -> str:

@@ -144,13 +144,7 @@ def write_report(
 
 
 def report_on_training(folder: str | Path, log_history: Sequence[Mapping[str, Any]], **results: Any) -> Report:
-    """Write `report.html` into the folder of a run that has just ended.
-
-    Args:
-        folder: The folder of the run, with `reward.json`.
-        log_history: `trainer.state.log_history`.
-        **results: Further arguments of `write_report`, such as `scores`, `rows` and `audit`.
-    """
+    """Write `report.html` into the folder of a run, with its log and further arguments of `write_report`."""
     run = read_run(folder) | {"log_history": list(log_history)}
     return write_report(Path(folder, "report.html"), run=run, **results)
 

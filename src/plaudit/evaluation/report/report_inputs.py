@@ -113,7 +113,7 @@ def read_run(run: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
 
 def name_scores(files: Sequence[Scores | str | Path]) -> dict[str, Scores]:
     """Read score files, and name each by its dataset, its model or both, by what tells the files apart."""
-    scores = [read_scores(file) if isinstance(file, (str, Path)) else file for file in files]
+    scores = [_read_scores(file) if isinstance(file, (str, Path)) else file for file in files]
     paths = [each.header.get("benchmark") or _dataset(each).get("path") or "evaluated rows" for each in scores]
     columns = [[Path(each).name for each in paths], [Path(each.header.get("model") or "").name for each in scores]]
     columns = [column for column in columns if len(set(column)) > 1] or columns[:1]
@@ -134,6 +134,13 @@ def group_by_dataset(scored: Mapping[str, Scores]) -> list[list[str]]:
 
 def _dataset(scores: Scores) -> Mapping[str, Any]:
     return scores.header.get("dataset") or {}
+
+
+def _read_scores(file: str | Path) -> Scores:
+    try:
+        return read_scores(file)
+    except (EOFError, OSError, UnicodeError) as error:
+        raise DataError(f"{file}: expected a score file ({error}).") from error
 
 
 def _read_json(path: Path) -> Any:

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,13 +74,14 @@ def load_texts(
         if len(raw) != len(scores.rows):
             raise DataError(f"{benchmark.name} now has {len(raw):,} rows; {len(scores.rows):,} were scored")
         return {row: _texts(benchmark.prompt(raw[row]), benchmark.sequences(raw[row])) for row in wanted}
-    if rows is None and not named.get("path"):
+    path = named.get("path")
+    if rows is None and (not path or (" " in path and not Path(path).exists())):  # a name for readers alone
         raise DataError("the score file does not name a dataset that can be loaded again")
     options = {f"dataset_{name}": named.get(name) for name in ("config", "format")}
-    raw = list(load_rows(named["path"], split=named.get("split"), **options)[0] if rows is None else rows)
+    raw = list(load_rows(path, split=named.get("split"), **options)[0] if rows is None else rows)
     data = read_preferences(raw)
     if named.get("hash") not in (None, describe_dataset(data, None, None, None, None)["hash"]):
-        raise DataError(f"{named.get('path') or 'the dataset'} has other texts, or another order, than was scored")
+        raise DataError(f"{path or 'the dataset'} has other texts, or another order, than was scored")
     first = data.first_responses.tolist()
     return {
         row: _texts(without_none(prompt_of(raw[row])), data.sequences[first[row] : first[row + 1]]) for row in wanted
