@@ -109,8 +109,8 @@ def accuracy_by_length_difference(
     middle, low, high = (np.array([each[f"accuracy{end}"] for each in groups]) for end in _ENDS)
     ax.errorbar(range(len(groups)), middle, np.abs([low - middle, high - middle]), color=FIRST, fmt="o")
     ax.axhline(0.5, color=MUTED, linestyle=":", label="chance")
-    ends = ([f"{each[end]:+,.0f}".replace("-", "\N{MINUS SIGN}") for end in ("shortest", "longest")] for each in groups)
-    names = [" to ".join(dict.fromkeys(each)) for each in ends]
+    ends = ((f"{each[end]:+,.0f}" for end in ("shortest", "longest")) for each in groups)
+    names = [" to ".join(dict.fromkeys(each)).replace("-", "\N{MINUS SIGN}").replace("+0", "0") for each in ends]
     ax.set_xticks(range(len(groups)), names, rotation=40, ha="right", rotation_mode="anchor", fontsize=8)
     return _finish(ax, "y")
 

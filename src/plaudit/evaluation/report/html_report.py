@@ -94,7 +94,7 @@ def write_report(
     with _naming(run, "the folder of a run"):
         described = read_run(run)
         found = list(alerts.run_alerts(described["metadata"]))
-        charts = list(report_charts.training_charts(described["log_history"]))
+        training = list(report_charts.training_charts(described["log_history"]))
     audited, baselines = None, dict[str, dict[str, float]]()
     if audit is not None:
         with _naming(audit, "the JSON of an audit"):
@@ -102,28 +102,22 @@ def write_report(
             found += alerts.audit_alerts(audited)
             baselines = _baselines(audited)
     results = [("probes", probes), ("learning_curve", learning_curve), ("best_of_n", best_of_n)]
-    for kind, source in [*results, *(("comparisons", each) for each in comparisons)]:
-        with _naming(source, f"the JSON of {kind.replace('_', ' ')}"):
-            find, draw = _RESULTS[kind]
-            for result in read_results(source, kind):
-                found += find(result)
-                charts.append(draw(f"result-{len(charts)}", result))
+    charts: list[Chart] = []
+    for verdicts, chart in _results([*results, *(("comparisons", each) for each in comparisons)]):
+        found += verdicts
+        charts.append(chart)
     for name, each in evaluations.items():
         here = [*alerts.evaluation_alerts(each), *alerts.baseline_alerts(each["overall"], baselines)]
         found += [replace(alert, advice=f"{name}: {alert.advice}") for alert in here] if len(scored) > 1 else here
-    overall = {name: each["overall"] for name, each in evaluations.items()}
     pictures, wrong = [], []
-    for place, (name, *others) in enumerate(group_by_dataset(scored)[:_MOST_DATASETS]):
-        key, beside = f"data-{place}", baselines | {other: overall[other] for other in others}
-        models = (
-            [report_charts.accuracy_chart(f"{key}-models", "Accuracy", {name: overall[name]} | beside)]
-            if beside
-            else []
-        )
-        compared = None if place or reference is None else next(iter(name_scores([reference]).values()))
-        of_data = report_charts.score_charts(key, scored[name], evaluations[name], compared)
-        pictures.append((name, [*models, *of_data]))
-        wrong.append({"name": name} | _wrong_pairs(scored[name], None if place else rows, examples))
+    for place, names in enumerate(group_by_dataset(scored)[:_MOST_DATASETS]):
+        beside = None if place or reference is None else next(iter(name_scores([reference]).values()))
+        of_data = _dataset_charts(f"data-{place}", scored[names[0]], names, evaluations, baselines, beside)
+        pictures.append((names[0], list(of_data)))
+        wrong.append({"name": names[0]} | _wrong_pairs(scored[names[0]], None if place else rows, examples))
+    if charts := charts + training:
+        pictures.append(("Results and training", charts))
+    overall = {name: each["overall"] for name, each in evaluations.items()}
     given = {"audit": audit, "eval --scores": scores, "eval --probes": probes, "train --learning_curve": learning_curve}
     model = described["name"] or next((each.header.get("model") for each in scored.values()), None)
     settings = {name: value for name, value in described["metadata"].items() if name != "fingerprint"}
@@ -134,7 +128,7 @@ def write_report(
         missing=[command for command, value in given.items() if not value],
         figures=report_charts.figure_records(overall | baselines),
         official={name: each["official"] for name, each in evaluations.items() if each["official"]},
-        pictures=[*pictures, ("Training and further results", charts)] if charts else pictures,
+        pictures=pictures,
         wrong=[each for each in wrong if each["pairs"]],
         audit=audited,
         settings={"The saved model": settings} | {f"Scores of {name}": each.header for name, each in scored.items()},
@@ -159,6 +153,31 @@ def _naming(source: Any, expected: str) -> Iterator[None]:
             raise
         name = source if isinstance(source, (str, Path)) else "report"
         raise DataError(f"{name}: expected {expected} ({type(error).__name__}: {error}).") from error
+
+
+def _results(sources: Iterable[tuple[str, Any]]) -> Iterator[tuple[Iterable[alerts.Alert], Chart]]:
+    """Yield the alerts and the chart of each result, of pairs of its kind and what holds it."""
+    for place, (kind, source) in enumerate(sources):
+        words = kind.replace("_", "-")
+        with _naming(source, f"the JSON of {words}"):
+            find, draw = _RESULTS[kind]
+            for number, result in enumerate(read_results(source, kind)):
+                yield list(find(result)), draw(f"{words}-{place}-{number}", result)
+
+
+def _dataset_charts(
+    key: str,
+    scores: Scores,
+    names: Sequence[str],
+    evaluations: Mapping[str, Any],
+    baselines: Mapping[str, Any],
+    reference: Scores | None,
+) -> Iterator[Chart]:
+    """Yield the charts of a dataset: all its score files and the baselines in one, then those of its first file."""
+    models = {name: evaluations[name]["overall"] for name in names} | dict(baselines)
+    if len(models) > 1:
+        yield report_charts.accuracy_chart(f"{key}-models", "Accuracy", models)
+    yield from report_charts.score_charts(key, scores, evaluations[names[0]], reference)
 
 
 def _baselines(audit: Mapping[str, Any]) -> dict[str, dict[str, float]]:
