@@ -16,7 +16,6 @@ from report_data import (
     plain_rows,
     scores_of,
 )
-from row_files import write
 
 from plaudit import evaluate
 from plaudit.errors import DataError
@@ -165,11 +164,11 @@ def test_two_hundred_long_examples_are_at_most_a_megabyte(make, letter):
     assert "characters left out" in html
 
 
-def test_several_files_of_a_dataset_are_members_and_one_alert(make):
+def test_several_files_are_beside_each_other_and_one_alert(make):
     rows = plain_rows()
-    report, html, _ = make(scores=[scores_of(rows, seed, scale=9) for seed in range(3)], rows=rows)
-    assert html.count("-models-title") == 2
-    assert html.count("-reliability-title") == 2  # its identifier and the reference to it: one dataset, one picture
+    report, html, page = make(scores=[scores_of(rows, seed, scale=9) for seed in range(3)], rows=rows)
+    assert html.count("models-title") == html.count("reliability-title") == 2  # an identifier and the reference to it
+    assert "Of model-0: the comparisons with the greatest reward" in page.text
     (alert,) = [each for each in report.alerts if each.verdict == "The model is overconfident."]
     assert [line.split(":")[0] for line in alert.advice.splitlines()] == ["model-0", "model-1", "model-2"]
 
@@ -177,13 +176,6 @@ def test_several_files_of_a_dataset_are_members_and_one_alert(make):
 def test_models_of_one_name_are_told_apart(make, scores):
     _, _, page = make(scores=[scores, scores])
     assert "evaluated rows (2)" in page.text
-
-
-def test_each_dataset_has_its_own_pictures(make, tmp_path):
-    paths = [write(tmp_path / f"{name}.jsonl", plain_rows(40 + 20 * n)) for n, name in enumerate("ab")]
-    files = [evaluate(lambda each: [-len(text) for text in each], str(path)).scores for path in paths]
-    _, html, _ = make(scores=files)
-    assert html.count("-reliability-title") == 4
 
 
 def test_without_the_texts_the_rows_are_named_and_the_reason(make, scores):

@@ -7,7 +7,6 @@ from report_data import AUDIT, BEST_OF_N, COMPARISON, LEARNING_CURVE, LOG, PROBE
 
 from plaudit.errors import DataError
 from plaudit.evaluation.report.report_inputs import (
-    group_by_dataset,
     name_scores,
     read_report_inputs,
     read_results,
@@ -145,9 +144,3 @@ def test_files_are_named_by_what_tells_them_apart():
     assert list(name_scores([one])) == ["evaluated rows"]
     assert list(name_scores([one, other])) == ["model-0", "model-1"]
     assert list(name_scores([one, one])) == ["evaluated rows (1)", "evaluated rows (2)"]
-
-
-def test_files_of_one_dataset_belong_together():
-    rows = plain_rows()
-    scored = name_scores([scores_of(rows, 0), scores_of(rows[:60], 1), scores_of(rows, 2)])
-    assert group_by_dataset(scored) == [["model-0", "model-2"], ["model-1"]]

@@ -16,7 +16,7 @@ from plaudit.evaluation.evaluate import evaluate_scores
 from plaudit.evaluation.report import alerts, report_charts
 from plaudit.evaluation.report.number_texts import cell
 from plaudit.evaluation.report.report_charts import Chart
-from plaudit.evaluation.report.report_inputs import group_by_dataset, name_scores, read_results, read_run
+from plaudit.evaluation.report.report_inputs import name_scores, read_results, read_run
 from plaudit.evaluation.report.wrong_pairs import load_texts, most_confidently_wrong, set_side_by_side
 from plaudit.evaluation.score_files import Scores
 
@@ -24,7 +24,6 @@ __all__ = ["Report", "report_on_training", "write_report"]
 
 _MOST_BYTES = 1_000_000
 _CHARACTERS = (2000, 1200, 700, 350, 150)  # of a response: the most with which a report is small enough
-_MOST_DATASETS = 4  # with pictures and wrong pairs
 _RESULTS: dict[str, tuple[Callable[[Any], Iterable[alerts.Alert]], Callable[[str, Any], Chart]]] = {
     "probes": (alerts.probe_alerts, report_charts.probe_chart),
     "comparisons": (alerts.comparison_alerts, report_charts.comparison_chart),
@@ -73,16 +72,17 @@ def write_report(
         output: The HTML file.
         run: The folder of a training run, of which `reward.json` and the log are read; or a dictionary of `name`,
             `metadata` (the content of `reward.json`) and `log_history`.
-        scores: Score files, or their scores. Several files of one dataset are shown as seeds or members.
-        rows: The rows of the first dataset, for the texts of its wrong pairs; by default, each dataset is loaded as its
-            score file names it.
+        scores: Score files, or their scores, of several datasets, seeds or members. All have figures and alerts; the
+            first has the pictures of margins and rewards and the wrong pairs.
+        rows: The rows of the first score file, for the texts of its wrong pairs; by default, they are loaded as the
+            file names them.
         audit: An audit of the training data.
         probes: A list of results of probes.
         comparisons: Comparisons with other models.
         learning_curve: A learning curve.
         best_of_n: A best-of-n curve.
-        reference: Scores of another model on the first dataset, whose distribution is drawn beside.
-        examples: The most wrong pairs of each dataset.
+        reference: Scores of another model on the same rows, whose distribution is drawn beside.
+        examples: The most wrong pairs.
         title: The title; by default, it names the run or the model.
 
     Raises:
@@ -109,15 +109,14 @@ def write_report(
     for name, each in evaluations.items():
         here = [*alerts.evaluation_alerts(each), *alerts.baseline_alerts(each["overall"], baselines)]
         found += [replace(alert, advice=f"{name}: {alert.advice}") for alert in here] if len(scored) > 1 else here
-    pictures, wrong = [], []
-    for place, names in enumerate(group_by_dataset(scored)[:_MOST_DATASETS]):
-        beside = None if place or reference is None else next(iter(name_scores([reference]).values()))
-        of_data = _dataset_charts(f"data-{place}", scored[names[0]], names, evaluations, baselines, beside)
-        pictures.append((names[0], list(of_data)))
-        wrong.append({"name": names[0]} | _wrong_pairs(scored[names[0]], None if place else rows, examples))
-    if charts := charts + training:
-        pictures.append(("Results and training", charts))
-    overall = {name: each["overall"] for name, each in evaluations.items()}
+    overall = {name: each["overall"] for name, each in evaluations.items()} | baselines
+    pictures = [report_charts.accuracy_chart("models", "Accuracy", overall)] if len(overall) > 1 else []
+    wrong = None
+    if scored:
+        first, *_ = scored.values()
+        beside = None if reference is None else next(iter(name_scores([reference]).values()))
+        pictures += report_charts.score_charts(first, next(iter(evaluations.values())), beside)
+        wrong = _wrong_pairs(first, rows, examples)
     given = {"audit": audit, "eval --scores": scores, "eval --probes": probes, "train --learning_curve": learning_curve}
     model = described["name"] or next((each.header.get("model") for each in scored.values()), None)
     settings = {name: value for name, value in described["metadata"].items() if name != "fingerprint"}
@@ -126,10 +125,10 @@ def write_report(
         title=title or f"Reward model: {model or 'evaluation'}",
         alerts=report.alerts,
         missing=[command for command, value in given.items() if not value],
-        figures=report_charts.figure_records(overall | baselines),
+        figures=report_charts.figure_records(overall),
         official={name: each["official"] for name, each in evaluations.items() if each["official"]},
-        pictures=pictures,
-        wrong=[each for each in wrong if each["pairs"]],
+        pictures=pictures + charts + training,
+        wrong=wrong,
         audit=audited,
         settings={"The saved model": settings} | {f"Scores of {name}": each.header for name, each in scored.items()},
     )
@@ -163,21 +162,6 @@ def _results(sources: Iterable[tuple[str, Any]]) -> Iterator[tuple[Iterable[aler
             find, draw = _RESULTS[kind]
             for number, result in enumerate(read_results(source, kind)):
                 yield list(find(result)), draw(f"{words}-{place}-{number}", result)
-
-
-def _dataset_charts(
-    key: str,
-    scores: Scores,
-    names: Sequence[str],
-    evaluations: Mapping[str, Any],
-    baselines: Mapping[str, Any],
-    reference: Scores | None,
-) -> Iterator[Chart]:
-    """Yield the charts of a dataset: all its score files and the baselines in one, then those of its first file."""
-    models = {name: evaluations[name]["overall"] for name in names} | dict(baselines)
-    if len(models) > 1:
-        yield report_charts.accuracy_chart(f"{key}-models", "Accuracy", models)
-    yield from report_charts.score_charts(key, scores, evaluations[names[0]], reference)
 
 
 def _baselines(audit: Mapping[str, Any]) -> dict[str, dict[str, float]]:

@@ -49,34 +49,25 @@ class Chart(NamedTuple):
     records: Records
 
 
-def score_charts(
-    key: str, scores: Scores, evaluation: Mapping[str, Any], reference: Scores | None = None
-) -> Iterator[Chart]:
-    """Yield the charts of one score file.
-
-    Args:
-        key: The beginning of their identifiers, different for each file.
-        scores: The scores.
-        evaluation: Their figures, as `Evaluation.to_dict` returns them.
-        reference: Other scores, whose distribution is drawn beside.
-    """
+def score_charts(scores: Scores, evaluation: Mapping[str, Any], reference: Scores | None = None) -> Iterator[Chart]:
+    """Yield the charts of a score file, beside the rewards of another one; its figures are those of `to_dict`."""
     pairs, figures = scores.comparisons, evaluation["overall"]
     margins = scores.rewards[pairs.better] - scores.rewards[pairs.worse]
     longer = scores.lengths[pairs.better] - scores.lengths[pairs.worse]
     counted, measured = pairs.labels > 0.5, scores.lengths >= 1
     known = counted & np.isfinite(longer)
-    yield _reliability(f"{key}-reliability", (margins, pairs.labels, pairs.weights), figures)
+    yield _reliability((margins, pairs.labels, pairs.weights), figures)
     if counted.any():
         columns: tuple[Any, ...] = (margins[counted], pairs.weights[counted])
         caption = f"{percent(figures['accuracy'])} are right; the median margin is {np.median(columns[0]):.3g}."
         draw = partial(plots.margin_histogram, *columns)
-        yield _chart(f"{key}-margins", "Margins", caption, margin_bins(*columns), draw)
+        yield _chart("margins", "Margins", caption, margin_bins(*columns), draw)
     if known.any():
         columns = (margins[known], longer[known], pairs.weights[known], pairs.prompts[known])
         means = (percent(figures[f"{name}_accuracy"]) for name in ("longer", "shorter", "length_balanced"))
         caption = "Accuracy {} where the better response is longer, {} where it is shorter; mean {}.".format(*means)
         draw = partial(plots.accuracy_by_length_difference, *columns)
-        yield _chart(f"{key}-length-differences", "Accuracy by length", caption, length_deciles(*columns), draw, 3.4)
+        yield _chart("length-differences", "Accuracy by length", caption, length_deciles(*columns), draw, 3.4)
     if measured.any():
         columns = (scores.rewards[measured], scores.lengths[measured])
         correlation = cell(figures["length_correlation"])
@@ -85,14 +76,14 @@ def score_charts(
             f"differences in reward and in length is {correlation}."
         )
         draw = partial(plots.reward_against_length, *columns)
-        yield _chart(f"{key}-length", "Reward and length", caption, reward_length_cells(*columns), draw)
+        yield _chart("length", "Reward and length", caption, reward_length_cells(*columns), draw)
     if reference is not None:
         rewards = {"now": scores.rewards, "reference": reference.rewards}
         parts = (f"{name}: mean {np.mean(each):.3g}, deviation {np.std(each):.3g}" for name, each in rewards.items())
         draw = partial(plots.reward_distribution, rewards)
-        yield _chart(f"{key}-distribution", "Rewards", "; ".join(parts) + ".", reward_bins(rewards), draw)
+        yield _chart("distribution", "Rewards", "; ".join(parts) + ".", reward_bins(rewards), draw)
     if len(evaluation["subsets"]) > 1:
-        yield accuracy_chart(f"{key}-subsets", "Accuracy by subset", evaluation["subsets"])
+        yield accuracy_chart("subsets", "Accuracy by subset", evaluation["subsets"])
 
 
 def accuracy_chart(key: str, title: str, figures: Mapping[str, Mapping[str, Any]]) -> Chart:
@@ -108,7 +99,7 @@ def figure_records(figures: Mapping[str, Mapping[str, Any]]) -> Records:
     return _pick(({"name": name, **each} for name, each in figures.items()), f"name {_FIGURES}")
 
 
-def _reliability(key: str, columns: tuple[Any, Any, Any], figures: Mapping[str, Any]) -> Chart:
+def _reliability(columns: tuple[Any, Any, Any], figures: Mapping[str, Any]) -> Chart:
     temperature = math.inf if figures["temperature"] is None else figures["temperature"]
     helps = 0 < temperature < math.inf
     less = f"{figures['calibrated_log_loss']:.3f} if divided by {temperature:.3g}" if helps else "no temperature helps"
@@ -116,7 +107,7 @@ def _reliability(key: str, columns: tuple[Any, Any, Any], figures: Mapping[str, 
     names = ("confidence", "accuracy", "share")
     records = [dict(zip(names, each, strict=True)) for each in calibration_bins(*columns).tolist()]
     draw = partial(plots.reliability_diagram, *columns, temperature=temperature)
-    return _chart(key, "Reliability", caption, records, draw)
+    return _chart("reliability", "Reliability", caption, records, draw)
 
 
 def training_charts(log_history: Sequence[Mapping[str, Any]]) -> Iterator[Chart]:

@@ -9,7 +9,7 @@ from typing import Any
 from plaudit.errors import DataError
 from plaudit.evaluation.score_files import Scores, read_scores
 
-__all__ = ["group_by_dataset", "name_scores", "read_report_inputs", "read_results", "read_run"]
+__all__ = ["name_scores", "read_report_inputs", "read_results", "read_run"]
 
 _LOG = "trainer_state.json"
 # A key that only this result has, and the argument of `write_report` that takes it.
@@ -114,26 +114,14 @@ def read_run(run: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
 def name_scores(files: Sequence[Scores | str | Path]) -> dict[str, Scores]:
     """Read score files, and name each by its dataset, its model or both, by what tells the files apart."""
     scores = [_read_scores(file) if isinstance(file, (str, Path)) else file for file in files]
-    paths = [each.header.get("benchmark") or _dataset(each).get("path") or "evaluated rows" for each in scores]
-    columns = [[Path(each).name for each in paths], [Path(each.header.get("model") or "").name for each in scores]]
+    named = ((each.header.get("benchmark"), (each.header.get("dataset") or {}).get("path")) for each in scores)
+    data = [Path(benchmark or path or "evaluated rows").name for benchmark, path in named]
+    columns = [data, [Path(each.header.get("model") or "").name for each in scores]]
     columns = [column for column in columns if len(set(column)) > 1] or columns[:1]
     names = [", ".join(each) for each in zip(*columns, strict=True)]
     if len(set(names)) < len(names):
         names = [f"{name} ({place})" for place, name in enumerate(names, 1)]
     return dict(zip(names, scores, strict=True))
-
-
-def group_by_dataset(scored: Mapping[str, Scores]) -> list[list[str]]:
-    """Return the names of the score files of each dataset."""
-    groups: dict[tuple[Any, ...], list[str]] = {}
-    for name, each in scored.items():
-        key = each.header.get("benchmark"), *(_dataset(each).get(part) for part in ("path", "split", "hash"))
-        groups.setdefault(key, []).append(name)
-    return list(groups.values())
-
-
-def _dataset(scores: Scores) -> Mapping[str, Any]:
-    return scores.header.get("dataset") or {}
 
 
 def _read_scores(file: str | Path) -> Scores:
