@@ -187,6 +187,13 @@ def test_a_row_is_found_again_by_its_texts(evaluation):
     assert len(set(keys)) == len(ROWS)
 
 
+@pytest.mark.parametrize(("name", "content"), [("a.jsonl", b"\xff\xfe{}"), ("a.jsonl.gz", b"no gzip")])
+def test_a_file_that_is_no_text_is_named(name, content, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"cannot read .*{name}"):
+        read_scores(tmp_path / name)
+
+
 def test_a_missing_file_is_named_with_the_command_that_writes_one(tmp_path):
     with pytest.raises(DataError, match="expected a score file at .*none.jsonl.*`plaudit eval --scores` writes one"):
         read_scores(tmp_path / "none.jsonl")

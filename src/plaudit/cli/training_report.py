@@ -33,19 +33,16 @@ def show_grave_findings(train: Any, test: Any = None) -> None:
             display.console.print(f"[yellow]{escape(line)}[/yellow]", soft_wrap=True)
 
 
-def write_training_report(
-    output_dir: str, log_history: Sequence[Mapping[str, Any]], splits: tuple[Any, Any], max_length: int | None
-) -> None:
+def write_training_report(output_dir: str, log_history: Sequence[Mapping[str, Any]], splits: tuple[Any, Any]) -> None:
     """Audit the training rows, score the held-out rows with the saved model, and write both with the report.
 
     Args:
         output_dir: The folder of the run, with the saved model.
         log_history: The log of the training.
         splits: The training rows, and the held-out rows or `None`.
-        max_length: The most tokens of a sequence in training.
     """
     from plaudit.auditing.audit import audit
-    from plaudit.checkpoint.atomic import write_atomically
+    from plaudit.checkpoint.atomic import staged_file, write_atomically
     from plaudit.cli.learning_curve import FILE_NAME
     from plaudit.evaluation.evaluate import evaluate
     from plaudit.evaluation.report import report_on_training
@@ -60,11 +57,12 @@ def write_training_report(
         write_atomically(folder / "audit.json", json.dumps(results["audit"], ensure_ascii=False, indent=1) + "\n")
     if _has_texts(test):
         display.console.print("Scoring the held-out rows with the saved model ...")
-        scores = evaluate(RewardModel.from_pretrained(output_dir, max_length=max_length), test).scores
+        with staged_file(folder / "held-out.jsonl") as file:  # a later report, comparison or probe needs the texts
+            test.to_json(file)
+        scores = evaluate(RewardModel.from_pretrained(output_dir), folder / "held-out.jsonl").scores
         assert scores is not None
-        scores.header["dataset"]["path"] = "the held-out rows"
         write_scores(folder / "scores.jsonl", scores)
-        results |= {"scores": [scores], "rows": test}
+        results["scores"] = [scores]
     if (folder / FILE_NAME).is_file():
         results["learning_curve"] = folder / FILE_NAME
     show_report(report_on_training(folder, log_history, **results))

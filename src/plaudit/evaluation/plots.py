@@ -161,14 +161,15 @@ def dots(figures: Mapping[str, Mapping[str, Any]], *, title: str = "Accuracy", a
     return _finish(ax, "x", above=True)
 
 
-def probe_forest(probes: Sequence[Mapping[str, Any]], *, ax: Axes | None = None) -> Axes:
+def probe_forest(probes: Sequence[Any], *, ax: Axes | None = None) -> Axes:
     """Draw the mean shift of the reward that each probe causes, in standard deviations, with its 95% interval.
 
     Args:
-        probes: Results of probes, as `ProbeResult.to_dict` returns them; those without a shift are left out.
+        probes: Results of probes, `ProbeResult` or their JSON; those without a shift are left out.
         ax: The axes to draw on.
     """
-    shown = [each for each in probes if each["shift"]["value"] is not None]
+    records = [_as_dict(each) for each in probes]
+    shown = [each for each in records if each["shift"]["value"] is not None]
     rows = {each["name"].replace("_", " "): list(each["shift"].values()) for each in shown}
     looks = {True: (FIRST, "o", "passed"), None: (MUTED, "D", "cannot tell"), False: (SECOND, "s", "failed")}
     label = "shift of the reward (standard deviations), 95% interval"
@@ -176,13 +177,14 @@ def probe_forest(probes: Sequence[Mapping[str, Any]], *, ax: Axes | None = None)
     return _finish(ax, above=True)
 
 
-def comparison_forest(comparison: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
+def comparison_forest(comparison: Any, *, ax: Axes | None = None) -> Axes:
     """Draw the difference in accuracy of two models, overall and by subset, with its 95% interval.
 
     Args:
-        comparison: A comparison of the models a and b, as `Comparison.to_dict` returns it.
+        comparison: A comparison of the models a and b, a `Comparison` or its JSON.
         ax: The axes to draw on.
     """
+    comparison = _as_dict(comparison)
     shown = comparison_rows(comparison)
     rows = {name: [each[key] for key in ("difference", "low", "high")] for name, each in shown.items()}
     title = f"Against {_shorten(comparison['b'])}"
@@ -210,14 +212,15 @@ def training_log(log_history: Sequence[Mapping[str, Any]], metric: str = "loss",
     return _finish(ax, "y" if metric == "accuracy" else "")
 
 
-def learning_curve(curve: Mapping[str, Any], *, ceiling: float | None = None, ax: Axes | None = None) -> Axes:
+def learning_curve(curve: Any, *, ceiling: float | None = None, ax: Axes | None = None) -> Axes:
     """Draw held-out log loss against the number of training rows, with its fit and the prediction for twice the data.
 
     Args:
-        curve: A learning curve, as `LearningCurve.to_dict` returns it.
+        curve: A learning curve, a `LearningCurve` or its JSON.
         ceiling: The least log loss that can be reached, if it is known, such as that of the true reward.
         ax: The axes to draw on.
     """
+    curve = _as_dict(curve)
     ax = _prepare(ax, "Would more data help?", "training rows", "held-out log loss")
     sizes, fit, predicted = curve["sizes"], curve["fit"], curve["predicted"]
     spread = np.abs(np.array([curve["loss_low"], curve["loss_high"]]) - curve["losses"])
@@ -236,16 +239,17 @@ def learning_curve(curve: Mapping[str, Any], *, ceiling: float | None = None, ax
     return _finish(ax)
 
 
-def best_of_n(curve: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
+def best_of_n(curve: Any, *, ax: Axes | None = None) -> Axes:
     """Draw gold score and reward of the best of n responses against the root of the KL divergence from the policy.
 
     Both are shown as gains over a random response, in units of the greatest gain that the gold score itself would
     bring, or of the greatest gain of the reward, so that one axis serves both.
 
     Args:
-        curve: A best-of-n curve, as `BestOfN.to_dict` returns it.
+        curve: A best-of-n curve, a `BestOfN` or its JSON.
         ax: The axes to draw on.
     """
+    curve = _as_dict(curve)
     ax = _prepare(ax, "Best of n", "√KL from the policy (√nats)", "share of the greatest gain")
     for name, label, colour, style, greatest in (
         ("proxy", "reward", SECOND, "s--", np.ptp(curve["proxy"])),
@@ -255,6 +259,10 @@ def best_of_n(curve: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
         ax.plot(curve["sqrt_kl"], middle, style, color=colour, markersize=4, label=label)
         ax.fill_between(curve["sqrt_kl"], low, high, color=colour, alpha=0.15, linewidth=0)
     return _finish(ax, "y")
+
+
+def _as_dict(result: Any) -> Any:
+    return result.to_dict() if hasattr(result, "to_dict") else result
 
 
 def _prepare(ax: Axes | None, title: str, x: str, y: str) -> Axes:

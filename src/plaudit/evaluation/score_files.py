@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from plaudit.data.file_formats import explain_errors
 from plaudit.data.prompts import prompt_key
 from plaudit.errors import DataError
 from plaudit.evaluation.preference_data import Comparisons, PreferenceData
@@ -274,7 +275,7 @@ def _records(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     if not file.is_file():
         raise DataError(f"expected a score file at {path}, but there is none. `plaudit eval --scores` writes one.")
     opener: Callable[..., Any] = gzip.open if file.name.endswith(".gz") else open
-    with opener(file, "rt", encoding="utf-8") as lines:
+    with explain_errors(path), opener(file, "rt", encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue

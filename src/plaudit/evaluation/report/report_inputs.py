@@ -113,7 +113,7 @@ def read_run(run: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
 
 def name_scores(files: Sequence[Scores | str | Path]) -> dict[str, Scores]:
     """Read score files, and name each by its dataset, its model or both, by what tells the files apart."""
-    scores = [_read_scores(file) if isinstance(file, (str, Path)) else file for file in files]
+    scores = [read_scores(file) if isinstance(file, (str, Path)) else file for file in files]
     named = ((each.header.get("benchmark"), (each.header.get("dataset") or {}).get("path")) for each in scores)
     data = [Path(benchmark or path or "evaluated rows").name for benchmark, path in named]
     columns = [data, [Path(each.header.get("model") or "").name for each in scores]]
@@ -122,13 +122,6 @@ def name_scores(files: Sequence[Scores | str | Path]) -> dict[str, Scores]:
     if len(set(names)) < len(names):
         names = [f"{name} ({place})" for place, name in enumerate(names, 1)]
     return dict(zip(names, scores, strict=True))
-
-
-def _read_scores(file: str | Path) -> Scores:
-    try:
-        return read_scores(file)
-    except (EOFError, OSError, UnicodeError) as error:
-        raise DataError(f"{file}: expected a score file ({error}).") from error
 
 
 def _read_json(path: Path) -> Any:
