@@ -1,7 +1,9 @@
 """Rows of a published benchmark, from the hub or from a local copy of its files."""
 
+import logging
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,9 +35,24 @@ def read_hub(datasets: Sequence[HubDataset]) -> Iterator[dict[str, Any]]:
     from plaudit.data.loading import load_source, take_split
 
     for part in tqdm(datasets, desc="loading", delay=3, disable=None, leave=False):
-        splits = load_source(part.id, config=part.config)
+        with _without_retries_in_the_log():
+            splits = load_source(part.id, config=part.config)
         for split in [part.split] if part.split else splits:
             yield from (row | dict(part.columns) for row in take_split(splits, split, part.id))
+
+
+@contextmanager
+def _without_retries_in_the_log() -> Iterator[None]:
+    """Silence the libraries that warn of each retry: where the hub cannot be reached, one error says so at the end."""
+    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "datasets", "fsspec")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def files_of(path: Path) -> list[Path]:
