@@ -74,6 +74,11 @@ proof: $(VENV)/.installed-test .interop/trl-$(TRL_VERSION)
 	$(BIN)/python benchmarks/launched_exits.py
 	PYTHONPATH=.interop/trl-$(TRL_VERSION) $(BIN)/python benchmarks/score_speed.py --data $(DATA)
 	$(BIN)/python benchmarks/score_kills.py --rows 100000
+	$(BIN)/python benchmarks/audit_speed.py
+	$(BIN)/python benchmarks/audit_planted.py --data $(DATA)
+	$(BIN)/python benchmarks/compare_simulations.py
+	$(BIN)/python benchmarks/learning_curve_coverage.py
+	$(BIN)/python benchmarks/score_file_speed.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Plaudit needs Python 3.11 or newer")'

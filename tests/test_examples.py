@@ -4,11 +4,14 @@ import json
 import runpy
 from pathlib import Path
 
+import nbformat
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType
+from nbclient import NotebookClient
 
+NOTEBOOK = Path(__file__).parents[1] / "examples" / "from_audit_to_report.ipynb"
 FILES = sorted((Path(__file__).parents[1] / "examples" / "accelerate").glob("*.yaml"))
 KINDS = {
     "ddp": DistributedType.MULTI_GPU,
@@ -57,3 +60,18 @@ def test_the_reinforced_policy_in_small(tmp_path, monkeypatch):
         assert all(-6.2 <= value <= 5.5 for value in run["true"])
         assert len(set(run["learnt"])) == 3
     assert Path("grpo-true-reward/curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_the_notebook_leads_from_an_audit_to_a_report(tmp_path):
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    printed = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", ()))
+    for kind in ("leaked_exact", "duplicate_exact", "identical"):  # what the notebook has planted
+        assert kind in printed
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_the_notebook_is_saved_without_outputs():
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    assert [cell for cell in notebook.cells if cell.get("outputs") or cell.get("execution_count")] == []

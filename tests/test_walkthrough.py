@@ -48,20 +48,24 @@ def run(command, place):
 @pytest.mark.slow
 def test_the_page_leads_from_pairs_to_a_policy(place):
     blocks = re.findall(r"```(bash|python)\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
-    assert [kind for kind, _ in blocks] == ["bash"] * 4 + ["python"]
-    trained, verified, judged, scored = (run(["bash", "-e", "-c", block], place) for _, block in blocks[:4])
+    assert [kind for kind, _ in blocks] == ["bash"] * 6 + ["python"]
+    outputs = (run(["bash", "-e", "-c", block], place) for _, block in blocks[:6])
+    audited, trained, verified, judged, reported, scored = outputs
 
+    assert "Accuracy of baselines that need no model" in audited
     assert "my-reward-model" in trained
     assert "gives the same scores" in verified
     assert "100.0%" in judged
     overall = json.loads((place / "result.json").read_text())["datasets"][0]["overall"]
     assert (overall["comparisons"], overall["accuracy"]) == (40, 1.0)
+    assert "report.html" in reported
+    assert (place / "report.html").read_text().count("<svg") >= 4
     assert "Scored 5 rows" in scored
     best = [json.loads(line) for line in (place / "best.jsonl").read_text().splitlines()]
     assert [row["completion"][0]["content"] for row in best] == ["Yes, thank you."] * 5
 
     pytest.importorskip("trl", reason="TRL is not beside this environment; `make test` puts it there")
-    logged = run([sys.executable, "-c", blocks[4][1]], place)
+    logged = run([sys.executable, "-c", blocks[6][1]], place)
     assert logged.count("rewards/my-reward-model/mean") >= 2
     AutoModelForCausalLM.from_pretrained(place / "my-policy")
     assert AutoTokenizer.from_pretrained(place / "my-policy").chat_template

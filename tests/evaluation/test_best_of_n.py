@@ -82,11 +82,14 @@ def test_groups_of_one_prompt_are_resampled_together():
     assert copied_width == pytest.approx(width, rel=0.15)
 
 
-def test_the_smallest_group_ends_the_curve_unless_a_larger_n_leaves_groups_out():
-    rewards, gold = [[1, 2], [1, 2, 3], [3, 2, 1]], [[0, 1], [0, 1, 1], [0, 0, 1]]
-    assert best_of_n(rewards, gold).n == [1, 2]
-    longer = best_of_n(rewards, gold, largest=3)
-    assert (longer.n, longer.groups, longer.left_out) == ([1, 2, 3], 2, 1)
+def test_the_curve_ends_at_the_size_that_half_of_the_groups_have():
+    groups = [[1, 2], [1, 2, 3], [3, 2, 1], [4, 3, 2, 1]], [[0, 1], [0, 1, 1], [0, 0, 1], [1, 0, 0, 0]]
+    curve = best_of_n(*groups)
+    assert (curve.n, curve.groups, curve.left_out) == ([1, 2, 3], 3, 1)
+    curve = best_of_n(*groups, largest=4)
+    assert (curve.n, curve.groups, curve.left_out) == ([1, 2, 3, 4], 1, 3)
+    with pytest.raises(DataError, match="of at least 5 responses"):
+        best_of_n(*groups, largest=5)
 
 
 def test_hundreds_of_responses_have_fewer_points_than_that():
@@ -100,8 +103,8 @@ def test_hundreds_of_responses_have_fewer_points_than_that():
 @pytest.mark.parametrize(
     ("rewards", "gold", "message"),
     [
-        ([], [], "got 0 groups of 0 to 0 responses"),
-        ([[1.0], [2.0, 1.0]], [[1.0], [2.0, 1.0]], "of at least 2 responses"),
+        ([], [], "got 0 groups"),
+        ([[1.0], [2.0]], [[1.0], [2.0]], "of at least 2 responses.*the largest of 1 responses"),
         ([[1.0, 2.0]], [[1.0]], "group 0: expected one gold score for each response, got 2 rewards and 1"),
         ([[1.0, 2.0]], [[1.0, math.nan]], "group 0: a reward or a gold score is not a finite number"),
     ],

@@ -5,27 +5,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from plaudit.evaluation.chart_numbers import (
-    accuracy_with_interval,
-    length_deciles,
-    margin_bins,
-    reward_bins,
-    reward_length_cells,
-    reward_quantiles,
-)
-from plaudit.metrics import accuracy, wilson_interval
+from plaudit.evaluation.chart_numbers import length_deciles, margin_bins, reward_bins, reward_length_cells
+from plaudit.metrics import accuracy, accuracy_interval_by_prompt
 
 
 @pytest.fixture
 def draws():
     return np.random.default_rng(0)
-
-
-def test_an_accuracy_has_the_interval_of_the_other_figures():
-    found = accuracy_with_interval([1.0, 1.0, -1.0, 2.0])
-    assert (found["accuracy_low"], found["accuracy_high"]) == wilson_interval(0.75, 4)
-    clustered = accuracy_with_interval([1.0, 1.0, -1.0, -2.0], prompts=[1, 1, 2, 2])
-    assert clustered["accuracy_low"] == 0.0
 
 
 def test_margins_right_of_zero_are_those_that_are_right(draws):
@@ -53,14 +39,17 @@ def test_ten_groups_of_length_differences_hold_each_comparison_once(draws):
     groups = length_deciles(differences, longer)
     assert len(groups) == 10
     assert sum(each["comparisons"] for each in groups) == 1000
-    assert all(one["high"] < other["low"] for one, other in pairwise(groups))
-    first = longer <= groups[0]["high"]
-    assert groups[0]["accuracy"] == accuracy(differences[first], np.zeros(first.sum()))
+    assert all(one["longest"] < other["shortest"] for one, other in pairwise(groups))
+    first = longer <= groups[0]["longest"]
+    columns = differences[first], np.zeros(first.sum())
+    assert groups[0]["accuracy"] == accuracy(*columns)
+    interval = groups[0]["accuracy_low"], groups[0]["accuracy_high"]
+    assert interval == accuracy_interval_by_prompt(*columns, np.arange(first.sum()))
 
 
 def test_equal_lengths_are_one_group():
     (group,) = length_deciles(np.ones(100), np.zeros(100))
-    assert (group["low"], group["high"], group["comparisons"]) == (0, 0, 100)
+    assert (group["shortest"], group["longest"], group["comparisons"]) == (0, 0, 100)
 
 
 def test_rewards_share_their_bins(draws):
@@ -75,10 +64,3 @@ def test_cells_hold_each_response_once_and_none_is_empty(draws):
     assert sum(each["responses"] for each in cells) == 500
     assert all(each["responses"] > 0 for each in cells)
     assert min(each["shortest"] for each in cells) == pytest.approx(lengths.min())
-
-
-def test_quantiles_of_rewards_are_those_of_each_group_of_lengths():
-    rewards, lengths = np.arange(100.0), np.repeat(np.arange(1, 11), 10)
-    groups = reward_quantiles(rewards, lengths)
-    assert [(each["shortest"], each["longest"]) for each in groups] == [(n, n) for n in range(1, 11)]
-    assert groups[2]["median"] == 24.5

@@ -196,7 +196,7 @@ def test_what_makes_no_curve_is_an_error(sizes, differences, message):
 
 
 def test_held_out_ties_alone_are_an_error():
-    with pytest.raises(DataError, match="got ties or weight 0 alone"):
+    with pytest.raises(DataError, match="got ties or weight 0 only"):
         fit_learning_curve(SIZES, np.ones((4, 5)), np.arange(5), labels=[0.5] * 5)
 
 

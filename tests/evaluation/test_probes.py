@@ -71,6 +71,32 @@ def test_the_true_reward_passes_where_its_world_has_no_opinion(name):
     assert probe(truth, WORLD, name).passed
 
 
+def test_a_scorer_may_refuse_changed_texts():
+    """The true reward knows no prompt but those of its world."""
+    results = {each.name: each for each in run_probes(truth, WORLD)}
+    assert list(results) == probe_names()
+    refused = [results.pop(name) for name in ("prompt_blank", "sycophancy")]
+    assert {(each.passed, each.comparisons, each.prompt_dependence) for each in refused} == {(None, 0, None)}
+    assert all(each.verdict.startswith("Cannot tell: the scorer refuses the changed texts (") for each in refused)
+    together = run_probes(truth, WORLD, ["swap", "prompt_shuffled", "padding", "noise"])
+    assert [each.to_dict() for each in together] == [results[each.name].to_dict() for each in together]
+    assert results["prompt_shuffled"].prompt_dependence.value >= 0.8
+
+
+def test_a_constant_for_an_empty_prompt_depends_on_the_prompt_alone():
+    def scorer(sequences):
+        return [
+            true_reward(each[0]["content"], each[-1]["content"]) if each[0]["content"] else 0.0 for each in sequences
+        ]
+
+    assert probe(scorer, WORLD, "prompt_blank").prompt_dependence.value == 1
+
+
+def test_rows_that_a_scorer_refuses_stop_the_run():
+    with pytest.raises(DataError, match="expected a prompt"):
+        run_probes(truth, [WORLD[0], WORLD[1] | {"prompt": [{"role": "user", "content": "Who?"}]}], "emoji")
+
+
 def test_prompt_dependence_is_not_defined_at_chance():
     def prompts(sequences):
         return [len(each[0]["content"]) * (-1) ** len(each[-1]["content"]) for each in sequences]
@@ -83,7 +109,10 @@ def test_prompt_dependence_is_not_defined_at_chance():
 def test_swapped_roles_turn_every_verdict_of_a_sound_scorer():
     result = probe(length, WORLD, "swap")
     assert (result.passed, result.flip_rate.value, result.comparisons) == (True, 0, 500)
-    assert result.accuracy_changed == result.accuracy
+    assert result.accuracy_changed.value == 1 - result.accuracy.value  # exactly
+    assert (result.accuracy_changed.low, result.accuracy_changed.high) == (
+        1 - result.accuracy.high, 1 - result.accuracy.low,
+    )  # fmt: skip
 
 
 def test_swap_catches_scorers_that_depend_on_the_batch():
@@ -131,19 +160,19 @@ def test_weights_count():
     assert probe(lambda texts: [rewards[text] for text in texts], rows, "swap").accuracy.value == 0.75
 
 
-def test_a_change_is_counted_where_it_does_not_apply():
+def test_a_row_on_which_a_change_does_not_apply_is_left_out():
     rows = [{"prompt": "q", "chosen": " **a**", "rejected": " b"}, {"prompt": "r", "chosen": " a", "rejected": " b"}]
     result = probe(length, rows, "markdown_off")
-    assert (result.comparisons, result.not_applicable) == (1, 1)
+    assert result.comparisons == 1
     nowhere = probe(length, rows, "option_order")
-    assert (nowhere.comparisons, nowhere.not_applicable, nowhere.passed) == (0, 2, None)
+    assert (nowhere.comparisons, nowhere.passed) == (0, None)
     assert nowhere.verdict == "The change applies to no row."
     assert nowhere.to_dict()["flip_rate"] == {"value": None, "low": None, "high": None}
 
 
 def test_a_response_that_becomes_equal_to_the_other_is_left_out():
     result = probe(length, [{"prompt": "q", "chosen": " .", "rejected": " b"}, *TEXTS[:2]], "dot")
-    assert (result.comparisons, result.not_applicable) == (2, 1)
+    assert result.comparisons == 2
 
 
 def test_equal_rewards_decide_nothing_about_padding():

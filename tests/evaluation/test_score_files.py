@@ -59,7 +59,15 @@ def test_a_line_holds_what_the_documentation_lists(evaluation, tmp_path):
     header, first, second, third, fourth = map(json.loads, (tmp_path / "scores.jsonl").read_text().splitlines())
     assert (header["format"], header["version"], header["model"]) == ("plaudit-scores", 1, "rewards_of")
     assert header["dataset"]["rows"] == 4
-    assert first.keys() == {"row", "id", "rewards", "prompt_key", "subset", "characters"}  # the rest is as by default
+    assert first.keys() == {
+        "row",
+        "id",
+        "rewards",
+        "prompt_key",
+        "row_key",
+        "subset",
+        "characters",
+    }  # the rest is as by default
     assert (first["id"], first["rewards"], first["characters"]) == ("first", [2.0, 1.0], [6, 6])
     assert (second["comparisons"], second["label"], second["weight"]) == ([[1, 0]], 0.8, 2.0)
     assert (third["comparisons"], third["identical"]) == ([[3, 0], [3, 1], [3, 2], [0, 1], [0, 2]], 1)
@@ -154,6 +162,36 @@ def test_a_malformed_file_is_refused_and_its_line_named(content, message, tmp_pa
     (tmp_path / "scores.jsonl").write_text(content)
     with pytest.raises(DataError, match=message):
         read_scores(tmp_path / "scores.jsonl")
+
+
+def test_a_file_that_was_cut_is_refused_and_its_first_missing_row_named(evaluation, tmp_path):
+    write_scores(tmp_path / "scores.jsonl", evaluation.scores)
+    lines = (tmp_path / "scores.jsonl").read_text().splitlines(keepends=True)
+    for kept, missing in ((lines[:-1], 3), (lines[:2] + lines[3:], 1)):
+        (tmp_path / "cut.jsonl").write_text("".join(kept))
+        with pytest.raises(DataError, match=f"the header declares 4 rows, but row {missing} is missing"):
+            read_scores(tmp_path / "cut.jsonl")
+
+
+def test_rewards_of_other_data_are_not_joined(evaluation, tmp_path):
+    write_scores(tmp_path / "scores.jsonl", evaluation.scores)
+    assert evaluate_scores(join_dataset(tmp_path / "scores.jsonl", ROWS)).overall == same(evaluation.overall)
+    with pytest.raises(DataError, match="holds the rewards of other data"):
+        join_dataset(tmp_path / "scores.jsonl", [ROWS[1], ROWS[0], *ROWS[2:]])
+
+
+def test_a_row_is_found_again_by_its_texts(evaluation):
+    turned = plaudit.evaluate(rewards_of, ROWS[::-1]).scores
+    keys = [row.row_key for row in evaluation.scores.rows]
+    assert [row.row_key for row in turned.rows] == keys[::-1]
+    assert len(set(keys)) == len(ROWS)
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.jsonl", b"\xff\xfe{}"), ("a.jsonl.gz", b"no gzip")])
+def test_a_file_that_is_no_text_is_named(name, content, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"cannot read .*{name}"):
+        read_scores(tmp_path / name)
 
 
 def test_a_missing_file_is_named_with_the_command_that_writes_one(tmp_path):

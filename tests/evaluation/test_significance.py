@@ -1,12 +1,13 @@
 """The paired difference of two models: its figures, its test beside scipy's, and simulations of known truths."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy.stats import permutation_test
 
-from plaudit.evaluation.significance import adjust_for_several, holm, paired_difference
+from plaudit.evaluation.significance import adjust_for_several, paired_difference
 
 
 def verdicts(counts):
@@ -94,10 +95,15 @@ def test_swapped_models_have_the_opposite_difference():
     assert one.smallest_detectable == two.smallest_detectable
 
 
-def test_holm_multiplies_by_the_number_of_tests_that_are_left():
-    assert holm([0.01, 0.04, 0.03, 0.5]).tolist() == pytest.approx([0.04, 0.09, 0.09, 0.5])
-    assert holm([0.9, 0.8]).tolist() == [1, 1]
-    assert holm([]).tolist() == []
+@pytest.mark.parametrize(
+    ("p_values", "adjusted"),
+    [([0.01, 0.04, 0.03, 0.5], [0.04, 0.09, 0.09, 0.5]), ([0.9, 0.8], [1, 1]), ([0.2, 0.2], [0.4, 0.4]), ([], [])],
+)
+def test_holm_multiplies_by_the_number_of_tests_that_are_left(p_values, adjusted):
+    alone = paired_difference(*verdicts([60, 16, 5, 19]), np.arange(100))
+    together = adjust_for_several([replace(alone, p_unadjusted=each) for each in p_values])
+    assert [each.p_value for each in together] == pytest.approx(adjusted)
+    assert [each.p_unadjusted for each in together] == p_values
 
 
 def test_several_results_are_separable_by_their_adjusted_p_values():

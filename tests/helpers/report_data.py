@@ -74,11 +74,14 @@ AUDIT = {
     "rows": 120,
     "findings": [
         {"kind": "leaked_exact", "count": 2, "rows": [[3, 5], [8, 1]], "grave": True, "title": "pairs of equal prompts",
-         "why": "The test is known.", "advice": "Take them out."},
-        {"kind": "empty", "count": 1, "rows": [[7]], "grave": False, "why": "Silence.", "advice": "Drop it."},
+         "why": "The test is known.", "advice": "Take them out.", "detail": "Two rows.",
+         "example": [{"row": 3, "prompt": "Who goes <b>there</b>?"}, {"test_row": 5, "prompt": "Who goes there?"}]},
+        {"kind": "empty", "count": 1, "rows": [[7]], "grave": False, "title": "rows with an empty response",
+         "why": "Silence.", "advice": "Drop it.", "detail": "", "example": []},
     ],
     "baselines": {"longer": 0.55, "style": 0.6},
     "baseline_intervals": {"longer": [0.5, 0.6], "style": [0.55, 0.65]},
+    "label_noise": {"verdict": "cannot tell"},
 }  # fmt: skip
 LEARNING_CURVE = {
     "sizes": [100, 200, 400, 800], "losses": [0.6, 0.55, 0.52, 0.5], "loss_low": [0.58, 0.53, 0.5, 0.48],

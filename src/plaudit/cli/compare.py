@@ -31,15 +31,7 @@ _ROWS_SHOWN = 10
 @click.option("--dataset_format", help="Published layout of the rows: arena, helpsteer, hh, ranked or ultrafeedback.")
 @model_options
 @click.option("--output", help="JSON file for all figures and all rows on which two models part.")
-def command(
-    sources: tuple[str, ...],
-    data: str | None,
-    split: str | None,
-    dataset_config: str | None,
-    dataset_format: str | None,
-    output: str | None,
-    **options: Any,
-) -> None:
+def command(sources: tuple[str, ...], data: str | None, output: str | None, **options: Any) -> None:
     """Compare A with B (and with C ...): score files of `plaudit eval --scores`, or models that score --data.
 
     Prints the difference in accuracy with its 95% interval, a p-value, and the smallest difference that could have been
@@ -52,11 +44,11 @@ def command(
         raise ConfigError(f"--output {output}: expected the path of a file in a folder that you may write to.")
     if len(sources) < 2:
         raise ConfigError(f"expected two or more score files or models to compare, got {sources[0]}.")
-    data_options = {"split": split, "dataset_config": dataset_config, "dataset_format": dataset_format}
     if data is not None:
         display.show_log_messages()
-        data_options |= options  # score files need no options of a model
-    comparisons = compare_several(sources, data, **data_options)
+    else:  # score files need no options of a model
+        options = {name: options[name] for name in ("split", "dataset_config", "dataset_format")}
+    comparisons = compare_several(sources, data, **options)
     for each in comparisons:
         _show(each)
     if output is not None:
@@ -80,11 +72,11 @@ def _show(result: "Comparison") -> None:
     for note in result.notes:
         display.console.print(f"[yellow]Note:[/yellow] {escape(note)}")
     if result.composites:
-        parts = [
-            (name, f"{each['a']:.1%}", f"{each['b']:.1%}", _points(each["difference"]), _interval(each))
-            for name, each in result.composites.items()
-        ]
+        parts = [(name, *_columns(each, "a", "b")) for name, each in result.composites.items()]
         _show_columns(("benchmark's rule", "A", "B", "A - B", "95% interval"), parts)
+        display.console.print(
+            f"{len(parts)} figures of the rule, each with an interval of its own: some may miss the truth."
+        )
     if len(result.subsets) > 1:
         _show_subsets(result.subsets)
     if result.rows_apart:
@@ -93,10 +85,9 @@ def _show(result: "Comparison") -> None:
 
 def _show_subsets(subsets: dict[str, dict[str, Any]]) -> None:
     rows = [
-        (name, f"{each['comparisons']:,}", f"{each['accuracy_a']:.1%}", f"{each['accuracy_b']:.1%}",
-         _points(each["difference"]), _interval(each), _p(each["p_value"]))
+        (name, f"{each['comparisons']:,}", *_columns(each, "accuracy_a", "accuracy_b"), _p(each["p_value"]))
         for name, each in subsets.items()
-    ]  # fmt: skip
+    ]
     _show_columns(("subset", "pairs", "A", "B", "A - B", "95% interval", "p"), rows)
     separable = ", ".join(name for name, each in subsets.items() if each["separable"]) or "none"
     display.console.print(
@@ -123,6 +114,10 @@ def _show_columns(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Non
     for row in rows:
         table.add_row(*map(escape, row))
     display.console.print(table)
+
+
+def _columns(figures: dict[str, Any], a: str, b: str) -> tuple[str, ...]:
+    return f"{figures[a]:.1%}", f"{figures[b]:.1%}", _points(figures["difference"]), _interval(figures)
 
 
 def _points(share: float) -> str:

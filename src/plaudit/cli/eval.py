@@ -91,6 +91,9 @@ def command(
         found = iter([_read_scores(str(scores), copy, data_options)])
     else:
         _check_model_options(model, data, benchmarks, probes, save_temperature)
+        _check_copies(benchmarks, copy)
+        if best_of_n:
+            _check_gold(data, benchmarks, data_options)
         sources = [*data, *benchmarks]
         files = _score_files(scores, sources)
         display.show_log_messages()
@@ -170,6 +173,30 @@ def _check_model_options(
         select_probes(_names(probes))
 
 
+def _check_copies(benchmarks: tuple[str, ...], copy: str | None) -> None:
+    """Refuse a folder of several benchmarks that lacks one of them, before any is scored."""
+    if copy is None or len(benchmarks) < 2:
+        return
+    if missing := [name for name in benchmarks if not Path(copy, name).exists()]:
+        raise ConfigError(
+            f"--data {copy}: expected a folder or file in it for each benchmark; {missing[0]!r} is missing."
+        )
+
+
+def _check_gold(data: tuple[str, ...], benchmarks: tuple[str, ...], data_options: dict[str, Any]) -> None:
+    """Refuse data without gold scores, before a model scores them."""
+    from plaudit.evaluation.benchmarks import BENCHMARKS
+    from plaudit.evaluation.evaluate import load_rows
+
+    without = [name for name in benchmarks if BENCHMARKS[name].gold_column is None]
+    for path in data:
+        columns = getattr(load_rows(path, **data_options)[0], "column_names", None)
+        if columns is not None and "scores" not in columns:
+            without.append(path)
+    if without:
+        raise ConfigError(f"--best_of_n: expected ranked groups with `scores` in {without[0]}, got none.")
+
+
 def _check_writable(option: str, path: str | None) -> None:
     if path is not None and (Path(path).is_dir() or not os.access(Path(path).resolve().parent, os.W_OK)):
         raise ConfigError(f"{option} {path}: expected the path of a file in a folder that you may write to.")
@@ -242,7 +269,10 @@ def _read_scores(path: str, dataset: str | None, data_options: dict[str, Any]) -
         return evaluate_scores(join_dataset(path, dataset, **data_options)), None
     if any(data_options.values()):
         raise ConfigError("--split, --dataset_config and --dataset_format belong to a dataset: name it with --data.")
-    return evaluate_scores(read_scores(path)), None
+    scores = read_scores(path)
+    if "format" not in scores.header:
+        evaluation_tables.show_no_header()
+    return evaluate_scores(scores), None
 
 
 def _best_of_n(evaluation: "Evaluation") -> dict[str, Any]:

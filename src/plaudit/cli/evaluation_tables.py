@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from plaudit.evaluation.evaluate import Evaluation
     from plaudit.evaluation.probes import ProbeResult
 
-__all__ = ["show_best_of_n", "show_evaluation", "show_probes", "show_summary"]
+__all__ = ["show_best_of_n", "show_evaluation", "show_no_header", "show_probes", "show_summary"]
 
 
 def show_evaluation(evaluation: "Evaluation") -> None:
@@ -50,7 +50,16 @@ def _show_official(official: dict[str, Any]) -> None:
     display.console.print(table)
     if official["missing"]:
         missing = escape(", ".join(official["missing"]))
-        display.console.print(f"[yellow]No rows of: {missing}. Figures that need them are left out.[/yellow]")
+        line = f"No rows of: {missing}. Parts that need them are left out, here and of the overall figure."
+        display.console.print(f"[yellow]{line}[/yellow]")
+
+
+def show_no_header() -> None:
+    """Say what is not known of rewards that came without a header and without their dataset."""
+    display.console.print(
+        "[yellow]The file has no header: each row counts as a prompt of its own, so the interval may be too narrow, "
+        "and lengths are not known. --data DATA joins the rewards to their dataset.[/yellow]"
+    )
 
 
 def _title(evaluation: "Evaluation") -> str:
@@ -115,7 +124,7 @@ def show_probes(results: "Sequence[ProbeResult]") -> None:
     from plaudit.evaluation.probes import probe_table
 
     heading, *rows = probe_table(results)
-    display.console.print("\n[bold]Probes[/bold] (docs/probes.md says how to read them)")
+    display.console.print("\n[bold]Probes[/bold]; a verdict is on the flips or the preference, not on the shift")
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for number, name in enumerate(heading):
         table.add_column(name, justify="left" if number == 0 else "right", style="cyan" if number == 0 else None)
@@ -130,7 +139,8 @@ def show_probes(results: "Sequence[ProbeResult]") -> None:
 
 def show_best_of_n(curve: "BestOfN") -> None:
     """Print the gold score of the best of n by the model, with the best that any choice could reach."""
-    display.console.print(f"\n[bold]Best of n[/bold], over {curve.groups:,} groups")
+    left_out = f"; {curve.left_out:,} smaller ones are left out" if curve.left_out else ""
+    display.console.print(f"\n[bold]Best of n[/bold], over {curve.groups:,} groups{left_out}")
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in ("n", "sqrt KL", "gold", "95% interval", "best possible"):
         table.add_column(name, justify="right", no_wrap=True)

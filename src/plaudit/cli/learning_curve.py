@@ -31,12 +31,7 @@ FILE_NAME = "learning_curve.json"
 
 
 def check_learning_curve(trainer: "RewardTrainer") -> None:
-    """Refuse what has no learning curve, before anything trains.
-
-    Raises:
-        ConfigError: An option excludes a learning curve.
-        DataError: The training rows have too few prompts.
-    """
+    """Refuse what has no learning curve, by a `ConfigError` or a `DataError`, before anything trains."""
     from plaudit.training.smaller_runs import check_smaller_runs
 
     check_smaller_runs(trainer)
@@ -61,11 +56,7 @@ def run_learning_curve(
 ) -> None:
     """Train the smaller models of a run that has trained and been evaluated; show the curve and write its file.
 
-    Args:
-        trainer: The trainer of the run.
-        script: The options of the data.
-        model: The options of the model.
-        received: The signals so far, by which the smaller runs end.
+    The smaller runs end where `received` holds a signal.
     """
     from plaudit.training.smaller_runs import evaluated_comparisons, free_memory, train_on_rows
 
@@ -79,15 +70,8 @@ def run_learning_curve(
         with _quiet():
             return _differences(train_on_rows(trainer, script, model, rows, [LiveProgress(), _EndAtSignal(received)]))
 
-    curve = measure_learning_curve(
-        train,
-        _prompt_keys(trainer),
-        whole.prompts,
-        whole.preferences,
-        whole.shares,
-        whole=_differences(whole),
-        seed=trainer.args.seed,
-    )
+    held_out, seed = (whole.prompts, whole.preferences, whole.shares), trainer.args.seed
+    curve = measure_learning_curve(train, _prompt_keys(trainer), *held_out, whole=_differences(whole), seed=seed)
     if is_first:
         path = Path(trainer.args.output_dir) / FILE_NAME
         write_atomically(path, json.dumps(curve.to_dict(), indent=2) + "\n")
@@ -119,13 +103,8 @@ def _show(curve: LearningCurve, path: Path) -> None:
         curve.sizes, curve.losses, curve.loss_low, curve.loss_high,
         curve.accuracies, curve.accuracy_low, curve.accuracy_high,
     )  # fmt: skip
-    rows = [
-        (
-            f"{size:,} rows",
-            f"log loss {loss:.3f} ({low:.3f} to {high:.3f}), accuracy {right:.1%} ({least:.0%} to {most:.0%})",
-        )
-        for size, loss, low, high, right, least, most in zip(*columns, strict=True)
-    ]
+    text = "log loss {:.3f} ({:.3f} to {:.3f}), accuracy {:.1%} ({:.0%} to {:.0%})"
+    rows = [(f"{size:,} rows", text.format(*figures)) for size, *figures in zip(*columns, strict=True)]
     display.show_table(f"Would more data help? {curve.comparisons:,} held-out comparisons, 95% intervals", rows)
     display.console.print(curve.verdict)
     display.console.print(f"The curve is in [bold]{escape(str(path))}[/bold]", soft_wrap=True)

@@ -25,14 +25,14 @@ _COLOURS = {"grave": "red", "warning": "yellow", "note": "cyan"}
     help="Score file of another model, or what `plaudit compare --output` wrote. May be repeated.",
 )  # fmt: skip
 @click.option("--output", default="report.html", show_default=True, help="HTML file to write.")
-@click.option("--examples", default=20, show_default=True, help="Most wrong pairs of each dataset that are shown.")
+@click.option("--examples", default=20, show_default=True, help="Most wrong pairs that are shown.")
 @click.option("--title", help="Title of the report.  [default: the name of the run or the model]")
 def command(inputs: tuple[str, ...], compare: tuple[str, ...], output: str, examples: int, title: str | None) -> None:
     """Write a report on RUN, the folder of a trained model, and on result FILES, in any order.
 
-    A FILE is a score file (`plaudit eval --scores`), or the JSON of `plaudit audit`, `plaudit eval --output`, `plaudit
-    compare --output` or a learning curve; those in the folder are read too. The report is one HTML file that needs no
-    network and runs no script.
+    A FILE is a score file (`plaudit eval --scores`), or the JSON of `plaudit audit`, of `plaudit eval --output` with
+    probes or a best-of-n curve, of `plaudit compare --output`, or of a learning curve; those in the folder are read
+    too. The report is one HTML file that needs no network and runs no script.
     """
     from plaudit.evaluation.report import write_report
     from plaudit.evaluation.report.report_inputs import read_report_inputs

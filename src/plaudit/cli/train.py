@@ -103,7 +103,7 @@ def command(options: tuple[str, ...]) -> None:
             sys.exit(exit_code(interrupt))
     trainer.end()
     if script.report and trainer.is_world_process_zero():
-        write_training_report(config.output_dir, trainer.state.log_history, splits, config.max_length)
+        write_training_report(config.output_dir, trainer.state.log_history, splits)
 
 
 def _short_help() -> str:

@@ -12,8 +12,6 @@ from plaudit.cli.report import show_report
 
 __all__ = ["check_report", "show_grave_findings", "write_training_report"]
 
-AUDIT_FILE, SCORES_FILE = "audit.json", "scores.jsonl"
-
 
 def check_report() -> None:
     """Refuse `--report` where its pictures cannot be drawn, before anything trains.
@@ -25,36 +23,26 @@ def check_report() -> None:
 
 
 def show_grave_findings(train: Any, test: Any = None) -> None:
-    """Print one line if the training rows have something grave that is quickly found.
-
-    Args:
-        train: The training rows; a stream, or rows of token ids, are not looked at.
-        test: The held-out rows, if there are any.
-    """
+    """Print one line if the training rows, or the held-out rows, have something grave that is quickly found."""
     from plaudit.auditing.audit import cheap_findings
 
-    if not _has_texts(train):
-        return
-    findings = [each for each in cheap_findings(train, test if _has_texts(test) else None) if each.grave]
-    if findings:
-        listed = "; ".join(f"{each.title}: {each.count:,}" for each in findings)
-        line = f"Look at the training data: {listed}. `plaudit audit` shows the rows."
-        display.console.print(f"[yellow]{escape(line)}[/yellow]", soft_wrap=True)
+    if _has_texts(train):
+        found = cheap_findings(train, test if _has_texts(test) else None)
+        if listed := "; ".join(f"{each.title}: {each.count:,}" for each in found if each.grave):
+            line = f"Look at the training data: {listed}. `plaudit audit` shows the rows."
+            display.console.print(f"[yellow]{escape(line)}[/yellow]", soft_wrap=True)
 
 
-def write_training_report(
-    output_dir: str, log_history: Sequence[Mapping[str, Any]], splits: tuple[Any, Any], max_length: int | None
-) -> None:
+def write_training_report(output_dir: str, log_history: Sequence[Mapping[str, Any]], splits: tuple[Any, Any]) -> None:
     """Audit the training rows, score the held-out rows with the saved model, and write both with the report.
 
     Args:
         output_dir: The folder of the run, with the saved model.
         log_history: The log of the training.
         splits: The training rows, and the held-out rows or `None`.
-        max_length: The most tokens of a sequence in training.
     """
     from plaudit.auditing.audit import audit
-    from plaudit.checkpoint.atomic import write_atomically
+    from plaudit.checkpoint.atomic import staged_file, write_atomically
     from plaudit.cli.learning_curve import FILE_NAME
     from plaudit.evaluation.evaluate import evaluate
     from plaudit.evaluation.report import report_on_training
@@ -62,19 +50,19 @@ def write_training_report(
     from plaudit.scoring.reward_model import RewardModel
 
     train, test = splits
-    results: dict[str, Any] = {}
-    folder = Path(output_dir)
+    folder, results = Path(output_dir), dict[str, Any]()
     if _has_texts(train):
         display.console.print("Auditing the training rows ...")
         results["audit"] = audit(train, test if _has_texts(test) else None).to_dict()
-        write_atomically(folder / AUDIT_FILE, json.dumps(results["audit"], ensure_ascii=False, indent=1) + "\n")
+        write_atomically(folder / "audit.json", json.dumps(results["audit"], ensure_ascii=False, indent=1) + "\n")
     if _has_texts(test):
         display.console.print("Scoring the held-out rows with the saved model ...")
-        scores = evaluate(RewardModel.from_pretrained(output_dir, max_length=max_length), test).scores
+        with staged_file(folder / "held-out.jsonl") as file:  # a later report, comparison or probe needs the texts
+            test.to_json(file)
+        scores = evaluate(RewardModel.from_pretrained(output_dir), folder / "held-out.jsonl").scores
         assert scores is not None
-        scores.header["dataset"]["path"] = "the held-out rows"
-        write_scores(folder / SCORES_FILE, scores)
-        results |= {"scores": [scores], "rows": test}
+        write_scores(folder / "scores.jsonl", scores)
+        results["scores"] = [scores]
     if (folder / FILE_NAME).is_file():
         results["learning_curve"] = folder / FILE_NAME
     show_report(report_on_training(folder, log_history, **results))

@@ -69,6 +69,7 @@ def _scored_row(
         characters=[count_characters(each) for each in responses],
         tokens=tokens,
         truncated=truncated,
+        gold=[float(score) for score in row[benchmark.gold_column]] if benchmark.gold_column else None,
         fields={column: row.get(column) for column in benchmark.fields},
     )
 

@@ -33,8 +33,7 @@ class BestOfN:
         proxy: Mean reward above the mean reward of the prompt's responses, with `proxy_low` and `proxy_high`, length P;
             rewards of different prompts have no common zero.
         oracle: Mean gold score where the gold score itself chooses, length P.
-        groups: Number of groups of responses that enter.
-        left_out: Number of groups with too few responses.
+        groups: Number of groups of responses.
         gain: Gold at the largest n minus gold at 1, with `gain_low` and `gain_high`.
         verdict: The result in a sentence or two.
     """
@@ -70,45 +69,55 @@ def best_of_n(
 ) -> BestOfN:
     """Compute the best-of-n curve of a reward model from groups of responses with gold scores.
 
-    Every group enters at every n, so that the points of the curve differ in n alone.
+    Every group that enters does so at every n, so that the points of the curve differ in n alone.
 
     Args:
         rewards: Rewards of the responses of each group, G arrays of shape [N_g].
         gold: Gold scores of the same responses, greater is better, G arrays of shape [N_g].
         prompts: Whole numbers, equal for groups of one prompt, shape [G]; all different where `None`.
-        largest: The largest n; groups of fewer responses are left out and counted. The size of the smallest group where
-            `None`.
+        largest: The largest n; groups of fewer responses are left out and counted. Where `None`, the size that at least
+            half of the groups have.
         seed: Seed of the intervals.
 
     Raises:
-        DataError: There is no group of two responses or more, a group does not fit its gold scores, or a number is not
+        DataError: There is no group, a group has a single response or does not fit its gold scores, or a number is not
             finite.
     """
     groups = [_group(number, *pair) for number, pair in enumerate(zip(rewards, gold, strict=True))]
-    most = largest or min((len(proxy) for proxy, _ in groups), default=0)
-    kept = _large_enough(groups, most)
+    sizes = sorted((len(proxy) for proxy, _ in groups), reverse=True)
+    most = largest or (sizes[(len(sizes) - 1) // 2] if sizes else 0)
+    kept = [number for number, (proxy, _) in enumerate(groups) if len(proxy) >= most]
+    if most < 2 or not kept:
+        raise DataError(
+            f"a best-of-n curve: expected groups of at least {max(most, 2)} responses with gold scores, got "
+            f"{len(groups)} groups, the largest of {max(sizes, default=0)} responses. Leave out rows of a single "
+            "response, or ask for a smaller n."
+        )
+    keys = np.array(kept) if prompts is None else np.asarray(prompts)[kept]
+    left_out, groups = len(groups) - len(kept), [groups[number] for number in kept]
     points = np.arange(1, most + 1) if most <= _MOST_POINTS else np.geomspace(1, most, _MOST_POINTS).round()
     n = np.unique(points.astype(int))
-    keys = np.asarray(kept if prompts is None else np.asarray(prompts)[kept])
-    chosen = [groups[number] for number in kept]
-    golds = np.stack([expected_best(proxy, score, n) for proxy, score in chosen], 1)  # [P, G]
-    proxies = np.stack([expected_best(proxy, proxy - proxy.mean(), n) for proxy, _ in chosen], 1)
-    oracle = np.stack([expected_best(score, score, n) for _, score in chosen], 1).mean(1)
-    gain = _with_interval("gain", golds[[-1]] - golds[[0]], keys, seed)
-    gold_curve = _with_interval("gold", golds, keys, seed)
-    (mean,), (low,), (high,) = gain.values()
+    golds = np.stack([expected_best(proxy, score, n) for proxy, score in groups], 1)  # [P, G]
+    proxies = np.stack([expected_best(proxy, proxy - proxy.mean(), n) for proxy, _ in groups], 1)
+    oracle = np.stack([expected_best(score, score, n) for _, score in groups], 1).mean(1)
+    curves = _with_interval("gold", golds, keys, seed) | _with_interval("proxy", proxies, keys, seed)
+    gain, low, high = (each[0] for each in _with_interval("gain", golds[[-1]] - golds[[0]], keys, seed).values())
+    best, random, possible = curves["gold"][-1], curves["gold"][0], oracle[-1] - oracle[0]
+    verdict = (
+        f"The best of {n[-1]} by reward has a gold score of {best:.3f}, a random response {random:.3f}: a gain of "
+        f"{gain:.3f} (95% {low:.3f} to {high:.3f}), where choosing by the gold score itself would gain {possible:.3f}."
+    )
     return BestOfN(
         n=n.tolist(),
         sqrt_kl=[math.sqrt(max(math.log(size) - (size - 1) / size, 0)) for size in n.tolist()],
-        **gold_curve,
-        **_with_interval("proxy", proxies, keys, seed),
+        **curves,
         oracle=oracle.tolist(),
-        groups=len(kept),
-        left_out=len(groups) - len(kept),
-        gain=mean,
+        groups=len(groups),
+        left_out=left_out,
+        gain=gain,
         gain_low=low,
         gain_high=high,
-        verdict=_verdict(n[-1], gold_curve["gold"], (mean, low, high), oracle[-1] - oracle[0]),
+        verdict=verdict + (" The gain is within chance." if low <= 0 <= high else ""),
     )
 
 
@@ -156,31 +165,8 @@ def _group(number: int, rewards: ArrayLike, gold: ArrayLike) -> tuple[NDArray[np
     return proxy, score
 
 
-def _large_enough(groups: list[tuple[NDArray[np.float64], NDArray[np.float64]]], most: int) -> list[int]:
-    """Return the numbers of the groups of at least `most` responses."""
-    sizes = [len(proxy) for proxy, _ in groups]
-    kept = [number for number, size in enumerate(sizes) if size >= most]
-    if most < 2 or not kept:
-        raise DataError(
-            f"a best-of-n curve: expected groups of at least {max(most, 2)} responses with gold scores, got "
-            f"{len(groups)} groups of {min(sizes, default=0)} to {max(sizes, default=0)} responses. Leave out rows of "
-            "a single response, or ask for a smaller n."
-        )
-    return kept
-
-
 def _with_interval(name: str, values: NDArray[np.float64], prompts: NDArray[Any], seed: int) -> dict[str, list[float]]:
     """Return the mean of each row of [P, G] and the ends of its interval, by name."""
     ends = [mean_interval_by_prompt(row, prompts, seed=seed) for row in values]
     means, low, high = values.mean(1).tolist(), [end[0] for end in ends], [end[1] for end in ends]
     return {name: means, f"{name}_low": low, f"{name}_high": high}
-
-
-def _verdict(n: int, gold: list[float], gain: tuple[float, float, float], possible: float) -> str:
-    """Say what choosing by reward gains, and what choosing by the gold score itself would (`possible`)."""
-    mean, low, high = gain
-    text = (
-        f"The best of {n} by reward has a gold score of {gold[-1]:.3f}, a random response {gold[0]:.3f}: a gain of "
-        f"{mean:.3f} (95% {low:.3f} to {high:.3f}), where choosing by the gold score itself would gain {possible:.3f}."
-    )
-    return text + (" The gain is within chance." if low <= 0 <= high else "")

@@ -22,23 +22,14 @@ _FRAME = re.compile(r"(\s*)(.*?)((?:\n\s*(?:Assistant|ASSISTANT|A|Answer|### ?Re
 
 @dataclass(frozen=True)
 class Pair:
-    """The better and the worse response to one prompt: texts, or lists of messages.
-
-    Attributes:
-        prompt: The prompt; empty where the row has none.
-        responses: The better and the worse response.
-        names: Row and column of both, for messages.
-        options: Keyword arguments for the chat template.
-        key: Key of the prompt.
-        weight: Weight of the row.
-    """
+    """The better and the worse response to one prompt (empty where the row has none): texts, or lists of messages."""
 
     prompt: Any
     responses: tuple[Any, Any]
-    names: tuple[str, str]
-    options: dict[str, Any]
-    key: int
-    weight: float
+    names: tuple[str, str]  # row and column of both, for messages
+    options: dict[str, Any]  # keyword arguments for the chat template
+    key: int  # of the prompt
+    weight: float  # of the row
 
     @property
     def sequences(self) -> tuple[TextOrChat, TextOrChat]:
@@ -56,22 +47,17 @@ def read_pairs(rows: Iterable[Any]) -> list[Pair]:
     data, pairs = read_preferences(rows), []
     for row, group in groupby(range(len(data.rows)), key=data.rows.tolist().__getitem__):
         comparisons = list(group)  # those of the best response come first, in the order of ranks
-        best = data.better[comparisons[0]]
+        best = int(data.better[comparisons[0]])
         last = max(number for number in comparisons if data.better[number] == best)
-        if data.labels[last] > 0.5:
-            sides = [int(best), int(data.worse[last])]
-            better, worse = (data.sequences[side] for side in sides)
-            length = _prompt_length(rows[row], better)
-            pairs.append(
-                Pair(
-                    prompt=better[:length],
-                    responses=(better[length:], worse[length:]),
-                    names=(data.names[sides[0]], data.names[sides[1]]),
-                    options=data.template_options[sides[0]],
-                    key=int(data.prompts[last]),
-                    weight=float(data.weights[comparisons].sum()),
-                )
-            )
+        if data.labels[last] <= 0.5:
+            continue
+        sides = (best, int(data.worse[last]))
+        better, worse = (data.sequences[side] for side in sides)
+        length = _prompt_length(rows[row], better)
+        pairs.append(Pair(
+            better[:length], (better[length:], worse[length:]), (data.names[sides[0]], data.names[sides[1]]),
+            data.template_options[best], int(data.prompts[last]), float(data.weights[comparisons].sum()),
+        ))  # fmt: skip
     if not pairs:
         raise DataError(f"expected rows in which one response is better, got none in {len(rows)} rows")
     return pairs
@@ -126,7 +112,7 @@ def _prompt_length(row: Any, sequence: TextOrChat) -> int:
 
 def _texts(part: Any, role: str) -> list[str]:
     """Return a text, or the last message of a role if it is text, as a list of at most one."""
-    contents = [part] if isinstance(part, str) else [each["content"] for each in part if each["role"] == role]
+    contents = [part] if isinstance(part, str) else [each.get("content") for each in part if each["role"] == role]
     return [content for content in contents[-1:] if isinstance(content, str)]
 
 

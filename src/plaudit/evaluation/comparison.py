@@ -67,16 +67,7 @@ class Comparison(PairedDifference):
         return super().to_dict() | {"verdict": self.verdict}
 
 
-def compare(
-    a: Any,
-    b: Any,
-    dataset: Any = None,
-    *,
-    split: str | None = None,
-    dataset_config: str | None = None,
-    dataset_format: str | None = None,
-    **model_options: Any,
-) -> Comparison:
+def compare(a: Any, b: Any, dataset: Any = None, **options: Any) -> Comparison:
     """Compare two reward models on the same rows.
 
     Args:
@@ -84,28 +75,19 @@ def compare(
             or any other scorer that `plaudit.evaluate` takes.
         b: The same of the other model.
         dataset: The rows that models score, as `plaudit.evaluate` takes them, or that foreign score files belong to.
-        split: The split of the dataset.
-        dataset_config: The configuration of a hub dataset that has several.
-        dataset_format: The published layout to convert rows from.
-        **model_options: Options of `RewardModel.from_pretrained` (`max_length`, `dtype`, `device`, ...).
+        **options: Options of `plaudit.evaluate` for the dataset (`split`, `dataset_config`, `dataset_format`) and the
+            models (`max_length`, `dtype`, `device`, ...).
 
     Raises:
         ConfigError: An argument is neither scores nor, with a dataset, a model; or an option comes without a dataset.
         DataError: A file cannot be read, the two do not hold the same rows, or no row has a preference.
         ModelError: A model is no reward model, or a reward is not finite.
     """
-    options = {"split": split, "dataset_config": dataset_config, "dataset_format": dataset_format}
-    return compare_several([a, b], dataset, **options, **model_options)[0]
+    return compare_several([a, b], dataset, **options)[0]
 
 
 def compare_several(sources: Sequence[Any], dataset: Any = None, **options: Any) -> list[Comparison]:
-    """Compare the first model with each other one, with p-values adjusted for their number.
-
-    Args:
-        sources: Two or more, each of them what `compare` takes.
-        dataset: As in `compare`.
-        **options: The options of `compare`.
-    """
+    """Compare the first model with each other one, with p-values adjusted for their number: see `compare`."""
     given = [name for name, value in options.items() if value is not None]
     if dataset is None and given:
         raise ConfigError(f"{', '.join(given)}: these are options of the data that models score; name the data too.")

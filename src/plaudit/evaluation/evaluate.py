@@ -66,10 +66,10 @@ class Evaluation:
     scores: Scores | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields but the scores for JSON, with `None` for figures that are not finite."""
+        """Return all fields for JSON, with `None` for figures that are not finite; of the scores, the header alone."""
         fields = asdict(replace(self, scores=None))
         del fields["scores"]
-        return finite_or_none(fields)
+        return finite_or_none(fields) | {"header": self.scores.header if self.scores else {}}
 
 
 def evaluate(

@@ -2,7 +2,7 @@
 
 Models are trained by one recipe on nested parts of the training rows and judged on the same held-out comparisons. The
 losses are fitted by `a + b n^-c` with `a, b >= 0` (C. Cortes et al., NIPS 1993; J. Hestness et al., arXiv 1712.00409),
-and the fit is continued to `2n`. NumPy is enough; a model comes in as a function that trains on given rows.
+and the fit is continued to `2n`.
 """
 
 import hashlib
@@ -17,18 +17,13 @@ from numpy.typing import ArrayLike, NDArray
 from plaudit.errors import DataError
 from plaudit.metrics import comparison_columns, preference_metrics
 
-__all__ = [
-    "FRACTIONS",
-    "LearningCurve",
-    "fit_learning_curve",
-    "fit_power_law",
-    "measure_learning_curve",
-    "nested_subsets",
-]
+__all__ = ["LearningCurve", "fit_learning_curve", "fit_power_law", "measure_learning_curve", "nested_subsets"]
 
-FRACTIONS = (1 / 8, 1 / 4, 1 / 2, 1)
-_EXPONENTS = np.geomspace(0.01, 2, 400)  # neighbours differ by 1.3%
-_PARAMETERS = 3
+Array = NDArray[np.float64]
+
+_FRACTIONS = (1 / 8, 1 / 4, 1 / 2, 1)
+_EXPONENTS = np.geomspace(0.01, 2, 400)[:, None]  # neighbours differ by 1.3%
+_PARAMETERS, _ENDS = 3, (0.025, 0.975)
 _OVERCONFIDENT = (
     " Accuracy does rise: rewards too far apart, as after too many passes, spoil the loss. Train less, or regularise."
 )
@@ -81,7 +76,7 @@ class LearningCurve:
 
 
 def nested_subsets(
-    prompt_keys: Sequence[Any] | NDArray[Any], fractions: Sequence[float] = FRACTIONS, *, seed: int = 0
+    prompt_keys: Sequence[Any] | NDArray[Any], fractions: Sequence[float] = _FRACTIONS, *, seed: int = 0
 ) -> list[NDArray[np.int64]]:
     """Choose nested parts of the rows, with all rows of a prompt together.
 
@@ -127,7 +122,7 @@ def measure_learning_curve(
     weights: ArrayLike | None = None,
     *,
     whole: ArrayLike | None = None,
-    fractions: Sequence[float] = FRACTIONS,
+    fractions: Sequence[float] = _FRACTIONS,
     seed: int = 0,
 ) -> LearningCurve:
     """Train on nested parts of the rows, the smallest first, and fit the curve of the held-out losses.
@@ -147,11 +142,9 @@ def measure_learning_curve(
         DataError: The parts cannot be taken, or the differences are not finite or not of C comparisons.
     """
     parts = nested_subsets(prompt_keys, fractions, seed=seed)
-    trained = parts if whole is None else parts[:-1]
-    differences = [train(rows) for rows in trained]
-    sizes = [len(rows) for rows in parts]
-    everything = differences if whole is None else [*differences, whole]
-    return fit_learning_curve(sizes, everything, prompts, labels, weights, seed=seed)
+    differences = [train(rows) for rows in (parts if whole is None else parts[:-1])]
+    differences += [] if whole is None else [whole]
+    return fit_learning_curve([len(rows) for rows in parts], differences, prompts, labels, weights, seed=seed)
 
 
 def fit_learning_curve(
@@ -192,35 +185,32 @@ def fit_learning_curve(
     n, rewards = np.asarray(sizes, dtype=np.float64), np.stack([np.asarray(d, dtype=np.float64) for d in differences])
     _check(n, rewards)
     _, q, w = comparison_columns(differences=rewards[0], labels=labels, weights=weights)
+    figures = [preference_metrics(each, np.zeros_like(each), q, w, prompts) for each in rewards]
+    if not figures[0]:
+        raise DataError("a learning curve: expected held-out comparisons with a preference, got ties or weight 0 only.")
+    accuracies, least, most = ([each[f"accuracy{end}"] for each in figures] for end in ("", "_low", "_high"))
     losses = q * np.logaddexp(0, -rewards) + (1 - q) * np.logaddexp(0, rewards)  # [S, C]
     generator, keys = np.random.default_rng(seed), np.asarray(prompts)
     drawn = _resampled_means(losses, w, keys, resamples, generator)  # [resamples, S]
     measured = losses @ w / w.sum()  # [S]
-    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
-    accuracies = _accuracies(rewards, q, w, keys)
+    low, high = np.quantile(drawn, _ENDS, axis=0).tolist()
     fit, predicted = _predict(n, measured, drawn, generator)
-    fall = (measured[0] - measured[-1], *np.quantile(drawn[:, 0] - drawn[:, -1], [0.025, 0.975]))
+    fall = (measured[0] - measured[-1], *np.quantile(drawn[:, 0] - drawn[:, -1], _ENDS))
     identified, verdict = _judge(n, measured, fall, predicted)
-    if fall[1] <= 0 and accuracies["accuracy_low"][-1] > accuracies["accuracy_high"][0]:
+    if fall[1] <= 0 and least[-1] > most[0]:
         verdict += _OVERCONFIDENT
     return LearningCurve(
-        sizes=[int(size) for size in n],
-        losses=measured.tolist(),
-        loss_low=low.tolist(),
-        loss_high=high.tolist(),
-        **accuracies,
-        comparisons=rewards.shape[1],
-        prompts=len(np.unique(keys)),
-        fit=dict(zip("abc", fit.tolist(), strict=True)),
-        predicted=predicted if identified else None,
-        verdict=verdict,
-    )
+        [int(size) for size in n], measured.tolist(), low, high, accuracies, least, most,
+        comparisons=rewards.shape[1], prompts=len(np.unique(keys)), fit=dict(zip("abc", fit.tolist(), strict=True)),
+        predicted=predicted if identified else None, verdict=verdict,
+    )  # fmt: skip
 
 
-def fit_power_law(sizes: ArrayLike, losses: ArrayLike) -> NDArray[np.float64]:
+def fit_power_law(sizes: ArrayLike, losses: ArrayLike) -> Array:
     """Fit `a + b n^-c` with `a, b >= 0` and `0.01 <= c <= 2` by least squares, to each of several curves.
 
-    For a given c the best a and b have a closed form, so 400 values of c are tried, and no start value is needed.
+    For a given c the best a and b have a closed form, so 400 values of c are tried. A test compares the fit with
+    `scipy.optimize.least_squares`, which reaches the same optimum and takes 150 times as long for 2,000 curves.
 
     Args:
         sizes: Numbers n, shape [S].
@@ -234,63 +224,37 @@ def fit_power_law(sizes: ArrayLike, losses: ArrayLike) -> NDArray[np.float64]:
         array([1. , 2. , 0.5])
     """
     n, y = np.asarray(sizes, dtype=np.float64), np.asarray(losses, dtype=np.float64)
-    x, mean = n / n[-1], y.mean(-1)
-    best, fit = np.full(mean.shape, np.inf), np.zeros((*mean.shape, _PARAMETERS))
-    for c in _EXPONENTS:
-        u = x**-c
-        centred = u - u.mean()
-        b = np.maximum(y @ centred / (centred @ centred), 0)
-        a = mean - b * u.mean()
-        b, a = np.where(a < 0, np.maximum(y @ u / (u @ u), 0), b), np.maximum(a, 0)
-        error = ((y - a[..., None] - b[..., None] * u) ** 2).sum(-1)
-        better = error < best * (1 - 1e-9)
-        best = np.where(better, error, best)
-        fit = np.where(better[..., None], np.stack([a, b * n[-1] ** c, np.full_like(a, c)], -1), fit)
-    return fit
+    u = (n / n[-1]) ** -_EXPONENTS  # [400, S]
+    mean, centred = y.mean(-1)[..., None], u - u.mean(1, keepdims=True)
+    b = np.maximum(y @ centred.T / (centred**2).sum(1), 0)  # [..., 400]
+    a = mean - b * u.mean(1)
+    b, a = np.where(a < 0, np.maximum(y @ u.T / (u**2).sum(1), 0), b), np.maximum(a, 0)
+    error = sum((y[..., [s]] - a - b * u[:, s]) ** 2 for s in range(len(n)))
+    best = np.argmin(error, axis=-1)[..., None]
+    c = _EXPONENTS[best, 0]
+    a, b = np.take_along_axis(a, best, -1), np.take_along_axis(b, best, -1)
+    return np.concatenate([a, b * n[-1] ** c, c], -1)
 
 
-def _power_law(fit: NDArray[np.float64], sizes: ArrayLike) -> NDArray[np.float64]:
+def _power_law(fit: Array, sizes: ArrayLike) -> Array:
     """Return the losses [..., S] of fits [..., 3] at sizes [S]."""
     a, b, c = (fit[..., [place]] for place in range(_PARAMETERS))
     return a + b * np.asarray(sizes, dtype=np.float64) ** -c
 
 
-def _accuracies(
-    differences: NDArray[np.float64], labels: NDArray[np.float64], weights: NDArray[np.float64], prompts: NDArray[Any]
-) -> dict[str, list[float]]:
-    """Return the accuracy of each model and the ends of its interval, by the names of the curve's fields."""
-    figures = [preference_metrics(each, np.zeros_like(each), labels, weights, prompts) for each in differences]
-    if not figures[0]:
-        raise DataError(
-            "a learning curve: expected held-out comparisons with a preference, got ties or weight 0 alone."
-        )
-    names = {"accuracies": "accuracy", "accuracy_low": "accuracy_low", "accuracy_high": "accuracy_high"}
-    return {field: [each[name] for each in figures] for field, name in names.items()}
-
-
-def _predict(
-    n: NDArray[np.float64],
-    measured: NDArray[np.float64],
-    drawn: NDArray[np.float64],
-    generator: np.random.Generator,
-) -> tuple[NDArray[np.float64], dict[str, float]]:
+def _predict(n: Array, measured: Array, drawn: Array, generator: np.random.Generator) -> tuple[Array, dict[str, float]]:
     """Return the fit [3] to the losses [S], and the prediction at twice the data from the resampled ones."""
     fit, twice = fit_power_law(n, measured), 2 * n[-1]
     residuals = (measured - _power_law(fit, n)) * math.sqrt(len(n) / (len(n) - _PARAMETERS))
     again = fit_power_law(n, drawn + residuals * generator.choice([-1, 1], size=drawn.shape))
     loss, losses = float(_power_law(fit, [twice])[0]), _power_law(again, [twice])[:, 0]
-    low, high = np.quantile(losses, [0.025, 0.975]).tolist()
-    gain_low, gain_high = np.quantile(drawn[:, -1] - losses, [0.025, 0.975]).tolist()
+    low, high = np.quantile(losses, _ENDS).tolist()
+    gain_low, gain_high = np.quantile(drawn[:, -1] - losses, _ENDS).tolist()
     predicted = {"size": int(twice), "loss": loss, "low": low, "high": high}
     return fit, predicted | {"gain": float(measured[-1]) - loss, "gain_low": gain_low, "gain_high": gain_high}
 
 
-def _judge(
-    n: NDArray[np.float64],
-    losses: NDArray[np.float64],
-    fall: tuple[float, float, float],
-    predicted: dict[str, float],
-) -> tuple[bool, str]:
+def _judge(n: Array, losses: Array, fall: tuple[float, float, float], predicted: dict[str, float]) -> tuple[bool, str]:
     """Return whether the prediction is identified, and the verdict; `fall` is from first to last, with interval."""
     rows, way = f"from {n[0]:,.0f} to {n[-1]:,.0f} training rows", f"{losses[0]:.3f} to {losses[-1]:.3f}"
     way = f"{rows} the held-out log loss goes from {way}"
@@ -317,12 +281,8 @@ def _judge(
 
 
 def _resampled_means(
-    values: NDArray[np.float64],
-    weights: NDArray[np.float64],
-    prompts: NDArray[Any],
-    resamples: int,
-    generator: np.random.Generator,
-) -> NDArray[np.float64]:
+    values: Array, weights: Array, prompts: NDArray[Any], resamples: int, generator: np.random.Generator
+) -> Array:
     """Return weighted means of values [S, C] over prompts drawn with replacement, shape [resamples, S]."""
     _, of_prompt = np.unique(prompts, return_inverse=True)
     total = np.bincount(of_prompt, weights)  # [prompts]
@@ -334,18 +294,16 @@ def _resampled_means(
     return means
 
 
-def _check(sizes: NDArray[np.float64], differences: NDArray[np.float64]) -> None:
+def _check(sizes: Array, differences: Array) -> None:
     """Check the sizes [S] and the differences [S, C] of a curve."""
     if len(sizes) <= _PARAMETERS or (np.diff(sizes) <= 0).any() or sizes[0] < 1:
         raise DataError(
-            f"a learning curve: expected at least {_PARAMETERS + 1} ascending sizes, since the fit has {_PARAMETERS} "
-            f"parameters, got {sizes.tolist()}. Give more fractions."
+            f"a learning curve: expected at least {_PARAMETERS + 1} ascending sizes, got {sizes.tolist()}. "
+            "Give more fractions."
         )
     if differences.ndim != 2 or len(differences) != len(sizes):
-        raise DataError(
-            f"a learning curve: expected the differences of the same comparisons for each of {len(sizes)} sizes, shape "
-            f"[{len(sizes)}, C], got {differences.shape}."
-        )
+        shape = f"[{len(sizes)}, C]"
+        raise DataError(f"a learning curve: expected differences of the shape {shape}, got {differences.shape}.")
     if not np.isfinite(differences).all():
         size = sizes[~np.isfinite(differences).all(1)][0]
         raise DataError(f"a learning curve: a difference of the model of {size:,.0f} rows is not finite.")

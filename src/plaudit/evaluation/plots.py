@@ -12,24 +12,22 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from plaudit.calibration import best_temperature, calibration_bins
-from plaudit.evaluation.chart_numbers import length_deciles, margin_bins, reward_bins, reward_length_cells
-from plaudit.evaluation.plot_style import (
-    BASELINE,
-    FIRST,
-    INK,
-    MUTED,
-    SECOND,
-    Axes,
-    add_bars,
-    add_intervals,
-    add_legend,
-    add_rectangles,
-    as_log,
-    as_percent,
-    name_rows,
-    prepare,
-    shorten_name,
+from plaudit.errors import ConfigError
+from plaudit.evaluation.chart_numbers import (
+    comparison_rows,
+    length_deciles,
+    margin_bins,
+    reward_bins,
+    reward_length_cells,
 )
+
+try:
+    from matplotlib.axes import Axes
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path
+    from matplotlib.ticker import LogLocator
+except ImportError as error:
+    raise ConfigError(f"the pictures need matplotlib ({error}). Install it: pip install 'plaudit[report]'") from error
 
 __all__ = [
     "accuracy_by_length_difference",
@@ -45,6 +43,11 @@ __all__ = [
     "training_log",
 ]
 
+# Blue, vermilion and green of M. Okabe and K. Ito's palette.
+FIRST, SECOND, BASELINE = "#0072b2", "#d55e00", "#009e73"
+INK, MUTED, GRID = "#1f2937", "#6b7280", "#e1e4e8"
+
+_TITLE: dict[str, Any] = {"loc": "left", "fontsize": 11, "fontweight": "bold", "color": INK, "parse_math": False}
 _SHADES = 5
 _ENDS = ("", "_low", "_high")
 
@@ -66,35 +69,27 @@ def reliability_diagram(
         temperature: Divisor of the rewards for the second line; the one with the least log loss where `None`.
         ax: The axes to draw on.
     """
-    ax = prepare(ax, "Reliability", "confidence of the rewards", "share that is right")
+    ax = _prepare(ax, "Reliability", "confidence of the rewards", "share that is right")
     temperature = best_temperature(differences, labels, weights) if temperature is None else temperature
     ax.plot([0.5, 1], [0.5, 1], color=MUTED, linestyle=":", label="perfect")
-    lines = [(1.0, FIRST, "o", "-", "rewards as they are")]
-    if 0 < temperature < math.inf:
-        lines.append((temperature, SECOND, "s", "--", f"divided by {temperature:.3g}"))
-    for divisor, colour, marker, style, label in lines:
-        confidence, right, _ = calibration_bins(np.asarray(differences) / divisor, labels, weights).T
-        ax.plot(confidence, right, color=colour, marker=marker, markersize=4, linestyle=style, label=label)
-    as_percent(ax.xaxis, ax.yaxis)
+    lines = {"rewards as they are": (1.0, "o-", FIRST), f"divided by {temperature:.3g}": (temperature, "s--", SECOND)}
+    for label, (divisor, style, colour) in lines.items():
+        if 0 < divisor < math.inf:
+            confidence, right, _ = calibration_bins(np.asarray(differences) / divisor, labels, weights).T
+            ax.plot(confidence, right, style, color=colour, markersize=4, label=label)
     ax.set_xlim(0.49, 1.01)
-    add_legend(ax)
-    return ax
+    return _finish(ax, "xy")
 
 
 def margin_histogram(differences: ArrayLike, weights: ArrayLike | None = None, *, ax: Axes | None = None) -> Axes:
     """Draw the histogram of margins, rewards of the better minus those of the other responses [C], right and wrong."""
-    ax = prepare(ax, "Margins", "reward of the better minus the other response", "share of comparisons")
-    bins = margin_bins(differences, weights)
-    for colour, label, part in (
-        (SECOND, "wrong", [each for each in bins if each["high"] <= 0]),
-        (FIRST, "right", [each for each in bins if each["low"] >= 0]),
-    ):
-        share = sum(each["share"] for each in part)
-        add_bars(ax, part, color=colour, label=f"{label} ({share:.1%})")
+    ax = _prepare(ax, "Margins", "reward of the better minus the other response", "share of comparisons")
+    low, high, share = np.array([list(each.values()) for each in margin_bins(differences, weights)]).T
+    for label, colour, part in (("wrong", SECOND, high <= 0), ("right", FIRST, low >= 0)):
+        style = {"color": colour, "label": f"{label} ({share[part].sum():.1%})"}
+        ax.bar(low[part], share[part], width=0.94 * (high - low)[part], align="edge", linewidth=0, **style)
     ax.axvline(0, color=INK, linewidth=1)
-    as_percent(ax.yaxis)
-    add_legend(ax)
-    return ax
+    return _finish(ax, "y")
 
 
 def accuracy_by_length_difference(
@@ -109,131 +104,92 @@ def accuracy_by_length_difference(
 
     Arguments are those of `plaudit.evaluation.chart_numbers.length_deciles`.
     """
-    ax = prepare(ax, "Accuracy by length", "characters by which the better response is longer", "accuracy")
+    ax = _prepare(ax, "Accuracy by length", "characters by which the better response is longer", "accuracy")
     groups = length_deciles(differences, length_differences, weights, prompts)
-    places = np.arange(len(groups))
-    for shorter, colour, marker in ((True, SECOND, "s"), (False, FIRST, "o")):
-        here = [place for place in places if (groups[place]["high"] <= 0) == shorter]
-        middle = np.array([groups[place]["accuracy"] for place in here])
-        ends = np.array([[groups[place][f"accuracy_{end}"] for place in here] for end in ("low", "high")])
-        label = "not longer" if shorter else "longer or mixed"
-        if here:
-            ax.errorbar(here, middle, np.abs(ends - middle), color=colour, marker=marker, linestyle="", label=label)
-    ax.axhline(0.5, color=MUTED, linestyle=":")
-    names = [_range(each["low"], each["high"]) for each in groups]
-    ax.set_xticks(places, names, rotation=40, ha="right", rotation_mode="anchor", fontsize=8)
-    as_percent(ax.yaxis)
-    add_legend(ax, above=True)
-    return ax
+    middle, low, high = (np.array([each[f"accuracy{end}"] for each in groups]) for end in _ENDS)
+    ax.errorbar(range(len(groups)), middle, np.abs([low - middle, high - middle]), color=FIRST, fmt="o")
+    ax.axhline(0.5, color=MUTED, linestyle=":", label="chance")
+    ends = ((f"{each[end]:+,.0f}" for end in ("shortest", "longest")) for each in groups)
+    names = [" to ".join(dict.fromkeys(each)).replace("-", "\N{MINUS SIGN}").replace("+0", "0") for each in ends]
+    ax.set_xticks(range(len(groups)), names, rotation=40, ha="right", rotation_mode="anchor", fontsize=8)
+    return _finish(ax, "y")
 
 
 def reward_against_length(rewards: ArrayLike, lengths: ArrayLike, *, ax: Axes | None = None) -> Axes:
     """Draw how many responses have which reward [N] and which length [N, at least 1], as a grid of shaded cells."""
-    ax = prepare(ax, "Reward and length", "characters of prompt and response", "reward")
-    cells = reward_length_cells(rewards, lengths)
-    most = max(each["responses"] for each in cells)
-    shades: dict[int, list[tuple[float, float, float, float]]] = {}
-    for each in cells:
-        shade = math.ceil(_SHADES * math.sqrt(each["responses"] / most))
-        shades.setdefault(shade, []).append((each["shortest"], each["low"], each["longest"], each["high"]))
-    for shade, corners in sorted(shades.items()):
-        add_rectangles(ax, corners, color=FIRST, alpha=shade / _SHADES)
+    ax = _prepare(ax, "Reward and length", "characters of prompt and response", "reward")
+    cells = np.array([list(each.values()) for each in reward_length_cells(rewards, lengths)])
+    shades = np.ceil(_SHADES * np.sqrt(cells[:, -1] / cells[:, -1].max()))
+    for shade in np.unique(shades):  # one path of many rectangles for each shade, which keeps a vector file small
+        corners = [[(a, c), (b, c), (b, d), (a, d), (a, c)] for a, b, c, d, _ in cells[shades == shade]]
+        path = Path.make_compound_path(*(Path(each, closed=True) for each in corners))
+        ax.add_patch(PathPatch(path, linewidth=0, color=FIRST, alpha=shade / _SHADES))
     ax.set_xscale("log")
     ax.autoscale_view()
-    as_log(ax.xaxis)
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter("{x:,.0f}")
+    ax.tick_params(which="minor", labelbottom=False)
     return ax
 
 
 def reward_distribution(rewards: Mapping[str, ArrayLike], *, ax: Axes | None = None) -> Axes:
     """Draw the distributions of named sets of rewards [N]: those of now, and those of a reference."""
-    ax = prepare(ax, "Rewards", "reward", "share of responses")
+    ax = _prepare(ax, "Rewards", "reward", "share of responses")
     bins = reward_bins(rewards)
-    colours = (FIRST, SECOND, BASELINE, MUTED)
+    edges = [bins[0]["low"], *(each["high"] for each in bins)]
     for number, (name, values) in enumerate(rewards.items()):
-        edges = [bins[0]["low"], *(each["high"] for each in bins)]
-        label = f"{shorten_name(name)} (mean {np.mean(np.asarray(values)):.2f})"
-        colour, style = colours[number % 4], ("-", "--", "-.", ":")[number % 4]
-        ax.stairs([each[name] for each in bins], edges, color=colour, linestyle=style, linewidth=1.5, label=label)
-    as_percent(ax.yaxis)
-    add_legend(ax)
-    return ax
+        colour, style = (FIRST, SECOND, BASELINE, MUTED)[number % 4], ("-", "--", "-.", ":")[number % 4]
+        label = f"{_shorten(name)} (mean {np.mean(np.asarray(values)):.2f})"
+        ax.stairs([each[name] for each in bins], edges, linewidth=1.5, label=label, color=colour, linestyle=style)
+    return _finish(ax, "y", above=True)
 
 
-def dots(
-    figures: Mapping[str, Mapping[str, Any]],
-    *,
-    baseline: str | None = "longer_wins",
-    ceiling: float | None = None,
-    title: str = "Accuracy",
-    ax: Axes | None = None,
-) -> Axes:
-    """Draw the accuracy of subsets, datasets, seeds or members as dots with their 95% intervals.
+def dots(figures: Mapping[str, Mapping[str, Any]], *, title: str = "Accuracy", ax: Axes | None = None) -> Axes:
+    """Draw the accuracy of subsets, datasets, seeds or baselines as dots with their 95% intervals.
 
     Args:
-        figures: Name to figures with `accuracy`, `accuracy_low` and `accuracy_high`.
-        baseline: The figure that is drawn as a mark beside each dot, where it is there.
-        ceiling: The greatest accuracy that can be expected, if it is known.
+        figures: Name to figures with `accuracy`, `accuracy_low`, `accuracy_high`, and `longer_wins` where a cross shall
+            mark the accuracy of preferring the longer response.
         title: Title of the axes.
         ax: The axes to draw on.
     """
-    ax = prepare(ax, title, "accuracy and 95% interval", "")
-    places = name_rows(ax, list(figures))
-    add_intervals(ax, places, [[each[f"accuracy{end}"] for each in figures.values()] for end in _ENDS])
-    marks = [each.get(baseline) for each in figures.values()] if baseline else []
-    there = [(mark, place) for mark, place in zip(marks, places, strict=False) if mark is not None]
-    if there and baseline:
-        label = baseline.replace("_", " ")
-        ax.plot(*zip(*there, strict=True), color=SECOND, marker="x", linestyle="", label=label)
-    ax.axvline(0.5, color=MUTED, linestyle=":", label="chance")
-    if ceiling is not None:
-        ax.axvline(ceiling, color=BASELINE, linestyle="--", label="ceiling")
-    as_percent(ax.xaxis)
-    add_legend(ax, above=True)
-    return ax
+    rows = {name: [each[f"accuracy{end}"] for end in _ENDS] for name, each in figures.items()}
+    ax = _forest(ax, title, "accuracy and 95% interval", rows, (0.5, "chance"))
+    longer = np.array([each.get("longer_wins") for each in figures.values()], dtype=np.float64)
+    if np.isfinite(longer).any():
+        ax.plot(longer, range(len(rows))[::-1], "x", color=SECOND, label="longer wins")
+    return _finish(ax, "x", above=True)
 
 
-def probe_forest(probes: Sequence[Mapping[str, Any]], *, ax: Axes | None = None) -> Axes:
+def probe_forest(probes: Sequence[Any], *, ax: Axes | None = None) -> Axes:
     """Draw the mean shift of the reward that each probe causes, in standard deviations, with its 95% interval.
 
     Args:
-        probes: Results of probes, as `ProbeResult.to_dict` returns them.
+        probes: Results of probes, `ProbeResult` or their JSON; those without a shift are left out.
         ax: The axes to draw on.
     """
-    ax = prepare(ax, "Probes", "shift of the reward (standard deviations), 95% interval", "")
-    shown = [each for each in probes if each["shift"]["value"] is not None]
-    places = name_rows(ax, [each["name"].replace("_", " ") for each in shown])
-    for passed, colour, marker, label in (
-        (True, FIRST, "o", "passed"),
-        (None, MUTED, "D", "cannot tell"),
-        (False, SECOND, "s", "failed"),
-    ):
-        part = [(place, each["shift"]) for place, each in zip(places, shown, strict=True) if each["passed"] is passed]
-        if part:
-            columns = [[shift[end] for _, shift in part] for end in ("value", "low", "high")]
-            add_intervals(ax, [place for place, _ in part], columns, color=colour, marker=marker, label=label)
-    ax.axvline(0, color=MUTED, linestyle=":")
-    add_legend(ax, above=True)
-    return ax
+    records = [_as_dict(each) for each in probes]
+    shown = [each for each in records if each["shift"]["value"] is not None]
+    rows = {each["name"].replace("_", " "): list(each["shift"].values()) for each in shown}
+    looks = {True: (FIRST, "o", "passed"), None: (MUTED, "D", "cannot tell"), False: (SECOND, "s", "failed")}
+    label = "shift of the reward (standard deviations), 95% interval"
+    ax = _forest(ax, "Probes", label, rows, (0, None), [looks[each["passed"]] for each in shown])
+    return _finish(ax, above=True)
 
 
-def comparison_forest(comparison: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
-    """Draw the difference in accuracy of two models, overall and in each subset, with its 95% interval.
+def comparison_forest(comparison: Any, *, ax: Axes | None = None) -> Axes:
+    """Draw the difference in accuracy of two models, overall and by subset, with its 95% interval.
 
     Args:
-        comparison: A comparison of the models a and b, as `Comparison.to_dict` returns it.
+        comparison: A comparison of the models a and b, a `Comparison` or its JSON.
         ax: The axes to draw on.
     """
-    ax = prepare(ax, f"Against {shorten_name(comparison['b'])}", "difference in accuracy, 95% interval", "")
-    shown = {"overall": comparison} | comparison.get("subsets", {})
-    add_intervals(
-        ax,
-        name_rows(ax, list(shown)),
-        [[each[name] for each in shown.values()] for name in ("difference", "low", "high")],
-    )
-    ax.axvline(0, color=MUTED, linestyle=":", label="equal")
-    as_percent(ax.xaxis)
-    add_legend(ax, above=True)
-    return ax
+    comparison = _as_dict(comparison)
+    shown = comparison_rows(comparison)
+    rows = {name: [each[key] for key in ("difference", "low", "high")] for name, each in shown.items()}
+    title = f"Against {_shorten(comparison['b'])}"
+    ax = _forest(ax, title, "difference in accuracy, 95% interval", rows, (0, "equal"))
+    return _finish(ax, "x", above=True)
 
 
 def training_log(log_history: Sequence[Mapping[str, Any]], metric: str = "loss", *, ax: Axes | None = None) -> Axes:
@@ -241,77 +197,129 @@ def training_log(log_history: Sequence[Mapping[str, Any]], metric: str = "loss",
 
     Args:
         log_history: `trainer.state.log_history`, or that list in `trainer_state.json`.
-        metric: A name in the log, such as "loss" or "accuracy".
+        metric: "loss" or "accuracy".
         ax: The axes to draw on.
     """
-    ax = prepare(ax, f"Training: {metric.replace('_', ' ')}", "step", metric.replace("_", " "))
-    chance = {"loss": math.log(2), "accuracy": 0.5}.get(metric)
-    for name, colour, style, label in (
-        (metric, FIRST, {"linewidth": 1.2}, "training"),
-        (f"eval_{metric}", SECOND, {"marker": "s", "markersize": 4}, "evaluation"),
+    ax = _prepare(ax, f"Training: {metric}", "step", metric)
+    for name, style, colour, label in (
+        (metric, "-", FIRST, "training"),
+        (f"eval_{metric}", "s-", SECOND, "evaluation"),
     ):
         points = [(each["step"], each[name]) for each in log_history if each.get(name) is not None]
         if points:
-            ax.plot(*zip(*points, strict=True), color=colour, label=label, **style)
-    if chance is not None:
-        ax.axhline(chance, color=MUTED, linestyle=":", label="guessing")
-    if metric == "accuracy":
-        as_percent(ax.yaxis)
-    add_legend(ax)
-    return ax
+            ax.plot(*zip(*points, strict=True), style, color=colour, linewidth=1.2, markersize=4, label=label)
+    ax.axhline({"loss": math.log(2), "accuracy": 0.5}[metric], color=MUTED, linestyle=":", label="guessing")
+    return _finish(ax, "y" if metric == "accuracy" else "")
 
 
-def learning_curve(curve: Mapping[str, Any], *, ceiling: float | None = None, ax: Axes | None = None) -> Axes:
+def learning_curve(curve: Any, *, ceiling: float | None = None, ax: Axes | None = None) -> Axes:
     """Draw held-out log loss against the number of training rows, with its fit and the prediction for twice the data.
 
     Args:
-        curve: A learning curve, as `LearningCurve.to_dict` returns it.
+        curve: A learning curve, a `LearningCurve` or its JSON.
         ceiling: The least log loss that can be reached, if it is known, such as that of the true reward.
         ax: The axes to draw on.
     """
-    ax = prepare(ax, "Would more data help?", "training rows", "held-out log loss")
-    sizes, fit, predicted = curve["sizes"], curve.get("fit"), curve.get("predicted")
+    curve = _as_dict(curve)
+    ax = _prepare(ax, "Would more data help?", "training rows", "held-out log loss")
+    sizes, fit, predicted = curve["sizes"], curve["fit"], curve["predicted"]
     spread = np.abs(np.array([curve["loss_low"], curve["loss_high"]]) - curve["losses"])
-    ax.errorbar(sizes, curve["losses"], spread, color=FIRST, marker="o", linestyle="", label="measured")
+    ax.errorbar(sizes, curve["losses"], spread, color=FIRST, fmt="o", label="measured")
+    ticks = [*sizes, *([predicted["size"]] if predicted else [])]
     if fit:
-        n = np.geomspace(sizes[0], 2 * sizes[-1] if predicted else sizes[-1], 60)
-        ax.plot(n, fit["a"] + fit["b"] * n ** -fit["c"], color=FIRST, linestyle="--", label="fit a + b / n^c")
+        n = np.geomspace(ticks[0], ticks[-1], 60)
+        ax.plot(n, fit["a"] + fit["b"] * n ** -fit["c"], "--", color=FIRST, label="fit a + b / n^c")
     if predicted:
         ends = np.abs([[predicted["low"] - predicted["loss"]], [predicted["high"] - predicted["loss"]]])
-        style: dict[str, Any] = {"color": SECOND, "marker": "s", "linestyle": "", "label": "twice the data"}
-        ax.errorbar([predicted["size"]], [predicted["loss"]], ends, **style)
+        ax.errorbar(ticks[-1:], [predicted["loss"]], ends, color=SECOND, fmt="s", label="twice the data")
     if ceiling is not None:
         ax.axhline(ceiling, color=BASELINE, linestyle=":", label="least possible")
     ax.set_xscale("log", base=2)
-    ax.set_xticks(ticks := [*sizes, *([predicted["size"]] if predicted else [])], [f"{each:,}" for each in ticks])
-    add_legend(ax)
-    return ax
+    ax.set_xticks(ticks, [f"{each:,}" for each in ticks])
+    return _finish(ax)
 
 
-def best_of_n(curve: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
+def best_of_n(curve: Any, *, ax: Axes | None = None) -> Axes:
     """Draw gold score and reward of the best of n responses against the root of the KL divergence from the policy.
 
     Both are shown as gains over a random response, in units of the greatest gain that the gold score itself would
     bring, or of the greatest gain of the reward, so that one axis serves both.
 
     Args:
-        curve: A best-of-n curve, as `BestOfN.to_dict` returns it.
+        curve: A best-of-n curve, a `BestOfN` or its JSON.
         ax: The axes to draw on.
     """
-    ax = prepare(ax, "Best of n", "√KL from the policy (√nats)", "share of the greatest gain")
-    for name, colour, marker, style, scale in (
-        ("proxy", SECOND, "s", "--", np.ptp(curve["proxy"])),
-        ("gold", FIRST, "o", "-", np.ptp(curve["oracle"])),
+    curve = _as_dict(curve)
+    ax = _prepare(ax, "Best of n", "√KL from the policy (√nats)", "share of the greatest gain")
+    for name, label, colour, style, greatest in (
+        ("proxy", "reward", SECOND, "s--", np.ptp(curve["proxy"])),
+        ("gold", "gold", FIRST, "o-", np.ptp(curve["oracle"])),
     ):
-        middle, low, high = ((np.array(curve[name + end]) - curve[name][0]) / (scale or 1) for end in _ENDS)
-        label = "reward" if name == "proxy" else name
-        ax.plot(curve["sqrt_kl"], middle, color=colour, marker=marker, markersize=4, linestyle=style, label=label)
+        middle, low, high = ((np.array(curve[name + end]) - curve[name][0]) / (greatest or 1) for end in _ENDS)
+        ax.plot(curve["sqrt_kl"], middle, style, color=colour, markersize=4, label=label)
         ax.fill_between(curve["sqrt_kl"], low, high, color=colour, alpha=0.15, linewidth=0)
-    as_percent(ax.yaxis)
-    add_legend(ax)
+    return _finish(ax, "y")
+
+
+def _as_dict(result: Any) -> Any:
+    return result.to_dict() if hasattr(result, "to_dict") else result
+
+
+def _prepare(ax: Axes | None, title: str, x: str, y: str) -> Axes:
+    """Return the axes, or new ones, with a title, the names of both quantities and a quiet frame."""
+    if ax is None:
+        from matplotlib import pyplot
+
+        _, ax = pyplot.subplots(figsize=(5, 3.1), layout="constrained")
+    ax.set_title(title, **_TITLE)
+    ax.set_xlabel(x, color=INK)
+    ax.set_ylabel(y, color=INK)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set_color(MUTED)
+    ax.tick_params(which="both", length=0, labelcolor=INK, labelsize=9)
+    ax.grid(color=GRID, linewidth=0.7)
+    ax.set_axisbelow(True)
     return ax
 
 
-def _range(low: float, high: float) -> str:
-    ends = dict.fromkeys(f"{end:+,.0f}".replace("-", "\N{MINUS SIGN}").replace("+0", "0") for end in (low, high))
-    return " to ".join(ends)
+def _forest(
+    ax: Axes | None,
+    title: str,
+    x: str,
+    rows: Mapping[str, Sequence[float]],
+    line: tuple[float, str | None],
+    looks: Sequence[tuple[str, str, str | None]] = (),
+) -> Axes:
+    """Draw a row for each name, with a dot and its interval (value, low, high), of some colour, marker and label."""
+    ax = _prepare(ax, title, x, "")
+    places = np.arange(len(rows))[::-1]
+    ax.set_yticks(places, [_shorten(name) for name in rows], parse_math=False)
+    ax.set_ylim(-0.6, len(rows) - 0.4)
+    ax.grid(visible=False, axis="y")
+    ax.axvline(line[0], color=MUTED, linestyle=":", label=line[1])
+    values, looks = np.array(list(rows.values()), dtype=np.float64), looks or [(FIRST, "o", None)] * len(rows)
+    for look in dict.fromkeys(looks):
+        here = [place for place, each in enumerate(looks) if each == look]
+        middle, low, high = values[here].T
+        style: dict[str, Any] = dict(zip(("color", "fmt", "label"), look, strict=True))
+        ax.errorbar(middle, places[here], xerr=np.abs([low - middle, high - middle]), markersize=5, **style)
+    return ax
+
+
+def _finish(ax: Axes, shares: str = "", *, above: bool = False) -> Axes:
+    """Write shares along some axes as percentages, and add a legend in the picture, or between it and its title."""
+    for name in shares:
+        getattr(ax, f"{name}axis").set_major_formatter(lambda share, _: f"{100 * share:.3g}%")
+    if ax.get_legend_handles_labels()[0]:
+        style: dict[str, Any] = {"frameon": False, "fontsize": 8.5, "labelcolor": INK}
+        if above:
+            style |= {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0, "ncols": 3, "columnspacing": 1}
+            ax.set_title(ax.get_title(loc="left"), pad=20, **_TITLE)
+        for text in ax.legend(**style).get_texts():
+            text.set_parse_math(False)
+    return ax
+
+
+def _shorten(name: str) -> str:
+    """Return a name that fits beside the axes."""
+    return name if len(name) <= 30 else name[:29] + "…"

@@ -1,8 +1,7 @@
 """Probes of a reward model: verdicts and rewards before and after a change that a good model sees through.
 
 Each row gives one comparison, a ranked group that of its best and its worst response. A probe changes one response, or
-the prompt of both, and leaves the rest as it is; `plaudit.evaluation.text_changes` holds the changes of texts. The
-probes `swap`, `prompt_shuffled` and `prompt_blank` are defined here.
+the prompt of both, and leaves the rest as it is; `plaudit.evaluation.text_changes` holds the changes of texts.
 """
 
 import math
@@ -14,22 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plaudit.errors import ConfigError
+from plaudit.errors import ConfigError, ModelError
 from plaudit.evaluation.changed_pairs import Pair, blank_prompt, change_text, read_pairs, shuffle_prompts
 from plaudit.evaluation.evaluate import Scorer, finite_or_none, score_sequences
 from plaudit.evaluation.text_changes import TEXT_CHANGES
 from plaudit.metrics import accuracy_interval_by_prompt, mean_interval_by_prompt
 
-__all__ = [
-    "LEAST_DEPENDENCE",
-    "LIMITS",
-    "ProbeFigure",
-    "ProbeResult",
-    "probe_names",
-    "probe_table",
-    "run_probes",
-    "select_probes",
-]
+__all__ = ["LIMITS", "ProbeFigure", "ProbeResult", "probe_names", "probe_table", "run_probes", "select_probes"]
 
 Array = NDArray[np.float64]
 
@@ -40,7 +30,7 @@ LIMITS: dict[str, dict[str, float]] = {
     "no_better": {"prefers_changed": 0.5, "turned_wrong": 0.1},
     "not_best": {"turned_wrong": 0.1},
 }
-LEAST_DEPENDENCE = 0.5  # the least share of the accuracy above chance that ought to depend on the prompt
+_LEAST_DEPENDENCE = 0.5  # the least share of the accuracy above chance that ought to depend on the prompt
 
 _OWN = {
     "swap": "Score the better and the worse responses apart, in reverse order and with swapped roles.",
@@ -74,15 +64,14 @@ class ProbeResult:
     Attributes:
         name: Name of the probe.
         description: The change, in one sentence.
-        comparisons: Number of comparisons that the change applies to.
-        not_applicable: Number of the others, whose text the change leaves as it is.
+        comparisons: Number of comparisons that the change applies to; it leaves the text of the others as it is.
         flip_rate: Share of comparisons whose verdict changes; from or to equal rewards counts one half.
         turned_wrong: Share of comparisons whose verdict changes from right to wrong.
         shift: Mean change of the changed response's reward, in standard deviations of the unchanged responses' rewards.
             Where the prompt changes, that of the worse response's lead over the better one.
         prefers_changed: Share of comparisons in which that change is above zero; zero counts one half.
         accuracy: Accuracy before the change.
-        accuracy_changed: Accuracy after the change.
+        accuracy_changed: Accuracy after the change; of `swap`, with the roles of both responses swapped.
         prompt_dependence: (accuracy - accuracy_changed) / (accuracy - 1/2), for `prompt_shuffled` and `prompt_blank`.
         passed: Verdict on the model; `None` where the interval allows both, or the change applies to no row.
         verdict: The verdict in one sentence.
@@ -90,8 +79,7 @@ class ProbeResult:
 
     name: str
     description: str
-    comparisons: int
-    not_applicable: int
+    comparisons: int = 0
     flip_rate: ProbeFigure = ProbeFigure()
     turned_wrong: ProbeFigure = ProbeFigure()
     shift: ProbeFigure = ProbeFigure()
@@ -133,7 +121,8 @@ def run_probes(
     """Change the texts of preference rows, and report how verdicts and rewards move.
 
     All sequences are scored in one call, those of a row next to each other, so that a model that shares prompts runs
-    each prompt once; `swap` adds two calls. The same arguments give the same results.
+    each prompt once; `swap` adds two calls. Where a scorer refuses changed texts, such as an empty prompt, by a
+    `ValueError` or a `LookupError`, each probe has a call of its own. The same arguments give the same results.
 
     Args:
         scorer: A reward model, an object with such a method `score`, or a function from N texts or conversations to N
@@ -148,13 +137,21 @@ def run_probes(
         ModelError: A reward is not finite; the message names the row and the probe.
     """
     chosen, pairs = select_probes(names), read_pairs(rows)
-    changes = _changes(chosen, pairs, seed)
-    rewards = _score_changes(
-        scorer, pairs, {name: [change(pair) for pair in pairs] for name, change in changes.items()}
-    )
+    changed = {
+        name: [change_text(pair, TEXT_CHANGES[name], seed) for pair in pairs] for name in chosen if name not in _OWN
+    }
+    if "prompt_shuffled" in chosen:
+        changed["prompt_shuffled"] = list(map(shuffle_prompts(pairs, seed), pairs))
+    if "prompt_blank" in chosen:
+        changed["prompt_blank"] = list(map(blank_prompt, pairs))
+    rewards, refused = _score(scorer, pairs, changed)
     if "swap" in chosen:
         rewards["swap"] = _score_apart(scorer, pairs)
-    return [_measure(name, pairs, rewards[""], rewards[name]) for name in chosen]
+    results = {name: _measure(name, pairs, rewards[""], rewards[name]) for name in chosen if name in rewards}
+    for name, error in refused.items():
+        verdict = f"Cannot tell: the scorer refuses the changed texts ({error!s:.200})."
+        results[name] = ProbeResult(name, _describe(name), verdict=verdict)
+    return [results[name] for name in chosen]
 
 
 def probe_table(results: Iterable[ProbeResult]) -> list[list[str]]:
@@ -168,58 +165,63 @@ def probe_table(results: Iterable[ProbeResult]) -> list[list[str]]:
         prefers = "-" if math.isnan(share.value) else f"{share.value:.0%} ({share.low:.0%}-{share.high:.0%})"
         if each.prompt_dependence is not None:
             prefers = f"dependence {each.prompt_dependence.value:.2f}".replace("nan", "-")
+        moved = "-" if math.isnan(shift) else f"{round(shift, 2) + 0.0:+.2f}"
         verdict = "FAILED" if each.passed is False else _OUTCOMES[each.passed].lower()
-        cells = [
-            f"{each.flip_rate.value:.1%}",
-            "-" if math.isnan(shift) else f"{round(shift, 2) + 0.0:+.2f}",
-            prefers,
-            verdict,
-        ]
-        table.append([each.name, f"{each.comparisons:,}", *cells])
+        table.append([each.name, f"{each.comparisons:,}", f"{each.flip_rate.value:.1%}", moved, prefers, verdict])
     return table
-
-
-def _changes(chosen: list[str], pairs: list[Pair], seed: int) -> dict[str, Callable[[Pair], Pair]]:
-    """Return the changes of pairs by the name of the probe."""
-    changes: dict[str, Callable[[Pair], Pair]] = {
-        name: partial(change_text, change=TEXT_CHANGES[name], seed=seed) for name in chosen if name not in _OWN
-    }
-    if "prompt_shuffled" in chosen:
-        changes["prompt_shuffled"] = shuffle_prompts(pairs, seed)
-    if "prompt_blank" in chosen:
-        changes["prompt_blank"] = blank_prompt
-    return changes
 
 
 # Rewards
 
 
-def _score_changes(scorer: Any, pairs: list[Pair], changed: dict[str, list[Pair]]) -> dict[str, Array]:
-    """Return the rewards [P, 2] of the unchanged pairs, under the name "", and of those that each probe changes.
+def _score(
+    scorer: Any, pairs: list[Pair], changed: dict[str, list[Pair]]
+) -> tuple[dict[str, Array], dict[str, Exception]]:
+    """Return the rewards [P, 2] of each probe, of the unchanged pairs under the name "", and errors of refused probes.
 
-    A row of NaN stands where a change does not apply: where both sequences stay, or one becomes equal to the other, or
-    to the empty text.
+    A row of NaN stands where a change does not apply.
+    """
+    refused: dict[str, Exception] = {}
+    try:
+        rewards = _score_together(scorer, pairs, {"": pairs} | changed)
+    except ModelError:
+        raise
+    except (LookupError, ValueError):
+        rewards = _score_together(scorer, pairs, {"": pairs})
+        for name in changed:
+            try:
+                rewards |= _score_together(scorer, pairs, {name: changed[name]})
+            except ModelError:
+                raise
+            except (LookupError, ValueError) as error:
+                refused[name] = error
+    for new in rewards.values():  # where one of two responses has changed, the reward of the other is known
+        one = np.isnan(new) & ~np.isnan(new).all(axis=1, keepdims=True)
+        new[one] = rewards[""][one]
+    return rewards, refused
+
+
+def _score_together(scorer: Any, pairs: list[Pair], changed: dict[str, list[Pair]]) -> dict[str, Array]:
+    """Score the sequences that each probe changes, and return rewards [P, 2]; NaN stands for those that stay.
+
+    A change does not apply where both sequences stay, or one becomes equal to the other, or to the empty text.
     """
     places, sequences, options, names = [], [], [], []
-    rewards = {name: np.full((len(pairs), 2), np.nan) for name in ("", *changed)}
+    rewards = {name: np.full((len(pairs), 2), np.nan) for name in changed}
     for number, pair in enumerate(pairs):
-        for name in rewards:
-            new = changed[name][number].sequences if name else pair.sequences
+        for name in changed:
+            new = changed[name][number].sequences
             if name and (new == pair.sequences or new[0] == new[1] or not all(new)):
                 continue
             for side in (0, 1):
-                if name and new[side] == pair.sequences[side]:
-                    continue  # its reward is known
-                places.append((name, number, side))
-                sequences.append(new[side])
-                options.append(pair.options)
-                names.append(pair.names[side] + (f", probe '{name}'" if name else ""))
-    scored = score_sequences(scorer, sequences, options, names)[0]
+                if not name or new[side] != pair.sequences[side]:
+                    places.append((name, number, side))
+                    sequences.append(new[side])
+                    options.append(pair.options)
+                    names.append(pair.names[side] + (f", probe '{name}'" if name else ""))
+    scored = score_sequences(scorer, sequences, options, names)[0] if sequences else np.empty(0)
     for (name, number, side), reward in zip(places, scored.tolist(), strict=True):
         rewards[name][number, side] = reward
-    for new_rewards in rewards.values():
-        applies = ~np.isnan(new_rewards).all(axis=1, keepdims=True)
-        np.copyto(new_rewards, rewards[""], where=applies & np.isnan(new_rewards))
     return rewards
 
 
@@ -233,19 +235,18 @@ def _score_apart(scorer: Any, pairs: list[Pair]) -> Array:
     return np.stack(sides[::-1], axis=1)
 
 
-# Figures
+# Figures and verdicts
 
 
 def _measure(name: str, pairs: list[Pair], before: Array, after: Array) -> ProbeResult:
     """Return the result of a probe from the rewards [P, 2] of the pairs before and after it."""
     here, change, std = ~np.isnan(after[:, 0]), TEXT_CHANGES.get(name), before.std()
-    result = ProbeResult(name, change.description if change else _OWN[name], int(here.sum()), int((~here).sum()))
+    result = ProbeResult(name, _describe(name), int(here.sum()))
     if not here.any():
         return result
     before, after = before[here], after[here]
     won, wins = _wins(before), _wins(after)
-    applied = [pair for pair, applies in zip(pairs, here, strict=True) if applies]
-    mean = partial(_mean, applied)
+    mean = partial(_mean, [pair for pair, applies in zip(pairs, here, strict=True) if applies])
     figures: dict[str, Any] = {
         "flip_rate": mean(np.abs(won - wins)),
         "turned_wrong": mean(np.maximum(won - wins, 0)),
@@ -253,7 +254,9 @@ def _measure(name: str, pairs: list[Pair], before: Array, after: Array) -> Probe
         "accuracy_changed": mean(wins),
     }
     if name == "swap":
-        return replace(result, **figures, **_judge_swap(int((won != wins).sum()), figures["accuracy"]))
+        swapped = figures["accuracy_changed"]
+        figures["accuracy_changed"] = ProbeFigure(1 - swapped.value, 1 - swapped.high, 1 - swapped.low)
+        return replace(result, **figures, **_judge_swap(int((won != wins).sum()), figures))
     gains = (after - before) @ ([1, 0] if change and change.target == "better" else [-1, 1])
     figures["prefers_changed"] = mean((np.sign(gains) + 1) / 2)
     figures["shift"] = mean(gains / std, is_share=False) if std > 0 else ProbeFigure()
@@ -262,6 +265,10 @@ def _measure(name: str, pairs: list[Pair], before: Array, after: Array) -> Probe
     dependence = _dependence(won, wins, figures, mean)
     verdict = _judge_dependence(dependence, figures["accuracy"])
     return replace(result, **figures, prompt_dependence=dependence, **verdict)
+
+
+def _describe(name: str) -> str:
+    return _OWN[name] if name in _OWN else TEXT_CHANGES[name].description
 
 
 def _wins(rewards: Array) -> Array:
@@ -297,12 +304,10 @@ def _dependence(
     return mean(dependence + (won - wins - dependence * (won - 0.5)) / above, is_share=False)
 
 
-# Verdicts
-
-
 def _judge(figures: dict[str, ProbeFigure], limits: dict[str, float]) -> dict[str, Any]:
     """Return `passed`, and as `verdict` a sentence with the figures that decide it."""
-    within = {name: _is_within(figures[name], limit) for name, limit in limits.items()}
+    within = {name: True if figures[name].high <= most else False if figures[name].low > most else None
+              for name, most in limits.items()}  # fmt: skip
     passed = next((each for each in (False, None) if each in within.values()), True)
     deciding = [
         f"{_WORDS[name].format(figures[name])}, and at most {limits[name]:.0%} is expected"
@@ -312,15 +317,12 @@ def _judge(figures: dict[str, ProbeFigure], limits: dict[str, float]) -> dict[st
     return {"passed": passed, "verdict": f"{_OUTCOMES[passed]}: {'; '.join(deciding)}."}
 
 
-def _is_within(figure: ProbeFigure, limit: float) -> bool | None:
-    return True if figure.high <= limit else False if figure.low > limit else None
-
-
-def _judge_swap(wrong: int, accuracy: ProbeFigure) -> dict[str, Any]:
+def _judge_swap(wrong: int, figures: dict[str, ProbeFigure]) -> dict[str, Any]:
     if wrong:
         return {"passed": False, "verdict": f"Failed: {wrong:,} verdicts depend on what is scored together or before."}
-    swapped = f"the accuracy of {accuracy.value:.1%} becomes exactly {1 - accuracy.value:.1%} with swapped roles"
-    return {"passed": True, "verdict": f"Passed: {swapped}."}
+    before, after = figures["accuracy"].value, figures["accuracy_changed"].value
+    verdict = f"Passed: the accuracy of {before:.1%} becomes exactly {after:.1%} with swapped roles."
+    return {"passed": True, "verdict": verdict}
 
 
 def _judge_dependence(dependence: ProbeFigure, accuracy: ProbeFigure) -> dict[str, Any]:
@@ -328,9 +330,7 @@ def _judge_dependence(dependence: ProbeFigure, accuracy: ProbeFigure) -> dict[st
         return {"passed": None, "verdict": f"Cannot tell: an accuracy of {accuracy} is not clearly above chance."}
     if dependence.high == 0:
         return {"passed": False, "verdict": "Failed: no verdict depends on the prompt."}
-    passed = True if dependence.low >= LEAST_DEPENDENCE else False if dependence.high < LEAST_DEPENDENCE else None
-    share = f"{dependence} of the accuracy above chance depends on the prompt"
-    return {
-        "passed": passed,
-        "verdict": f"{_OUTCOMES[passed]}: {share}, and at least {LEAST_DEPENDENCE:.0%} is expected.",
-    }
+    least = _LEAST_DEPENDENCE
+    passed = True if dependence.low >= least else False if dependence.high < least else None
+    share = f"{dependence} of the accuracy above chance depends on the prompt, and at least {least:.0%} is expected"
+    return {"passed": passed, "verdict": f"{_OUTCOMES[passed]}: {share}."}

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from plaudit.data.file_formats import explain_errors
+from plaudit.data.prompts import prompt_key
 from plaudit.errors import DataError
 from plaudit.evaluation.preference_data import Comparisons, PreferenceData
 
@@ -36,6 +38,7 @@ class ScoredRow:
         rewards: K rewards, finite; of a pair, that of the chosen response first.
         id: The column `id` of the row, if it has one.
         prompt_key: A number that rows of one prompt share; `None` for a prompt that no other row has.
+        row_key: A number that rows of the same texts share, by which a row is found again in other data.
         subset: The column `subset` of the row, if it has one.
         comparisons: Pairs (better, worse) of indices among the K responses.
         label: Probability that people prefer the better response of a comparison, from 1/2 to 1.
@@ -53,6 +56,7 @@ class ScoredRow:
     rewards: list[float]
     id: str | None = None
     prompt_key: int | None = None
+    row_key: int | None = None
     subset: str | None = None
     comparisons: list[tuple[int, int]] = field(default_factory=lambda: [(0, 1)])
     label: float = 1.0
@@ -156,13 +160,24 @@ def scored_rows(
 
     return [
         ScoredRow(
-            number, np.asarray(rewards[at], dtype=np.float64).tolist(), data.ids[number], data.prompt_keys[number],
-            data.subsets[number], local[number], labels[number], weights[number] if local[number] else 1.0,
-            int(data.ties[number]), int(data.identical[number]), part(characters, at), part(tokens, at),
-            part(truncated, at), data.scores[number],
+            row=number,
+            rewards=np.asarray(rewards[at], dtype=np.float64).tolist(),
+            id=data.ids[number],
+            prompt_key=data.prompt_keys[number],
+            row_key=prompt_key(data.sequences[at]),
+            subset=data.subsets[number],
+            comparisons=local[number],
+            label=labels[number],
+            weight=weights[number] if local[number] else 1.0,
+            ties=int(data.ties[number]),
+            identical=int(data.identical[number]),
+            characters=part(characters, at),
+            tokens=part(tokens, at),
+            truncated=part(truncated, at),
+            gold=data.scores[number],
         )
         for number, at in enumerate(slices)
-    ]  # fmt: skip
+    ]
 
 
 def write_scores(path: str | Path, scores: Scores) -> None:
@@ -195,7 +210,8 @@ def read_scores(path: str | Path) -> Scores:
     _check_unique((row.row for row in rows), str(path))
     if not rows:
         raise DataError(f"{path}: expected scored rows, got none. Write the file again with `plaudit eval --scores`.")
-    return Scores(header, rows)
+    _check_complete(header, [row.row for row in rows], str(path))
+    return Scores(header or {"model": str(path)}, rows)
 
 
 def join_scores(path: str | Path, data: PreferenceData, header: Mapping[str, Any] | None = None) -> Scores:
@@ -216,11 +232,19 @@ def join_scores(path: str | Path, data: PreferenceData, header: Mapping[str, Any
     for number, record in _records(path):
         place = f"{path}, line {number}"
         if number == 1 and "format" in record:
-            properties |= _read_header(record, path)
+            own = _read_header(record, path)
+            hashes = [(each.get("dataset") or {}).get("hash") for each in (own, properties)]
+            if None not in hashes and hashes[0] != hashes[1]:
+                other = (own.get("dataset") or {}).get("path")
+                raise DataError(f"{path} holds the rewards of other data ({other}). Name the data that it belongs to.")
+            properties |= own
             continue
         row = record.get("row") if "id" not in record else by_id.get(str(record["id"]))
         if not isinstance(row, int) or not 0 <= row < len(data.ids):
-            raise DataError(f"{place}: expected the `row` or the `id` of a row of the dataset, got {record!r:.80}.")
+            hint = "" if by_id or "id" not in record else " The dataset has no column `id`."
+            raise DataError(
+                f"{place}: expected the `row` or the `id` of a row of the dataset, got {record!r:.80}.{hint}"
+            )
         if row in found:
             raise DataError(f"{place}: row {row} occurs twice. Keep one of its lines.")
         found[row] = _read_rewards(record, place)
@@ -246,10 +270,12 @@ def _without_defaults(row: ScoredRow) -> dict[str, Any]:
 def _records(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the lines of a file of JSON objects with their numbers, from 1."""
     file = Path(path).expanduser()
+    if file.is_dir():
+        raise DataError(f"{path} is a folder: name one of the score files in it.")
     if not file.is_file():
         raise DataError(f"expected a score file at {path}, but there is none. `plaudit eval --scores` writes one.")
     opener: Callable[..., Any] = gzip.open if file.name.endswith(".gz") else open
-    with opener(file, "rt", encoding="utf-8") as lines:
+    with explain_errors(path), opener(file, "rt", encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -313,6 +339,19 @@ def _read_rewards(record: dict[str, Any], place: str) -> list[float]:
     if not values or not all(is_number) or not all(map(math.isfinite, values)):
         raise DataError(f"{place}: expected a list of finite numbers in `rewards`, got {rewards!r:.80}.")
     return [float(each) for each in values]
+
+
+def _check_complete(header: Mapping[str, Any], rows: list[int], path: str) -> None:
+    """Refuse a file that has not the number of rows that its header declares, such as one that was cut."""
+    declared = (header.get("dataset") or {}).get("rows")
+    if declared is None or sorted(rows) == list(range(declared)):
+        return
+    missing = next((row for row in range(declared) if row not in set(rows)), None)
+    what = f"row {missing} is missing" if missing is not None else f"it has row {max(rows)}"
+    raise DataError(
+        f"{path}: the header declares {declared:,} rows, but {what}. The file may have been cut: write it again with "
+        "`plaudit eval --scores`, or correct `rows` in its header and number the rows from 0."
+    )
 
 
 def _check_unique(rows: Iterable[int], path: str) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from plaudit.metrics import comparison_columns, mean_interval_by_prompt
 
-__all__ = ["PairedDifference", "adjust_for_several", "holm", "paired_difference"]
+__all__ = ["PairedDifference", "adjust_for_several", "paired_difference"]
 
 MCNEMAR, SIGN_FLIPS = "exact McNemar test", "sign-flip permutation test by prompt"
 _LEVEL = 0.05
@@ -79,14 +79,13 @@ def paired_difference(
     """Compare two models that scored the same responses.
 
     The interval is a bootstrap over prompts of the mean of `first - second` (`mean_interval_by_prompt`). Where the
-    difference of all prompts is the same, resampling shows no spread, and the interval is widened by
-    `1 - 0.025**(1 / prompts)`: the exact bound of C. Clopper and E. Pearson (Biometrika 26, 1934) for what was never
-    seen. The test is that of Q. McNemar (Psychometrika 12, 1947), by exact binomial probabilities, where each prompt
-    has one comparison, all weights are equal, and no reward ties with another. Otherwise the differences of whole
-    prompts change sign at random, which is exact where a and b could be exchanged and holds for many prompts in
-    general (I. Canay, J. Romano and A. Shaikh, Econometrica 85, 2017). The smallest detectable difference is 2.80
-    paired standard errors, clustered by prompt (H. Bloom, Evaluation Review 19, 1995; E. Miller, arXiv 2411.00640), but
-    no less than six comparisons, and infinite below six prompts: if fewer differ, no p-value is below 0.05.
+    difference of all prompts is the same, it is widened by `1 - 0.025**(1 / prompts)`, the exact bound of C. Clopper
+    and E. Pearson (Biometrika 26, 1934) for what was never seen. The test is that of Q. McNemar (Psychometrika 12,
+    1947) where each prompt has one comparison, all weights are equal, and no reward ties with another. Otherwise the
+    differences of whole prompts change sign at random (I. Canay, J. Romano and A. Shaikh, Econometrica 85, 2017). The
+    smallest detectable difference is 2.80 paired standard errors, clustered by prompt (H. Bloom, Evaluation Review 19,
+    1995), but no less than half the width of the interval and than six comparisons, and infinite below six prompts: if
+    fewer differ, no p-value is below 0.05.
 
     Args:
         first: 1 where model a is right, 0 where it is wrong, 1/2 where both rewards are equal, shape [C].
@@ -95,9 +94,6 @@ def paired_difference(
         weights: Weight of each comparison, above 0, shape [C]; 1 where `None`.
         flips: Number of random changes of sign.
         seed: Seed of the bootstrap and of the changes of sign.
-
-    Raises:
-        ValueError: The arrays are empty or of different shapes, or a weight is negative.
 
     Example:
         >>> result = paired_difference([1, 1, 1, 1, 0, 1, 1, 1, 1], [0, 0, 0, 0, 1, 0, 0, 0, 1], prompts=range(9))
@@ -118,35 +114,22 @@ def paired_difference(
     p_value = _mcnemar(gap) if exact else _sign_flips(moved, flips, seed)
     return PairedDifference(
         difference, low, high, p_value,
-        smallest_detectable=_smallest_detectable(moved, total, float(weight.min())),
+        smallest_detectable=max(_smallest_detectable(moved, total, float(weight.min())), (high - low) / 2),
         accuracy_a=float(np.average(won, weights=weight)), accuracy_b=float(np.average(other, weights=weight)),
         comparisons=len(gap), prompts=count, test=MCNEMAR if exact else SIGN_FLIPS, p_unadjusted=p_value, tried=1,
     )  # fmt: skip
 
 
-def holm(p_values: ArrayLike) -> NDArray[np.float64]:
-    """Adjust p-values of several tests, so that a false finding among all of them has the probability of one test.
+def adjust_for_several(results: Sequence[Difference]) -> list[Difference]:
+    """Return results with p-values adjusted for their number, so that any false finding is as rare as of one test.
 
     S. Holm, "A simple sequentially rejective multiple test procedure" (Scandinavian Journal of Statistics 6, 1979).
-
-    Args:
-        p_values: P-values, shape [M].
-
-    Example:
-        >>> holm([0.01, 0.04, 0.03]).tolist()
-        [0.03, 0.06, 0.06]
     """
-    p = np.asarray(p_values, dtype=np.float64)
-    order = np.argsort(p, kind="stable")
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
-    return adjusted
-
-
-def adjust_for_several(results: Sequence[Difference]) -> list[Difference]:
-    """Return results with p-values that Holm's method adjusted for their number."""
-    adjusted = holm([each.p_unadjusted for each in results]).tolist()
-    return [replace(each, p_value=p, tried=len(results)) for each, p in zip(results, adjusted, strict=True)]
+    adjusted, least = {}, 0.0
+    for rank, place in enumerate(sorted(range(len(results)), key=lambda place: results[place].p_unadjusted)):
+        least = min(1.0, max(least, results[place].p_unadjusted * (len(results) - rank)))
+        adjusted[place] = least
+    return [replace(each, p_value=adjusted[n], tried=len(results)) for n, each in enumerate(results)]
 
 
 def _mcnemar(gap: NDArray[np.float64]) -> float:

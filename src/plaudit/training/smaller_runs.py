@@ -25,11 +25,7 @@ __all__ = ["check_smaller_runs", "evaluated_comparisons", "free_memory", "train_
 
 
 def check_smaller_runs(trainer: RewardTrainer) -> None:
-    """Refuse a learning curve of a run whose smaller runs would be of another kind, before anything trains.
-
-    Raises:
-        ConfigError: The message names the option to change.
-    """
+    """Refuse a learning curve of a run whose smaller runs would be of another kind, by a `ConfigError`."""
     if not isinstance(trainer.train_dataset, Dataset):
         raise ConfigError("learning_curve takes parts of the training rows, and a stream has no parts. Load it whole.")
     if trainer.eval_dataset is None:
@@ -58,15 +54,8 @@ def train_on_rows(
 ) -> EvaluatedComparisons:
     """Train a new model on some of the rows of a run, and evaluate it on the run's held-out rows.
 
-    Options, seed and passes over the rows are those of the run; `max_steps`, and `warmup_steps` of 1 or more, shrink
-    with the rows. Nothing is saved, reported or uploaded, and a signal ends the smaller run at once.
-
-    Args:
-        whole: The trainer of the run, whose tokenised splits are used.
-        script: The options of the data.
-        model: The options of the model.
-        rows: Numbers of the training rows, shape [R].
-        callbacks: Callbacks of the smaller run.
+    Options, seed and passes over the rows are those of the run `whole`; `max_steps`, and `warmup_steps` of 1 or more,
+    shrink with the rows. Nothing is saved, reported or uploaded, and a signal ends the smaller run at once.
     """
     share = len(rows) / len(whole.train_dataset)
     Path(whole.args.output_dir).mkdir(parents=True, exist_ok=True)

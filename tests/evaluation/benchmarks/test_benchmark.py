@@ -90,7 +90,7 @@ def test_rows_twice_have_the_same_figures(rows, name):
 
 def test_figures_need_no_columns_but_their_fields(rows, name):
     rewards = rewards_of(name, rows)
-    kept = [{field: row[field] for field in BENCHMARKS[name].fields} for row in rows]
+    kept = [{field: row.get(field) for field in BENCHMARKS[name].fields} for row in rows]
     assert BENCHMARKS[name].figures(kept, rewards) == BENCHMARKS[name].figures(rows, rewards)
 
 
@@ -130,9 +130,13 @@ def test_every_row_needs_its_rewards(rows, name):
 
 
 def test_a_row_without_a_column_that_the_rule_reads_is_named(rows, name):
-    for field in BENCHMARKS[name].fields:
-        if (name, field) in {("rewardbench-2", "num_correct"), ("rewardbench-2", "total_completions")}:
-            continue  # the responses tell both
+    others = {
+        "num_correct",
+        "total_completions",
+        "category",
+        "preference",
+    }  # the responses or another column tell these
+    for field in set(BENCHMARKS[name].fields) - others:
         broken = [dict(row) for row in rows]
         index = next(i for i, row in enumerate(rows) if field != "id" or row["subset"] == "Ties")
         del broken[index][field]
@@ -173,3 +177,16 @@ def test_each_benchmark_says_what_it_is(name):
     each = BENCHMARKS[name]
     assert (each.name, bool(each.title), bool(each.rule), bool(each.published)) == (name, True, True, True)
     assert "\n" not in each.rule
+
+
+def test_a_mirror_has_the_parts_of_the_published_dataset(name, monkeypatch):
+    read = []
+    monkeypatch.setattr("plaudit.evaluation.benchmarks.benchmark.read_hub", lambda parts: read.extend(parts) or [])
+    with pytest.raises(DataError, match="there are no rows"):
+        BENCHMARKS[name].load("someone/mirror")
+    assert {part.id for part in read} == {"someone/mirror"}
+    published = BENCHMARKS[name].hub
+    if len({part.id for part in published}) == 1:
+        assert [part[1:] for part in read] == [part[1:] for part in published]
+    else:  # one of the sets of PPE, or no published dataset: the id tells no subset
+        assert [part[1:] for part in read] == [(None, None, ())]

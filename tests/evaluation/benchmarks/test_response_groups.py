@@ -32,7 +32,7 @@ class TestRMBench:
         assert figures["overall"] == pytest.approx((1 / 9 + 3 * 2 / 3) / 4)
 
     def test_the_parts_of_safety_are_one_domain_by_their_rows(self):
-        rows = [{"domain": each} for each in ("safety-refuse", "safety-refuse", "safety-response", "chat")]
+        rows = [{"domain": each} for each in ("safety-refuse", "safety", "safety-response", "chat")]
         figures = BENCHMARKS["rm-bench"].figures(rows, [(1, 1, 1, 0, 0, 0)] + [(0, 0, 0, 1, 1, 1)] * 3)
         assert figures["parts"] == {"chat": 0, "safety": pytest.approx(1 / 3)}
         assert figures["missing"] == ["math", "code"]
@@ -123,20 +123,16 @@ class TestRMB:
         rewards = [[1, 0], [0, 1], [1, 1], [1, 0], [0, 1]]
         figures = BENCHMARKS["rmb-pairs"].figures([rmb(f"Pairwise_set/{path}") for path in paths], rewards)
         assert figures["parts"] == pytest.approx({
-            "Helpfulness": (1 / 3 + 1) / 2, "Harmlessness": 0, "Helpfulness/Chat/Discussion": 1 / 3,
-            "Helpfulness/Code/Data Management": 1, "Harmlessness/S1": 0,
+            "Helpfulness": (1 / 3 + 1) / 2, "Harmlessness": 0, "Pairwise_set/Helpfulness/Chat/Discussion": 1 / 3,
+            "Pairwise_set/Helpfulness/Code/Data Management": 1, "Pairwise_set/Harmlessness/S1": 0,
         })  # fmt: skip
         assert figures["overall"] == pytest.approx((1 / 3 + 1 + 0) / 3)
 
     def test_the_best_must_beat_all_losers(self):
         rows = [rmb("BoN_set/Harmlessness/S1")] * 4
         figures = BENCHMARKS["rmb-best-of-n"].figures(rows, [[3, 2, 1], [3, 2, 3], [3, 4, 1], [3, 1, 1, 1]])
-        assert figures["parts"] == {"Harmlessness": 0.5, "Harmlessness/S1": 0.5}
+        assert figures["parts"] == {"Harmlessness": 0.5, "BoN_set/Harmlessness/S1": 0.5}
         assert figures["missing"] == ["Helpfulness"]
-
-    def test_another_category_is_named(self):
-        with pytest.raises(DataError, match="rmb-pairs, row 0: .*Helpfulness or Harmlessness, got 'Honesty'"):
-            BENCHMARKS["rmb-pairs"].figures([rmb("Honesty")], [[1, 0]])
 
     def test_each_part_reads_its_folder_and_keeps_the_turns_of_the_prompt(self, tmp_path):
         WRITERS["rmb-pairs"](tmp_path)

@@ -1,13 +1,15 @@
 """Alerts: each verdict appears where it should, and not where a good model is evaluated."""
 
 import pytest
-from report_data import AUDIT, COMPARISON, LEARNING_CURVE, PROBES
+from report_data import AUDIT, COMPARISON, PROBES
 
 from plaudit.evaluation.report.alerts import (
+    Alert,
     audit_alerts,
+    baseline_alerts,
     comparison_alerts,
-    curve_alerts,
     evaluation_alerts,
+    merge_alerts,
     probe_alerts,
     run_alerts,
 )
@@ -43,7 +45,6 @@ def test_a_good_model_has_no_alert():
         ({"temperature": 9.0, "log_loss": 0.9}, "The model is overconfident.", "grave"),
         ({"temperature": 0.4, "log_loss": 0.5}, "The model is less sure than it could be.", "note"),
         ({"temperature": None}, "As probabilities, the rewards are no better than guessing.", "grave"),
-        ({"calibration_error": 0.1}, "The rewards are not calibrated, and no temperature helps.", "warning"),
         ({"prompts": 40}, "There are few prompts.", "warning"),
         ({"reward_ties": 30}, "Many comparisons have two equal rewards.", "warning"),
     ],
@@ -56,10 +57,6 @@ def test_chance_is_told_with_its_side():
     low = {"accuracy": 0.5, "accuracy_low": 0.47, "accuracy_high": 0.53, "longer_wins": 0.4, "shorter_wins": 0.5}
     assert verdicts(low) == {"The model is not better than chance.": "grave"}
     assert "The model is worse than chance." in verdicts(low | {"accuracy_high": 0.49})
-
-
-def test_a_small_sample_may_look_badly_calibrated():
-    assert verdicts({"comparisons": 120, "calibration_error": 0.1, "prompts": 120}) == {}
 
 
 def test_unknown_lengths_are_no_alert():
@@ -85,10 +82,24 @@ def test_only_grave_findings_of_an_audit_are_alerts():
     assert alert.advice == "The test is known. Take them out."
 
 
+@pytest.mark.parametrize(("accuracy", "expected"), [(0.79, []), (0.86, ["A baseline without a model may do as well."])])
+def test_the_best_baseline_of_the_training_data_is_one_that_a_model_has_to_exceed(accuracy, expected):
+    baseline = {"accuracy": accuracy - 0.05, "accuracy_low": 0.5, "accuracy_high": 0.9}
+    found = list(baseline_alerts(GOOD, {"style": dict.fromkeys(baseline, 0.5), "bag of words": baseline}))
+    assert [each.verdict for each in found] == expected
+    assert all("Of bag of words: 81.0%" in each.advice for each in found)
+    assert list(baseline_alerts(GOOD, {})) == []
+
+
+def test_alerts_of_one_verdict_are_one_and_the_gravest_come_first():
+    found = [Alert("note", "A.", "1"), Alert("grave", "B.", "2"), Alert("note", "A.", "3")]
+    assert merge_alerts(found) == [Alert("grave", "B.", "2"), Alert("note", "A.", "1\n3")]
+
+
 def test_only_failed_probes_are_alerts():
     (alert,) = probe_alerts(PROBES)
-    assert (alert.level, alert.subject) == ("grave", "padding repeat")
-    assert alert.advice == "the change flips 20% of the verdicts."
+    assert (alert.level, alert.verdict) == ("grave", "The model fails probes.")
+    assert alert.advice == "padding repeat: the change flips 20% of the verdicts."
 
 
 def test_a_comparison_that_decides_nothing_says_what_it_could_have_seen():
@@ -100,12 +111,6 @@ def test_a_comparison_that_decides_nothing_says_what_it_could_have_seen():
     assert (first.level, first.verdict) == ("grave", "mine is worse than theirs.")
     assert second.advice == "max_length: 512 and 1024."
     assert list(comparison_alerts(COMPARISON | {"separable": True, "difference": 0.1})) == []
-
-
-def test_a_curve_without_a_prediction_is_a_note():
-    assert list(curve_alerts(LEARNING_CURVE)) == []
-    (alert,) = curve_alerts(LEARNING_CURVE | {"predicted": None})
-    assert alert.level == "note"
 
 
 def test_a_model_that_was_not_verified_is_told():

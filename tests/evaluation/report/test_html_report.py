@@ -16,11 +16,12 @@ from report_data import (
     plain_rows,
     scores_of,
 )
-from row_files import write
 
 from plaudit import evaluate
+from plaudit.errors import DataError
 from plaudit.evaluation.evaluate import evaluate_scores
 from plaudit.evaluation.report import report_on_training, write_report
+from plaudit.evaluation.score_files import ScoredRow, Scores
 
 
 class Page(HTMLParser):
@@ -79,14 +80,14 @@ def test_everything_that_is_given_is_shown(make, scores):
     assert report.size == len(html.encode())
     for text in (
         "Reward model: my-model", "The model fails probes.", "In the data: pairs of equal prompts: 2.",
-        "The saved model is not verified", "120 comparisons of 60 prompts", "Accuracy by subset", "Reliability",
+        "The saved model is not verified", "Accuracy by subset", "Reliability",
         "Margins", "Accuracy by length", "Reward and length", "Rewards", "Training: loss", "Training: accuracy",
         "Against theirs", "Would more data help?", "Best of n", "Most confidently wrong", "People prefer",
-        "versions.torch", "Accuracy without a model",
+        '"torch": "2.9"', "style (training data)", "Who goes <b>there</b>?", "Label noise: cannot tell.",
     ):  # fmt: skip
         assert text in page.text, text
     assert "Not in this report" not in page.text
-    assert len(page.named("svg")) == len(page.named("details")) == 12
+    assert len(page.named("svg")) == html.count("<summary>Numbers") == 13
 
 
 def test_the_page_is_well_formed_and_its_identifiers_occur_once(make, scores):
@@ -160,35 +161,27 @@ def test_two_hundred_long_examples_are_at_most_a_megabyte(make, letter):
     report, html, _ = make(scores=[scores_of(rows)], rows=rows, examples=200, **EVERYTHING)
     assert html.count('class="pair"') == 200
     assert 400_000 < report.size <= 1_000_000
-    assert "characters after" in html
+    assert "characters left out" in html
 
 
-def test_several_files_of_a_dataset_are_members_and_one_alert(make):
+def test_several_files_are_beside_each_other_and_one_alert(make):
     rows = plain_rows()
     report, html, page = make(scores=[scores_of(rows, seed, scale=9) for seed in range(3)], rows=rows)
-    assert "Seeds or members" in page.text
-    assert html.count("-reliability-title") == 2  # its identifier and the reference to it: one dataset, one picture
+    assert html.count("models-title") == html.count("reliability-title") == 2  # an identifier and the reference to it
+    assert "Of model-0: the comparisons with the greatest reward" in page.text
     (alert,) = [each for each in report.alerts if each.verdict == "The model is overconfident."]
     assert [line.split(":")[0] for line in alert.advice.splitlines()] == ["model-0", "model-1", "model-2"]
 
 
 def test_models_of_one_name_are_told_apart(make, scores):
     _, _, page = make(scores=[scores, scores])
-    assert "model-0 (2)" in page.text
-
-
-def test_each_dataset_has_its_own_pictures(make, tmp_path):
-    paths = [write(tmp_path / f"{name}.jsonl", plain_rows(40 + 20 * n)) for n, name in enumerate("ab")]
-    files = [evaluate(lambda each: [-len(text) for text in each], str(path)).scores for path in paths]
-    _, html, page = make(scores=files)
-    assert "a.jsonl: 40 comparisons of 20 prompts; b.jsonl: 60 comparisons of 30 prompts" in page.text
-    assert html.count("-reliability-title") == 4
+    assert "evaluated rows (2)" in page.text
 
 
 def test_without_the_texts_the_rows_are_named_and_the_reason(make, scores):
     _, _, page = make(scores=[scores])
-    assert "Without texts: the score file does not name a dataset that can be loaded again." in page.text
-    assert "Wrong comparisons" in page.text
+    assert "Texts are not shown: the score file does not name a dataset that can be loaded again." in page.text
+    assert "Row " in page.text
     assert "row-1" in page.text
 
 
@@ -196,29 +189,44 @@ def test_what_was_not_looked_at_is_named_with_the_command(make, scores):
     report, _, page = make(audit=AUDIT | {"findings": []})
     assert report.alerts == []
     assert "Nothing was found in what this report was given." in page.text
-    assert "rewards of single rows ( plaudit eval --scores ); probes of the model" in page.text
-
-
-def test_an_evaluation_without_scores_has_figures_and_alerts(make):
-    evaluation = evaluate(lambda each: [len(text) for text in each], plain_rows()).to_dict()
-    report, _, page = make(evaluations=[evaluation | {"dataset": "pairs.jsonl"}])
-    assert "The model is worse than chance." in [alert.verdict for alert in report.alerts]
-    assert report.alerts[0].level == "grave"
-    assert "pairs.jsonl: 120 comparisons" in page.text
+    assert "what plaudit eval --scores , plaudit eval --probes , plaudit train --learning_curve would" in page.text
 
 
 def test_a_benchmark_has_its_official_figures_beside(make):
-    evaluation = evaluate(lambda each: [0.0] * len(each), plain_rows()).to_dict()
-    official = {
-        "benchmark": "b",
-        "rule": "a tie is wrong",
-        "overall": 0.7,
-        "parts": {"Chat": 0.9},
-        "missing": ["Safety"],
-    }
-    _, _, page = make(evaluations=[evaluation | {"dataset": "b", "official": official}])
-    assert "b by its own rule: a tie is wrong" in page.text
-    assert "Chat 90.0% Safety -" in page.text
+    rows = [
+        ScoredRow(row=n, rewards=[n % 4, 1.5], comparisons=[(0, 1)], subset=subset, fields={"subset": subset})
+        for n, subset in enumerate(["alpacaeval-easy", "hep-rust"] * 20)
+    ]
+    _, _, page = make(scores=[Scores({"model": "m", "benchmark": "rewardbench", "dataset": {"path": "nowhere"}}, rows)])
+    assert "rewardbench by its own rule: " in page.text
+    assert "alpacaeval-easy 50.0% hep-rust 50.0%" in page.text
+    assert "Missing, and in no figure: alpacaeval-length, " in page.text
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        ("audit", {"findings": []}),
+        ("audit", {"findings": 3, "baselines": {}}),
+        ("learning_curve", {"losses": [1, 2]}),
+        ("comparisons", {"separable": True}),
+        ("probes", {"datasets": [{"probes": [{"name": "swap"}]}]}),
+    ],
+)
+def test_a_file_with_another_content_is_named(make, tmp_path, kind, content):
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"result.json: expected the JSON of"):
+        make(**{kind: [path] if kind == "comparisons" else path})
+
+
+def test_endless_words_and_invisible_characters_have_a_report(make):
+    rows = plain_rows(30)
+    for row in rows:
+        row["chosen"], row["rejected"] = "]]>\u200b\u202e" + "a" * 100_000, "]]>" + "b" * 100_000
+    report, _, page = make(scores=[evaluate(lambda each: [-len(text) for text in each], rows).scores], rows=rows)
+    assert page.open == []
+    assert report.size < 300_000
 
 
 def test_results_may_be_files(make, tmp_path, scores):

@@ -144,7 +144,7 @@ def test_markup_in_the_data_is_text_and_right_to_left_text_runs_so(show):
     assert page.locator(".text", has_text="<script>").count() > 2
     hebrew = page.locator(".sides .text", has_text="\u05e9\u05dc\u05d5\u05dd")
     assert hebrew.first.evaluate("each => getComputedStyle(each).direction") == "rtl"
-    english = page.locator(".sides .response:first-child .text")
+    english = page.locator(".sides > :first-child .text")
     assert english.first.evaluate("each => getComputedStyle(each).direction") == "ltr"
 
 

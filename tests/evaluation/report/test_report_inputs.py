@@ -6,7 +6,12 @@ import pytest
 from report_data import AUDIT, BEST_OF_N, COMPARISON, LEARNING_CURVE, LOG, PROBES, plain_rows, scores_of
 
 from plaudit.errors import DataError
-from plaudit.evaluation.report.report_inputs import name_scores, read_report_inputs, read_run
+from plaudit.evaluation.report.report_inputs import (
+    name_scores,
+    read_report_inputs,
+    read_results,
+    read_run,
+)
 from plaudit.evaluation.score_files import write_scores
 
 
@@ -33,34 +38,30 @@ def score_file(tmp_path):
 @pytest.mark.parametrize(
     ("content", "kind", "expected"),
     [
-        (AUDIT, "audit", AUDIT),
-        (LEARNING_CURVE, "learning_curve", LEARNING_CURVE),
-        (BEST_OF_N, "best_of_n", BEST_OF_N),
-        ({"probes": PROBES}, "probes", PROBES),
+        (AUDIT, "audit", [AUDIT]),
+        (LEARNING_CURVE, "learning_curve", [LEARNING_CURVE]),
         (COMPARISON, "comparisons", [COMPARISON]),
         ({"comparisons": [COMPARISON, COMPARISON]}, "comparisons", [COMPARISON, COMPARISON]),
+        ({"datasets": [{}, {"probes": PROBES}]}, "probes", [PROBES]),
+        ({"datasets": [{"best_of_n": BEST_OF_N}]}, "best_of_n", [BEST_OF_N]),
     ],
 )
 def test_a_file_is_told_by_its_content_whatever_its_name(write, content, kind, expected):
-    assert read_report_inputs([write("some.txt", content)])[kind] == expected
-
-
-def test_the_output_of_an_evaluation_brings_its_probes_and_its_curve(write):
-    dataset = {"dataset": "d", "overall": {}, "probes": PROBES, "best_of_n": BEST_OF_N}
-    found = read_report_inputs([write("evaluation.json", {"model": "m", "datasets": [dataset]})])
-    assert found["evaluations"] == [dataset]
-    assert (found["probes"], found["best_of_n"]) == (PROBES, BEST_OF_N)
+    path = write("some.txt", content)
+    found = read_report_inputs([path])
+    assert found[kind] == ([path] if kind == "comparisons" else path)
+    assert read_results(path, kind) == expected
 
 
 @pytest.mark.parametrize("name", ["scores.jsonl", "anything.gz"])
 def test_score_files_are_told_by_their_header(score_file, name):
-    (scores,) = read_report_inputs([score_file(name)])["scores"]
-    assert len(scores.rows) == 120
+    path = score_file(name)
+    assert read_report_inputs([path])["scores"] == [path]
 
 
 def test_a_score_file_without_a_header_is_one_too(write):
     path = write("foreign.jsonl", '{"row": 0, "rewards": [1, 2]}\n{"row": 1, "rewards": [3, 2]}\n')
-    assert len(read_report_inputs([path])["scores"][0].rows) == 2
+    assert len(name_scores(read_report_inputs([path])["scores"])["evaluated rows"].rows) == 2
 
 
 def test_a_folder_brings_the_results_that_lie_in_it(write, score_file, tmp_path):
@@ -73,8 +74,8 @@ def test_a_folder_brings_the_results_that_lie_in_it(write, score_file, tmp_path)
     score_file("scores-2.jsonl.gz", 1)
     found = read_report_inputs([tmp_path])
     assert found["run"] == tmp_path
-    assert [each.header["model"] for each in found["scores"]] == ["model-0", "model-1"]
-    assert (found["audit"], found["learning_curve"]) == (AUDIT, LEARNING_CURVE)
+    assert [each.name for each in found["scores"]] == ["scores-2.jsonl.gz", "scores.jsonl"]
+    assert (found["audit"].name, found["learning_curve"].name) == ("audit.json", "learning_curve.json")
 
 
 def test_a_file_in_the_folder_may_be_named_as_well(write, score_file, tmp_path):
@@ -85,26 +86,29 @@ def test_a_file_in_the_folder_may_be_named_as_well(write, score_file, tmp_path):
     assert len(found["scores"]) == 1
 
 
-def test_a_run_has_the_log_of_its_last_checkpoint(write, tmp_path):
+def test_a_run_has_its_metadata_and_its_log(write, tmp_path):
     write("reward.json", {"versions": {"torch": "2"}})
-    write("checkpoint-90/trainer_state.json", {"log_history": [{"step": 90}]})
-    write("checkpoint-100/trainer_state.json", {"log_history": LOG})
+    write("trainer_state.json", {"log_history": LOG})
     run = read_run(tmp_path)
     assert run == {"name": tmp_path.name, "metadata": {"versions": {"torch": "2"}}, "log_history": LOG}
-    write("trainer_state.json", {"log_history": [{"step": 120}]})
-    assert read_run(tmp_path)["log_history"] == [{"step": 120}]
-    assert read_run(None) == {}
+    assert read_run(None) == {"name": None, "metadata": {}, "log_history": []}
 
 
 def test_other_files_are_refused_by_name(write, tmp_path):
     for path, message in (
-        (write("other.json", {"a": 1}), "other.json: expected a folder of a run, a score file"),
-        (write("text.txt", "hello"), r"text.txt: expected JSON"),
-        (write("list.json", [1, 2]), "list.json: expected a folder"),
+        (write("other.json", {"a": 1}), "other.json: expected a score file"),
+        (write("list.json", [1, 2]), "list.json: expected a score file"),
         (tmp_path / "missing.json", "missing.json, but there is none"),
     ):
         with pytest.raises(DataError, match=message):
             read_report_inputs([path])
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.dat", b"\xff\xfe\x00"), ("a.jsonl.gz", b"not compressed")])
+def test_a_file_of_other_bytes_is_named(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"cannot read .*{name}"):
+        name_scores(read_report_inputs([tmp_path / name])["scores"])
 
 
 def test_an_empty_folder_is_refused(tmp_path):
@@ -121,13 +125,14 @@ def test_other_models_are_compared_with_the_first_and_the_first_other_is_the_ref
     pytest.importorskip("plaudit.evaluation.comparison")
     found = read_report_inputs([score_file()], [score_file("b.jsonl", 1), score_file("c.jsonl", 2)])
     assert [(each.a, each.b) for each in found["comparisons"]] == [("model-0", "model-1"), ("model-0", "model-2")]
-    assert found["reference"].header["model"] == "model-1"
+    assert found["reference"].name == "b.jsonl"
     assert len(found["scores"]) == 1
 
 
 def test_a_comparison_may_be_given_as_such(write, score_file):
-    assert read_report_inputs([score_file()], [write("c.json", COMPARISON)])["comparisons"] == [COMPARISON]
-    with pytest.raises(DataError, match="a.json: expected a score file, or what"):
+    path = write("c.json", COMPARISON)
+    assert read_report_inputs([score_file()], [path])["comparisons"] == [path]
+    with pytest.raises(DataError, match="--compare: expected score files, or what"):
         read_report_inputs([score_file()], [write("a.json", AUDIT)])
     with pytest.raises(DataError, match="expected a score file of this model too"):
         read_report_inputs([write("a.json", AUDIT)], [score_file()])
@@ -135,7 +140,7 @@ def test_a_comparison_may_be_given_as_such(write, score_file):
 
 def test_files_are_named_by_what_tells_them_apart():
     rows = plain_rows()
-    names = [each.name for each in name_scores([scores_of(rows, 0), scores_of(rows, 1)])]
-    assert names == ["model-0", "model-1"]
-    (alone,) = name_scores([scores_of(rows)])
-    assert (alone.name, alone.model) == ("rows", "model-0")
+    one, other = scores_of(rows, 0), scores_of(rows, 1)
+    assert list(name_scores([one])) == ["evaluated rows"]
+    assert list(name_scores([one, other])) == ["model-0", "model-1"]
+    assert list(name_scores([one, one])) == ["evaluated rows (1)", "evaluated rows (2)"]

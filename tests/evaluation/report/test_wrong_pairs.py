@@ -32,8 +32,8 @@ ROWS = [
 
 def test_the_greatest_differences_come_first_one_for_each_row_and_equal_ones_by_row():
     pairs = most_confidently_wrong(evaluate(reward_in, ROWS).scores)
-    assert [(each.row, each.better_reward, each.worse_reward) for each in pairs] == [(2, 0, 9), (0, 1, 3), (5, 1, 3)]
-    assert (pairs[0].better, pairs[0].worse) == (0, 1)
+    assert [(each.row, each.rewards) for each in pairs] == [(2, (0, 9)), (0, (1, 3)), (5, (1, 3))]
+    assert pairs[0].places == (0, 1)
     assert pairs[1].confidence == pytest.approx(0.8808, abs=1e-4)
     assert (pairs[2].id, pairs[2].subset) == ("last", "s")
 
@@ -48,8 +48,7 @@ def test_texts_are_those_of_the_dataset_that_was_scored(tmp_path):
     path = write(tmp_path / "rows.jsonl", rows)
     scores = evaluate(lambda each: [0.0] * len(each), str(path)).scores
     texts = load_texts(scores, [3, 7])
-    assert texts[7].prompt == rows[7]["prompt"]
-    assert texts[7].responses == [rows[7]["chosen"].strip(), rows[7]["rejected"].strip()]
+    assert texts[7] == (rows[7]["prompt"], [rows[7]["chosen"].strip(), rows[7]["rejected"].strip()])
     assert load_texts(scores, [3, 7], rows) == texts
 
 
@@ -60,9 +59,9 @@ def test_conversations_are_written_with_their_roles():
         "chosen": [{"role": "assistant", "content": "Bye."}],
         "rejected": [{"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}],
     }
-    texts = load_texts(scores_of([row]), [0], [row])[0]
-    assert texts.prompt == "user: Hi\nassistant: Yes?\nuser: Bye"
-    assert texts.responses == ["Bye.", '{"tool_calls": [{"name": "f"}]}']
+    prompt, responses = load_texts(scores_of([row]), [0], [row])[0]
+    assert prompt == "user: Hi\nassistant: Yes?\nuser: Bye"
+    assert responses == ["Bye.", '{"tool_calls": [{"name": "f"}]}']
 
 
 def test_a_dataset_that_has_changed_or_is_not_named_is_refused(tmp_path):
@@ -70,7 +69,7 @@ def test_a_dataset_that_has_changed_or_is_not_named_is_refused(tmp_path):
     path = write(tmp_path / "rows.jsonl", rows)
     scores = evaluate(lambda each: [0.0] * len(each), str(path)).scores
     write(path, rows[::-1])
-    with pytest.raises(DataError, match="has changed since it was scored"):
+    with pytest.raises(DataError, match="has other texts, or another order, than was scored"):
         load_texts(scores, [0])
     path.unlink()
     with pytest.raises(DataError, match="expected a file or folder"):
@@ -86,17 +85,16 @@ def test_texts_of_a_benchmark_come_from_its_copy(tmp_path):
     scored = scores_of(plain_rows(1)).rows
     header = {"benchmark": "rewardbench", "dataset": {"path": str(path), "rows": 1}}
     assert load_texts(Scores(header, scored), [0])[0] == ("user: Q", ["right", "wrong"])
-    header["dataset"]["rows"] = 2
-    with pytest.raises(DataError, match="1 rows, not 2"):
-        load_texts(Scores(header, scored), [0])
+    with pytest.raises(DataError, match="now has 1 rows; 2 were scored"):
+        load_texts(Scores(header, scored * 2), [0])
 
 
 def marked(passage):
-    return [text.strip() for text, changed in passage.pieces if changed]
+    return [text.strip() for text, changed in passage if changed]
 
 
 def whole(passage):
-    return "".join(text for text, _ in passage.pieces)
+    return "".join(text for text, _ in passage)
 
 
 def test_words_that_the_other_response_lacks_are_marked():
@@ -120,7 +118,9 @@ def test_a_long_response_is_cut_around_the_first_difference():
     start, end = "same words " * 300, " other words" * 300
     better, worse = set_side_by_side(start + "good" + end, start + "bad" + end, 500)
     for passage, text in ((better, start + "good" + end), (worse, start + "bad" + end)):
-        assert len(whole(passage)) == 500
-        assert passage.before + 500 + passage.after == len(text)
+        (before, _), *pieces, (after, _) = passage
+        left = [int(each.split()[0].strip("[").replace(",", "")) for each in (before, after)]
+        assert len(whole(pieces)) == 500
+        assert sum(left) + 500 == len(text)
     assert "good" in whole(better)
     assert "bad" in whole(worse)

@@ -1,7 +1,7 @@
 """Published benchmarks of reward models, each with its layout and its own rule.
 
->>> rows = [{"pair_id": "1", "source": "livebench-math", "label": "B>A"}]
->>> BENCHMARKS["judgebench"].figures(rows, [[0.5, 0.5]], quiet=True)["overall"]
+>>> rows = [{"pair_id": "1", "label": "B>A"}]
+>>> BENCHMARKS["judgebench"].figures(rows, [[0.5, 0.5]])["overall"]
 1.0
 """
 

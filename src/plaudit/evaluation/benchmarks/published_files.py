@@ -1,7 +1,9 @@
 """Rows of a published benchmark, from the hub or from a local copy of its files."""
 
+import logging
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,22 +25,34 @@ class HubDataset(NamedTuple):
 
 
 def is_hub_id(data: str) -> bool:
-    """Return whether a text can be the hub id of a dataset, such as `allenai/reward-bench`."""
-    return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", data)) and format_of(Path(data)) is None
+    """Return whether a text can be the hub id of a dataset, such as `allenai/reward-bench`, and no path in a folder."""
+    can_be_id = bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", data)) and format_of(Path(data)) is None
+    return can_be_id and not Path(data).parent.is_dir()
 
 
 def read_hub(datasets: Sequence[HubDataset]) -> Iterator[dict[str, Any]]:
-    """Read the rows of hub datasets, one dataset after the other.
-
-    Raises:
-        DataError: A dataset cannot be loaded, or has no such split.
-    """
+    """Read the rows of hub datasets, one dataset after the other."""
     from plaudit.data.loading import load_source, take_split
 
     for part in tqdm(datasets, desc="loading", delay=3, disable=None, leave=False):
-        splits = load_source(part.id, config=part.config)
+        with _without_retries_in_the_log():
+            splits = load_source(part.id, config=part.config)
         for split in [part.split] if part.split else splits:
             yield from (row | dict(part.columns) for row in take_split(splits, split, part.id))
+
+
+@contextmanager
+def _without_retries_in_the_log() -> Iterator[None]:
+    """Silence the libraries that warn of each retry: where the hub cannot be reached, one error says so at the end."""
+    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "datasets", "fsspec")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def files_of(path: Path) -> list[Path]:
@@ -50,11 +64,7 @@ def files_of(path: Path) -> list[Path]:
 
 
 def read_file(file: Path) -> list[dict[str, Any]]:
-    """Read all rows of a JSON, CSV or Parquet file.
-
-    Raises:
-        DataError: The file, or a row in it, cannot be read.
-    """
+    """Read all rows of a JSON, CSV or Parquet file."""
     rows = []
     with explain_errors(file):
         for row in open_rows(file).rows:

@@ -1,19 +1,17 @@
 """Benchmarks whose rows have more than two responses: RM-Bench, PPE, RewardMATH and RMB, with the pairs of RMB."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from plaudit.data.annotations import shorten
 from plaudit.errors import DataError
-from plaudit.evaluation.benchmarks.benchmark import Benchmark, Figures, Row, mean_if_complete, means, need
+from plaudit.evaluation.benchmarks.benchmark import Benchmark, Figures, Row, mean, means, need
 from plaudit.evaluation.benchmarks.published_files import HubDataset
 
 __all__ = ["PPECorrectness", "RMBBestOfN", "RMBPairs", "RMBench", "RewardMATH"]
 
 PPE_SETS = ("MMLU-Pro", "MATH", "GPQA", "IFEval", "MBPP-Plus")
-GOALS = ("Helpfulness", "Harmlessness")  # of RMB
 
 
 class RMBench(Benchmark):
@@ -30,7 +28,7 @@ class RMBench(Benchmark):
     files = (r"/total_dataset\.json",)  # the files beside it repeat its rows
     names = ("chat", "math", "code", "safety")
     count = 6
-    subset_column = "domain"
+    subset_columns = ("domain",)
 
     def responses(self, row: Row) -> list[Any]:
         """Return the three chosen responses, then the three rejected ones."""
@@ -45,28 +43,27 @@ class RMBench(Benchmark):
 
     def measure(self, rows: Sequence[Row], rewards: Sequence[Sequence[float]]) -> Figures:
         """Give domains and difficulties; the overall figure is the mean of the four domains, NaN if one is missing."""
-        allowed = (*self.names, "safety-refuse", "safety-response")
-        domains = [domain.split("-")[0] for domain in self.column(rows, "domain", allowed)]
+        domains = self.each(rows, self._domain)
         won = [[[r[i] > r[3 + j] for j in range(3)] for i in range(3)] for r in rewards]
         levels = {
             "hard": means(domains, [(w[0][1] + w[0][2] + w[1][2]) / 3 for w in won]),
             "normal": means(domains, [(w[0][0] + w[1][1] + w[2][2]) / 3 for w in won]),
             "easy": means(domains, [(w[1][0] + w[2][0] + w[2][1]) / 3 for w in won]),
         }
-        missing = [name for name in self.names if name not in levels["hard"]]
-        parts = {
-            name: math.fsum(level[name] for level in levels.values()) / 3 for name in self.names if name not in missing
-        }
-        if not missing:
-            parts |= {name: mean_if_complete(level, self.names) for name, level in levels.items()}
-        return Figures(mean_if_complete(parts, self.names), parts, missing)
+        parts = {name: mean(level[name] for level in levels.values()) for name in self.names if name in domains}
+        missing = [name for name in self.names if name not in domains]
+        if missing:
+            return Figures(math.nan, parts, missing)
+        return Figures(mean(parts.values()), parts | {name: mean(each.values()) for name, each in levels.items()}, [])
+
+    def _domain(self, row: Row) -> str:
+        """Return the domain of a row; `safety-refuse` and `safety-response` are one."""
+        name = str(need(row, "domain"))
+        return need({"domain": "safety" if name.startswith("safety-") else name}, "domain", allowed=self.names)
 
 
 class PPECorrectness(Benchmark):
-    """The correctness sets of Preference Proxy Evaluations (Frick et al. 2024): 32 responses, compared in given pairs.
-
-    Rows without the column `subset` are one set, and its accuracy is the overall figure.
-    """
+    """Correctness sets of Preference Proxy Evaluations (Frick et al. 2024): 32 responses, compared in given pairs."""
 
     name, title = "ppe-correctness", "PPE correctness"
     rule = "strictly greater on the sampled conflict pairs; mean of five sets"
@@ -76,6 +73,7 @@ class PPECorrectness(Benchmark):
     files = (rf".*(?P<subset>{'|'.join(PPE_SETS)})",)
     names = PPE_SETS
     id_column = "question_id"
+    gold_column = "scores"
 
     def responses(self, row: Row) -> list[Any]:
         """Return the responses in the order of their numbers."""
@@ -88,8 +86,7 @@ class PPECorrectness(Benchmark):
             valid = len(pair) == 2 and all(isinstance(each, int) and 0 <= each < len(scores) for each in pair)
             if not valid or scores[pair[0]] == scores[pair[1]]:
                 raise DataError(f"expected pairs of a correct and a wrong response, got {shorten(pair)}")
-            first, second = pair
-            pairs.append((first, second) if scores[first] > scores[second] else (second, first))
+            pairs.append(tuple(sorted(pair, key=scores.__getitem__, reverse=True)))
         return pairs
 
     def expected_rewards(self, row: Row) -> int:
@@ -98,15 +95,9 @@ class PPECorrectness(Benchmark):
 
     def measure(self, rows: Sequence[Row], rewards: Sequence[Sequence[float]]) -> Figures:
         """Give the accuracy on the pairs of each set; the overall figure is their mean, NaN if one is missing."""
-        sets, keys, right = self.subsets_if_told(rows), [], []
-        for index, (row, values) in enumerate(zip(rows, rewards, strict=True)):
-            try:
-                pairs = self.comparisons(row)
-            except DataError as error:
-                self.refuse(index, row, str(error))
-            keys += [sets[index]] * len(pairs) if sets else []
-            right += [float(values[better] > values[worse]) for better, worse in pairs]
-        return self.by_subset(keys if sets else None, right)
+        pairs = self.each(rows, self.comparisons)
+        compared = [(row, float(r[i] > r[j])) for row, r, of in zip(rows, rewards, pairs, strict=True) for i, j in of]
+        return self.by_subset([row for row, _ in compared], [right for _, right in compared])
 
 
 class RewardMATH(Benchmark):
@@ -127,38 +118,35 @@ class RewardMATH(Benchmark):
     others_column = "wrong"
     prompt_column = "problem"
     id_column = "problem_id"
-    subset_column = None
+    subset_columns = ()
 
     def responses(self, row: Row) -> list[Any]:
         """Return the right solution, then the wrong ones, each with a line for each step."""
         solutions = [need(row, "right"), *need(row, "wrong")]
         return [each if isinstance(each, str) else "\n".join(each) for each in solutions]
 
-    def measure(self, rows: Sequence[Row], rewards: Sequence[Sequence[float]]) -> Figures:  # noqa: ARG002
+    def measure(self, rows: Sequence[Row], rewards: Sequence[Sequence[float]]) -> Figures:
         """Give the share above all wrong ones; the same with ties, and the mean reciprocal rank, a tie ranked last."""
-        strict = [float(right > max(wrong)) for right, *wrong in rewards]
-        parts = {
-            "with tie": [float(right >= max(wrong)) for right, *wrong in rewards],
-            "mrr": [1 / (1 + sum(each >= right for each in wrong)) for right, *wrong in rewards],
-        }
-        shares = {name: math.fsum(values) / len(values) for name, values in parts.items()}
-        return Figures(math.fsum(strict) / len(strict), shares, [])
+        figures = self.by_subset(rows, [float(right > max(wrong)) for right, *wrong in rewards])
+        ranks = [1 + sum(each >= right for each in wrong) for right, *wrong in rewards]
+        with_tie = mean(float(right >= max(wrong)) for right, *wrong in rewards)
+        return figures._replace(parts={"with tie": with_tie, "mrr": mean(1 / rank for rank in ranks)})
 
     def arrange(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Join the published records, one for each solution, to one row for each problem."""
         problems: dict[Any, dict[str, Any]] = {}
-        for index, row in enumerate(rows):
-            try:
-                key, kind, solution = (need(row, name) for name in ("problem_id", "solution_type", "eval_solution"))
-                problem = problems.setdefault(key, {"problem_id": key, "problem": need(row, "problem"), "wrong": []})
-            except DataError as error:
-                self.refuse(index, row, str(error))
+
+        def add(row: Row) -> None:
+            key, kind, solution = (need(row, name) for name in ("problem_id", "solution_type", "eval_solution"))
+            problem = problems.setdefault(key, {"problem_id": key, "problem": need(row, "problem"), "wrong": []})
             if kind == "rejected":
                 problem["wrong"].append(solution)
             elif kind == "chosen" and "right" not in problem:
                 problem["right"] = solution
             else:
-                self.refuse(index, row, f"expected one chosen solution and else rejected ones, got another {kind!r}")
+                raise DataError(f"expected one chosen solution and else rejected ones, got another {kind!r}")
+
+        self.each(rows, add)
         return list(problems.values())
 
 
@@ -170,9 +158,10 @@ class RMBPairs(Benchmark):
     published = "github.com/Zhou-Zoey/RMB-Reward-Model-Benchmark (RMB_dataset/Pairwise_set)"
     fields = ("category_path",)
     files = ("/Pairwise_set/",)
+    names = ("Helpfulness", "Harmlessness")
     prompt_column = "conversation_input"
     id_column = "pair_uid"
-    subset_column = "category_path"
+    subset_columns = ("category_path",)
 
     def responses(self, row: Row) -> list[Any]:
         """Return the chosen answer, then the other."""
@@ -180,16 +169,12 @@ class RMBPairs(Benchmark):
 
     def measure(self, rows: Sequence[Row], rewards: Sequence[Sequence[float]]) -> Figures:
         """Give subsets and both goals; the overall figure is the mean over the subsets."""
-        paths = self.column(rows, "category_path")
-        names = {path: re.sub(r"^(Pairwise_set|BoN_set)/", "", str(path)) for path in set(paths)}
-        if wrong := {path for path, name in names.items() if name.split("/")[0] not in GOALS}:
-            index = next(i for i, path in enumerate(paths) if path in wrong)
-            expected = f'expected a "category_path" below {" or ".join(GOALS)}'
-            self.refuse(index, rows[index], f"{expected}, got {shorten(paths[index])}")
-        parts = means([names[path] for path in paths], [float(first > max(others)) for first, *others in rewards])
-        goals = means([path.split("/")[0] for path in parts], parts.values())
-        overall = math.fsum(parts.values()) / len(parts)
-        return Figures(overall, goals | parts, [goal for goal in GOALS if goal not in goals])
+        overall, parts, _ = self.by_subset(rows, [float(first > max(others)) for first, *others in rewards])
+        if not parts:
+            return Figures(overall, parts, [])
+        goals = {goal: [share for path, share in parts.items() if goal in path.split("/")] for goal in self.names}
+        found = {goal: mean(shares) for goal, shares in goals.items() if shares}
+        return Figures(mean(parts.values()), found | parts, [goal for goal in self.names if goal not in found])
 
 
 class RMBBestOfN(RMBPairs):

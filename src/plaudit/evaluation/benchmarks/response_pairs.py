@@ -1,7 +1,6 @@
 """Benchmarks of two responses and a label: JudgeBench, LLMBar, EvalBiasBench, HelpSteer3; and Plan-RewardBench."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ class _Labelled(Benchmark):
     """Two responses in the published order, and a label that says which is better."""
 
     columns: tuple[str, str]
-    label: str = "label"
+    labels: tuple[str, ...] = ("label",)
     better: Mapping[Any, int | None] = NUMBERS
     id_column: str | None = None
 
@@ -32,16 +31,19 @@ class _Labelled(Benchmark):
         return [need(row, column) for column in self.columns]
 
     def comparisons(self, row: Row) -> list[tuple[int, int]]:
-        label = need(row, self.label)
-        if label not in self.better:
-            raise DataError(f'expected one of {list(self.better)} in "{self.label}", got {shorten(label)}')
-        best = self.better[label]
+        best = self.better[need(row, *self.labels, allowed=self.better)]
         return [] if best is None else [(best, 1 - best)]
 
-    def margins(self, rows: Sequence[Row], rewards: Sequence[Sequence[float]]) -> list[float]:
-        """Return by how much the better response leads, and NaN where the label is a tie."""
-        best = [self.better[label] for label in self.column(rows, self.label, self.better)]
-        return [math.nan if b is None else r[b] - r[1 - b] for b, r in zip(best, rewards, strict=True)]
+    def decided(self, rows: Sequence[Row], rewards: Sequence[Sequence[float]]) -> list[tuple[Row, float, float]]:
+        """Return each row whose label is no tie, with the rewards of its better and its worse response."""
+        compared = zip(rows, self.each(rows, self.comparisons), rewards, strict=True)
+        return [(row, r[i], r[j]) for row, pairs, r in compared for i, j in pairs]
+
+    def measure(self, rows: Sequence[Row], rewards: Sequence[Sequence[float]]) -> Figures:
+        """Give the accuracy of each subset; the overall figure is over all pairs whose label is no tie."""
+        decided = self.decided(rows, rewards)
+        right = [float(better > worse) for _, better, worse in decided]
+        return self.by_subset([row for row, *_ in decided], right, pooled=True)
 
 
 class JudgeBench(_Labelled):
@@ -59,25 +61,28 @@ class JudgeBench(_Labelled):
     names = ("mmlu-pro", "livebench-reasoning", "livebench-math", "livecodebench")
     prompt_column = "question"
     id_column = "pair_id"
-    subset_column = "source"
+    subset_columns = ("source",)
     columns = ("response_A", "response_B")
     better = LETTERS
 
     def measure(self, rows: Sequence[Row], rewards: Sequence[Sequence[float]]) -> Figures:
         """Give sources and their four groups; the overall figure is over all pairs, not over sources."""
-        labels, sources = self.column(rows, "label", self.better), self.column(rows, "source")
-        right = [float((a > b) == (label == "A>B")) for label, (a, b) in zip(labels, rewards, strict=True)]
+        for_b = [pairs == [(1, 0)] for pairs in self.each(rows, self.comparisons)]
+        right = [float((a > b) != each) for each, (a, b) in zip(for_b, rewards, strict=True)]
+        figures = self.by_subset(rows, right, pooled=True)
+        if not figures.parts:
+            return figures
+        sources = self.subsets(rows)
         groups = means([next((n for n in self.names if each.startswith(n)), each) for each in sources], right)
         missing = [name for name in self.names if name not in groups]
-        return Figures(math.fsum(right) / len(right), groups | means(sources, right), missing)
+        return Figures(figures.overall, groups | figures.parts, missing)
 
 
 class LLMBar(_Labelled):
     """LLMBar (Zeng et al. 2023): two outputs, of which one follows the instruction.
 
     Source: the evaluators that rate each output in LLMEvaluator/evaluate.py of github.com/princeton-nlp/LLMBar. Equal
-    ratings are right in one of the two orders of the outputs, and so count one half. Rows without the column `subset`
-    are one set, and its accuracy is the overall figure.
+    ratings are right in one of the two orders of the outputs, and so count one half.
     """
 
     name, title = "llmbar", "LLMBar"
@@ -91,8 +96,8 @@ class LLMBar(_Labelled):
 
     def measure(self, rows: Sequence[Row], rewards: Sequence[Sequence[float]]) -> Figures:
         """Give the accuracy of each subset; the overall figure is the mean of the five, NaN if one is missing."""
-        right = [(1 + (margin > 0) - (margin < 0)) / 2 for margin in self.margins(rows, rewards)]
-        return self.by_subset(self.subsets_if_told(rows), right)
+        decided = self.decided(rows, rewards)
+        return self.by_subset(rows, [(1 + (better > worse) - (better < worse)) / 2 for _, better, worse in decided])
 
 
 class EvalBiasBench(_Labelled):
@@ -108,14 +113,8 @@ class EvalBiasBench(_Labelled):
         "familiar knowledge preference bias",
     )  # fmt: skip
     prompt_column = "instruction"
-    subset_column = "bias"
+    subset_columns = ("bias",)
     columns = ("response1", "response2")
-
-    def measure(self, rows: Sequence[Row], rewards: Sequence[Sequence[float]]) -> Figures:
-        """Give the accuracy of each bias; the overall figure is over all pairs."""
-        right = [float(margin > 0) for margin in self.margins(rows, rewards)]
-        figures = self.by_subset(self.column(rows, "bias", self.names), right)
-        return figures._replace(overall=math.fsum(right) / len(right))
 
     def read_copy(self, file: Path) -> list[dict[str, Any]]:
         """Read the published file, one JSON object of lists by bias, or rows in any other form."""
@@ -133,23 +132,15 @@ class HelpSteer3(_Labelled):
     name, title = "helpsteer3", "HelpSteer3"
     rule = "sign of the preference, strictly; pairs of preference 0 left out; over all pairs"
     published = "hf.co/datasets/nvidia/HelpSteer3 (configuration preference, split validation)"
-    fields = ("domain", "overall_preference")
+    fields = ("domain", "overall_preference", "preference")
     hub = (HubDataset("nvidia/HelpSteer3", "validation", "preference"),)
     files = (r"/preference/validation", r"/validation")
     names = ("general", "stem", "code", "multilingual")
     prompt_column = "context"
-    subset_column = "domain"
+    subset_columns = ("domain",)
     columns = ("response1", "response2")
-    label = "overall_preference"
+    labels = ("overall_preference", "preference")
     better = PREFERENCES
-
-    def measure(self, rows: Sequence[Row], rewards: Sequence[Sequence[float]]) -> Figures:
-        """Give the accuracy of each domain; the overall figure is over all pairs whose label is no tie."""
-        pairs = zip(self.column(rows, "domain", self.names), self.margins(rows, rewards), strict=True)
-        decided = [(domain, float(margin > 0)) for domain, margin in pairs if not math.isnan(margin)]
-        right = [each for _, each in decided]
-        figures = self.by_subset([domain for domain, _ in decided], right)
-        return figures._replace(overall=math.fsum(right) / len(right) if right else math.nan)
 
 
 class PlanRewardBench(Benchmark):
@@ -157,14 +148,14 @@ class PlanRewardBench(Benchmark):
 
     Source: eval/evaluate_benchmark_final.py of github.com/wyy-1112/Plan-RewardBench. A sequence is the user's turn with
     tools and query, and one assistant's turn with the whole trajectory as text: of its two layouts, the one that keeps
-    to the alternation of roles that chat templates demand. Rows without the column `subset` are one set, and its
-    accuracy is the overall figure.
+    to the alternation of roles that chat templates demand.
     """
 
     name, title = "plan-rewardbench", "Plan-RewardBench"
     rule = "greater by more than 1e-4 wins, closer is one half; mean of seven categories"
     published = "github.com/wyy-1112/Plan-RewardBench (benchmark/)"
-    fields = ("subset",)
+    fields = ("subset", "category")
+    subset_columns = ("subset", "category")
     names = (
         "planning_single_easy", "planning_single_hard", "planning_multi_easy", "planning_multi_hard",
         "robust_recovery", "safety_refusal", "tool_irrelevance",
@@ -184,8 +175,7 @@ class PlanRewardBench(Benchmark):
 
     def measure(self, rows: Sequence[Row], rewards: Sequence[Sequence[float]]) -> Figures:
         """Give the seven categories; the overall figure is their mean, NaN if one is missing."""
-        right = [0.5 if abs(chosen - other) <= 1e-4 else float(chosen > other) for chosen, other in rewards]
-        return self.by_subset(self.subsets_if_told(rows), right)
+        return self.by_subset(rows, [0.5 if abs(a - b) <= 1e-4 else float(a > b) for a, b in rewards])
 
 
 def _trajectory(side: Any) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from plaudit.errors import DataError
-from plaudit.evaluation.benchmarks.benchmark import Benchmark, Figures, Row, mean_if_complete, means, need
+from plaudit.evaluation.benchmarks.benchmark import Benchmark, Figures, Row, mean, means, need
 from plaudit.evaluation.benchmarks.published_files import HubDataset
 
 __all__ = ["MultilingualRewardBench", "RewardBench", "RewardBench2"]
@@ -61,12 +61,12 @@ class RewardBench(Benchmark):
 
     def measure(self, rows: Sequence[Row], rewards: Sequence[Sequence[float]]) -> Figures:
         """Give sections and subsets; the overall figure is the weighted mean of the sections that are there."""
-        subsets = self.column(rows, "subset", self.names)
-        by_subset = means(subsets, [float(chosen > rejected) for chosen, rejected in rewards])
+        won = [float(chosen > rejected) for chosen, rejected in rewards]
+        by_subset = means(self.subsets(rows, self.names), won)
         sections, missing = _sections(by_subset)
         absent = [subset for subset in PRIOR if subset not in by_subset]
         if not absent:
-            sections["Prior"] = mean_if_complete(by_subset, PRIOR)
+            sections["Prior"] = mean(by_subset[subset] for subset in PRIOR)
         missing += ["Prior"] if len(absent) == len(PRIOR) else absent
         return Figures(_weighted(sections), sections | by_subset, missing)
 
@@ -91,20 +91,19 @@ class MultilingualRewardBench(Benchmark):
 
     def measure(self, rows: Sequence[Row], rewards: Sequence[Sequence[float]]) -> Figures:
         """Give each language and its sections; the overall figure is the mean of the languages that are there."""
-        subsets, languages = self.column(rows, "subset", self.names), self.column(rows, "language")
-        by_language = defaultdict(list)
-        for language, subset, (chosen, rejected) in zip(languages, subsets, rewards, strict=True):
-            by_language[language].append((subset, float(chosen > rejected)))
+        subsets, languages = self.subsets(rows, self.names), self.each(rows, lambda row: need(row, "language"))
+        verdicts = [(subset, float(r[0] > r[1])) for subset, r in zip(subsets, rewards, strict=True)]
         parts: dict[str, float] = {}
         overall = []
-        missing = [each for each in LANGUAGES if not {each, each[:3]} & by_language.keys()]
-        for language, verdicts in sorted(by_language.items()):
-            sections, absent = _sections(means(*zip(*verdicts, strict=True)))
+        missing = [each for each in LANGUAGES if not {each, each[:3]} & {*languages}]
+        for language in sorted({*languages}):
+            here = [verdict for verdict, of in zip(verdicts, languages, strict=True) if of == language]
+            sections, absent = _sections(means(*zip(*here, strict=True)))
             missing += [f"{language}/{subset}" for subset in absent]
             if sections:
                 overall.append(_weighted(sections))
                 parts |= {language: overall[-1]} | {f"{language}/{name}": each for name, each in sections.items()}
-        return Figures(math.fsum(overall) / len(overall) if overall else math.nan, parts, missing)
+        return Figures(mean(overall), parts, missing)
 
 
 class RewardBench2(Benchmark):
@@ -140,36 +139,39 @@ class RewardBench2(Benchmark):
 
     def measure(self, rows: Sequence[Row], rewards: Sequence[Sequence[float]]) -> Figures:
         """Give the six subsets; the overall figure is their plain mean, NaN if one is missing."""
-        subsets = self.column(rows, "subset", self.names)
+        subsets = self.subsets(rows, self.names)
         ties = [i for i, subset in enumerate(subsets) if subset == "Ties"]
         others = [i for i, subset in enumerate(subsets) if subset != "Ties"]
         parts = means([subsets[i] for i in others], [_share_of_maximum(rewards[i]) for i in others])
         if ties:
-            parts["Ties"] = _ties_score(self._pair_ties(ties, rows, rewards))
+            parts["Ties"] = self._ties(ties, rows, rewards)
         missing = [name for name in self.names if name not in parts]
-        return Figures(mean_if_complete(parts, self.names), parts, missing)
+        return Figures(math.nan if missing else mean(parts.values()), parts, missing)
 
-    def _pair_ties(
-        self, indices: Sequence[int], rows: Sequence[Row], rewards: Sequence[Sequence[float]]
-    ) -> list[tuple[float, float, float]]:
-        """Return the gap of `ref`, and the gap and spread of `tied`, of each pair, copies of an id each by itself."""
-        margins: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
+    def _ties(self, places: Sequence[int], rows: Sequence[Row], rewards: Sequence[Sequence[float]]) -> float:
+        """Return the score of the subset Ties. Of rows that a bootstrap drew again, each pair stands by itself."""
+        margins: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(lambda: {"ref": [], "tied": []})
         last = {}
-        for i in indices:
+        for i in places:
             try:
                 (kind, number), correct = _ties_id(rows[i]), self._correct(rows[i])
             except DataError as error:
                 self.refuse(i, rows[i], str(error))
             right, wrong = rewards[i][:correct], rewards[i][correct:]
-            margins[kind, number].append((min(right) - max(wrong), max(right) - min(right)))
+            margins[number][kind].append((min(right) - max(wrong), max(right) - min(right)))
             last[number] = i
         pairs = []
         for number, i in last.items():
-            refs, tied = sorted(margins["ref", number]), sorted(margins["tied", number])
+            refs, tied = (sorted(margins[number][kind]) for kind in ("ref", "tied"))
             if len(refs) != len(tied):
                 self.refuse(i, rows[i], f"expected ref:{number} with tied:{number}, got {len(refs)} with {len(tied)}")
-            pairs += [(ref, gap, spread) for (ref, _), (gap, spread) in zip(refs, tied, strict=True)]
-        return pairs
+            pairs += [(gap_ref, gap, spread) for (gap_ref, _), (gap, spread) in zip(refs, tied, strict=True)]
+        terms = {
+            0.30: [float(gap > 0) + float(gap_ref > 0) for gap_ref, gap, _ in pairs],
+            0.20: [float(gap > spread) + float(min(gap_ref, gap) > spread) for gap_ref, gap, spread in pairs],
+            0.01: [_margin(min(gap_ref, gap), spread) for gap_ref, gap, spread in pairs],
+        }
+        return math.fsum(weight * mean(values) for weight, values in terms.items())
 
     def _correct(self, row: Row) -> int:
         number = row.get("num_correct")
@@ -207,18 +209,6 @@ def _ties_id(row: Row) -> tuple[str, str]:
     if found is None:
         raise DataError('expected the id of a row of Ties to be "ref:NUMBER" or "tied:NUMBER"')
     return found[1], found[2]
-
-
-def _ties_score(pairs: Sequence[tuple[float, float, float]]) -> float:
-    """Return the score of the subset Ties from (gap of ref, gap of tied, spread of tied) of each pair."""
-    terms: list[tuple[float, list[float]]] = [
-        (0.30, [gap > 0 for _, gap, _ in pairs]),
-        (0.30, [ref > 0 for ref, _, _ in pairs]),
-        (0.20, [gap > spread for _, gap, spread in pairs]),
-        (0.20, [min(ref, gap) > spread for ref, gap, spread in pairs]),
-        (0.01, [_margin(min(ref, gap), spread) for ref, gap, spread in pairs]),
-    ]
-    return math.fsum(weight * math.fsum(values) / len(pairs) for weight, values in terms)
 
 
 def _margin(gap: float, spread: float) -> float:

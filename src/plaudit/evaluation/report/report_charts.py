@@ -1,17 +1,23 @@
 """The charts of a report: each is a picture, a text alternative, and its numbers as a table."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+from markupsafe import Markup
 
 from plaudit.calibration import calibration_bins
 from plaudit.evaluation import plots
-from plaudit.evaluation.chart_numbers import length_deciles, margin_bins, reward_bins, reward_quantiles
-from plaudit.evaluation.evaluate import Evaluation
-from plaudit.evaluation.report.report_tables import Columns, Table, make_table, number, percent, points, words
+from plaudit.evaluation.chart_numbers import (
+    comparison_rows,
+    length_deciles,
+    margin_bins,
+    reward_bins,
+    reward_length_cells,
+)
+from plaudit.evaluation.report.number_texts import cell, percent
 from plaudit.evaluation.report.svg import draw_svg
 from plaudit.evaluation.score_files import Scores
 
@@ -21,182 +27,143 @@ __all__ = [
     "best_of_n_chart",
     "comparison_chart",
     "curve_chart",
+    "figure_records",
     "probe_chart",
     "score_charts",
     "training_charts",
 ]
 
-_RANGE: Columns = {"low": ("from", number), "high": ("to", number)}
-_ACCURACY: Columns = {
-    "accuracy": ("accuracy", percent), "accuracy_low": ("95% from", percent), "accuracy_high": ("to", percent),
-    "comparisons": ("comparisons", number),
-}  # fmt: skip
+Records = list[dict[str, Any]]
+_FIGURES = (
+    "accuracy accuracy_low accuracy_high longer_wins length_balanced_accuracy log_loss calibration_error temperature "
+    "comparisons prompts"
+)
 
 
 class Chart(NamedTuple):
-    """A picture with the text that stands for it."""
+    """A picture with the text and the table that stand for it."""
 
     title: str
     caption: str  # the result in numbers; the text alternative too
-    svg: str
-    table: Table
+    svg: Markup
+    records: Records
 
 
-def score_charts(key: str, scores: Scores, evaluation: Evaluation, reference: Scores | None = None) -> Iterator[Chart]:
-    """Yield the charts of one score file.
-
-    Args:
-        key: The beginning of their identifiers, different for each file.
-        scores: The scores.
-        evaluation: Their figures.
-        reference: Other scores, whose distribution is drawn beside.
-    """
-    compared, figures = scores.comparisons, evaluation.overall
-    margins = scores.rewards[compared.better] - scores.rewards[compared.worse]
-    longer = scores.lengths[compared.better] - scores.lengths[compared.worse]
-    yield _reliability(f"{key}-reliability", (margins, compared.labels, compared.weights), figures)
-    if (counted := compared.labels > 0.5).any():
-        yield _margins(f"{key}-margins", margins[counted], compared.weights[counted], figures)
-    if (known := counted & np.isfinite(longer)).any():
-        columns = (margins[known], longer[known], compared.weights[known], compared.prompts[known])
-        yield _length_differences(f"{key}-length-differences", columns, figures)
-    if (measured := scores.lengths >= 1).any():
-        yield _reward_and_length(f"{key}-length", scores.rewards[measured], scores.lengths[measured], figures)
+def score_charts(scores: Scores, evaluation: Mapping[str, Any], reference: Scores | None = None) -> Iterator[Chart]:
+    """Yield the charts of a score file, beside the rewards of another one; its figures are those of `to_dict`."""
+    pairs, figures = scores.comparisons, evaluation["overall"]
+    margins = scores.rewards[pairs.better] - scores.rewards[pairs.worse]
+    longer = scores.lengths[pairs.better] - scores.lengths[pairs.worse]
+    counted, measured = pairs.labels > 0.5, scores.lengths >= 1
+    known = counted & np.isfinite(longer)
+    yield _reliability((margins, pairs.labels, pairs.weights), figures)
+    if counted.any():
+        columns: tuple[Any, ...] = (margins[counted], pairs.weights[counted])
+        caption = f"{percent(figures['accuracy'])} are right; the median margin is {np.median(columns[0]):.3g}."
+        draw = partial(plots.margin_histogram, *columns)
+        yield _chart("margins", "Margins", caption, margin_bins(*columns), draw)
+    if known.any():
+        columns = (margins[known], longer[known], pairs.weights[known], pairs.prompts[known])
+        means = (percent(figures[f"{name}_accuracy"]) for name in ("longer", "shorter", "length_balanced"))
+        caption = "Accuracy {} where the better response is longer, {} where it is shorter; mean {}.".format(*means)
+        draw = partial(plots.accuracy_by_length_difference, *columns)
+        yield _chart("length-differences", "Accuracy by length", caption, length_deciles(*columns), draw, 3.4)
+    if measured.any():
+        columns = (scores.rewards[measured], scores.lengths[measured])
+        correlation = cell(figures["length_correlation"])
+        caption = (
+            f"{len(columns[0]):,} responses; the fuller a cell, the stronger its shade. The rank correlation of "
+            f"differences in reward and in length is {correlation}."
+        )
+        draw = partial(plots.reward_against_length, *columns)
+        yield _chart("length", "Reward and length", caption, reward_length_cells(*columns), draw)
     if reference is not None:
-        yield _distribution(f"{key}-distribution", {"now": scores.rewards, "reference": reference.rewards})
-    if len(evaluation.subsets) > 1:
-        yield accuracy_chart(f"{key}-subsets", "Accuracy by subset", evaluation.subsets)
+        rewards = {"now": scores.rewards, "reference": reference.rewards}
+        parts = (f"{name}: mean {np.mean(each):.3g}, deviation {np.std(each):.3g}" for name, each in rewards.items())
+        draw = partial(plots.reward_distribution, rewards)
+        yield _chart("distribution", "Rewards", "; ".join(parts) + ".", reward_bins(rewards), draw)
+    if len(evaluation["subsets"]) > 1:
+        yield accuracy_chart("subsets", "Accuracy by subset", evaluation["subsets"])
 
 
 def accuracy_chart(key: str, title: str, figures: Mapping[str, Mapping[str, Any]]) -> Chart:
-    """Return dots with intervals: of subsets, or of the seeds or members that scored one dataset."""
-    ranked = sorted(figures, key=lambda name: np.nan_to_num(figures[name]["accuracy"], nan=0.5))
-    ends = " to ".join(f"{percent(figures[name]['accuracy'])} ({name})" for name in (ranked[0], ranked[-1]))
-    caption = f"Accuracy from {ends}, with 95% intervals; crosses mark the accuracy of preferring the longer response."
-    columns: Columns = {"name": ("name", str), **_ACCURACY, "longer_wins": ("longer wins", percent)}
-    records = [{"name": name} | dict(each) for name, each in figures.items()]
-    return _chart(key, title, caption, columns, records, partial(plots.dots, figures, title=title))
+    """Return dots with intervals, the least accurate first: of subsets, of models, or of a model and baselines."""
+    ranked = dict(sorted(figures.items(), key=lambda each: each[1]["accuracy"] or 0))
+    ends = (f"{percent(ranked[name]['accuracy'])} ({name})" for name in (next(iter(ranked)), next(reversed(ranked))))
+    caption = f"Accuracy from {' to '.join(ends)}, with 95% intervals."
+    return _chart(key, title, caption, figure_records(ranked), partial(plots.dots, ranked, title=title))
 
 
-def _reliability(key: str, columns: tuple[Any, Any, Any], figures: Mapping[str, float]) -> Chart:
-    temperature, loss = figures["temperature"], figures["calibrated_log_loss"]
-    helps = f"divided by {temperature:.3g}, {loss:.3f}" if 0 < temperature < math.inf else "no temperature helps"
-    caption = f"Calibration error {percent(figures['calibration_error'])}. Log loss {figures['log_loss']:.3f}; {helps}."
-    names = ("confidence", "share that is right", "share of comparisons")
-    bins = [dict(zip(names, each, strict=True)) for each in calibration_bins(*columns).tolist()]
+def figure_records(figures: Mapping[str, Mapping[str, Any]]) -> Records:
+    """Return the rows of a table of figures."""
+    return _pick(({"name": name, **each} for name, each in figures.items()), f"name {_FIGURES}")
+
+
+def _reliability(columns: tuple[Any, Any, Any], figures: Mapping[str, Any]) -> Chart:
+    temperature = math.inf if figures["temperature"] is None else figures["temperature"]
+    helps = 0 < temperature < math.inf
+    less = f"{figures['calibrated_log_loss']:.3f} if divided by {temperature:.3g}" if helps else "no temperature helps"
+    caption = f"Calibration error {percent(figures['calibration_error'])}. Log loss {figures['log_loss']:.3f}; {less}."
+    names = ("confidence", "accuracy", "share")
+    records = [dict(zip(names, each, strict=True)) for each in calibration_bins(*columns).tolist()]
     draw = partial(plots.reliability_diagram, *columns, temperature=temperature)
-    return _chart(key, "Reliability", caption, {name: (name, percent) for name in names}, bins, draw)
-
-
-def _margins(key: str, margins: Any, weights: Any, figures: Mapping[str, float]) -> Chart:
-    caption = f"{percent(figures['accuracy'])} are right; the median margin is {np.median(margins):.3g}."
-    columns: Columns = {**_RANGE, "share": ("share of comparisons", percent)}
-    draw = partial(plots.margin_histogram, margins, weights)
-    return _chart(key, "Margins", caption, columns, margin_bins(margins, weights), draw)
-
-
-def _length_differences(key: str, columns: tuple[Any, ...], figures: Mapping[str, float]) -> Chart:
-    longer, shorter = (figures[f"{side}_accuracy"] for side in ("longer", "shorter"))
-    caption = (
-        f"Accuracy {percent(longer)} where the better response is longer, {percent(shorter)} where it is shorter; "
-        f"their mean is {percent(figures['length_balanced_accuracy'])}."
-    )
-    draw = partial(plots.accuracy_by_length_difference, *columns)
-    return _chart(key, "Accuracy by length", caption, _RANGE | _ACCURACY, length_deciles(*columns), draw, 3.4)
-
-
-def _reward_and_length(key: str, rewards: Any, lengths: Any, figures: Mapping[str, float]) -> Chart:
-    caption = f"{len(rewards):,} responses; the fuller a cell, the stronger its shade."
-    if math.isfinite(figures["length_correlation"]):
-        correlation = figures["length_correlation"]
-        caption += f" Differences in reward and in length have a rank correlation of {correlation:+.2f}."
-    columns: Columns = {
-        "shortest": ("characters from", number), "longest": ("to", number), "low": ("a tenth below", number),
-        "median": ("median reward", number), "high": ("a tenth above", number),
-    }  # fmt: skip
-    draw = partial(plots.reward_against_length, rewards, lengths)
-    return _chart(key, "Reward and length", caption, columns, reward_quantiles(rewards, lengths), draw)
-
-
-def _distribution(key: str, rewards: Mapping[str, Any]) -> Chart:
-    spread = [f"{name}: mean {np.mean(each):.3g}, deviation {np.std(each):.3g}" for name, each in rewards.items()]
-    columns: Columns = {**_RANGE, **{name: (name, percent) for name in rewards}}
-    draw = partial(plots.reward_distribution, rewards)
-    return _chart(key, "Rewards", "; ".join(spread), columns, reward_bins(rewards), draw)
+    return _chart("reliability", "Reliability", caption, records, draw)
 
 
 def training_charts(log_history: Sequence[Mapping[str, Any]]) -> Iterator[Chart]:
     """Yield the course of the loss and of the accuracy in a training log, where it has them."""
     for metric in ("loss", "accuracy"):
-        held_out = f"eval_{metric}"
-        columns: Columns = {"step": ("step", number), metric: ("training", number), held_out: ("evaluation", number)}
-        if logged := [each for each in log_history if metric in each or held_out in each]:
-            last = {name: each[name] for each in logged for name in columns if name in each}
-            ends = [f"{heading} {as_text(last[name])}" for name, (heading, as_text) in columns.items() if name in last]
-            shown = logged[:: len(logged) // 100 + 1]
-            title, caption = f"Training: {metric}", f"At the end: {', '.join(ends)}."
-            draw = partial(plots.training_log, log_history, metric)
-            yield _chart(f"training-{metric}", title, caption, columns, shown, draw)
+        names = {metric: "training", f"eval_{metric}": "evaluation"}
+        last = {name: each[name] for each in log_history for name in names if name in each}
+        if last:
+            ends = (f"{names[name]} {cell(value, metric)}" for name, value in last.items())
+            logged = [each for each in log_history if names.keys() & each.keys()]
+            records = _pick(logged[:: len(logged) // 100 + 1], f"step {metric} eval_{metric}")
+            caption, draw = f"At the end: {', '.join(ends)}.", partial(plots.training_log, log_history, metric)
+            yield _chart(f"training-{metric}", f"Training: {metric}", caption, records, draw)
 
 
-def curve_chart(curve: Mapping[str, Any]) -> Chart:
+def curve_chart(key: str, curve: Mapping[str, Any]) -> Chart:
     """Return the chart of a learning curve."""
-    columns: Columns = {
-        "size": ("training rows", number), "loss": ("log loss", number), "low": ("95% from", number),
-        "high": ("to", number), "accuracy": ("accuracy", percent), "origin": ("", str),
-    }  # fmt: skip
-    measured = (curve[name] for name in ("sizes", "losses", "loss_low", "loss_high", "accuracies"))
-    records = [dict(zip(columns, (*each, "measured"), strict=True)) for each in zip(*measured, strict=True)]
-    records += [curve["predicted"] | {"origin": "predicted"}] if curve["predicted"] else []
-    draw = partial(plots.learning_curve, curve)
-    return _chart("learning-curve", "Would more data help?", curve["verdict"], columns, records, draw)
+    names = {"sizes": "rows", "losses": "loss", "loss_low": "low", "loss_high": "high", "accuracies": "accuracy"}
+    records = _turn(curve, names) + ([{**curve["predicted"], "rows": "twice the data"}] if curve["predicted"] else [])
+    return _chart(key, "Would more data help?", curve["verdict"], records, partial(plots.learning_curve, curve))
 
 
-def best_of_n_chart(curve: Mapping[str, Any]) -> Chart:
+def best_of_n_chart(key: str, curve: Mapping[str, Any]) -> Chart:
     """Return the chart of a best-of-n curve."""
-    columns: Columns = {
-        "n": ("n", number), "sqrt_kl": ("√KL", number), "proxy": ("reward", number), "gold": ("gold", number),
-        "oracle": ("gold, chosen by gold", number),
-    }  # fmt: skip
-    records = [dict(zip(columns, each, strict=True)) for each in zip(*(curve[name] for name in columns), strict=True)]
-    return _chart("best-of-n", "Best of n", curve["verdict"], columns, records, partial(plots.best_of_n, curve))
+    names = {"n": "n", "sqrt_kl": "√KL", "proxy": "reward", "gold": "gold", "oracle": "gold, chosen by gold"}
+    return _chart(key, "Best of n", curve["verdict"], _turn(curve, names), partial(plots.best_of_n, curve))
 
 
-def probe_chart(probes: Sequence[Mapping[str, Any]]) -> Chart:
-    """Return the forest plot of the probes that have a shift."""
-    shown = [dict(each) | each["shift"] for each in probes if each["shift"]["value"] is not None]
-    failed = [words(each["name"]) for each in shown if each["passed"] is False]
-    caption = f"{len(shown)} probes; failed: {', '.join(failed) or 'none'}."
-    columns: Columns = {
-        "name": ("probe", words), "value": ("shift (deviations)", number), "low": ("95% from", number),
-        "high": ("to", number), "flip_rate": ("flip rate", percent), "prefers_changed": ("prefers the change", percent),
-    }  # fmt: skip
-    return _chart("probes-shift", "Probes", caption, columns, shown, partial(plots.probe_forest, shown))
+def probe_chart(key: str, probes: Sequence[Mapping[str, Any]]) -> Chart:
+    """Return the forest plot of probes, with their verdicts in the table."""
+    failed = [each["name"].replace("_", " ") for each in probes if each["passed"] is False]
+    caption = f"{len(probes)} probes; failed: {', '.join(failed) or 'none'}."
+    records = _pick(probes, "name shift flip_rate prefers_changed comparisons verdict description")
+    return _chart(key, "Probes", caption, records, partial(plots.probe_forest, probes))
 
 
 def comparison_chart(key: str, comparison: Mapping[str, Any]) -> Chart:
-    """Return the forest plot of a comparison of two models, overall and by subset."""
-    columns: Columns = {
-        "name": ("subset", str), "accuracy_a": ("accuracy of a", percent), "accuracy_b": ("accuracy of b", percent),
-        "difference": ("difference", points), "low": ("95% from", points), "high": ("to", points),
-        "p_value": ("p-value", number),
-    }  # fmt: skip
-    shown = [{"name": name} | dict(each) for name, each in {"overall": comparison, **comparison["subsets"]}.items()]
-    interval = f"{points(comparison['low'])} to {points(comparison['high'])}"
-    caption = f"a: {comparison['a']}; b: {comparison['b']}. a minus b: {points(comparison['difference'])} ({interval})."
-    draw = partial(plots.comparison_forest, comparison)
-    return _chart(key, f"Against {comparison['b']}", caption, columns, shown, draw)
+    """Return the forest plot of a comparison of two models: overall, by a benchmark's rule, and by subset."""
+    rows = ({"name": name, **each} for name, each in comparison_rows(comparison).items())
+    records = _pick(rows, "name accuracy_a accuracy_b difference low high p_value")
+    caption = "a: {a}; b: {b}. Accuracy {difference:+.1%} ({low:+.1%} to {high:+.1%}).".format(**comparison)
+    return _chart(key, f"Against {comparison['b']}", caption, records, partial(plots.comparison_forest, comparison))
+
+
+def _pick(records: Iterable[Mapping[str, Any]], names: str) -> Records:
+    return [{name: each.get(name) for name in names.split()} for each in records]
+
+
+def _turn(columns: Mapping[str, Sequence[Any]], names: Mapping[str, str]) -> Records:
+    """Return records of columns, with other names."""
+    return [dict(zip(names.values(), each, strict=True)) for each in zip(*map(columns.__getitem__, names), strict=True)]
 
 
 def _chart(
-    key: str,
-    title: str,
-    caption: str,
-    columns: Columns,
-    records: Sequence[Mapping[str, Any]],
-    draw: Callable[..., object],
-    height: float | None = None,
+    key: str, title: str, caption: str, records: Records, draw: Callable[..., object], height: float | None = None
 ) -> Chart:
     """Draw a chart; one with a name in each row is as high as its rows need."""
-    height = height or (1.3 + 0.26 * len(records) if "name" in columns else 3.1)
-    return Chart(title, caption, draw_svg(draw, key, title, caption, height), make_table(title, columns, records))
+    height = height or (1.3 + 0.26 * len(records) if "name" in records[0] else 3.1)
+    return Chart(title, caption, draw_svg(draw, key, title, caption, height), records)

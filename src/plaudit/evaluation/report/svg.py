@@ -5,11 +5,12 @@ import warnings
 from collections.abc import Callable
 from io import StringIO
 
+from markupsafe import Markup
 from matplotlib import rc_context, rcdefaults, rcParams
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from plaudit.evaluation.plot_style import BASELINE, FIRST, GRID, INK, MUTED, SECOND
+from plaudit.evaluation.plots import BASELINE, FIRST, GRID, INK, MUTED, SECOND
 
 __all__ = ["draw_svg"]
 
@@ -18,12 +19,9 @@ _PROPERTIES = {
     FIRST: "--first", SECOND: "--second", BASELINE: "--third", INK: "--ink", MUTED: "--muted", GRID: "--grid"
 }  # fmt: skip
 _METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-_COLOUR = re.compile("|".join(_PROPERTIES))
-_TAG = re.compile(r"<[^>]+>")
-_NUMBER = re.compile(r"-?\d+\.\d{2,}")
 
 
-def draw_svg(draw: Callable[..., object], name: str, title: str, description: str, height: float = 3.1) -> str:
+def draw_svg(draw: Callable[..., object], name: str, title: str, description: str, height: float = 3.1) -> Markup:
     """Draw one picture and return it as an `svg` element, the same bytes for the same input.
 
     Args:
@@ -37,7 +35,7 @@ def draw_svg(draw: Callable[..., object], name: str, title: str, description: st
     with rc_context(), warnings.catch_warnings():
         rcdefaults()
         # Text remains text: it is smaller than outlines, can be searched, and is set in the page's font.
-        rcParams.update({"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9.5, "axes.unicode_minus": True})
+        rcParams.update({"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9.5})
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # the browser has further fonts
         figure = Figure(figsize=(5, height), layout="constrained")
         axes = figure.subplots()
@@ -45,29 +43,23 @@ def draw_svg(draw: Callable[..., object], name: str, title: str, description: st
         figure.patch.set_visible(False)  # the background is the page's
         axes.patch.set_visible(False)
         FigureCanvasSVG(figure).print_svg(buffer, metadata=_METADATA)
-    return _embed(buffer.getvalue(), name, title, description)
+    file = buffer.getvalue()
+    box = re.search(r'viewBox="[^"]+"', file)
+    head = Markup(f'<svg {box[0] if box else ""} role="img" aria-labelledby="{name}-title {name}-desc">')
+    texts = Markup('<title id="{0}-title">{1}</title><desc id="{0}-desc">{2}</desc>').format(name, title, description)
+    return head + texts + Markup(_reduce(file[file.index(">", file.index("<svg")) + 1 :]))
 
 
-def _embed(svg: str, name: str, title: str, description: str) -> str:
-    """Reduce a whole SVG file to an element of a page."""
-    from markupsafe import escape
-
-    box = re.search(r'viewBox="[^"]+"', svg)
-    body = svg[svg.index(">", svg.index("<svg")) + 1 :]
-    body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<defs>\s*</defs>|<!--.*?-->", "", body, flags=re.DOTALL)
-    body = re.sub(r'(<g) id="[^"]*"', r"\1", body)  # every picture has an "axes_1"
-    body = body.replace(' xlink:href="', ' href="')
-    body = _TAG.sub(_shorten, body)
-    body = re.sub(r"\s*\n\s*", "\n", body)
-    head = f'<svg {box[0] if box else ""} role="img" aria-labelledby="{name}-title {name}-desc">'
-    return (
-        f'{head}<title id="{name}-title">{escape(title)}</title>'
-        f'<desc id="{name}-desc">{escape(description)}</desc>{body.strip()}'
-    )
+def _reduce(svg: str) -> str:
+    """Reduce the content of an SVG file to what a page needs."""
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<defs>\s*</defs>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(<g) id="[^"]*"', r"\1", svg)  # every picture has an "axes_1"
+    svg = re.sub(r"<[^>]+>", _shorten, svg.replace(' xlink:href="', ' href="'))
+    return re.sub(r"\s*\n\s*", "\n", svg).strip()
 
 
 def _shorten(tag: re.Match[str]) -> str:
     """Return a tag with coordinates of one decimal, and with the colours of the page."""
-    text = _NUMBER.sub(lambda number: f"{float(number[0]):.1f}".removesuffix(".0"), tag[0])
+    text = re.sub(r"-?\d+\.\d{2,}", lambda number: f"{float(number[0]):.1f}".removesuffix(".0"), tag[0])
     text = re.sub(r" font-family: [^;\"]*;", "", text)
-    return _COLOUR.sub(lambda colour: f"var({_PROPERTIES[colour[0]]})", text)
+    return re.sub("|".join(_PROPERTIES), lambda colour: f"var({_PROPERTIES[colour[0]]})", text)

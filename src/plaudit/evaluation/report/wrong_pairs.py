@@ -5,7 +5,8 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,8 +17,9 @@ from plaudit.evaluation.evaluate import describe_dataset, load_rows
 from plaudit.evaluation.preference_data import read_preferences
 from plaudit.evaluation.score_files import Scores
 
-__all__ = ["Passage", "Sides", "Texts", "WrongPair", "load_texts", "most_confidently_wrong", "set_side_by_side"]
+__all__ = ["Passage", "WrongPair", "load_texts", "most_confidently_wrong", "set_side_by_side"]
 
+Passage = list[tuple[str, bool]]  # texts, each with a flag: the other response lacks it
 _WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]\s*|\w+\s*|[^\w\s]\s*|\s+")
 _LEAST_IN_COMMON = 0.25
 
@@ -29,33 +31,9 @@ class WrongPair:
     row: int  # number in the dataset, from 0
     id: str | None  # the column `id` of the row
     subset: str | None
-    better: int  # index of the better response among those of the row
-    worse: int
-    better_reward: float
-    worse_reward: float
-    confidence: float  # the probability that the rewards give to the worse response
-
-
-class Texts(NamedTuple):
-    """The texts of a row."""
-
-    prompt: str
-    responses: list[str]
-
-
-class Passage(NamedTuple):
-    """A part of a response."""
-
-    pieces: list[tuple[str, bool]]  # texts, each with a flag: the other response lacks it
-    before: int  # characters that are left out before the passage
-    after: int  # characters that are left out after it
-
-
-class Sides(NamedTuple):
-    """Two responses, side by side."""
-
-    better: Passage
-    worse: Passage
+    places: tuple[int, int]  # of the better and of the other response among those of the row
+    rewards: tuple[float, float]
+    confidence: float  # the probability that the rewards give to the wrong response
 
 
 def most_confidently_wrong(scores: Scores, most: int = 20) -> list[WrongPair]:
@@ -66,20 +44,20 @@ def most_confidently_wrong(scores: Scores, most: int = 20) -> list[WrongPair]:
     first: dict[int, int] = {}  # the comparison of each row, the most confident row first
     for place in wrong[np.argsort(margins[wrong], kind="stable")].tolist():
         first.setdefault(int(compared.rows[place]), place)
-    starts = np.cumsum([0, *(len(row.rewards) for row in scores.rows)])
+    starts = np.cumsum([0, *(len(row.rewards) for row in scores.rows)]).tolist()
     pairs = []
     for index, place in list(first.items())[:most]:
         row, better, worse = scores.rows[index], int(compared.better[place]), int(compared.worse[place])
-        confidence = 1 / (1 + np.exp(margins[place]))
-        pairs.append(WrongPair(
-            row.row, row.id, row.subset, better - int(starts[index]), worse - int(starts[index]),
-            float(rewards[better]), float(rewards[worse]), float(confidence),
-        ))  # fmt: skip
+        places, confidence = (better - starts[index], worse - starts[index]), float(1 / (1 + np.exp(margins[place])))
+        both = float(rewards[better]), float(rewards[worse])
+        pairs.append(WrongPair(row.row, row.id, row.subset, places, both, confidence))
     return pairs
 
 
-def load_texts(scores: Scores, wanted: Iterable[int], rows: Sequence[Any] | None = None) -> dict[int, Texts]:
-    """Return the texts of the rows with the wanted numbers.
+def load_texts(
+    scores: Scores, wanted: Iterable[int], rows: Sequence[Any] | None = None
+) -> dict[int, tuple[str, list[str]]]:
+    """Return the prompt and the responses of the rows with the wanted numbers.
 
     Args:
         scores: The scores.
@@ -89,32 +67,28 @@ def load_texts(scores: Scores, wanted: Iterable[int], rows: Sequence[Any] | None
     Raises:
         DataError: The header names no dataset, it cannot be loaded, or its texts are not those that were scored.
     """
-    named, benchmark = scores.header.get("dataset") or {}, scores.header.get("benchmark")
-    if benchmark:
-        return _load_benchmark(benchmark, named, wanted)
-    options = {"dataset_config": named.get("config"), "dataset_format": named.get("format")}
-    if rows is None and not named.get("path"):
+    named = scores.header.get("dataset") or {}
+    if scores.header.get("benchmark"):
+        benchmark = BENCHMARKS[scores.header["benchmark"]]
+        raw = benchmark.load(named.get("path"))
+        if len(raw) != len(scores.rows):
+            raise DataError(f"{benchmark.name} now has {len(raw):,} rows; {len(scores.rows):,} were scored")
+        return {row: _texts(benchmark.prompt(raw[row]), benchmark.sequences(raw[row])) for row in wanted}
+    path = named.get("path")
+    if rows is None and (not path or (" " in path and not Path(path).exists())):  # a name for readers alone
         raise DataError("the score file does not name a dataset that can be loaded again")
-    raw = list(load_rows(named["path"], split=named.get("split"), **options)[0] if rows is None else rows)
+    options = {f"dataset_{name}": named.get(name) for name in ("config", "format")}
+    raw = list(load_rows(path, split=named.get("split"), **options)[0] if rows is None else rows)
     data = read_preferences(raw)
     if named.get("hash") not in (None, describe_dataset(data, None, None, None, None)["hash"]):
-        where = named.get("path") or "the dataset"
-        raise DataError(f"{where} has changed since it was scored: it has other texts, or another order of rows")
-    starts = data.first_responses.tolist()
+        raise DataError(f"{path or 'the dataset'} has other texts, or another order, than was scored")
+    first = data.first_responses.tolist()
     return {
-        row: _texts(without_none(prompt_of(raw[row])), data.sequences[starts[row] : starts[row + 1]]) for row in wanted
+        row: _texts(without_none(prompt_of(raw[row])), data.sequences[first[row] : first[row + 1]]) for row in wanted
     }
 
 
-def _load_benchmark(name: str, named: Mapping[str, Any], wanted: Iterable[int]) -> dict[int, Texts]:
-    benchmark = BENCHMARKS[name]
-    rows = benchmark.load(named.get("path"))
-    if len(rows) != named.get("rows", len(rows)):
-        raise DataError(f"{name} has changed since it was scored: it has {len(rows):,} rows, not {named['rows']:,}")
-    return {row: _texts(benchmark.prompt(rows[row]), benchmark.sequences(rows[row])) for row in wanted}
-
-
-def set_side_by_side(better: str, worse: str, characters: int) -> Sides:
+def set_side_by_side(better: str, worse: str, characters: int) -> tuple[Passage, Passage]:
     """Return a passage of each of two responses, from before their first difference, with the words that differ.
 
     Words are compared by `difflib.SequenceMatcher`. Nothing is marked where the passages have little in common, since
@@ -131,40 +105,43 @@ def set_side_by_side(better: str, worse: str, characters: int) -> Sides:
     parts = [text[start : start + characters] for text, start in zip(texts, starts, strict=True)]
     words = [_WORDS.findall(part) for part in parts]
     stripped = [[word.strip() for word in each] for each in words]
-    matcher = difflib.SequenceMatcher(None, stripped[0], stripped[1])  # quick for endless repetitions too
-    marked = [[(part, False)] for part in parts]
-    if matcher.ratio() >= _LEAST_IN_COMMON:
-        spans = [((tag, i, j), (tag, k, m)) for tag, i, j, k, m in matcher.get_opcodes()]
-        marked = [
+    matcher = difflib.SequenceMatcher(None, stripped[0], stripped[1])
+    if matcher.ratio() < _LEAST_IN_COMMON:
+        passages = [[(part, False)] for part in parts]
+    else:
+        codes = matcher.get_opcodes()
+        spans = ([(tag, i, j) for tag, i, j, _, _ in codes], [(tag, i, j) for tag, _, _, i, j in codes])
+        passages = [
             [(text, tag != "equal" and not text.isspace()) for tag, i, j in side if (text := "".join(each[i:j]))]
-            for each, side in zip(words, zip(*spans, strict=True), strict=True)
+            for each, side in zip(words, spans, strict=True)
         ]
     left, right = (
-        Passage(pieces, start, len(text) - start - len(part))
-        for pieces, start, text, part in zip(marked, starts, texts, parts, strict=True)
+        [*_left_out(start), *passage, *_left_out(len(text) - start - len(part))]
+        for passage, start, text, part in zip(passages, starts, texts, parts, strict=True)
     )
-    return Sides(left, right)
+    return left, right
 
 
-def _texts(prompt: Any, sequences: list[Any]) -> Texts:
-    """Return the prompt and the responses of a row, of whole sequences that begin with the prompt."""
-    shown = [
-        sequence[len(prompt) :] if prompt and sequence[: len(prompt)] == prompt else sequence for sequence in sequences
-    ]
-    return Texts("" if shown == sequences else _written(prompt), [_written(each, response=True) for each in shown])
+def _left_out(characters: int) -> Passage:
+    return [(f" [{characters:,} characters left out] ", False)] if characters else []
+
+
+def _texts(prompt: Any, sequences: list[Any]) -> tuple[str, list[str]]:
+    """Return the prompt and the responses of a row, of whole sequences that may begin with the prompt."""
+    if not prompt or any(sequence[: len(prompt)] != prompt for sequence in sequences):
+        return "", [_written(sequence) for sequence in sequences]
+    return _written(prompt), [_written(sequence[len(prompt) :], response=True) for sequence in sequences]
 
 
 def _written(value: Any, *, response: bool = False) -> str:
     """Return a text, or messages as text; the role of a response's only message goes without saying."""
     if isinstance(value, str):
         return value.strip()
-    alone = response and len(value) == 1
-    return "\n".join(_written_message(message, alone) for message in value)
+    return "\n".join(_written_message(each, alone=response and len(value) == 1) for each in value)
 
 
-def _written_message(message: Mapping[str, Any], alone: bool) -> str:
+def _written_message(message: Mapping[str, Any], *, alone: bool) -> str:
     others = {name: each for name, each in message.items() if name not in ("role", "content") and each}
-    content = message.get("content") or ""
-    text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
-    text += f"\n{json.dumps(others, ensure_ascii=False)}" if others else ""
+    content = [message.get("content") or "", *([others] if others else [])]
+    text = "\n".join(each if isinstance(each, str) else json.dumps(each, ensure_ascii=False) for each in content)
     return text.strip() if alone else f"{message.get('role')}: {text.strip()}"

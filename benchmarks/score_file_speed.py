@@ -1,0 +1,46 @@
+"""Time `plaudit eval --scores` on 3,000 pairs, whole command, and check that it imports no torch.
+
+python benchmarks/score_file_speed.py
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROWS, RUNS = 3000, 5
+
+
+def write_scores(path):
+    draw = np.random.default_rng(0)
+    header = {"format": "plaudit-scores", "version": 1, "model": "a", "dataset": {"path": "b", "split": "test"}}
+    lines = [header]
+    for row, rewards in enumerate(draw.normal([0.5, 0], 1, (ROWS, 2)).tolist()):
+        subset = f"subset {row % 10}"
+        lengths = draw.integers(50, 900, 2).tolist()
+        lines.append({"row": row, "rewards": rewards, "prompt_key": row // 3, "subset": subset, "characters": lengths})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def main():
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "scores.jsonl")
+        write_scores(path)
+        command = [sys.executable, "-X", "importtime", "-m", "plaudit.cli", "eval", "--scores", str(path)]
+        seconds = []
+        for _ in range(RUNS):
+            start = time.perf_counter()
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            seconds.append(time.perf_counter() - start)
+        imported = " torch\n" in done.stderr
+        data = f"{ROWS:,} pairs of {ROWS // 3:,} prompts in 10 subsets"
+        print(f"{data}: {sorted(seconds)[RUNS // 2]:.2f} s (median of {RUNS})")
+        print(f"torch imported: {imported}")
+
+
+if __name__ == "__main__":
+    main()
