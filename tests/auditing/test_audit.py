@@ -92,6 +92,16 @@ def test_several_comparisons_on_a_long_prompt_are_no_near_duplicates():
     assert groups(audit(rows), "duplicate_near") == []
 
 
+def test_a_conversation_and_its_continuation_are_no_near_duplicates():
+    texts = [row["chosen"] for row in made_pairs(8, seed=3)]
+    start = chat(made_pairs(1)[0]["prompt"] * 8, "well")
+    rows = [
+        {"prompt": [*start, user(more)], "chosen": [reply(good)], "rejected": [reply(bad)]}
+        for more, good, bad in (texts[:3], texts[3:6])
+    ]
+    assert groups(audit(rows), "duplicate_near") == []
+
+
 def test_short_prompts_that_differ_make_different_rows_of_equal_responses():
     rows = [{"prompt": f"{subject}?", "chosen": "Yes.", "rejected": "No."} for subject in ("Snow", "Rain", "Ice cream")]
     assert audit(rows).findings == []
