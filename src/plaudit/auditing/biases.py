@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plaudit.evaluation.baselines import STYLE, style_counts
-from plaudit.evaluation.significance import holm
 
 __all__ = ["FEATURES", "features_of", "format_odds"]
 
@@ -39,7 +38,8 @@ def format_odds(
 
     Comparisons in which one response alone has the feature, summed up by prompt, are counted as for McNemar's test:
     the odds ratio is (prompts that favour the feature) / (prompts that disfavour it), with the exact interval of
-    Clopper and Pearson. The p-values are those of the exact sign test, corrected by Holm.
+    Clopper and Pearson. The p-values are those of the exact sign test, corrected by Holm
+    ("A simple sequentially rejective multiple test procedure", 1979).
 
     Args:
         features: `FEATURES` of the better and the other response, shape [C, 2, 11].
@@ -68,10 +68,12 @@ def format_odds(
                 "chosen": float(chosen.mean()), "rejected": float(rejected.mean()), "p_value": float(test.pvalue),
                 "prompts": more + less, "rows": len(np.unique(rows[chosen != rejected])),
             })  # fmt: skip
-    for each, p_value in zip(odds, holm([each["p_value"] for each in odds]).tolist(), strict=True):
+    odds.sort(key=lambda each: each["p_value"])
+    adjusted = np.maximum.accumulate([each["p_value"] * (len(odds) - rank) for rank, each in enumerate(odds)])
+    for each, p_value in zip(odds, np.minimum(adjusted, 1).tolist(), strict=True):
         far = each["odds_ratio"] is None or not 1 / 1.5 < each["odds_ratio"] < 1.5
         each |= {"p_value": p_value, "significant": p_value < 0.001 and far and each["prompts"] >= 0.01 * len(names)}
-    return sorted(odds, key=lambda each: each["p_value"])
+    return odds
 
 
 def _odds(share: float) -> float | None:
