@@ -6,6 +6,7 @@ import pytest
 from plaudit.auditing.audit import audit
 from plaudit.auditing.label_noise import estimate_noise
 from plaudit.errors import DataError
+from plaudit.evaluation.evaluate import evaluate
 from plaudit.evaluation.score_files import ScoredRow, Scores, write_scores
 
 
@@ -81,7 +82,25 @@ def test_score_files_of_folds_take_the_place_of_the_probe(tmp_path):
 def test_a_row_that_two_files_score_or_that_is_not_there_is_named(tmp_path):
     rows = words_rows(count=20)
     fold = score_file(tmp_path / "a.jsonl", range(20), ())
-    with pytest.raises(DataError, match="row 0 is scored in a too"):
+    with pytest.raises(DataError, match="row 0 is scored twice"):
         audit(rows, scores=[fold, score_file(tmp_path / "b.jsonl", range(3), ())])
     with pytest.raises(DataError, match="row 20 is not in the dataset"):
         audit(rows, scores=[score_file(tmp_path / "c.jsonl", range(21), ())])
+
+
+def test_files_of_folds_that_number_their_own_rows_are_joined_by_the_texts(tmp_path):
+    rows, wrong = words_rows(count=400), set(range(0, 400, 20))
+    places = {row["prompt"] + row["chosen"]: number for number, row in enumerate(rows)}
+    bad = {rows[number]["prompt"] + rows[number]["chosen"] for number in wrong}
+    paths = []
+    for fold, half in enumerate((rows[:200], rows[200:])):
+        scores = evaluate(lambda texts: [(-2.0 if text in bad else 2.0) * (text in places) for text in texts], half)
+        write_scores(tmp_path / f"{fold}.jsonl", scores.scores)
+        paths.append(tmp_path / f"{fold}.jsonl")
+    result = audit(rows, scores=paths)
+    assert set(result.label_noise["suspects"]) == wrong
+    assert "on 400 of 400 rows" in result.label_noise["verdict"]
+    with pytest.raises(DataError, match="row 0 is scored twice"):
+        audit(rows, scores=[paths[0], paths[0]])
+    with pytest.raises(DataError, match="row 0 is not in the dataset"):
+        audit(rows[200:], scores=paths[:1])

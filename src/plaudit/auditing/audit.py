@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from plaudit.auditing.preference_table import PreferenceTable, read_table
 from plaudit.auditing.repetitions import dominant_prompts, groups_of, leaked_exactly, leaked_nearly, near_duplicates
 from plaudit.auditing.row_source import open_source, with_progress
 from plaudit.data.formats import parse_row
+from plaudit.data.prompts import prompt_key
 from plaudit.data.render import render
-from plaudit.errors import DataError
+from plaudit.errors import ConfigError, DataError
 from plaudit.evaluation.baselines import STYLE, cross_validate
 from plaudit.evaluation.evaluate import finite_or_none
 
@@ -113,7 +115,7 @@ def audit(
     style = table.features[:, 0, : len(STYLE)].astype(np.float64) - table.features[:, 1, : len(STYLE)]
     figures, margins = cross_validate(style, differences, prompt_of, table.weights)
     odds = format_odds(table.features, prompt_of, table.row_of, table.weights)
-    noise, noise_finding = _label_noise(table, margins, scores)
+    noise, noise_finding = _label_noise(table, margins, scores, rows)
     agreement, split_rows = _agreement(table)
     truncation, truncated = _truncation(rows, len(table), tokenizer, max_length)
     findings += [_length_finding(table, style[:, 0], figures["longer"]), _format_finding(odds, len(table))]
@@ -204,20 +206,29 @@ def _format_finding(odds: list[dict[str, Any]], rows: int) -> Finding:
 
 
 def _label_noise(
-    table: PreferenceTable, margins: NDArray[np.float64], scores: Sequence[str | Path]
+    table: PreferenceTable, margins: NDArray[np.float64], scores: Sequence[str | Path], raw: Iterable[Any]
 ) -> tuple[dict[str, Any], Finding]:
     """Return the estimate of label noise by the probe, or by score files where there are some, and its finding."""
     rows, source = table.row_of.astype(np.int64), "a bag of words"
     if scores:
         from plaudit.evaluation.score_files import read_scores
 
-        margins, rows = margins_of_scores([read_scores(path) for path in scores], len(table))
-        source = "the reward model"
+        margins, rows = margins_of_scores([read_scores(path) for path in scores], _places_by_texts(raw))
+        source = f"on {len(np.unique(rows)):,} of {len(table):,} rows, the reward model"
     noise = estimate_noise(margins, table.prompts[rows], rows, source)
     share, suspects = noise["estimate"] or 0.0, [[row] for row in noise["suspects"]]
     count = round(share * len(table)) if share >= _NOISE_FROM else 0
     detail = f"{noise['verdict']}."
     return noise, make_finding("label_noise", suspects, len(table), count=count, detail=detail, estimate=share)
+
+
+def _places_by_texts(rows: Iterable[Any]) -> dict[int, list[int]]:
+    """Return the numbers of the rows by the key of their texts, as score files have it."""
+    places: dict[int, list[int]] = {}
+    for index, row in enumerate(rows):
+        with suppress(DataError):  # training refuses the row, and so does scoring
+            places.setdefault(prompt_key(parse_row(dict(row), index).sequences), []).append(index)
+    return places
 
 
 def _agreement(table: PreferenceTable) -> tuple[dict[str, float] | None, list[Finding]]:
@@ -246,7 +257,11 @@ def _truncation(
     if isinstance(tokenizer, str | Path):
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"expected a tokenizer at {tokenizer}, a folder or a hub id: {reason}") from error
     numbered = enumerate(with_progress(rows, "Tokenising"))
     longest = np.array([_longest_sequence(tokenizer, row, index) for index, row in numbered])
     shares = {str(length): float((longest > length).mean()) for length in sorted({*_TOKENS, max_length})}

@@ -1,6 +1,6 @@
 """Label noise: how many labels are wrong at least, and which, from margins of models that did not train on them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,27 +63,35 @@ def estimate_noise(
     }
 
 
-def margins_of_scores(files: Sequence["Scores"], count: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return the margin of each comparison in score files of folds, and its row.
+def margins_of_scores(
+    files: Sequence["Scores"], places: Mapping[int, Sequence[int]]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return the margin of each comparison in score files of folds, and its row in the dataset.
 
-    Each file scores the rows that its model did not train on, with their numbers in the whole dataset of `count` rows.
+    Args:
+        files: Score files, each of the rows that its model did not train on.
+        places: Rows of the dataset by the key of their texts (`ScoredRow.row_key`); a row that is there twice has two.
+            A scored row without a key is found by its number.
 
     Raises:
-        DataError: A row is scored twice, or is not in the dataset.
+        DataError: A row is not in the dataset, or is scored more often than it is there.
     """
     margins, rows = [], []
-    seen: dict[int, str] = {}
+    left = {key: list(numbers) for key, numbers in places.items()}
+    by_number = {number: [number] for numbers in places.values() for number in numbers}
     for file in files:
+        numbers = []
         for scored in file.rows:
-            if scored.row >= count:
-                raise DataError(f"{file.name}: row {scored.row} is not in the dataset, which has {count} rows.")
-            if other := seen.get(scored.row):
+            found = by_number.get(scored.row) if scored.row_key is None else left.get(scored.row_key)
+            if found is None:
+                raise DataError(f"{file.name}: row {scored.row} is not in the dataset: name the data that was scored.")
+            if not found:
                 raise DataError(
-                    f"{file.name}: row {scored.row} is scored in {other} too. Give one file for each fold, with the "
-                    "rows that its model did not train on."
+                    f"{file.name}: row {scored.row} is scored twice. Give one file for each fold, with the rows that "
+                    "its model did not train on."
                 )
-            seen[scored.row] = file.name
+            numbers.append(found.pop(0))
         pairs = file.comparisons
         margins.append(file.rewards[pairs.better] - file.rewards[pairs.worse])
-        rows.append(np.array([scored.row for scored in file.rows])[pairs.rows])
+        rows.append(np.array(numbers)[pairs.rows])
     return np.concatenate(margins), np.concatenate(rows)
