@@ -330,3 +330,12 @@ def test_the_order_of_the_rows_changes_no_count():
     there, back = audit(rows), audit(rows[::-1])
     assert {each.kind: each.count for each in there.findings} == {each.kind: each.count for each in back.findings}
     assert there.baselines["longer"] == back.baselines["longer"]
+
+
+def test_two_equal_responses_in_a_group_do_not_make_the_row_wrong():
+    rows = [
+        {"prompt": "Q", "completions": ["first words", "other words", "other words ", "last"], "ranks": [0, 1, 2, 3]}
+    ]
+    rows.append({"prompt": "R", "chosen": "the same", "rejected": "the same"})
+    found = {each.kind: each.rows for each in audit(rows).findings}
+    assert found["identical"] == [[1]]

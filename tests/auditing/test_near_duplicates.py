@@ -61,6 +61,14 @@ def test_only_the_texts_or_sides_that_are_asked_for_are_compared():
     assert near_pairs(low, np.array([0, 3])).tolist() == [[0, 3]]
 
 
+def test_each_test_text_is_found_however_many_texts_are_alike():
+    question = "Tell me in plain words, and in as few of them as you can, how I should make and serve the dish number"
+    low = signed([f"{question} {n}" for n in range(140)])
+    found = near_pairs(low, first=40)
+    assert found[:, 0].max() < 40
+    assert set(found[:, 1].tolist()) == set(range(40, 140))
+
+
 def test_texts_of_less_than_three_words_are_compared_too():
     assert near_pairs(signed(["one two", "one", "two", "One, two!", "two one"])).tolist() == [[0, 3]]
 

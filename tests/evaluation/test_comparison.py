@@ -204,7 +204,9 @@ def test_models_need_data_and_options_need_models(tmp_path):
         compare(len, len)
     with pytest.raises(ConfigError, match="dtype: these are options of the data that models score; name the data too"):
         compare(scores([1]), scores([1]), dtype="float32")
-    with pytest.raises(ConfigError, match="expected a score file .*, got 'someone/model'. To compare models, name"):
+    with pytest.raises(
+        ConfigError, match="expected a score file .*, and there is none at 'someone/model'. To compare models, name"
+    ):
         compare("someone/model", "missing.jsonl")
 
 

@@ -125,7 +125,7 @@ def test_swap_catches_scorers_that_depend_on_the_batch():
     assert probe(first_wins, TEXTS, "swap").passed is False
     result = probe(centred, TEXTS, "swap")
     assert result.passed is False
-    assert "verdicts depend on what is scored together" in result.verdict
+    assert "verdicts changed when the responses were scored in other batches" in result.verdict
 
 
 def test_figures_by_hand():
@@ -272,3 +272,13 @@ def test_a_real_model_is_probed_on_texts_and_conversations(make_model, tokenizer
 def test_no_torch_is_imported():
     code = "import sys, plaudit.evaluation.probes; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_two_pairs_cannot_tell_that_no_verdict_depends_on_the_prompt():
+    pairs = [{"prompt": f"Q{n}?", "chosen": " A long answer.", "rejected": " No."} for n in range(40)]
+    few, many = (
+        run_probes(lambda texts: [len(text.split("?")[-1]) for text in texts], pairs[:count], ["prompt_blank"])[0]
+        for count in (2, 40)
+    )
+    assert (few.prompt_dependence.value, many.prompt_dependence.value) == (0, 0)
+    assert (few.passed, many.passed) == (None, False)

@@ -180,6 +180,21 @@ def test_rewards_of_other_data_are_not_joined(evaluation, tmp_path):
         join_dataset(tmp_path / "scores.jsonl", [ROWS[1], ROWS[0], *ROWS[2:]])
 
 
+def test_a_label_below_one_half_turns_the_pair_round(tmp_path):
+    lines = [{"row": n, "rewards": [2, 1], "label": 0.2} for n in range(20)]
+    (tmp_path / "scores.jsonl").write_text(HEADER + "".join(json.dumps(line) + "\n" for line in lines))
+    scores = read_scores(tmp_path / "scores.jsonl")
+    assert (scores.rows[0].comparisons, scores.rows[0].label) == ([(1, 0)], 0.8)
+    assert evaluate_scores(scores).overall["accuracy"] == 0
+    assert plaudit.compare(scores, scores).accuracy_a == 0
+
+
+def test_rewards_are_not_joined_by_an_id_that_two_rows_have(tmp_path):
+    (tmp_path / "foreign.jsonl").write_text('{"id": "first", "rewards": [1, 0]}\n')
+    with pytest.raises(DataError, match="two rows of the dataset have one `id`"):
+        join_dataset(tmp_path / "foreign.jsonl", [ROWS[0], ROWS[0]])
+
+
 def test_a_row_is_found_again_by_its_texts(evaluation):
     turned = plaudit.evaluate(rewards_of, ROWS[::-1]).scores
     keys = [row.row_key for row in evaluation.scores.rows]

@@ -79,7 +79,7 @@ def read_row(raw: Any, index: int) -> AuditRow:
             row.ranks = [0.0, 0.0] if row.label == 0.5 else [1.0, 0.0]
         comparisons = comparisons_of_ranking(row.responses, row.ranks) if row.weight > 0 else []
         row.comparisons = comparisons[:_MOST_COMPARISONS]
-    if len(set(row.responses)) == 1 or len(set(zip(row.responses, row.ranks, strict=True))) > len(set(row.responses)):
+    if len(set(row.responses)) == 1:
         row.problems["identical"] = ""
     return row
 

@@ -51,7 +51,7 @@ def format_odds(
         For each feature, the least p-value first: `feature`, `odds_ratio`, `low` and `high` (95%; infinite ends are
         `None`), `chosen` and `rejected` (shares of the responses that have it), `prompts` and `rows` in which the
         responses differ in it, `p_value`, and `significant`: below .001, an odds ratio beyond 1.5 in either
-        direction, and in one prompt of a hundred or more.
+        direction, and responses that differ in it in at least 1% of the prompts.
     """
     from scipy.stats import binomtest
 

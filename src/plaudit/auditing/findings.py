@@ -22,13 +22,14 @@ class Finding:
 
     Attributes:
         kind: A key of `KINDS`.
-        count: Number of groups in `rows`; where `rows` is empty, the number of rows concerned.
+        count: Number of groups in `rows`; of `length_bias` and `format_bias`, which list no rows, the number of rows
+            concerned; of `label_noise`, the estimated number of wrong labels.
         rows: Groups of row numbers that belong together, from 0; of a leak, [training row, test row].
         grave: Training on the data, or the figures of the test, would mislead.
         title: The words before the count.
         why: The harm that it does.
         advice: What to do.
-        detail: A sentence that says the figures; empty where the count says it all.
+        detail: A sentence with the figures of the finding; it may be empty.
         figures: Numbers of the kind, such as the odds ratios of `format_bias`.
         example: Shortened texts of rows of the first group.
     """

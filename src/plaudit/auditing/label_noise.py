@@ -16,7 +16,7 @@ __all__ = ["estimate_noise", "margins_of_scores"]
 
 _TOPS = (0.05, 0.1, 0.2)  # the rows of which a model is surest, as shares of all
 _FEWEST = 30  # rows in such a share
-_ABLE = 0.6  # the accuracy that a probe exceeds with confidence, or it cannot tell
+_ABLE = 0.6  # where the lower end of the accuracy is below, the verdict is "cannot tell"
 
 
 def estimate_noise(

@@ -1,6 +1,7 @@
 """Near duplicates among texts: their word 3-grams compared by MinHash."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,18 +60,36 @@ def near_pairs(
     texts = np.arange(len(low_bytes)) if texts is None else texts
     for band in range(_BANDS):
         keys = low_bytes[:, band * _ROWS : (band + 1) * _ROWS] @ (1 << 8 * np.arange(_ROWS))
-        order = texts[np.argsort(keys[texts], kind="stable")]
-        for offset in range(1, _NEIGHBOURS + 1):
-            one, two = order[:-offset], order[offset:]
-            same = keys[one] == keys[two]
-            if not same.any():
-                break
-            if first is not None:
-                same &= (one < first) & (two >= first)
-            one, two = one[same], two[same]
+        for one, two in _neighbours(keys, texts) if first is None else _neighbours_across(keys, texts, first):
             near = similarity(low_bytes[one], low_bytes[two]) >= SIMILAR
             pairs.append(np.stack([one[near], two[near]], axis=1))
     return np.unique(np.concatenate(pairs), axis=0)
+
+
+def _neighbours(keys: NDArray[np.int64], texts: NDArray[np.int64]) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    """Yield pairs of texts with equal keys, at most `_NEIGHBOURS` for each text."""
+    order = texts[np.argsort(keys[texts], kind="stable")]
+    for offset in range(1, _NEIGHBOURS + 1):
+        one, two = order[:-offset], order[offset:]
+        same = keys[one] == keys[two]
+        if not same.any():
+            return
+        yield one[same], two[same]
+
+
+def _neighbours_across(
+    keys: NDArray[np.int64], texts: NDArray[np.int64], first: int
+) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    """Yield pairs of one of the first texts and another one with equal keys, at most `_NEIGHBOURS` for each other."""
+    ours, others = texts[texts < first], texts[texts >= first]
+    order = ours[np.argsort(keys[ours], kind="stable")]
+    start = np.searchsorted(keys[order], keys[others])
+    for offset in range(_NEIGHBOURS if len(order) else 0):
+        one = order[np.minimum(start + offset, len(order) - 1)]
+        same = (start + offset < len(order)) & (keys[one] == keys[others])
+        if not same.any():
+            return
+        yield one[same], others[same]
 
 
 def similarity(one: NDArray[np.uint8], two: NDArray[np.uint8]) -> NDArray[np.float64]:

@@ -32,13 +32,13 @@ _TYPES = {
 class PreferenceTable:
     """The columns of R rows with C comparisons, texts as 64-bit hashes."""
 
-    prompts: NDArray[np.uint64]  # [R] of the prompt, or of the responses where there is none
-    normalised: NDArray[np.uint64]  # [R] of the prompt without case, white space and punctuation; 0 for none
-    operations: NDArray[np.uint64]  # [R] of the arithmetic in the prompt, such as 2+2, or 0
-    rows: NDArray[np.uint64]  # [R] of prompt, responses and preference
-    texts: NDArray[np.uint64]  # [R] of prompt and responses in any order
-    better: NDArray[np.uint64]  # [C] of the prompt and the better response
-    worse: NDArray[np.uint64]  # [C] of the prompt and the other response
+    prompts: NDArray[np.uint64]  # [R] hash of the prompt, or of the responses where there is no prompt
+    normalised: NDArray[np.uint64]  # [R] hash of the prompt without case, space, punctuation; 0 if none
+    operations: NDArray[np.uint64]  # [R] hash of the arithmetic in the prompt, such as 2+2, or 0
+    rows: NDArray[np.uint64]  # [R] hash of prompt, responses and preference
+    texts: NDArray[np.uint64]  # [R] hash of prompt and responses in any order
+    better: NDArray[np.uint64]  # [C] hash of the prompt and the better response
+    worse: NDArray[np.uint64]  # [C] hash of the prompt and the other response
     row_of: NDArray[np.int32]  # [C] the row
     weights: NDArray[np.float32]  # [C] an equal share of the weight of the row
     features: NDArray[np.uint16]  # [C, 2, 11] `FEATURES` of the better and the other response

@@ -38,7 +38,7 @@ def open_source(
     if isinstance(source, str | Path):
         path = Path(source).expanduser()
         # The cells of CSV files have no types of their own.
-        if path.is_file() and format_of(path) in ("json", "parquet") and split == config == dataset_format is None:
+        if path.is_file() and format_of(path) in ("json", "parquet") and not any((split, config, dataset_format)):
             return _FileRows(str(path))
         splits = load_source(str(source), config=config)
         names = [str(name) for name in splits]

@@ -215,6 +215,8 @@ def _score_files(scores: str | None, sources: list[str]) -> list[Path | None]:
     names = [Path(source).name.split(".")[0] for source in sources]
     if len(set(names)) < len(names):
         raise ConfigError(f"--scores {scores}: two of the datasets have the same name. Evaluate them one by one.")
+    _check_writable("--scores", str(folder / "scores.jsonl") if folder.is_dir() else str(folder))
+    folder.mkdir(exist_ok=True)
     return [folder / f"{name}.jsonl" for name in names]
 
 
@@ -235,14 +237,13 @@ def _evaluations(
     from plaudit.scoring.reward_model import RewardModel
 
     reward_model = RewardModel.from_pretrained(model, **options)
-    for source, file in zip([*data, *benchmarks], files, strict=True):
-        if source in benchmarks and source not in data:
+    for number, (source, file) in enumerate(zip([*data, *benchmarks], files, strict=True)):
+        if number >= len(data):
             place = Path(copy, source) if copy is not None and len(benchmarks) > 1 else copy
             found = evaluation.evaluate_scores(score_benchmark(reward_model, source, place))
         else:
             found = evaluation.evaluate(reward_model, source, **data_options)
         if file is not None and found.scores is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
             write_scores(file, found.scores)
         yield found, _probe(reward_model, source, data_options, probes) if probes else None
 

@@ -132,7 +132,7 @@ def show_probes(results: "Sequence[ProbeResult]") -> None:
         table.add_row(*map(escape, row), style="yellow" if result.passed is False else None)
     display.console.print(table)
     for result in results:
-        if result.passed is False:
+        if result.passed is False or (not result.comparisons and "refuses" in result.verdict):
             sentence = escape(f"{result.description} {result.verdict}")
             display.console.print(f"[yellow]{escape(result.name)}[/yellow]: {sentence}", soft_wrap=True)
 

@@ -25,7 +25,9 @@ _COLOURS = {"grave": "red", "warning": "yellow", "note": "cyan"}
     help="Score file of another model, or what `plaudit compare --output` wrote. May be repeated.",
 )  # fmt: skip
 @click.option("--output", default="report.html", show_default=True, help="HTML file to write.")
-@click.option("--examples", default=20, show_default=True, help="Most wrong pairs that are shown.")
+@click.option(
+    "--examples", type=click.IntRange(0), default=20, show_default=True, help="Most wrong pairs that are shown."
+)
 @click.option("--title", help="Title of the report.  [default: the name of the run or the model]")
 def command(inputs: tuple[str, ...], compare: tuple[str, ...], output: str, examples: int, title: str | None) -> None:
     """Write a report on RUN, the folder of a trained model, and on result FILES, in any order.
@@ -39,6 +41,8 @@ def command(inputs: tuple[str, ...], compare: tuple[str, ...], output: str, exam
 
     if Path(output).is_dir() or not os.access(Path(output).resolve().parent, os.W_OK):
         raise ConfigError(f"--output {output}: expected the path of a file in a folder that you may write to.")
+    if not output.lower().endswith((".html", ".htm")):
+        raise ConfigError(f"--output {output}: expected a name that ends in .html, since the report is an HTML file.")
     display.show_log_messages()
     report = write_report(output, **read_report_inputs(inputs, compare), examples=examples, title=title)
     show_report(report)

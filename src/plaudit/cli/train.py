@@ -99,7 +99,9 @@ def command(options: tuple[str, ...]) -> None:
             with sigterm_as_interrupt() as received:
                 run_learning_curve(trainer, script, model, received)
         except KeyboardInterrupt as interrupt:
-            display.console.print("The learning curve was stopped, and has no file. The model above is complete.")
+            if trainer.is_world_process_zero():
+                display.console.print("The learning curve was stopped, and has no file. The model above is complete.")
+            trainer.end()
             sys.exit(exit_code(interrupt))
     trainer.end()
     if script.report and trainer.is_world_process_zero():

@@ -3,7 +3,7 @@
 Of N responses to a prompt, sorted by reward (the proxy), the one at place i of 1..N is the best of a random subset of n
 in `C(i-1, n-1)` of `C(N, n)` cases. The mean over all subsets is therefore a weighted sum, without sampling
 (R. Nakano et al., arXiv 2112.09332, appendix). Best-of-n moves the policy by `KL = ln n - (n-1)/n` (J. Hilton), and
-gold against sqrt(KL) shows where optimising the proxy stops to help (L. Gao et al., arXiv 2210.10760).
+gold against sqrt(KL) shows where optimising the proxy stops helping (L. Gao et al., arXiv 2210.10760).
 """
 
 import math
@@ -33,7 +33,8 @@ class BestOfN:
         proxy: Mean reward above the mean reward of the prompt's responses, with `proxy_low` and `proxy_high`, length P;
             rewards of different prompts have no common zero.
         oracle: Mean gold score where the gold score itself chooses, length P.
-        groups: Number of groups of responses.
+        groups: Number of groups of responses that enter.
+        left_out: Number of groups with fewer responses than the largest n.
         gain: Gold at the largest n minus gold at 1, with `gain_low` and `gain_high`.
         verdict: The result in a sentence or two.
     """

@@ -106,8 +106,8 @@ def _read(source: Any, dataset: Any, options: dict[str, Any]) -> Scores:
     is_file = isinstance(source, (str, Path)) and Path(source).expanduser().is_file()
     if dataset is None and not is_file:
         raise ConfigError(
-            f"expected a score file (`plaudit eval --scores` writes one), got {str(source)!r:.80}. To compare models, "
-            "name the data that they shall score."
+            f"expected a score file (`plaudit eval --scores` writes one), and there is none at {str(source)!r:.80}. To "
+            "compare models, name the data that they shall score (--data)."
         )
     if dataset is None:
         return read_scores(source)
@@ -154,22 +154,22 @@ def _match(a: Scores, b: Scores, name_a: str, name_b: str) -> tuple[Scores, Scor
             "version of the dataset, with the same split and format."
         )
     key = "id" if all(_has_unique_ids(each.rows) for each in (a, b)) else "row"
-    places = [{getattr(row, key): row for row in each.rows} for each in (a, b)]
-    only_a, only_b = places[0].keys() - places[1].keys(), places[1].keys() - places[0].keys()
+    rows_by_key = [{getattr(row, key): row for row in each.rows} for each in (a, b)]
+    only_a, only_b = rows_by_key[0].keys() - rows_by_key[1].keys(), rows_by_key[1].keys() - rows_by_key[0].keys()
     if only_a or only_b:
         raise DataError(
             f"expected the same rows in both, but {len(only_a)} of {len(a.rows)} rows are only in {name_a} and "
             f"{len(only_b)} of {len(b.rows)} only in {name_b}; the first is {key} {min(only_a or only_b)}. Score both "
             "models on the whole dataset."
         )
-    pairs = [(row, places[1][getattr(row, key)]) for row in a.rows]
+    pairs = [(row, rows_by_key[1][getattr(row, key)]) for row in a.rows]
     # A foreign file knows the rewards alone; the rest comes from the file that knows its dataset.
-    known = [bool(each.header.get("dataset")) for each in (a, b)]
+    has_dataset = [bool(each.header.get("dataset")) for each in (a, b)]
     for one, two in pairs:
-        if what := _difference_of_rows(one, two, structure=known[0] == known[1]):
+        if what := _difference_of_rows(one, two, structure=has_dataset[0] == has_dataset[1]):
             place = f"{key} {getattr(one, key)}"
             raise DataError(f"{place} differs between {name_a} and {name_b}: {what}. Score both models on one dataset.")
-    base = [pair[known[1] > known[0]] for pair in pairs]
+    base = [two if has_dataset[1] and not has_dataset[0] else one for one, two in pairs]
 
     def with_rewards(n: int) -> list[ScoredRow]:
         both = zip(base, pairs, strict=True)
@@ -244,8 +244,10 @@ def _composites(a: Scores, b: Scores, resamples: int = 1000, seed: int = 0) -> d
     samples = np.full((resamples, len(parts)), math.nan)
     for sample in tqdm(samples, desc=f"resamples of {name}", delay=3, disable=None, leave=False):
         drawn = [stratum[n] for stratum in strata for n in generator.integers(len(stratum), size=len(stratum))]
-        places = [place for cluster in drawn for place in cluster]
-        rules = [benchmark.measure([columns[n] for n in places], [each[n] for n in places]) for each in rewards]
+        rows_by_key = [place for cluster in drawn for place in cluster]
+        rules = [
+            benchmark.measure([columns[n] for n in rows_by_key], [each[n] for n in rows_by_key]) for each in rewards
+        ]
         one, two = ({"overall": rule.overall} | rule.parts for rule in rules)
         sample[:] = [one.get(part, math.nan) - two.get(part, math.nan) for part in parts]
     ends = np.nanquantile(samples, [0.025, 0.975], axis=0).T.tolist()
@@ -257,12 +259,12 @@ def _composites(a: Scores, b: Scores, resamples: int = 1000, seed: int = 0) -> d
 
 
 def _clusters(rows: Sequence[ScoredRow], benchmark: "Benchmark") -> list[list[list[int]]]:
-    """Return, for each subset, the places of the rows of each prompt or of what its rule keeps together."""
+    """Return, for each subset, the rows_by_key of the rows of each prompt or of what its rule keeps together."""
     clusters: dict[Any, list[int]] = {}
     for place, row in enumerate(rows):
         prompt = ("row", place) if row.prompt_key is None else row.prompt_key
         clusters.setdefault(benchmark.cluster(row.fields) or prompt, []).append(place)
     strata: dict[str | None, list[list[int]]] = {}
-    for places in clusters.values():
-        strata.setdefault(rows[places[0]].subset, []).append(places)
+    for rows_by_key in clusters.values():
+        strata.setdefault(rows[rows_by_key[0]].subset, []).append(rows_by_key)
     return list(strata.values())

@@ -256,7 +256,7 @@ def _measure(name: str, pairs: list[Pair], before: Array, after: Array) -> Probe
     if name == "swap":
         swapped = figures["accuracy_changed"]
         figures["accuracy_changed"] = ProbeFigure(1 - swapped.value, 1 - swapped.high, 1 - swapped.low)
-        return replace(result, **figures, **_judge_swap(int((won != wins).sum()), figures))
+        return replace(result, **figures, **_judge_swap(int((won != wins).sum())))
     gains = (after - before) @ ([1, 0] if change and change.target == "better" else [-1, 1])
     figures["prefers_changed"] = mean((np.sign(gains) + 1) / 2)
     figures["shift"] = mean(gains / std, is_share=False) if std > 0 else ProbeFigure()
@@ -295,8 +295,8 @@ def _dependence(
     The interval is that of the mean of D + (won - wins - D (won - 1/2)) / mean(won - 1/2), the linear approximation of
     a ratio of means (the delta method).
     """
-    if (won == wins).all():
-        return ProbeFigure(0.0, 0.0, 0.0)
+    if (won == wins).all():  # the upper end is the bound of Clopper and Pearson (1934) for what was never seen
+        return ProbeFigure(0.0, 0.0, 1 - 0.025 ** (1 / len(won)))
     if figures["accuracy"].low <= 0.5:
         return ProbeFigure()
     above = figures["accuracy"].value - 0.5
@@ -317,19 +317,19 @@ def _judge(figures: dict[str, ProbeFigure], limits: dict[str, float]) -> dict[st
     return {"passed": passed, "verdict": f"{_OUTCOMES[passed]}: {'; '.join(deciding)}."}
 
 
-def _judge_swap(wrong: int, figures: dict[str, ProbeFigure]) -> dict[str, Any]:
+def _judge_swap(wrong: int) -> dict[str, Any]:
     if wrong:
-        return {"passed": False, "verdict": f"Failed: {wrong:,} verdicts depend on what is scored together or before."}
-    before, after = figures["accuracy"].value, figures["accuracy_changed"].value
-    verdict = f"Passed: the accuracy of {before:.1%} becomes exactly {after:.1%} with swapped roles."
-    return {"passed": True, "verdict": verdict}
+        verdict = f"Failed: {wrong:,} of the verdicts changed when the responses were scored in other batches."
+        return {"passed": False, "verdict": verdict}
+    return {"passed": True, "verdict": "Passed: no verdict changed when the responses were scored in other batches."}
 
 
 def _judge_dependence(dependence: ProbeFigure, accuracy: ProbeFigure) -> dict[str, Any]:
     if math.isnan(dependence.value):
         return {"passed": None, "verdict": f"Cannot tell: an accuracy of {accuracy} is not clearly above chance."}
-    if dependence.high == 0:
-        return {"passed": False, "verdict": "Failed: no verdict depends on the prompt."}
+    if dependence.value == dependence.low == 0:
+        passed = False if dependence.high < 0.1 else None  # fewer than 36 comparisons are too few
+        return {"passed": passed, "verdict": f"{_OUTCOMES[passed]}: no verdict depends on the prompt."}
     least = _LEAST_DEPENDENCE
     passed = True if dependence.low >= least else False if dependence.high < least else None
     share = f"{dependence} of the accuracy above chance depends on the prompt, and at least {least:.0%} is expected"

@@ -48,7 +48,7 @@ class ScoredRow:
         characters: K lengths in characters, prompt included.
         tokens: K lengths in tokens, as they were scored.
         truncated: K flags: the sequence had more tokens than the model takes, and was cut.
-        gold: K scores of the annotators, greater is better, if the row is a ranked group with `scores`.
+        gold: K values of the dataset's column `scores`, which annotators gave and not the model; greater is better.
         fields: The columns of a benchmark's row that its rule reads.
     """
 
@@ -227,6 +227,7 @@ def join_scores(path: str | Path, data: PreferenceData, header: Mapping[str, Any
         DataError: A line is malformed, a row is missing, unknown or there twice, or has another number of rewards.
     """
     by_id = {each: number for number, each in enumerate(data.ids) if each is not None}
+    is_ambiguous = len(by_id) < sum(each is not None for each in data.ids)
     found: dict[int, list[float]] = {}
     properties = dict(header or {})
     for number, record in _records(path):
@@ -239,6 +240,8 @@ def join_scores(path: str | Path, data: PreferenceData, header: Mapping[str, Any
                 raise DataError(f"{path} holds the rewards of other data ({other}). Name the data that it belongs to.")
             properties |= own
             continue
+        if "id" in record and is_ambiguous:
+            raise DataError(f"{place}: two rows of the dataset have one `id`. Join by the number of the row, `row`.")
         row = record.get("row") if "id" not in record else by_id.get(str(record["id"]))
         if not isinstance(row, int) or not 0 <= row < len(data.ids):
             hint = "" if by_id or "id" not in record else " The dataset has no column `id`."
@@ -308,7 +311,7 @@ def _read_row(record: dict[str, Any], place: str, has_header: bool, position: in
     if "comparisons" not in values and len(rewards) != 2:
         advice = "Join it to its dataset with --data."
         raise DataError(f"{place}: expected two rewards, or `comparisons`, got {len(rewards)} rewards. {advice}")
-    values["comparisons"] = _read_comparisons(values.get("comparisons", [(0, 1)]), len(rewards), place)
+    pairs = _read_comparisons(values.get("comparisons", [(0, 1)]), len(rewards), place)
     for name, least, most in (("label", 0.0, 1.0), ("weight", 0.0, math.inf)):
         value = values.get(name, 1.0)
         if not isinstance(value, (int, float)) or not least <= value <= most or not math.isfinite(value):
@@ -319,7 +322,9 @@ def _read_row(record: dict[str, Any], place: str, has_header: bool, position: in
             raise DataError(f"{place}: expected {len(rewards)} values in `{name}`, got {value!r:.80}.")
     if values.get("id") is not None:
         values["id"] = str(values["id"])
-    return ScoredRow(**values)
+    if values.get("label", 1.0) < 0.5:  # people prefer the response that is called the worse one
+        pairs, values["label"] = [(worse, better) for better, worse in pairs], 1 - values["label"]
+    return ScoredRow(**values | {"comparisons": pairs})
 
 
 def _read_comparisons(value: Any, count: int, place: str) -> list[tuple[int, int]]:

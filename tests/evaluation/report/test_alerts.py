@@ -43,7 +43,7 @@ def test_a_good_model_has_no_alert():
         ({"longer_accuracy": 0.6, "shorter_accuracy": 0.95}, "The model favours the shorter response.", "warning"),
         ({"temperature": 3.0, "log_loss": 0.6}, "The model is overconfident.", "warning"),
         ({"temperature": 9.0, "log_loss": 0.9}, "The model is overconfident.", "grave"),
-        ({"temperature": 0.4, "log_loss": 0.5}, "The model is less sure than it could be.", "note"),
+        ({"temperature": 0.4, "log_loss": 0.5}, "The model is underconfident.", "note"),
         ({"temperature": None}, "As probabilities, the rewards are no better than guessing.", "grave"),
         ({"prompts": 40}, "There are few prompts.", "warning"),
         ({"reward_ties": 30}, "Many comparisons have two equal rewards.", "warning"),

@@ -98,13 +98,13 @@ def _probability_alerts(figures: Mapping[str, float]) -> Iterator[Alert]:
     elif temperature > 1.1 and loss - calibrated > 0.01:
         yield Alert("grave" if loss > math.log(2) else "warning", "The model is overconfident.", advice)
     elif 0 < temperature < 0.9 and loss - calibrated > 0.01:
-        yield Alert("note", "The model is less sure than it could be.", advice)
+        yield Alert("note", "The model is underconfident.", advice)
 
 
 def baseline_alerts(figures: Mapping[str, Any], baselines: Mapping[str, Mapping[str, Any]]) -> Iterator[Alert]:
     """Yield an alert if the interval of a model's accuracy reaches down to the best baseline of its training data."""
     name = max(baselines, key=lambda name: baselines[name]["accuracy"], default=None)
-    if name and figures["accuracy_low"] <= baselines[name]["accuracy"]:
+    if name and (figures["accuracy_low"] or 0.0) <= baselines[name]["accuracy"]:
         advice = (
             f"Accuracy of the model: {accuracy_text(figures)}. Of {name}: {accuracy_text(baselines[name])}, without a "
             "look at the prompt, cross-validated on the training data. Audit the evaluated data to compare there."

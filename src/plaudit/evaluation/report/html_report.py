@@ -144,7 +144,7 @@ def report_on_training(folder: str | Path, log_history: Sequence[Mapping[str, An
 
 @contextmanager
 def _naming(source: Any, expected: str) -> Iterator[None]:
-    """Name the source in the error about a result that has not the content which a command of Plaudit writes."""
+    """Turn the errors of a malformed result into one that names the source of the result."""
     try:
         yield
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
@@ -195,7 +195,7 @@ def _render(**content: Any) -> bytes:
     for characters in _CHARACTERS:
         html = page.render(characters=characters, **content).encode(
             errors="replace"
-        )  # half a surrogate pair is no text
+        )  # lone surrogates cannot be encoded
         if len(html) <= _MOST_BYTES:
             break
     return html

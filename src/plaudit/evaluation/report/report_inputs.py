@@ -1,6 +1,7 @@
 """The inputs of a report: runs, score files and JSON files of results, told apart by their content."""
 
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +12,9 @@ from plaudit.evaluation.score_files import Scores, read_scores
 
 __all__ = ["name_scores", "read_report_inputs", "read_results", "read_run"]
 
+logger = logging.getLogger(__name__)
+
+_RUN_SETTINGS = ("num_train_epochs", "max_steps", "global_step", "train_batch_size", "best_metric")
 _LOG = "trainer_state.json"
 # A key that only this result has, and the argument of `write_report` that takes it.
 _KINDS = {"findings": "audit", "losses": "learning_curve", "separable": "comparisons", "comparisons": "comparisons"}
@@ -67,6 +71,9 @@ def _put(found: dict[str, Any], path: Path) -> None:
         content = json.loads(path.read_text(encoding="utf-8"))
     kinds = [_KINDS[key] for key in _KINDS if isinstance(content, dict) and key in content][:1]
     kinds = kinds or [kind for kind in ("probes", "best_of_n") if _of_evaluation(content, kind)]
+    if not kinds and isinstance(content, dict) and "datasets" in content:
+        logger.info("%s has neither probes nor a best-of-n curve; the figures come from score files.", path)
+        return
     if not kinds and path.suffix == ".json":
         raise DataError(
             f"{path}: expected a score file (`plaudit eval --scores`), a learning curve, or the JSON of `plaudit "
@@ -108,6 +115,8 @@ def read_run(run: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
     if run is None or isinstance(run, Mapping):
         return {"name": None, "metadata": {}, "log_history": []} | dict(run or {})
     metadata, log = (_read_json(path) if path.is_file() else {} for path in (Path(run, "reward.json"), Path(run, _LOG)))
+    if settings := {name: log[name] for name in _RUN_SETTINGS if name in log}:
+        metadata |= {"run": settings}
     return {"name": Path(run).resolve().name, "metadata": metadata, "log_history": log.get("log_history", [])}
 
 

@@ -75,7 +75,7 @@ def load_texts(
             raise DataError(f"{benchmark.name} now has {len(raw):,} rows; {len(scores.rows):,} were scored")
         return {row: _texts(benchmark.prompt(raw[row]), benchmark.sequences(raw[row])) for row in wanted}
     path = named.get("path")
-    if rows is None and (not path or (" " in path and not Path(path).exists())):  # a name for readers alone
+    if rows is None and (not path or (" " in path and not Path(path).exists())):  # a description, not a path
         raise DataError("the score file does not name a dataset that can be loaded again")
     options = {f"dataset_{name}": named.get(name) for name in ("config", "format")}
     raw = list(load_rows(path, split=named.get("split"), **options)[0] if rows is None else rows)
