@@ -74,7 +74,7 @@ proof: $(VENV)/.installed-test .interop/trl-$(TRL_VERSION)
 	$(BIN)/python benchmarks/launched_exits.py
 	PYTHONPATH=.interop/trl-$(TRL_VERSION) $(BIN)/python benchmarks/score_speed.py --data $(DATA)
 	$(BIN)/python benchmarks/score_kills.py --rows 100000
-	$(BIN)/python benchmarks/audit_speed.py
+	$(BIN)/python benchmarks/audit_speed.py --data $(DATA)
 	$(BIN)/python benchmarks/audit_planted.py --data $(DATA)
 	$(BIN)/python benchmarks/compare_simulations.py
 	$(BIN)/python benchmarks/learning_curve_coverage.py

@@ -144,7 +144,7 @@ def noise(path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", default="shared/data")
+    parser.add_argument("--data", default="../shared/data")
     parser.add_argument("--files", default="truthfulqa,llmbar,tara,summedits")
     options = parser.parse_args()
     planted()

@@ -55,7 +55,7 @@ def made_rows(source, count, generator):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", default="shared/data")
+    parser.add_argument("--data", default="../shared/data")
     parser.add_argument("--file", default="hh_harmless")
     parser.add_argument("--rows", type=int, default=24_000)
     options = parser.parse_args()

@@ -339,3 +339,10 @@ def test_two_equal_responses_in_a_group_do_not_make_the_row_wrong():
     rows.append({"prompt": "R", "chosen": "the same", "rejected": "the same"})
     found = {each.kind: each.rows for each in audit(rows).findings}
     assert found["identical"] == [[1]]
+
+
+def test_the_result_has_the_entries_of_its_json():
+    result = audit([{"prompt": "R", "chosen": "the same", "rejected": "the same"}] * 2)
+    written = json.loads(json.dumps(result.to_dict()))
+    assert result["rows"] == written["rows"] == 2
+    assert [each["kind"] for each in result["findings"]] == [each["kind"] for each in written["findings"]]

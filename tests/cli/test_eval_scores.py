@@ -75,7 +75,9 @@ def test_rewards_from_elsewhere_are_evaluated_with_their_dataset(data, tmp_path)
     path = str(tmp_path / "scores.jsonl")
     shown = run("model", data, "--scores", path)
     foreign = [{"id": row.id, "rewards": row.rewards} for row in read_scores(path).rows]
-    assert run("--scores", write(tmp_path / "foreign.jsonl", foreign[::-1]), "--data", data) == shown
+    path = write(tmp_path / "foreign.jsonl", foreign[::-1])
+    assert run("--scores", path, "--data", data) == shown
+    assert run(data, "--scores", path) == shown
 
 
 def test_several_datasets_have_a_file_each_in_a_folder(data, tmp_path):

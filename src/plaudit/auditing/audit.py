@@ -66,6 +66,10 @@ class Audit:
     agreement: dict[str, float] | None = None
     truncation: dict[str, float] | None = None
 
+    def __getitem__(self, name: str) -> Any:
+        """Return an entry of the JSON, such as `audit["findings"]`, a list of dicts."""
+        return self.to_dict()[name]
+
     def to_dict(self) -> dict[str, Any]:
         """Return all fields for JSON, with `None` for a figure that is not defined."""
         return finite_or_none(asdict(self))

@@ -84,6 +84,8 @@ def command(
     limits += [parse_limit(text, upper=True) for text in fail_over]
     _check_writable("--output", output)
     data_options = {"split": split, "dataset_config": dataset_config, "dataset_format": dataset_format}
+    if model is not None and not data and not benchmarks and copy is None and _are_rows_and_scores(model, scores):
+        model, copy = None, model  # a model is a folder or a hub id, and never a file
     _check_sources(model, data, benchmarks, copy, scores)
     if model is None:
         if probes or save_temperature:
@@ -135,6 +137,10 @@ def _finish(
     for line in failed:
         display.console.print("[red]FAILED[/red]", escape(line), soft_wrap=True)
     sys.exit(1 if failed else 0)
+
+
+def _are_rows_and_scores(path: str, scores: str | None) -> bool:
+    return scores is not None and Path(path).expanduser().is_file() and Path(scores).expanduser().is_file()
 
 
 def _check_sources(
