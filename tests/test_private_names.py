@@ -185,7 +185,7 @@ def test_ddp_params_and_buffers_to_ignore_are_read_by_ddp_which_has_a_reducer_an
     model._ddp_params_and_buffers_to_ignore = ["running_mean"]
     wrapped = DistributedDataParallel(model)
     assert wrapped.parameters_to_ignore == {"running_mean"}
-    del wrapped.reducer, wrapped.logger  # as `plaudit.training.distributed` does at the end
+    del wrapped.reducer, wrapped.logger, wrapped.process_group  # as `plaudit.training.distributed` does at the end
 
 
 def test_softmax_backward_data_is_the_gradient_of_the_softmax():

@@ -6,6 +6,7 @@ Usage: torchrun leaving.py TIMES FILE, which the processes meet in
 import faulthandler
 import os
 import sys
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -25,12 +26,19 @@ class Ending(RewardTrainer):
         self.model_wrapped = DistributedDataParallel(torch.nn.Linear(4, 4))
 
 
+def gloo_threads():
+    names = [task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")]
+    return [name for name in names if "gloo" in name]
+
+
 def leave_once(rank):
     trainer = Ending()
     trainer.model_wrapped(torch.ones(1, 4)).sum().backward()
     distributed.all_gather_object([None, None], {"rank": rank})
+    assert gloo_threads()
     trainer.end()
     assert not distributed.is_initialized()
+    assert not gloo_threads()  # although the trainer is still there
 
 
 def main(times, store):

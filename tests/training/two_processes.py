@@ -1,6 +1,7 @@
 """What each of two processes runs in `test_two_processes.py`: all its cases, in one start."""
 
 import faulthandler
+import gc
 import json
 import sys
 from pathlib import Path
@@ -190,6 +191,8 @@ def main(folder, rank):
     np.savez(folder / f"resumed.{rank}.npz", **{n: p.detach().numpy() for n, p in resumed.model.named_parameters()})
     if rank == 0:
         (folder / "metrics.json").write_text(json.dumps(metrics))
+    del trainer
+    gc.collect()  # earlier trainers hold the process group, and the end of Python may abort where its threads are alive
     resumed.end()
 
 

@@ -106,12 +106,12 @@ def greatest_over_processes(values: Sequence[int], device: torch.device) -> list
 
 
 def leave_process_group(wrapped: torch.nn.Module) -> None:
-    """Drop the reducer of a DDP model, so that the process group can be destroyed without a hang or an abort.
+    """Let a DDP model go of its process group, so that destroying the group ends the threads of gloo at once.
 
-    Gloo's threads let go of a gathered tensor a moment after its result is there, and need Python's lock for it. Where
-    a script ends in that moment, the end of Python aborts the process; or DDP's reducer, the last to hold the group,
-    waits for those threads while it holds that lock, and never returns. Without the reducer, the group itself is the
-    last, and waits without the lock.
+    Gloo's threads let go of a gathered tensor a moment after its result is there, and need Python's lock for it. A
+    group that is still held when a script ends keeps its threads, and the end of Python aborts the process where it
+    meets one that wants the lock. DDP's reducer must not be the last to hold the group: it would wait for the threads
+    while it holds that lock, and never return. The group itself waits without the lock.
     """
     if isinstance(wrapped, DistributedDataParallel):
-        del wrapped.reducer, wrapped.logger
+        del wrapped.reducer, wrapped.logger, wrapped.process_group
