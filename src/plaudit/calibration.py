@@ -9,7 +9,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from plaudit.metrics import comparison_columns
+from plaudit.metrics import comparison_columns, interval_tail
 
 __all__ = ["best_temperature", "calibration_bins", "calibration_error", "log_loss", "temperature_interval"]
 
@@ -159,7 +159,10 @@ def temperature_interval(
     for number in range(resamples):
         times = np.bincount(generator.integers(len(keys), size=len(keys)), minlength=len(keys))
         found[number] = best_temperature(d, q, w * times[of_comparison])
-    low, high = np.quantile(found, [0.025, 0.975], method="nearest")  # the mean of a number and infinity is no quantile
+    tail = interval_tail(len(keys))
+    low, high = np.quantile(
+        found, [tail, 1 - tail], method="nearest"
+    )  # the mean of a number and infinity is no quantile
     return float(low), float(high)
 
 

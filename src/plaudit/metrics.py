@@ -14,9 +14,12 @@ __all__ = [
     "accuracy_interval_by_prompt",
     "comparison_columns",
     "difference_correlation",
+    "interval_tail",
     "mean_interval_by_prompt",
+    "mean_intervals_by_prompt",
     "preference_metrics",
     "rank_correlation",
+    "resampled_means",
     "wilson_interval",
 ]
 
@@ -199,24 +202,88 @@ def mean_interval_by_prompt(
         (1.0, 3.0)
     """
     value, _, weight = comparison_columns(values=values, weights=weights)
-    prompt = _prompt_indices(prompts, len(value))
-    summed, total = np.bincount(prompt, weight * value), np.bincount(prompt, weight)  # [prompts]
-    generator, means = np.random.default_rng(seed), np.empty(resamples)
-    for number in range(resamples):
-        drawn = generator.integers(len(total), size=len(total))
-        means[number] = summed[drawn].sum() / total[drawn].sum()
-    tail = _expanded_tail(len(total))
-    low, high = np.quantile(means, [tail, 1 - tail])
+    ((low, high),) = mean_intervals_by_prompt(value[None], prompts, weight, resamples=resamples, seed=seed)
     return float(low), float(high)
 
 
-def _expanded_tail(clusters: int, z: float = 1.959964) -> float:
-    """Return `Phi(-t sqrt(n / (n - 1)))` for n clusters, with Student's t at 97.5% and n - 1 degrees of freedom.
+def mean_intervals_by_prompt(
+    values: ArrayLike,
+    prompts: ArrayLike,
+    weights: ArrayLike | None = None,
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> NDArray[np.float64]:
+    """Return the intervals of `mean_interval_by_prompt` for several quantities of the same comparisons.
+
+    Args:
+        values: The quantities, shape [K, C].
+        prompts: Whole numbers, equal for comparisons of one prompt, shape [C].
+        weights: Weight of each comparison, above 0, shape [C]; 1 where `None`.
+        resamples: Number of bootstrap samples, the same for all quantities.
+        seed: Seed of the draws.
+
+    Returns:
+        The ends, shape [K, 2].
+
+    Example:
+        >>> mean_intervals_by_prompt([[1.0, 1.0, 3.0], [0.0, 0.0, 1.0]], prompts=[7, 7, 3])
+        array([[1., 3.],
+               [0., 1.]])
+    """
+    tail = interval_tail(len(np.unique(np.asarray(prompts))))
+    means = resampled_means(values, prompts, weights, resamples=resamples, seed=seed)
+    return np.quantile(means, [tail, 1 - tail], axis=0).T
+
+
+def resampled_means(
+    values: ArrayLike,
+    prompts: ArrayLike,
+    weights: ArrayLike | None = None,
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> NDArray[np.float64]:
+    """Return the weighted means of several quantities over prompts that are drawn with replacement.
+
+    Arguments are those of `mean_intervals_by_prompt`.
+
+    Returns:
+        The means, shape [resamples, K].
+
+    Example:
+        >>> means = resampled_means([[1.0, 1.0, 3.0]], prompts=[7, 7, 3], resamples=100)
+        >>> means.shape, np.unique(means).round(2).tolist()
+        ((100, 1), [1.0, 1.67, 3.0])
+    """
+    value = np.asarray(values, dtype=np.float64)
+    weight = np.ones(value.shape[1]) if weights is None else np.asarray(weights, dtype=np.float64)
+    prompt = _prompt_indices(prompts, value.shape[1])
+    total = np.bincount(prompt, weight)  # [prompts]
+    summed = np.stack([np.bincount(prompt, weight * row) for row in value])  # [K, prompts]
+    generator, means = np.random.default_rng(seed), np.empty((resamples, len(value)))
+    for number in range(resamples):
+        times = np.bincount(generator.integers(len(total), size=len(total)), minlength=len(total))
+        means[number] = summed @ times / (total @ times)
+    return means
+
+
+def interval_tail(clusters: int) -> float:
+    """Return the share of bootstrap samples beyond either end of a 95% interval, a little below .025.
+
+    It is `Phi(-t sqrt(n / (n - 1)))` for n clusters, with Student's t at 97.5% and n - 1 degrees of freedom.
 
     The expansion of t in 1 / (n - 1) is formula 26.7.5 of M. Abramowitz and I. Stegun, Handbook of Mathematical
     Functions.
+
+    Args:
+        clusters: Number of clusters that are resampled, such as prompts.
+
+    Example:
+        >>> round(interval_tail(10), 4), round(interval_tail(1000), 4)
+        (0.0086, 0.0248)
     """
-    freedom = max(clusters - 1, 1)
+    z, freedom = 1.959964, max(clusters - 1, 1)
     t = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
     return 0.5 * math.erfc(t * math.sqrt((freedom + 1) / freedom) / math.sqrt(2))
 

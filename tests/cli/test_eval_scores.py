@@ -118,7 +118,7 @@ def test_a_score_file_is_evaluated_without_importing_torch(data, tmp_path):
         (["model"], "expected DATA to evaluate model on"),
         (["--benchmark", "llmbar", "--scores", "a.jsonl"], "--benchmark: expected MODEL"),
         (["model", "data", "--data", "copy"], "--data copy: expected --benchmark with it"),
-        (["model", "--benchmark", "llmbars"], "--benchmark llmbars: expected one of rewardbench, "),
+        (["model", "--benchmark", "llmbars"], "there is no benchmark 'llmbars': expected one of rewardbench, "),
         (["--scores", "a.jsonl", "--probes", "all"], "--probes and --save_temperature need MODEL"),
         (["--scores", "a.jsonl", "--split", "test"], "belong to a dataset: name it with --data"),
         (["model", "data", "--probes", "lengths"], "lengths"),

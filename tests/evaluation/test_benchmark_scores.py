@@ -56,5 +56,5 @@ def test_a_reward_that_is_not_finite_names_its_row(tmp_path):
 
 
 def test_an_unknown_benchmark_is_refused_with_the_names_there_are():
-    with pytest.raises(ConfigError, match="rewardbench3: expected one of rewardbench, rewardbench-2"):
+    with pytest.raises(ConfigError, match="no benchmark 'rewardbench3': expected one of rewardbench, rewardbench-2"):
         score_benchmark(by_text, "rewardbench3")

@@ -130,7 +130,7 @@ def test_the_split_is_test_or_validation_or_the_only_one_or_the_one_named(scorer
     assert plaudit.evaluate(scorer, tmp_path / "two").split == "validation"
     splits["odd"] = splits.pop("validation")
     splits.save_to_disk(tmp_path / "odd")
-    with pytest.raises(DataError, match="has the splits train, odd; name the one to evaluate on"):
+    with pytest.raises(DataError, match="has the splits train, odd; name one of them with `split`"):
         plaudit.evaluate(scorer, tmp_path / "odd")
     with pytest.raises(DataError, match="expected one split, got train, odd"):
         plaudit.evaluate(scorer, splits)

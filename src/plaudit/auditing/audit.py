@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -289,7 +290,7 @@ def _with_examples(findings: list[Finding], rows: Iterable[Any], prompts: Sequen
     """Return findings with the shortened texts of the first rows of their first groups."""
     shown = {each.kind: (each.rows or [[]])[0][: 1 if each.kind in _LEAKS else 2] for each in findings}
     wanted = {row for group in shown.values() for row in group}
-    picked = {number: row for number, row in enumerate(rows if wanted else ()) if number in wanted}
+    picked = {number: row for number, row in enumerate(islice(rows, max(wanted, default=-1) + 1)) if number in wanted}
     for finding in findings:
         finding.example.extend(_example(picked[row], row) for row in shown[finding.kind])
         if finding.kind in _LEAKS:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plaudit.evaluation.baselines import STYLE, style_counts
+from plaudit.evaluation.significance import holm
 
 __all__ = ["FEATURES", "features_of", "format_odds"]
 
@@ -69,8 +70,7 @@ def format_odds(
                 "prompts": more + less, "rows": len(np.unique(rows[chosen != rejected])),
             })  # fmt: skip
     odds.sort(key=lambda each: each["p_value"])
-    adjusted = np.maximum.accumulate([each["p_value"] * (len(odds) - rank) for rank, each in enumerate(odds)])
-    for each, p_value in zip(odds, np.minimum(adjusted, 1).tolist(), strict=True):
+    for each, p_value in zip(odds, holm([each["p_value"] for each in odds]), strict=True):
         far = each["odds_ratio"] is None or not 1 / 1.5 < each["odds_ratio"] < 1.5
         each |= {"p_value": p_value, "significant": p_value < 0.001 and far and each["prompts"] >= 0.01 * len(names)}
     return odds

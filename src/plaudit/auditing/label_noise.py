@@ -91,7 +91,6 @@ def margins_of_scores(
                     "its model did not train on."
                 )
             numbers.append(found.pop(0))
-        pairs = file.comparisons
-        margins.append(file.rewards[pairs.better] - file.rewards[pairs.worse])
-        rows.append(np.array(numbers)[pairs.rows])
+        margins.append(file.margins)
+        rows.append(np.array(numbers)[file.comparisons.rows])
     return np.concatenate(margins), np.concatenate(rows)

@@ -67,8 +67,9 @@ def leaked_nearly(
     _, first, member = np.unique(table.prompts[rows], return_index=True, return_inverse=True)
     tests = list(dict.fromkeys(filter(None, prompts)))
     of_tests = [signatures(tests[at : at + 128]).astype(np.uint8) for at in range(0, len(tests), 128)]
+    of_prompt = np.split(rows[np.argsort(member, kind="stable")], np.cumsum(np.bincount(member))[:-1])
     alike: dict[str, list[int]] = {}
     for one, two in near_pairs(np.concatenate([signed[rows[first], 0], *of_tests]), first=len(first)).tolist():
-        alike.setdefault(tests[two - len(first)], []).extend(rows[member == one].tolist())
+        alike.setdefault(tests[two - len(first)], []).extend(of_prompt[one].tolist())
     leaks = {(row, place) for place, prompt in enumerate(prompts) for row in alike.get(prompt, ())}
     return sorted([row, place] for row, place in leaks - set(map(tuple, exact)))

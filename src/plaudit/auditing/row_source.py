@@ -8,7 +8,6 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from plaudit.data.file_formats import format_of
-from plaudit.data.loading import load_source, take_split
 from plaudit.data.reader import Source, Unreadable
 from plaudit.errors import DataError
 from plaudit.evaluation.evaluate import load_rows
@@ -27,7 +26,12 @@ class _FileRows(Source):
 
 
 def open_source(
-    source: Any, *, split: str | None, config: str | None, dataset_format: str | None, defaults: tuple[str, ...]
+    source: Any,
+    *,
+    split: str | None,
+    config: str | None,
+    dataset_format: str | None,
+    defaults: tuple[str, ...] = ("train",),
 ) -> Iterable[Any]:
     """Return rows that can be read several times; of a source with several splits, the first of `defaults`.
 
@@ -40,13 +44,7 @@ def open_source(
         # The cells of CSV files have no types of their own.
         if path.is_file() and format_of(path) in ("json", "parquet") and not any((split, config, dataset_format)):
             return _FileRows(str(path))
-        splits = load_source(str(source), config=config)
-        names = [str(name) for name in splits]
-        split = split or next((name for name in defaults if name in names), names[0] if len(names) == 1 else None)
-        if split is None:
-            raise DataError(f"{source} has the splits {', '.join(names)}; name one of them with `split`.")
-        source, split, config = take_split(splits, split, str(source)), None, None
-    rows, _ = load_rows(source, split=split, dataset_config=config, dataset_format=dataset_format)
+    rows, _ = load_rows(source, split=split, dataset_config=config, dataset_format=dataset_format, defaults=defaults)
     return list(rows) if isinstance(rows, Iterator) else rows
 
 

@@ -1,6 +1,5 @@
 """`plaudit audit`: what is wrong with preference data before training, and an exit code for limits on findings."""
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from rich.markup import escape
 from rich.padding import Padding
 
 from plaudit.cli import display
+from plaudit.cli.output_files import check_output
 from plaudit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -49,9 +49,11 @@ def command(
     from plaudit.auditing.audit_files import write_audit
 
     limits = [_parse_limit(text) for text in fail_on]
-    for option, path, suffixes in (("--output", output, (".json", ".html")), ("--fix", fix, (".jsonl",))):
-        if path is not None:
-            _check_output(f"{option} {path}", Path(path), suffixes, data)
+    check_output("--output", output, ".json", ".html")
+    check_output("--fix", fix, ".jsonl")
+    for path in (output, fix):
+        if path is not None and Path(path).resolve() == Path(data).resolve():
+            raise ConfigError(f"{path} is the data itself, which is never changed. Name another file.")
     display.show_log_messages()
     result = audit(data, against, tokenizer=model, **options)
     _show(result)
@@ -78,15 +80,6 @@ def _parse_limit(text: str) -> tuple[str, int]:
             f"--fail_on {text}: expected KIND=N, such as leaked_exact=1; the kinds are {', '.join(KINDS)}."
         )
     return kind, max(1, int(number))
-
-
-def _check_output(given: str, path: Path, suffixes: tuple[str, ...], data: str) -> None:
-    if path.suffix not in suffixes:
-        raise ConfigError(f"{given}: expected a name that ends with {' or '.join(suffixes)}.")
-    if path.is_dir() or not os.access(path.resolve().parent, os.W_OK):
-        raise ConfigError(f"{given}: expected the path of a file in a folder that you may write to.")
-    if path.resolve() == Path(data).resolve():
-        raise ConfigError(f"{given}: that is the data itself, which is never changed. Name another file.")
 
 
 def _show(result: "Audit") -> None:

@@ -1,18 +1,15 @@
 """`plaudit compare`: whether one reward model is better than another on the same rows, or chance could explain it."""
 
 import json
-import os
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.box import SIMPLE_HEAD
 from rich.markup import escape
-from rich.table import Table
 
 from plaudit.cli import display
 from plaudit.cli.model_options import model_options
+from plaudit.cli.output_files import check_output
 from plaudit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -40,8 +37,7 @@ def command(sources: tuple[str, ...], data: str | None, output: str | None, **op
     from plaudit.checkpoint.atomic import write_atomically
     from plaudit.evaluation.comparison import compare_several
 
-    if output is not None and (Path(output).is_dir() or not os.access(Path(output).resolve().parent, os.W_OK)):
-        raise ConfigError(f"--output {output}: expected the path of a file in a folder that you may write to.")
+    check_output("--output", output)
     if len(sources) < 2:
         raise ConfigError(f"expected two or more score files or models to compare, got {sources[0]}.")
     if data is not None:
@@ -73,7 +69,7 @@ def _show(result: "Comparison") -> None:
         display.console.print(f"[yellow]Note:[/yellow] {escape(note)}")
     if result.composites:
         parts = [(name, *_columns(each, "a", "b")) for name, each in result.composites.items()]
-        _show_columns(("benchmark's rule", "A", "B", "A - B", "95% interval"), parts)
+        display.show_columns(("benchmark's rule", "A", "B", "A - B", "95% interval"), parts)
         display.console.print(
             f"{len(parts)} figures of the rule, each with an interval of its own: some may miss the truth."
         )
@@ -88,7 +84,7 @@ def _show_subsets(subsets: dict[str, dict[str, Any]]) -> None:
         (name, f"{each['comparisons']:,}", *_columns(each, "accuracy_a", "accuracy_b"), _p(each["p_value"]))
         for name, each in subsets.items()
     ]
-    _show_columns(("subset", "pairs", "A", "B", "A - B", "95% interval", "p"), rows)
+    display.show_columns(("subset", "pairs", "A", "B", "A - B", "95% interval", "p"), rows)
     separable = ", ".join(name for name, each in subsets.items() if each["separable"]) or "none"
     display.console.print(
         escape(f"{len(subsets)} subsets were tried, p-values are adjusted by Holm's method; separable: {separable}.")
@@ -102,18 +98,7 @@ def _show_rows(rows_apart: list[dict[str, Any]]) -> None:
         for each in rows_apart[:_ROWS_SHOWN]
     ]  # fmt: skip
     display.console.print(f"\n{len(rows_apart):,} rows on which only one is right, the furthest apart first:")
-    _show_columns(("row", "subset", "right", "margin of A", "margin of B"), rows)
-
-
-def _show_columns(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table within 80 columns; all columns but the first hold numbers."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column(headings[0], style="cyan", overflow="fold")
-    for heading in headings[1:]:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(*map(escape, row))
-    display.console.print(table)
+    display.show_columns(("row", "subset", "right", "margin of A", "margin of B"), rows)
 
 
 def _columns(figures: dict[str, Any], a: str, b: str) -> tuple[str, ...]:

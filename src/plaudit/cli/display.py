@@ -1,14 +1,16 @@
 """The output of the commands: tables and log messages."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
 
-__all__ = ["console", "show_log_messages", "show_table"]
+__all__ = ["console", "show_columns", "show_log_messages", "show_table"]
 
 console = Console(highlight=False)
 
@@ -21,6 +23,23 @@ def show_table(title: str, rows: Iterable[tuple[str, str]]) -> None:
     table.add_column(overflow="fold")
     for name, value in rows:
         table.add_row(name, value)
+    console.print(table)
+
+
+def show_columns(headings: Sequence[str], rows: Iterable[Sequence[str]], styles: Sequence[str | None] = ()) -> None:
+    """Print a table of plain text under its headings, within the width of the console.
+
+    Args:
+        headings: A name for each column; the columns after the first hold numbers, and stand to the right.
+        rows: A text for each column.
+        styles: A style for each row, such as "yellow"; none where there are no styles.
+    """
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column(headings[0], style="cyan", overflow="fold")
+    for heading in headings[1:]:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row, style in zip_longest(rows, styles):
+        table.add_row(*map(escape, row), style=style)
     console.print(table)
 
 

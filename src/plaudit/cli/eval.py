@@ -1,7 +1,6 @@
 """`plaudit eval`: the agreement of a reward model with people, from a model or from a score file, and its limits."""
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from rich.markup import escape
 
 from plaudit.cli import display, evaluation_tables
 from plaudit.cli.model_options import model_options
+from plaudit.cli.output_files import check_output
 from plaudit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def command(
 
     limits = [parse_limit(text, upper=False) for text in fail_under]
     limits += [parse_limit(text, upper=True) for text in fail_over]
-    _check_writable("--output", output)
+    check_output("--output", output)
     data_options = {"split": split, "dataset_config": dataset_config, "dataset_format": dataset_format}
     if model is not None and not data and not benchmarks and copy is None and _are_rows_and_scores(model, scores):
         model, copy = None, model  # a model is a folder or a hub id, and never a file
@@ -203,17 +203,12 @@ def _check_gold(data: tuple[str, ...], benchmarks: tuple[str, ...], data_options
         raise ConfigError(f"--best_of_n: expected ranked groups with `scores` in {without[0]}, got none.")
 
 
-def _check_writable(option: str, path: str | None) -> None:
-    if path is not None and (Path(path).is_dir() or not os.access(Path(path).resolve().parent, os.W_OK)):
-        raise ConfigError(f"{option} {path}: expected the path of a file in a folder that you may write to.")
-
-
 def _score_files(scores: str | None, sources: list[str]) -> list[Path | None]:
     """Return the score file of each dataset: the one that is named, or in a folder one named after each dataset."""
     if scores is None:
         return [None] * len(sources)
     if len(sources) == 1 and not Path(scores).is_dir():
-        _check_writable("--scores", scores)
+        check_output("--scores", scores)
         return [Path(scores)]
     folder = Path(scores)
     if folder.is_file() or folder.name.endswith((".jsonl", ".gz")):
@@ -221,7 +216,7 @@ def _score_files(scores: str | None, sources: list[str]) -> list[Path | None]:
     names = [Path(source).name.split(".")[0] for source in sources]
     if len(set(names)) < len(names):
         raise ConfigError(f"--scores {scores}: two of the datasets have the same name. Evaluate them one by one.")
-    _check_writable("--scores", str(folder / "scores.jsonl") if folder.is_dir() else str(folder))
+    check_output("--scores", str(folder / "scores.jsonl") if folder.is_dir() else str(folder))
     folder.mkdir(exist_ok=True)
     return [folder / f"{name}.jsonl" for name in names]
 
@@ -289,8 +284,9 @@ def _best_of_n(evaluation: "Evaluation") -> dict[str, Any]:
     groups = [row for row in evaluation.scores.rows if row.gold is not None]
     if not groups:
         raise ConfigError(f"--best_of_n: expected ranked groups with `scores` in {evaluation.dataset}, got none.")
-    prompts = [-1 - row.row if row.prompt_key is None else row.prompt_key for row in groups]
-    curve = best_of_n([row.rewards for row in groups], [row.gold or [] for row in groups], prompts)
+    curve = best_of_n(
+        [row.rewards for row in groups], [row.gold or [] for row in groups], [row.prompt for row in groups]
+    )
     evaluation_tables.show_best_of_n(curve)
     return curve.to_dict()
 

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
@@ -34,7 +33,7 @@ def show_evaluation(evaluation: "Evaluation") -> None:
     if evaluation.official is not None:
         _show_official(evaluation.official)
     elif len(evaluation.subsets) > 1:
-        _show_comparison("subset", evaluation.subsets.items())
+        _show_by_name("subset", evaluation.subsets.items())
 
 
 def _show_official(official: dict[str, Any]) -> None:
@@ -116,7 +115,7 @@ def show_summary(evaluations: "Sequence[Evaluation]", means: dict[str, float]) -
     names = [str(each.dataset) for each in evaluations]
     names = [Path(name).resolve().name if Path(name).exists() else name for name in names]
     figures = [each.overall for each in evaluations]
-    _show_comparison("dataset", [*zip(names, figures, strict=True), ("mean", means)])
+    _show_by_name("dataset", [*zip(names, figures, strict=True), ("mean", means)])
 
 
 def show_probes(results: "Sequence[ProbeResult]") -> None:
@@ -125,12 +124,7 @@ def show_probes(results: "Sequence[ProbeResult]") -> None:
 
     heading, *rows = probe_table(results)
     display.console.print("\n[bold]Probes[/bold]; a verdict is on the flips or the preference, not on the shift")
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for number, name in enumerate(heading):
-        table.add_column(name, justify="left" if number == 0 else "right", style="cyan" if number == 0 else None)
-    for result, row in zip(results, rows, strict=True):
-        table.add_row(*map(escape, row), style="yellow" if result.passed is False else None)
-    display.console.print(table)
+    display.show_columns(heading, rows, ["yellow" if result.passed is False else None for result in results])
     for result in results:
         if result.passed is False or (not result.comparisons and "refuses" in result.verdict):
             sentence = escape(f"{result.description} {result.verdict}")
@@ -141,27 +135,22 @@ def show_best_of_n(curve: "BestOfN") -> None:
     """Print the gold score of the best of n by the model, with the best that any choice could reach."""
     left_out = f"; {curve.left_out:,} smaller ones are left out" if curve.left_out else ""
     display.console.print(f"\n[bold]Best of n[/bold], over {curve.groups:,} groups{left_out}")
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in ("n", "sqrt KL", "gold", "95% interval", "best possible"):
-        table.add_column(name, justify="right", no_wrap=True)
     columns = zip(curve.n, curve.sqrt_kl, curve.gold, curve.gold_low, curve.gold_high, curve.oracle, strict=True)
-    for n, root, gold, low, high, oracle in columns:
-        table.add_row(f"{n:,}", f"{root:.2f}", f"{gold:.3f}", f"{low:.3f} to {high:.3f}", f"{oracle:.3f}")
-    display.console.print(table)
+    rows = [
+        (f"{n:,}", f"{root:.2f}", f"{gold:.3f}", f"{low:.3f} to {high:.3f}", f"{oracle:.3f}")
+        for n, root, gold, low, high, oracle in columns
+    ]
+    display.show_columns(("n", "sqrt KL", "gold", "95% interval", "best possible"), rows)
     display.console.print(escape(curve.verdict), soft_wrap=True)
 
 
-def _show_comparison(heading: str, figures: Iterable[tuple[str, dict[str, float]]]) -> None:
-    """Print a line for each subset or dataset, within 80 columns."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column(heading, style="cyan", overflow="fold")
-    for name in ("pairs", "accuracy", "95% interval", "log\nloss", "calib.\nerror", "longer\nwins"):
-        table.add_column(name, justify="right", no_wrap=True)
+def _show_by_name(heading: str, figures: Iterable[tuple[str, dict[str, float]]]) -> None:
+    """Print a line of figures for each subset or dataset, within 80 columns."""
+    rows = []
     for name, each in figures:
         counted = f"{each['comparisons']:,.0f}" if "comparisons" in each else ""
         interval = f"{100 * each['accuracy_low']:.1f}-{100 * each['accuracy_high']:.1f}" if counted else ""
-        table.add_row(
-            escape(name), counted, _percent(each["accuracy"]), interval, f"{each['log_loss']:.3f}",
-            _percent(each["calibration_error"]), _percent(each["longer_wins"]),
-        )  # fmt: skip
-    display.console.print(table)
+        shares = (_percent(each["calibration_error"]), _percent(each["longer_wins"]))
+        rows.append((name, counted, _percent(each["accuracy"]), interval, f"{each['log_loss']:.3f}", *shares))
+    headings = (heading, "pairs", "accuracy", "95% interval", "log\nloss", "calib.\nerror", "longer\nwins")
+    display.show_columns(headings, rows)

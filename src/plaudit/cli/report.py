@@ -1,14 +1,12 @@
 """`plaudit report`: one HTML file about a reward model, from a run, score files and other results."""
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 from rich.markup import escape
 
 from plaudit.cli import display
-from plaudit.errors import ConfigError
+from plaudit.cli.output_files import check_output
 
 if TYPE_CHECKING:
     from plaudit.evaluation.report import Report
@@ -39,10 +37,7 @@ def command(inputs: tuple[str, ...], compare: tuple[str, ...], output: str, exam
     from plaudit.evaluation.report import write_report
     from plaudit.evaluation.report.report_inputs import read_report_inputs
 
-    if Path(output).is_dir() or not os.access(Path(output).resolve().parent, os.W_OK):
-        raise ConfigError(f"--output {output}: expected the path of a file in a folder that you may write to.")
-    if not output.lower().endswith((".html", ".htm")):
-        raise ConfigError(f"--output {output}: expected a name that ends in .html, since the report is an HTML file.")
+    check_output("--output", output, ".html", ".htm")
     display.show_log_messages()
     report = write_report(output, **read_report_inputs(inputs, compare), examples=examples, title=title)
     show_report(report)

@@ -1,6 +1,5 @@
 """The data and the result of `plaudit train`, judged: grave findings before it trains, a report with `--report`."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,24 +41,24 @@ def write_training_report(output_dir: str, log_history: Sequence[Mapping[str, An
         splits: The training rows, and the held-out rows or `None`.
     """
     from plaudit.auditing.audit import audit
-    from plaudit.checkpoint.atomic import staged_file, write_atomically
+    from plaudit.auditing.audit_files import write_audit
+    from plaudit.checkpoint.atomic import staged_file
     from plaudit.cli.learning_curve import FILE_NAME
     from plaudit.evaluation.evaluate import evaluate
     from plaudit.evaluation.report import report_on_training
     from plaudit.evaluation.score_files import write_scores
-    from plaudit.scoring.reward_model import RewardModel
 
     train, test = splits
     folder, results = Path(output_dir), dict[str, Any]()
     if _has_texts(train):
         display.console.print("Auditing the training rows ...")
-        results["audit"] = audit(train, test if _has_texts(test) else None).to_dict()
-        write_atomically(folder / "audit.json", json.dumps(results["audit"], ensure_ascii=False, indent=1) + "\n")
+        results["audit"] = audit(train, test if _has_texts(test) else None)
+        write_audit(folder / "audit.json", results["audit"])
     if _has_texts(test):
         display.console.print("Scoring the held-out rows with the saved model ...")
         with staged_file(folder / "held-out.jsonl") as file:  # a later report, comparison or probe needs the texts
             test.to_json(file)
-        scores = evaluate(RewardModel.from_pretrained(output_dir), folder / "held-out.jsonl").scores
+        scores = evaluate(output_dir, folder / "held-out.jsonl").scores
         assert scores is not None
         write_scores(folder / "scores.jsonl", scores)
         results["scores"] = [scores]

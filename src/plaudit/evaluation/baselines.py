@@ -25,14 +25,14 @@ __all__ = [
     "style_counts",
 ]
 
-STYLE = {
-    "characters": re.compile(r"(?s)."),
+_PATTERNS = {
     "bold": re.compile(r"\*\*[^*\n]+\*\*|__[^_\n]+__"),
     "list": re.compile(r"^[ \t]*(?:[-*+•]|\d{1,2}[.)])[ \t]+\S", re.MULTILINE),
     "header": re.compile(r"^#{1,6} ", re.MULTILINE),
     "exclamation": re.compile("!"),
     "question": re.compile(r"\?"),
 }
+STYLE = ("characters", *_PATTERNS)
 _WORD = r"\w+|[^\w\s]"
 _MOST_FITTED = 10_000  # comparisons of a fold
 _PENALTY = 0.1  # scikit-learn's C, which suits a few hundred to many thousand pairs
@@ -54,7 +54,7 @@ def style_counts(text: str) -> list[int]:
         >>> style_counts("**Yes!**")
         [8, 1, 0, 0, 1, 0]
     """
-    return [len(text), *(len(pattern.findall(text)) for name, pattern in STYLE.items() if name != "characters")]
+    return [len(text), *(len(pattern.findall(text)) for pattern in _PATTERNS.values())]
 
 
 def cross_validate(

@@ -21,7 +21,7 @@ def find_benchmark(name: str) -> Benchmark:
         ConfigError: There is no such benchmark.
     """
     if name not in BENCHMARKS:
-        raise ConfigError(f"--benchmark {name}: expected one of {', '.join(BENCHMARKS)}.")
+        raise ConfigError(f"there is no benchmark {name!r}: expected one of {', '.join(BENCHMARKS)}.")
     return BENCHMARKS[name]
 
 

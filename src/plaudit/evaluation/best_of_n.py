@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from plaudit.errors import DataError
-from plaudit.metrics import mean_interval_by_prompt
+from plaudit.metrics import mean_intervals_by_prompt
 
 __all__ = ["BestOfN", "best_of_n", "expected_best"]
 
@@ -168,6 +168,5 @@ def _group(number: int, rewards: ArrayLike, gold: ArrayLike) -> tuple[NDArray[np
 
 def _with_interval(name: str, values: NDArray[np.float64], prompts: NDArray[Any], seed: int) -> dict[str, list[float]]:
     """Return the mean of each row of [P, G] and the ends of its interval, by name."""
-    ends = [mean_interval_by_prompt(row, prompts, seed=seed) for row in values]
-    means, low, high = values.mean(1).tolist(), [end[0] for end in ends], [end[1] for end in ends]
-    return {name: means, f"{name}_low": low, f"{name}_high": high}
+    low, high = mean_intervals_by_prompt(values, prompts, seed=seed).T.tolist()
+    return {name: values.mean(1).tolist(), f"{name}_low": low, f"{name}_high": high}

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from plaudit.errors import ConfigError, DataError
 from plaudit.evaluation.score_files import ScoredRow, Scores, read_scores
 from plaudit.evaluation.significance import PairedDifference, adjust_for_several, paired_difference
+from plaudit.metrics import interval_tail
 
 if TYPE_CHECKING:
     from plaudit.evaluation.benchmarks import Benchmark
@@ -121,7 +122,7 @@ def _read(source: Any, dataset: Any, options: dict[str, Any]) -> Scores:
 def _compare(a: Scores, b: Scores, name_a: str, name_b: str) -> Comparison:
     a, b = _match(a, b, name_a, name_b)
     pairs = a.comparisons
-    margin_a, margin_b = (each.rewards[pairs.better] - each.rewards[pairs.worse] for each in (a, b))
+    margin_a, margin_b = a.margins, b.margins
     counted = (pairs.labels != 0.5) & (pairs.weights > 0)  # as in `plaudit.metrics.preference_metrics`
     if not counted.any():
         raise DataError("expected a row with a preference to compare on, got only ties and rows without weight")
@@ -207,7 +208,7 @@ def _notes(a: Scores, b: Scores) -> list[str]:
 def _rows_apart(a: Scores, b: Scores, counted: NDArray[np.bool_]) -> list[dict[str, Any]]:
     """Return the rows in which one model is right and the other is not, by the distance of their scaled margins."""
     pairs = a.comparisons
-    margins = np.stack([each.rewards[pairs.better] - each.rewards[pairs.worse] for each in (a, b)])  # [2, C]
+    margins = np.stack([a.margins, b.margins])  # [2, C]
     scale = np.sqrt((margins[:, counted] ** 2).mean(axis=1, keepdims=True))
     scaled = margins / np.where(scale > 0, scale, 1)
     right = margins > 0
@@ -233,9 +234,9 @@ def _composites(a: Scores, b: Scores, resamples: int = 1000, seed: int = 0) -> d
     name = a.header.get("benchmark")
     if name is None or name != b.header.get("benchmark"):
         return {}
-    from plaudit.evaluation.benchmarks import BENCHMARKS
+    from plaudit.evaluation.benchmark_scores import find_benchmark
 
-    benchmark, columns = BENCHMARKS[name], [row.fields for row in a.rows]
+    benchmark, columns = find_benchmark(name), [row.fields for row in a.rows]
     rewards = [[row.rewards for row in each.rows] for each in (a, b)]
     results = [benchmark.figures(columns, each) for each in rewards]  # checks the rows, which `measure` does not
     whole = [{"overall": each["overall"], **each["parts"]} for each in results]
@@ -244,13 +245,12 @@ def _composites(a: Scores, b: Scores, resamples: int = 1000, seed: int = 0) -> d
     samples = np.full((resamples, len(parts)), math.nan)
     for sample in tqdm(samples, desc=f"resamples of {name}", delay=3, disable=None, leave=False):
         drawn = [stratum[n] for stratum in strata for n in generator.integers(len(stratum), size=len(stratum))]
-        rows_by_key = [place for cluster in drawn for place in cluster]
-        rules = [
-            benchmark.measure([columns[n] for n in rows_by_key], [each[n] for n in rows_by_key]) for each in rewards
-        ]
+        places = [place for cluster in drawn for place in cluster]
+        rules = [benchmark.measure([columns[n] for n in places], [each[n] for n in places]) for each in rewards]
         one, two = ({"overall": rule.overall} | rule.parts for rule in rules)
         sample[:] = [one.get(part, math.nan) - two.get(part, math.nan) for part in parts]
-    ends = np.nanquantile(samples, [0.025, 0.975], axis=0).T.tolist()
+    tail = interval_tail(sum(map(len, strata)))
+    ends = np.nanquantile(samples, [tail, 1 - tail], axis=0).T.tolist()
     return {
         part: {"a": whole[0][part], "b": whole[1][part], "difference": whole[0][part] - whole[1][part]}
         | {"low": low, "high": high}
@@ -259,12 +259,11 @@ def _composites(a: Scores, b: Scores, resamples: int = 1000, seed: int = 0) -> d
 
 
 def _clusters(rows: Sequence[ScoredRow], benchmark: "Benchmark") -> list[list[list[int]]]:
-    """Return, for each subset, the rows_by_key of the rows of each prompt or of what its rule keeps together."""
+    """Return, for each subset, the places of the rows of each prompt or of what its rule keeps together."""
     clusters: dict[Any, list[int]] = {}
     for place, row in enumerate(rows):
-        prompt = ("row", place) if row.prompt_key is None else row.prompt_key
-        clusters.setdefault(benchmark.cluster(row.fields) or prompt, []).append(place)
+        clusters.setdefault(benchmark.cluster(row.fields) or row.prompt, []).append(place)
     strata: dict[str | None, list[list[int]]] = {}
-    for rows_by_key in clusters.values():
-        strata.setdefault(rows[rows_by_key[0]].subset, []).append(rows_by_key)
+    for places in clusters.values():
+        strata.setdefault(rows[places[0]].subset, []).append(places)
     return list(strata.values())

@@ -20,14 +20,12 @@ from plaudit.evaluation.figures import calibration_table, compute_figures
 from plaudit.evaluation.preference_data import Comparisons, PreferenceData, read_preferences
 from plaudit.evaluation.score_files import Scores, join_scores, scored_rows
 from plaudit.evaluation.scorer import Scorer, score_sequences
-from plaudit.scoring.completions import count_characters
 
 if TYPE_CHECKING:
     from plaudit.scoring.reward_model import RewardModel
 
 __all__ = [
     "Evaluation",
-    "describe_dataset",
     "evaluate",
     "evaluate_scores",
     "finite_or_none",
@@ -112,9 +110,8 @@ def evaluate(
         model = RewardModel.from_pretrained(model, **model_options)
     with _naming_dataset(name):
         rewards, header, details = score_sequences(model, data.sequences, data.template_options, data.names)
-    header |= {"dataset": describe_dataset(data, name, split, dataset_config, dataset_format), "benchmark": None}
-    characters = [count_characters(sequence) for sequence in data.sequences]
-    return evaluate_scores(Scores(header, scored_rows(data, rewards, characters, *details)))
+    header |= {"dataset": _describe(data, name, split, dataset_config, dataset_format), "benchmark": None}
+    return evaluate_scores(Scores(header, scored_rows(data, rewards, *details)))
 
 
 def evaluate_scores(scores: Scores) -> Evaluation:
@@ -161,11 +158,11 @@ def join_dataset(
     rows, split = load_rows(dataset, split=split, dataset_config=dataset_config, dataset_format=dataset_format)
     with _naming_dataset(name):
         data = read_preferences(rows)
-    described = describe_dataset(data, name, split, dataset_config, dataset_format)
+    described = _describe(data, name, split, dataset_config, dataset_format)
     return join_scores(scores, data, {"model": Path(scores).name, "dataset": described, "benchmark": None})
 
 
-def describe_dataset(
+def _describe(
     data: PreferenceData, path: str | None, split: str | None, config: str | None, layout: str | None
 ) -> dict[str, Any]:
     """Return the entry `dataset` of the header of a score file; its hash is of all responses in their order.
@@ -199,15 +196,20 @@ def finite_or_none(value: Any) -> Any:
 
 
 def load_rows(
-    dataset: Any, *, split: str | None, dataset_config: str | None, dataset_format: str | None
+    dataset: Any,
+    *,
+    split: str | None,
+    dataset_config: str | None,
+    dataset_format: str | None,
+    defaults: tuple[str, ...] = _DEFAULT_SPLITS,
 ) -> tuple[Iterable[dict[str, Any]], str | None]:
     """Return the rows of a dataset, converted where a format is named, and the split that was loaded.
 
-    The arguments and the errors are those of `evaluate`.
+    The arguments and the errors are those of `evaluate`; `defaults` are the splits to look for where none is named.
     """
     if isinstance(dataset, (str, Path)):
         splits = load_source(str(dataset), config=dataset_config)
-        split = split or _default_split(splits, str(dataset))
+        split = split or _default_split(splits, str(dataset), defaults)
         dataset = take_split(splits, split, str(dataset))
     elif isinstance(dataset, dict):
         raise DataError(f"expected one split, got {', '.join(map(str, dataset))}. Pass one of them: dataset['test'].")
@@ -222,13 +224,13 @@ def load_rows(
     return convert(dataset, dataset_format, keep_ties=True), split
 
 
-def _default_split(splits: Any, path: str) -> str:
+def _default_split(splits: Any, path: str, defaults: tuple[str, ...]) -> str:
     names = [str(name) for name in splits]
-    for name in _DEFAULT_SPLITS:
+    for name in defaults:
         if name in names:
             return name
     if len(names) > 1:
-        raise DataError(f"{path} has the splits {', '.join(names)}; name the one to evaluate on with `split`.")
+        raise DataError(f"{path} has the splits {', '.join(names)}; name one of them with `split`.")
     return names[0]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from plaudit.errors import DataError
-from plaudit.metrics import comparison_columns, preference_metrics
+from plaudit.metrics import comparison_columns, interval_tail, preference_metrics, resampled_means
 
 __all__ = ["LearningCurve", "fit_learning_curve", "fit_power_law", "measure_learning_curve", "nested_subsets"]
 
@@ -23,7 +23,7 @@ Array = NDArray[np.float64]
 
 _FRACTIONS = (1 / 8, 1 / 4, 1 / 2, 1)
 _EXPONENTS = np.geomspace(0.01, 2, 400)[:, None]  # neighbours differ by 1.3%
-_PARAMETERS, _ENDS = 3, (0.025, 0.975)
+_PARAMETERS = 3
 _OVERCONFIDENT = (
     " Accuracy does rise: rewards too far apart, as after too many passes, spoil the loss. Train less, or regularise."
 )
@@ -190,18 +190,18 @@ def fit_learning_curve(
         raise DataError("a learning curve: expected held-out comparisons with a preference, got ties or weight 0 only.")
     accuracies, least, most = ([each[f"accuracy{end}"] for each in figures] for end in ("", "_low", "_high"))
     losses = q * np.logaddexp(0, -rewards) + (1 - q) * np.logaddexp(0, rewards)  # [S, C]
-    generator, keys = np.random.default_rng(seed), np.asarray(prompts)
-    drawn = _resampled_means(losses, w, keys, resamples, generator)  # [resamples, S]
-    measured = losses @ w / w.sum()  # [S]
-    low, high = np.quantile(drawn, _ENDS, axis=0).tolist()
-    fit, predicted = _predict(n, measured, drawn, generator)
-    fall = (measured[0] - measured[-1], *np.quantile(drawn[:, 0] - drawn[:, -1], _ENDS))
+    drawn = resampled_means(losses, prompts, w, resamples=resamples, seed=seed)  # [resamples, S]
+    measured, count = losses @ w / w.sum(), len(np.unique(np.asarray(prompts)))  # [S]
+    ends = (interval_tail(count), 1 - interval_tail(count))
+    low, high = np.quantile(drawn, ends, axis=0).tolist()
+    fit, predicted = _predict(n, measured, drawn, ends, np.random.default_rng([seed, 1]))
+    fall = (measured[0] - measured[-1], *np.quantile(drawn[:, 0] - drawn[:, -1], ends))
     identified, verdict = _judge(n, measured, fall, predicted)
     if fall[1] <= 0 and least[-1] > most[0]:
         verdict += _OVERCONFIDENT
     return LearningCurve(
         [int(size) for size in n], measured.tolist(), low, high, accuracies, least, most,
-        comparisons=rewards.shape[1], prompts=len(np.unique(keys)), fit=dict(zip("abc", fit.tolist(), strict=True)),
+        comparisons=rewards.shape[1], prompts=count, fit=dict(zip("abc", fit.tolist(), strict=True)),
         predicted=predicted if identified else None, verdict=verdict,
     )  # fmt: skip
 
@@ -242,14 +242,16 @@ def _power_law(fit: Array, sizes: ArrayLike) -> Array:
     return a + b * np.asarray(sizes, dtype=np.float64) ** -c
 
 
-def _predict(n: Array, measured: Array, drawn: Array, generator: np.random.Generator) -> tuple[Array, dict[str, float]]:
+def _predict(
+    n: Array, measured: Array, drawn: Array, ends: tuple[float, float], generator: np.random.Generator
+) -> tuple[Array, dict[str, float]]:
     """Return the fit [3] to the losses [S], and the prediction at twice the data from the resampled ones."""
     fit, twice = fit_power_law(n, measured), 2 * n[-1]
     residuals = (measured - _power_law(fit, n)) * math.sqrt(len(n) / (len(n) - _PARAMETERS))
     again = fit_power_law(n, drawn + residuals * generator.choice([-1, 1], size=drawn.shape))
     loss, losses = float(_power_law(fit, [twice])[0]), _power_law(again, [twice])[:, 0]
-    low, high = np.quantile(losses, _ENDS).tolist()
-    gain_low, gain_high = np.quantile(drawn[:, -1] - losses, _ENDS).tolist()
+    low, high = np.quantile(losses, ends).tolist()
+    gain_low, gain_high = np.quantile(drawn[:, -1] - losses, ends).tolist()
     predicted = {"size": int(twice), "loss": loss, "low": low, "high": high}
     return fit, predicted | {"gain": float(measured[-1]) - loss, "gain_low": gain_low, "gain_high": gain_high}
 
@@ -278,20 +280,6 @@ def _judge(n: Array, losses: Array, fall: tuple[float, float, float], predicted:
     if predicted["gain_low"] <= 0:
         verdict += " The interval of the gain includes 0: more data of this kind may bring nothing."
     return True, verdict
-
-
-def _resampled_means(
-    values: Array, weights: Array, prompts: NDArray[Any], resamples: int, generator: np.random.Generator
-) -> Array:
-    """Return weighted means of values [S, C] over prompts drawn with replacement, shape [resamples, S]."""
-    _, of_prompt = np.unique(prompts, return_inverse=True)
-    total = np.bincount(of_prompt, weights)  # [prompts]
-    sums = np.stack([np.bincount(of_prompt, weights * row) for row in values])  # [S, prompts]
-    means = np.empty((resamples, len(values)))
-    for number in range(resamples):
-        drawn = generator.integers(len(total), size=len(total))
-        means[number] = sums[:, drawn].sum(1) / total[drawn].sum()
-    return means
 
 
 def _check(sizes: Array, differences: Array) -> None:

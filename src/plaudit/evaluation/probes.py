@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from plaudit.errors import ConfigError, ModelError
 from plaudit.evaluation.changed_pairs import Pair, blank_prompt, change_text, read_pairs, shuffle_prompts
-from plaudit.evaluation.evaluate import Scorer, finite_or_none, score_sequences
+from plaudit.evaluation.evaluate import finite_or_none
+from plaudit.evaluation.scorer import Scorer, score_sequences
 from plaudit.evaluation.text_changes import TEXT_CHANGES
 from plaudit.metrics import accuracy_interval_by_prompt, mean_interval_by_prompt
 

@@ -22,8 +22,7 @@ def fit_temperature(scores: Scores) -> dict[str, Any]:
     Raises:
         ConfigError: No finite temperature above 0 fits: the rewards are always right, or no better than guessing.
     """
-    data = scores.comparisons
-    differences = scores.rewards[data.better] - scores.rewards[data.worse]
+    data, differences = scores.comparisons, scores.margins
     temperature = best_temperature(differences, data.labels, data.weights)
     if not 0 < temperature < math.inf:
         reason = "always right" if temperature == 0 else "no better than guessing"

@@ -9,7 +9,7 @@ import gzip
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +22,7 @@ from plaudit.data.file_formats import explain_errors
 from plaudit.data.prompts import prompt_key
 from plaudit.errors import DataError
 from plaudit.evaluation.preference_data import Comparisons, PreferenceData
+from plaudit.scoring.completions import count_characters
 
 __all__ = ["ScoredRow", "Scores", "join_scores", "read_scores", "scored_rows", "write_scores"]
 
@@ -69,6 +70,11 @@ class ScoredRow:
     gold: list[float] | None = None
     fields: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def prompt(self) -> int:
+        """The key of the prompt, also of one that no other row has."""
+        return -1 - self.row if self.prompt_key is None else self.prompt_key  # keys are never negative
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -104,6 +110,11 @@ class Scores:
         return np.array(lengths, dtype=np.float64)
 
     @cached_property
+    def margins(self) -> NDArray[np.float64]:
+        """The better response's reward minus the other's, shape [C]."""
+        return self.rewards[self.comparisons.better] - self.rewards[self.comparisons.worse]
+
+    @cached_property
     def comparisons(self) -> Comparisons:
         """The comparisons of all rows; `better` and `worse` are indices into `rewards`.
 
@@ -113,10 +124,9 @@ class Scores:
         columns: list[tuple[int, int, float, float, int, int]] = []
         start = 0
         for index, row in enumerate(self.rows):
-            key = -1 - row.row if row.prompt_key is None else row.prompt_key  # keys are never negative
             if row.weight > 0:
                 share = row.weight / max(len(row.comparisons), 1)
-                columns += [(start + a, start + b, row.label, share, key, index) for a, b in row.comparisons]
+                columns += [(start + a, start + b, row.label, share, row.prompt, index) for a, b in row.comparisons]
             start += len(row.rewards)
         if not columns:
             raise DataError(f"expected rows with a preference to evaluate on, got none in {len(self.rows)} rows")
@@ -132,7 +142,6 @@ class Scores:
 def scored_rows(
     data: PreferenceData,
     rewards: Sequence[float] | NDArray[np.float64],
-    characters: Sequence[int] | None = None,
     tokens: Sequence[int] | None = None,
     truncated: Sequence[bool] | None = None,
 ) -> list[ScoredRow]:
@@ -141,7 +150,6 @@ def scored_rows(
     Args:
         data: The preferences of R rows, with N responses.
         rewards: N rewards.
-        characters: N lengths in characters, if they are known.
         tokens: N lengths in tokens, if they are known.
         truncated: N flags for sequences that were cut, if they are known.
     """
@@ -171,7 +179,7 @@ def scored_rows(
             weight=weights[number] if local[number] else 1.0,
             ties=int(data.ties[number]),
             identical=int(data.identical[number]),
-            characters=part(characters, at),
+            characters=[count_characters(each) for each in data.sequences[at]],
             tokens=part(tokens, at),
             truncated=part(truncated, at),
             gold=data.scores[number],
@@ -257,17 +265,14 @@ def join_scores(path: str | Path, data: PreferenceData, header: Mapping[str, Any
         if got is None or len(got) != size:
             what = "is missing" if got is None else f"has {len(got)} rewards"
             raise DataError(f"{path}: row {row} {what}; expected {size} rewards for each of {len(sizes)} rows.")
-    rewards = [reward for row in range(len(sizes)) for reward in found[row]]
-    from plaudit.scoring.completions import count_characters
-
-    return Scores(properties, scored_rows(data, rewards, [count_characters(each) for each in data.sequences]))
+    return Scores(properties, scored_rows(data, [reward for row in range(len(sizes)) for reward in found[row]]))
 
 
 _DEFAULTS = {each.name: each.default for each in fields(ScoredRow)} | {"comparisons": [(0, 1)], "fields": {}}
 
 
 def _without_defaults(row: ScoredRow) -> dict[str, Any]:
-    return {name: value for name, value in asdict(row).items() if value != _DEFAULTS[name]}
+    return {name: value for name, value in vars(row).items() if value != _DEFAULTS[name]}
 
 
 def _records(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -351,7 +356,7 @@ def _check_complete(header: Mapping[str, Any], rows: list[int], path: str) -> No
     declared = (header.get("dataset") or {}).get("rows")
     if declared is None or sorted(rows) == list(range(declared)):
         return
-    missing = next((row for row in range(declared) if row not in set(rows)), None)
+    missing = min(set(range(declared)) - set(rows), default=None)
     what = f"row {missing} is missing" if missing is not None else f"it has row {max(rows)}"
     raise DataError(
         f"{path}: the header declares {declared:,} rows, but {what}. The file may have been cut: write it again with "

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from plaudit.metrics import comparison_columns, mean_interval_by_prompt
 
-__all__ = ["PairedDifference", "adjust_for_several", "paired_difference"]
+__all__ = ["PairedDifference", "adjust_for_several", "holm", "paired_difference"]
 
 MCNEMAR, SIGN_FLIPS = "exact McNemar test", "sign-flip permutation test by prompt"
 _LEVEL = 0.05
@@ -123,13 +123,26 @@ def paired_difference(
 def adjust_for_several(results: Sequence[Difference]) -> list[Difference]:
     """Return results with p-values adjusted for their number, so that any false finding is as rare as of one test.
 
-    S. Holm, "A simple sequentially rejective multiple test procedure" (Scandinavian Journal of Statistics 6, 1979).
+    The adjustment is that of `holm`.
     """
-    adjusted, least = {}, 0.0
-    for rank, place in enumerate(sorted(range(len(results)), key=lambda place: results[place].p_unadjusted)):
-        least = min(1.0, max(least, results[place].p_unadjusted * (len(results) - rank)))
-        adjusted[place] = least
-    return [replace(each, p_value=adjusted[n], tried=len(results)) for n, each in enumerate(results)]
+    adjusted = holm([each.p_unadjusted for each in results])
+    return [replace(each, p_value=p, tried=len(results)) for each, p in zip(results, adjusted, strict=True)]
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values adjusted for their number, in the order given.
+
+    S. Holm, "A simple sequentially rejective multiple test procedure" (Scandinavian Journal of Statistics 6, 1979).
+
+    Example:
+        >>> holm([0.04, 0.01, 0.03])
+        [0.06, 0.03, 0.06]
+    """
+    order = np.argsort(p_values, kind="stable")
+    stepped = np.maximum.accumulate(np.asarray(p_values)[order] * np.arange(len(order), 0, -1))
+    adjusted = np.empty(len(order))
+    adjusted[order] = np.minimum(stepped, 1)
+    return adjusted.tolist()
 
 
 def _mcnemar(gap: NDArray[np.float64]) -> float:

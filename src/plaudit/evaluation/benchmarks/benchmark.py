@@ -243,12 +243,12 @@ class Benchmark:
 def need(row: Row, *columns: str, allowed: Collection[Any] | None = None) -> Any:
     """Return the value, one of those allowed, of the first of some columns that has one, or raise a `DataError`."""
     value = _first(row, columns)
+    if value is not None and (allowed is None or value in allowed):
+        return value
     name = " or ".join(f'"{column}"' for column in columns)
-    if value is None:
+    if value is None or allowed is None:
         raise DataError(f"expected a value in the column {name}; the row has {', '.join(map(str, row))}")
-    if allowed is not None and value not in allowed:
-        raise DataError(f"expected one of {', '.join(map(repr, allowed))} in the column {name}, got {shorten(value)}")
-    return value
+    raise DataError(f"expected one of {', '.join(map(repr, allowed))} in the column {name}, got {shorten(value)}")
 
 
 def _first(row: Row, columns: Iterable[str]) -> Any:

@@ -92,12 +92,13 @@ class MultilingualRewardBench(Benchmark):
     def measure(self, rows: Sequence[Row], rewards: Sequence[Sequence[float]]) -> Figures:
         """Give each language and its sections; the overall figure is the mean of the languages that are there."""
         subsets, languages = self.subsets(rows, self.names), self.each(rows, lambda row: need(row, "language"))
-        verdicts = [(subset, float(r[0] > r[1])) for subset, r in zip(subsets, rewards, strict=True)]
+        verdicts: dict[str, list[tuple[str, float]]] = {}
+        for language, subset, r in zip(languages, subsets, rewards, strict=True):
+            verdicts.setdefault(language, []).append((subset, float(r[0] > r[1])))
         parts: dict[str, float] = {}
         overall = []
-        missing = [each for each in LANGUAGES if not {each, each[:3]} & {*languages}]
-        for language in sorted({*languages}):
-            here = [verdict for verdict, of in zip(verdicts, languages, strict=True) if of == language]
+        missing = [each for each in LANGUAGES if not {each, each[:3]} & verdicts.keys()]
+        for language, here in sorted(verdicts.items()):
             sections, absent = _sections(means(*zip(*here, strict=True)))
             missing += [f"{language}/{subset}" for subset in absent]
             if sections:

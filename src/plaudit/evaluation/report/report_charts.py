@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
-from plaudit.calibration import calibration_bins
 from plaudit.evaluation import plots
 from plaudit.evaluation.chart_numbers import (
     comparison_rows,
@@ -52,11 +51,11 @@ class Chart(NamedTuple):
 def score_charts(scores: Scores, evaluation: Mapping[str, Any], reference: Scores | None = None) -> Iterator[Chart]:
     """Yield the charts of a score file, beside the rewards of another one; its figures are those of `to_dict`."""
     pairs, figures = scores.comparisons, evaluation["overall"]
-    margins = scores.rewards[pairs.better] - scores.rewards[pairs.worse]
+    margins = scores.margins
     longer = scores.lengths[pairs.better] - scores.lengths[pairs.worse]
     counted, measured = pairs.labels > 0.5, scores.lengths >= 1
     known = counted & np.isfinite(longer)
-    yield _reliability((margins, pairs.labels, pairs.weights), figures)
+    yield _reliability((margins, pairs.labels, pairs.weights), figures, evaluation["calibration"])
     if counted.any():
         columns: tuple[Any, ...] = (margins[counted], pairs.weights[counted])
         caption = f"{percent(figures['accuracy'])} are right; the median margin is {np.median(columns[0]):.3g}."
@@ -99,13 +98,11 @@ def figure_records(figures: Mapping[str, Mapping[str, Any]]) -> Records:
     return _pick(({"name": name, **each} for name, each in figures.items()), f"name {_FIGURES}")
 
 
-def _reliability(columns: tuple[Any, Any, Any], figures: Mapping[str, Any]) -> Chart:
+def _reliability(columns: tuple[Any, Any, Any], figures: Mapping[str, Any], records: Records) -> Chart:
     temperature = math.inf if figures["temperature"] is None else figures["temperature"]
     helps = 0 < temperature < math.inf
     less = f"{figures['calibrated_log_loss']:.3f} if divided by {temperature:.3g}" if helps else "no temperature helps"
     caption = f"Calibration error {percent(figures['calibration_error'])}. Log loss {figures['log_loss']:.3f}; {less}."
-    names = ("confidence", "accuracy", "share")
-    records = [dict(zip(names, each, strict=True)) for each in calibration_bins(*columns).tolist()]
     draw = partial(plots.reliability_diagram, *columns, temperature=temperature)
     return _chart("reliability", "Reliability", caption, records, draw)
 

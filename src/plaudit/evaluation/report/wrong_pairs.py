@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from plaudit.data.prompts import prompt_of, without_none
+from plaudit.data.formats import parse_row
+from plaudit.data.prompts import prompt_key, prompt_of, without_none
 from plaudit.errors import DataError
-from plaudit.evaluation.benchmarks import BENCHMARKS
-from plaudit.evaluation.evaluate import describe_dataset, load_rows
-from plaudit.evaluation.preference_data import read_preferences
-from plaudit.evaluation.score_files import Scores
+from plaudit.evaluation.benchmark_scores import find_benchmark
+from plaudit.evaluation.evaluate import load_rows
+from plaudit.evaluation.score_files import ScoredRow, Scores
 
 __all__ = ["Passage", "WrongPair", "load_texts", "most_confidently_wrong", "set_side_by_side"]
 
@@ -39,7 +39,7 @@ class WrongPair:
 def most_confidently_wrong(scores: Scores, most: int = 20) -> list[WrongPair]:
     """Return the wrong comparisons with the greatest differences of rewards, at most one of each row."""
     compared, rewards = scores.comparisons, scores.rewards
-    margins = rewards[compared.better] - rewards[compared.worse]
+    margins = scores.margins
     wrong = np.flatnonzero((margins < 0) & (compared.labels > 0.5))
     first: dict[int, int] = {}  # the comparison of each row, the most confident row first
     for place in wrong[np.argsort(margins[wrong], kind="stable")].tolist():
@@ -69,7 +69,7 @@ def load_texts(
     """
     named = scores.header.get("dataset") or {}
     if scores.header.get("benchmark"):
-        benchmark = BENCHMARKS[scores.header["benchmark"]]
+        benchmark = find_benchmark(scores.header["benchmark"])
         raw = benchmark.load(named.get("path"))
         if len(raw) != len(scores.rows):
             raise DataError(f"{benchmark.name} now has {len(raw):,} rows; {len(scores.rows):,} were scored")
@@ -77,15 +77,21 @@ def load_texts(
     path = named.get("path")
     if rows is None and (not path or (" " in path and not Path(path).exists())):  # a description, not a path
         raise DataError("the score file does not name a dataset that can be loaded again")
-    options = {f"dataset_{name}": named.get(name) for name in ("config", "format")}
-    raw = list(load_rows(path, split=named.get("split"), **options)[0] if rows is None else rows)
-    data = read_preferences(raw)
-    if named.get("hash") not in (None, describe_dataset(data, None, None, None, None)["hash"]):
-        raise DataError(f"{path or 'the dataset'} has other texts, or another order, than was scored")
-    first = data.first_responses.tolist()
-    return {
-        row: _texts(without_none(prompt_of(raw[row])), data.sequences[first[row] : first[row + 1]]) for row in wanted
-    }
+    found: Any = rows
+    if rows is None:
+        config, layout = named.get("config"), named.get("format")
+        found, _ = load_rows(path, split=named.get("split"), dataset_config=config, dataset_format=layout)
+    numbers = set(wanted)
+    return {row.row: _texts_of_row(found, row, path or "the dataset") for row in scores.rows if row.row in numbers}
+
+
+def _texts_of_row(rows: Any, scored: ScoredRow, name: str) -> tuple[str, list[str]]:
+    """Return the texts of a row, which must be those that were scored."""
+    raw = dict(rows[scored.row]) if scored.row < len(rows) else {}
+    sequences = parse_row(raw, scored.row).sequences if raw else []
+    if not raw or scored.row_key not in (None, prompt_key(sequences)):
+        raise DataError(f"{name} has other texts, or another order, than was scored")
+    return _texts(without_none(prompt_of(raw)), sequences)
 
 
 def set_side_by_side(better: str, worse: str, characters: int) -> tuple[Passage, Passage]:
