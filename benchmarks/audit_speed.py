@@ -37,9 +37,6 @@ def made_rows(source, count, generator):
     """Return rows of the file with words replaced."""
     words = [word for row in source for word in re.findall(r"\w+", json.dumps(row, ensure_ascii=False))]
 
-    def replaced():
-        return generator.choice(words)
-
     def changed(value):
         if isinstance(value, str):
             return re.sub(

@@ -7,7 +7,8 @@ from plaudit.auditing.audit import audit
 from plaudit.auditing.label_noise import estimate_noise
 from plaudit.errors import DataError
 from plaudit.evaluation.evaluate import evaluate
-from plaudit.evaluation.score_files import ScoredRow, Scores, write_scores
+from plaudit.evaluation.score_files import write_scores
+from plaudit.evaluation.scores import ScoredRow, Scores
 
 
 def margins_with(flips, count=4000, seed=0):

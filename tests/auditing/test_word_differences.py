@@ -10,7 +10,7 @@ from plaudit.auditing.word_differences import WordDifferences
 def differences(*batches):
     words = WordDifferences()
     for better, worse in batches:
-        words.append(better, worse)
+        words.append([*better, *worse], [(place, place + len(better)) for place in range(len(better))])
     return words.most_frequent().astype(int)
 
 

@@ -10,7 +10,8 @@ from click.testing import CliRunner
 
 from plaudit import RewardModel
 from plaudit.cli.compare import command
-from plaudit.evaluation.score_files import ScoredRow, Scores, write_scores
+from plaudit.evaluation.score_files import write_scores
+from plaudit.evaluation.scores import ScoredRow, Scores
 
 
 @pytest.fixture(autouse=True)

@@ -156,7 +156,7 @@ def test_a_learning_curve_follows_the_run_and_ends_in_its_figures(arguments, cur
     shown = succeed([*arguments(dataset_name=curve_file, eval_fraction=0.2, num_train_epochs=2), "--learning_curve"])
     assert re.findall(r"Learning curve: (\d+) of 32 training rows", shown) == ["4", "8", "16"]
     assert "Would more data help?" in shown
-    curve = LearningCurve.from_dict(json.loads((tmp_path / "run" / "learning_curve.json").read_text()))
+    curve = LearningCurve(**json.loads((tmp_path / "run" / "learning_curve.json").read_text()))
     assert curve.sizes == [4, 8, 16, 32]
     last = [entry for entry in state_of(tmp_path / "run")["log_history"] if "eval_loss" in entry][-1]
     assert curve.losses[-1] == pytest.approx(last["eval_loss"], abs=1e-6)

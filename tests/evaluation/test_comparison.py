@@ -11,7 +11,8 @@ from plaudit.errors import ConfigError, DataError
 from plaudit.evaluation.benchmarks import BENCHMARKS
 from plaudit.evaluation.comparison import compare, compare_several
 from plaudit.evaluation.evaluate import evaluate, evaluate_scores
-from plaudit.evaluation.score_files import ScoredRow, Scores, write_scores
+from plaudit.evaluation.score_files import write_scores
+from plaudit.evaluation.scores import ScoredRow, Scores
 
 HEADER = {"dataset": {"path": "pairs.jsonl", "hash": "1234"}}
 

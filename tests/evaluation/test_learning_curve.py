@@ -177,7 +177,7 @@ def test_accuracy_that_rises_while_the_loss_does_not_is_said():
 
 def test_a_curve_survives_json_and_is_the_same_each_time():
     curve = fit_learning_curve(SIZES, world(), np.arange(3000), resamples=200)
-    assert LearningCurve.from_dict(json.loads(json.dumps(curve.to_dict()))) == curve
+    assert LearningCurve(**json.loads(json.dumps(curve.to_dict()))) == curve
     assert fit_learning_curve(SIZES, world(), np.arange(3000), resamples=200) == curve
 
 

@@ -11,7 +11,7 @@ from plaudit.checkpoint.metadata import read_metadata
 from plaudit.errors import ConfigError
 from plaudit.evaluation.evaluate import Evaluation
 from plaudit.evaluation.saved_temperature import fit_temperature, save_temperature
-from plaudit.evaluation.score_files import ScoredRow, Scores
+from plaudit.evaluation.scores import ScoredRow, Scores
 
 
 def scores_with_temperature(temperature, count=1500, seed=0):

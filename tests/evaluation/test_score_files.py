@@ -12,7 +12,8 @@ import plaudit
 from plaudit import RewardModel
 from plaudit.errors import DataError
 from plaudit.evaluation.evaluate import evaluate_scores, join_dataset
-from plaudit.evaluation.score_files import Scores, read_scores, write_scores
+from plaudit.evaluation.score_files import read_scores, write_scores
+from plaudit.evaluation.scores import Scores
 
 
 def number_in(text):

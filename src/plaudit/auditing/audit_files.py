@@ -11,6 +11,7 @@ from plaudit.auditing.findings import Finding
 from plaudit.auditing.row_source import with_progress
 from plaudit.checkpoint.atomic import staged_file, write_atomically
 from plaudit.data.prompts import without_none
+from plaudit.evaluation.number_texts import percent
 
 __all__ = ["audit_page", "surely_wrong", "write_audit", "write_clean"]
 
@@ -26,7 +27,7 @@ def audit_page(result: Audit) -> str:
     from jinja2 import Environment
 
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["percent"] = lambda share: "-" if share is None else f"{share:.1%}"
+    environment.filters["percent"] = percent
     template = files("plaudit.auditing").joinpath("audit.html.jinja").read_text("utf-8")
     return environment.from_string(template).render(audit=result.to_dict())
 

@@ -10,7 +10,7 @@ from plaudit.errors import DataError
 from plaudit.evaluation.baselines import share_and_interval
 
 if TYPE_CHECKING:
-    from plaudit.evaluation.score_files import Scores
+    from plaudit.evaluation.scores import Scores
 
 __all__ = ["estimate_noise", "margins_of_scores"]
 

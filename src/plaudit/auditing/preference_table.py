@@ -5,7 +5,7 @@ import re
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Any
 
 import numpy as np
@@ -75,11 +75,14 @@ def read_table(rows: Iterable[Any], *, deep: bool = True) -> tuple[PreferenceTab
                 labels[index] = row.label
         if deep:
             read = [row for _, _, row in batch]
-            better, worse = ([row.responses[pair[side]] for row in read for pair in row.comparisons] for side in (0, 1))
-            words.append(better, worse)
-            columns["features"].extend(
-                count for pair in zip(better, worse, strict=True) for text in pair for count in features_of(text)
-            )
+            texts = [response for row in read for response in row.responses]
+            starts = accumulate((len(row.responses) for row in read), initial=0)
+            pairs = [
+                (start + a, start + b) for start, row in zip(starts, read, strict=False) for a, b in row.comparisons
+            ]
+            words.append(texts, pairs)
+            counts = [features_of(text) for text in texts]
+            columns["features"].extend(count for pair in pairs for place in pair for count in counts[place])
             signed.frombytes(_signatures(read).tobytes())
     arrays = {name: np.asarray(column) for name, column in columns.items()}
     arrays["features"] = arrays["features"].reshape(-1, 2, len(FEATURES))

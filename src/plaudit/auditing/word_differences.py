@@ -23,13 +23,14 @@ class WordDifferences:
         self._columns, self._signs, self._ends = array("i"), array("b"), array("i", [0])
         self._frequencies = np.zeros(_HASHED, dtype=np.int64)
 
-    def append(self, better: Sequence[str], worse: Sequence[str]) -> None:
-        """Add the better and the other texts of the next comparisons."""
+    def append(self, texts: Sequence[str], pairs: Sequence[tuple[int, int]]) -> None:
+        """Add the next comparisons: pairs of indices among some texts, that of the better text first."""
         from sklearn.feature_extraction.text import HashingVectorizer
 
         options = {"binary": True, "norm": None, "alternate_sign": False, "dtype": np.int8, "n_features": _HASHED}
-        present = HashingVectorizer(token_pattern=WORD, ngram_range=(1, 2), **options).transform([*better, *worse, ""])
-        differences = present[: len(better)] - present[len(better) : -1]
+        present = HashingVectorizer(token_pattern=WORD, ngram_range=(1, 2), **options).transform([*texts, ""])
+        better, worse = (np.array([pair[side] for pair in pairs], dtype=np.int64) for side in (0, 1))
+        differences = present[better] - present[worse]
         differences.eliminate_zeros()
         self._frequencies += np.bincount(differences.indices, minlength=_HASHED)
         self._columns.frombytes(differences.indices.astype(np.int32).tobytes())

@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.padding import Padding
 
 from plaudit.cli import display
+from plaudit.cli.display import percent
 from plaudit.cli.output_files import check_output
 from plaudit.errors import ConfigError
 
@@ -90,7 +91,7 @@ def _show(result: "Audit") -> None:
     for finding in result.findings:
         _show_finding(finding)
     shares = [
-        (_BASELINES[name], f"{_percent(share)} ({_percent(low)} to {_percent(high)})")
+        (_BASELINES[name], f"{percent(share)} ({percent(low)} to {percent(high)})")
         for (name, share), (low, high) in zip(result.baselines.items(), result.baseline_intervals.values(), strict=True)
     ]
     display.show_table("Accuracy of baselines that need no model (five folds by prompt)", shares)
@@ -99,7 +100,7 @@ def _show(result: "Audit") -> None:
         alpha, rows = result.agreement["alpha"], result.agreement["rows"]
         display.console.print(f"Raters: Krippendorff's alpha {alpha:.2f} over {rows:,} rows (1: all agree, 0: dice).")
     if result.truncation:
-        shares = [(f"more than {int(length):,} tokens", _percent(share)) for length, share in result.truncation.items()]
+        shares = [(f"more than {int(length):,} tokens", percent(share)) for length, share in result.truncation.items()]
         display.show_table("Rows by the tokens of their longest sequence", shares)
 
 
@@ -125,10 +126,6 @@ def _rows(finding: "Finding", most: int = 8) -> str:
     names = "[training row,test row]" if finding.kind.startswith("leaked") else "rows"
     more = f", and {len(finding.rows) - most:,} more" if len(finding.rows) > most else ""
     return f"{names} {', '.join(groups)}{more}" if groups else ""
-
-
-def _percent(share: float) -> str:
-    return "-" if share != share else f"{share:.1%}"
 
 
 def _fix(result: "Audit", data: str, path: Path, options: dict[str, Any]) -> None:

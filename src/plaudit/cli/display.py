@@ -1,6 +1,7 @@
 """The output of the commands: tables and log messages."""
 
 import logging
+import math
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 
@@ -10,7 +11,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
 
-__all__ = ["console", "show_columns", "show_log_messages", "show_table"]
+__all__ = ["console", "percent", "show_columns", "show_log_messages", "show_table"]
 
 console = Console(highlight=False)
 
@@ -24,6 +25,11 @@ def show_table(title: str, rows: Iterable[tuple[str, str]]) -> None:
     for name, value in rows:
         table.add_row(name, value)
     console.print(table)
+
+
+def percent(share: float) -> str:
+    """Return a share as a percentage, with a dash where it is not defined."""
+    return "-" if math.isnan(share) else f"{share:.1%}"
 
 
 def show_columns(headings: Sequence[str], rows: Iterable[Sequence[str]], styles: Sequence[str | None] = ()) -> None:

@@ -244,7 +244,7 @@ def _evaluations(
             found = evaluation.evaluate_scores(score_benchmark(reward_model, source, place))
         else:
             found = evaluation.evaluate(reward_model, source, **data_options)
-        if file is not None and found.scores is not None:
+        if file is not None:
             write_scores(file, found.scores)
         yield found, _probe(reward_model, source, data_options, probes) if probes else None
 
@@ -280,7 +280,6 @@ def _read_scores(path: str, dataset: str | None, data_options: dict[str, Any]) -
 def _best_of_n(evaluation: "Evaluation") -> dict[str, Any]:
     from plaudit.evaluation.best_of_n import best_of_n
 
-    assert evaluation.scores is not None
     groups = [row for row in evaluation.scores.rows if row.gold is not None]
     if not groups:
         raise ConfigError(f"--best_of_n: expected ranked groups with `scores` in {evaluation.dataset}, got none.")

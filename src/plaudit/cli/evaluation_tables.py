@@ -9,13 +9,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from plaudit.cli import display
+from plaudit.cli.display import percent
 
 if TYPE_CHECKING:
     from plaudit.evaluation.best_of_n import BestOfN
     from plaudit.evaluation.evaluate import Evaluation
     from plaudit.evaluation.probes import ProbeResult
 
-__all__ = ["show_best_of_n", "show_evaluation", "show_no_header", "show_probes", "show_summary"]
+__all__ = ["probe_cells", "show_best_of_n", "show_evaluation", "show_no_header", "show_probes", "show_summary"]
 
 
 def show_evaluation(evaluation: "Evaluation") -> None:
@@ -28,7 +29,7 @@ def show_evaluation(evaluation: "Evaluation") -> None:
             verdict = "Worse" if figures["accuracy_high"] < figures[f"{length}_wins"] else "Not clearly better"
             display.console.print(f"[yellow]{verdict} than preferring the {length} response.[/yellow]")
     if evaluation.cut:
-        responses = f"{evaluation.cut:,} of {len(evaluation.scores.rewards) if evaluation.scores else 0:,} sequences"
+        responses = f"{evaluation.cut:,} of {len(evaluation.scores.rewards):,} sequences"
         display.console.print(f"[yellow]{responses} had too many tokens and were cut from the left.[/yellow]")
     if evaluation.official is not None:
         _show_official(evaluation.official)
@@ -43,9 +44,9 @@ def _show_official(official: dict[str, Any]) -> None:
     table = Table(show_header=False)
     table.add_column(style="cyan", overflow="fold")
     table.add_column(justify="right", no_wrap=True)
-    table.add_row("overall", f"[bold]{_percent(official['overall'])}[/bold]")
+    table.add_row("overall", f"[bold]{percent(official['overall'])}[/bold]")
     for name, share in official["parts"].items():
-        table.add_row(escape(name), _percent(share))
+        table.add_row(escape(name), percent(share))
     display.console.print(table)
     if official["missing"]:
         missing = escape(", ".join(official["missing"]))
@@ -63,7 +64,7 @@ def show_no_header() -> None:
 
 def _title(evaluation: "Evaluation") -> str:
     """Return the dataset and its split, but no split for a plain file: `datasets` names that split "train"."""
-    name = evaluation.dataset or (evaluation.scores.name if evaluation.scores else "scores")
+    name = evaluation.dataset or evaluation.scores.name
     is_plain_file = evaluation.split == "train" and Path(name).is_file()
     return name if is_plain_file or evaluation.split is None else f"{name} ({evaluation.split})"
 
@@ -73,15 +74,18 @@ def _rows(figures: dict[str, float]) -> list[tuple[str, str]]:
     spread = "mean {mean_reward:.3f}, std {std_reward:.3f}, {min_reward:.3f} to {max_reward:.3f}"
     correlation = figures["length_correlation"]
     left_out = [f"{figures[name]:,.0f} {words}" for name, words in _LEFT_OUT.items() if figures[name]]
-    where = f"{_percent(figures['longer_accuracy'])} where the better is the longer one"
+    where = f"{percent(figures['longer_accuracy'])} where the better is the longer one"
     return [
         ("comparisons", counts + (f"; left out: {', '.join(left_out)}" if left_out else "")),
-        ("accuracy", f"{_percent(figures['accuracy'])} (95% interval {_interval(figures)})"),
-        ("longer wins", f"{_percent(figures['longer_wins'])}, shorter wins {_percent(figures['shorter_wins'])}"),
-        ("length-balanced", f"{_percent(figures['length_balanced_accuracy'])}; {where}"),
+        ("accuracy", f"{percent(figures['accuracy'])} (95% interval {_interval(figures)})"),
+        (
+            "longer wins",
+            f"{percent(figures['longer_wins'])}, shorter wins {percent(figures['shorter_wins'])}",
+        ),
+        ("length-balanced", f"{percent(figures['length_balanced_accuracy'])}; {where}"),
         ("margin", "{margin:.3f}; equal rewards: {reward_ties:,.0f}".format(**figures)),
         ("log loss", f"{figures['log_loss']:.4f} (0.6931 is guessing)"),
-        ("calibration error", _percent(figures["calibration_error"])),
+        ("calibration error", percent(figures["calibration_error"])),
         ("temperature", _temperature(figures)),
         ("rewards", spread.format(**figures)),
         ("reward and length", "rank correlation " + ("-" if math.isnan(correlation) else f"{correlation:+.2f}")),
@@ -101,12 +105,8 @@ def _temperature(figures: dict[str, float]) -> str:
     return f"{temperature:.3g}{remark}; log loss with it {figures['calibrated_log_loss']:.4f}"
 
 
-def _percent(share: float) -> str:
-    return "-" if math.isnan(share) else f"{share:.1%}"
-
-
 def _interval(figures: dict[str, float]) -> str:
-    return f"{_percent(figures['accuracy_low'])} to {_percent(figures['accuracy_high'])}"
+    return f"{percent(figures['accuracy_low'])} to {percent(figures['accuracy_high'])}"
 
 
 def show_summary(evaluations: "Sequence[Evaluation]", means: dict[str, float]) -> None:
@@ -120,15 +120,27 @@ def show_summary(evaluations: "Sequence[Evaluation]", means: dict[str, float]) -
 
 def show_probes(results: "Sequence[ProbeResult]") -> None:
     """Print a line for each probe, and a sentence for each that the model fails."""
-    from plaudit.evaluation.probes import probe_table
-
-    heading, *rows = probe_table(results)
     display.console.print("\n[bold]Probes[/bold]; a verdict is on the flips or the preference, not on the shift")
-    display.show_columns(heading, rows, ["yellow" if result.passed is False else None for result in results])
+    headings = ("probe", "pairs", "flips", "shift", "prefers changed", "verdict")
+    styles = ["yellow" if result.passed is False else None for result in results]
+    display.show_columns(headings, [probe_cells(result) for result in results], styles)
     for result in results:
         if result.passed is False or (not result.comparisons and "refuses" in result.verdict):
             sentence = escape(f"{result.description} {result.verdict}")
             display.console.print(f"[yellow]{escape(result.name)}[/yellow]: {sentence}", soft_wrap=True)
+
+
+def probe_cells(result: "ProbeResult") -> tuple[str, ...]:
+    """Return the cells of a probe: name, pairs, flips, shift, preference or dependence, and verdict."""
+    if not result.comparisons:
+        return result.name, "0", "-", "-", "-", "-"
+    share, shift = result.prefers_changed, result.shift.value
+    prefers = "-" if math.isnan(share.value) else f"{share.value:.0%} ({share.low:.0%}-{share.high:.0%})"
+    if result.prompt_dependence is not None:
+        prefers = f"dependence {result.prompt_dependence.value:.2f}".replace("nan", "-")
+    moved = "-" if math.isnan(shift) else f"{round(shift, 2) + 0.0:+.2f}"
+    verdict = {True: "passed", False: "FAILED", None: "cannot tell"}[result.passed]
+    return result.name, f"{result.comparisons:,}", f"{result.flip_rate.value:.1%}", moved, prefers, verdict
 
 
 def show_best_of_n(curve: "BestOfN") -> None:
@@ -150,7 +162,7 @@ def _show_by_name(heading: str, figures: Iterable[tuple[str, dict[str, float]]])
     for name, each in figures:
         counted = f"{each['comparisons']:,.0f}" if "comparisons" in each else ""
         interval = f"{100 * each['accuracy_low']:.1f}-{100 * each['accuracy_high']:.1f}" if counted else ""
-        shares = (_percent(each["calibration_error"]), _percent(each["longer_wins"]))
-        rows.append((name, counted, _percent(each["accuracy"]), interval, f"{each['log_loss']:.3f}", *shares))
+        shares = (percent(each["calibration_error"]), percent(each["longer_wins"]))
+        rows.append((name, counted, percent(each["accuracy"]), interval, f"{each['log_loss']:.3f}", *shares))
     headings = (heading, "pairs", "accuracy", "95% interval", "log\nloss", "calib.\nerror", "longer\nwins")
     display.show_columns(headings, rows)

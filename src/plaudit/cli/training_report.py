@@ -59,7 +59,6 @@ def write_training_report(output_dir: str, log_history: Sequence[Mapping[str, An
         with staged_file(folder / "held-out.jsonl") as file:  # a later report, comparison or probe needs the texts
             test.to_json(file)
         scores = evaluate(output_dir, folder / "held-out.jsonl").scores
-        assert scores is not None
         write_scores(folder / "scores.jsonl", scores)
         results["scores"] = [scores]
     if (folder / FILE_NAME).is_file():

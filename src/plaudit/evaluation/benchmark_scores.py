@@ -7,8 +7,8 @@ from typing import Any
 from plaudit.data.prompts import prompt_key
 from plaudit.errors import ConfigError
 from plaudit.evaluation.benchmarks import BENCHMARKS, Benchmark
-from plaudit.evaluation.score_files import ScoredRow, Scores
 from plaudit.evaluation.scorer import score_sequences
+from plaudit.evaluation.scores import ScoredRow, Scores
 from plaudit.scoring.completions import count_characters
 
 __all__ = ["find_benchmark", "official_figures", "score_benchmark"]

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from plaudit.errors import ConfigError, DataError
-from plaudit.evaluation.score_files import ScoredRow, Scores, read_scores
+from plaudit.evaluation.score_files import read_scores
+from plaudit.evaluation.scores import ScoredRow, Scores
 from plaudit.evaluation.significance import PairedDifference, adjust_for_several, paired_difference
 from plaudit.metrics import interval_tail
 
@@ -116,7 +117,7 @@ def _read(source: Any, dataset: Any, options: dict[str, Any]) -> Scores:
 
     if is_file:
         return join_dataset(source, dataset, **{name: options.get(name) for name in _DATA_OPTIONS})
-    return evaluate(source, dataset, **options).scores  # type: ignore[return-value]  # `evaluate` always has them
+    return evaluate(source, dataset, **options).scores
 
 
 def _compare(a: Scores, b: Scores, name_a: str, name_b: str) -> Comparison:

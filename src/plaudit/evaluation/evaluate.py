@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +18,9 @@ from plaudit.errors import ConfigError, DataError, ModelError
 from plaudit.evaluation.benchmark_scores import official_figures
 from plaudit.evaluation.figures import calibration_table, compute_figures
 from plaudit.evaluation.preference_data import Comparisons, PreferenceData, read_preferences
-from plaudit.evaluation.score_files import Scores, join_scores, scored_rows
+from plaudit.evaluation.score_files import join_scores
 from plaudit.evaluation.scorer import Scorer, score_sequences
+from plaudit.evaluation.scores import Scores, scored_rows
 
 if TYPE_CHECKING:
     from plaudit.scoring.reward_model import RewardModel
@@ -61,13 +62,12 @@ class Evaluation:
     calibration: list[dict[str, float]]
     cut: int = 0
     official: dict[str, Any] | None = None
-    scores: Scores | None = None
+    scores: Scores = field(default_factory=lambda: Scores({}, []))
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields for JSON, with `None` for figures that are not finite; of the scores, the header alone."""
-        fields = asdict(replace(self, scores=None))
-        del fields["scores"]
-        return finite_or_none(fields) | {"header": self.scores.header if self.scores else {}}
+        fields = {name: value for name, value in vars(self).items() if name != "scores"}
+        return finite_or_none(fields) | {"header": self.scores.header}
 
 
 def evaluate(

@@ -69,11 +69,6 @@ class LearningCurve:
         """Return the fields as plain numbers, lists and dicts, as `learning_curve.json` has them."""
         return asdict(self)
 
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> "LearningCurve":
-        """Return the curve that `to_dict` has made the fields of."""
-        return cls(**fields)
-
 
 def nested_subsets(
     prompt_keys: Sequence[Any] | NDArray[Any], fractions: Sequence[float] = _FRACTIONS, *, seed: int = 0
@@ -122,7 +117,6 @@ def measure_learning_curve(
     weights: ArrayLike | None = None,
     *,
     whole: ArrayLike | None = None,
-    fractions: Sequence[float] = _FRACTIONS,
     seed: int = 0,
 ) -> LearningCurve:
     """Train on nested parts of the rows, the smallest first, and fit the curve of the held-out losses.
@@ -135,13 +129,12 @@ def measure_learning_curve(
         labels: Probability that the first response is the better one, shape [C]; 1 where `None`.
         weights: Weight of each comparison, shape [C]; 1 where `None`.
         whole: The differences of a model that was trained on all rows, shape [C]; `None` to train it here.
-        fractions: The parts of the rows, ascending to 1; at least 4.
         seed: Seed of the parts and of the resamples.
 
     Raises:
         DataError: The parts cannot be taken, or the differences are not finite or not of C comparisons.
     """
-    parts = nested_subsets(prompt_keys, fractions, seed=seed)
+    parts = nested_subsets(prompt_keys, seed=seed)
     differences = [train(rows) for rows in (parts if whole is None else parts[:-1])]
     differences += [] if whole is None else [whole]
     return fit_learning_curve([len(rows) for rows in parts], differences, prompts, labels, weights, seed=seed)

@@ -20,7 +20,7 @@ from plaudit.evaluation.scorer import Scorer, score_sequences
 from plaudit.evaluation.text_changes import TEXT_CHANGES
 from plaudit.metrics import accuracy_interval_by_prompt, mean_interval_by_prompt
 
-__all__ = ["LIMITS", "ProbeFigure", "ProbeResult", "probe_names", "probe_table", "run_probes", "select_probes"]
+__all__ = ["LIMITS", "ProbeFigure", "ProbeResult", "probe_names", "run_probes", "select_probes"]
 
 Array = NDArray[np.float64]
 
@@ -153,23 +153,6 @@ def run_probes(
         verdict = f"Cannot tell: the scorer refuses the changed texts ({error!s:.200})."
         results[name] = ProbeResult(name, _describe(name), verdict=verdict)
     return [results[name] for name in chosen]
-
-
-def probe_table(results: Iterable[ProbeResult]) -> list[list[str]]:
-    """Return the results as the rows of a table, the headings first."""
-    table = [["probe", "pairs", "flips", "shift", "prefers changed", "verdict"]]
-    for each in results:
-        if not each.comparisons:
-            table.append([each.name, "0", "-", "-", "-", "-"])
-            continue
-        share, shift = each.prefers_changed, each.shift.value
-        prefers = "-" if math.isnan(share.value) else f"{share.value:.0%} ({share.low:.0%}-{share.high:.0%})"
-        if each.prompt_dependence is not None:
-            prefers = f"dependence {each.prompt_dependence.value:.2f}".replace("nan", "-")
-        moved = "-" if math.isnan(shift) else f"{round(shift, 2) + 0.0:+.2f}"
-        verdict = "FAILED" if each.passed is False else _OUTCOMES[each.passed].lower()
-        table.append([each.name, f"{each.comparisons:,}", f"{each.flip_rate.value:.1%}", moved, prefers, verdict])
-    return table
 
 
 # Rewards

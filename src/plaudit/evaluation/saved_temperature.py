@@ -7,7 +7,7 @@ from typing import Any
 from plaudit.calibration import best_temperature, temperature_interval
 from plaudit.errors import ConfigError
 from plaudit.evaluation.evaluate import Evaluation
-from plaudit.evaluation.score_files import Scores
+from plaudit.evaluation.scores import Scores
 
 __all__ = ["fit_temperature", "save_temperature"]
 
@@ -52,7 +52,6 @@ def save_temperature(folder: str | Path, evaluation: Evaluation) -> dict[str, An
     path = Path(folder).expanduser()
     if not path.is_dir():
         raise ConfigError(f"--save_temperature: expected the model's folder, got {str(folder)!r}, which is none.")
-    assert evaluation.scores is not None
     calibration = fit_temperature(evaluation.scores)
     write_metadata(path, read_metadata(path) | {"calibration": calibration})
     return calibration

@@ -159,7 +159,6 @@ def _write_report(
     evaluation: Evaluation,
 ) -> "Report | None":
     """Save the scores of the held-out pairs, probe the model on a few of them, and write the page about it."""
-    assert evaluation.scores is not None
     header = evaluation.scores.header
     named = header | {"dataset": header["dataset"] | {"path": "held-out pairs of the built-in world"}}
     scores = replace(evaluation.scores, header=named)

@@ -21,7 +21,7 @@ from plaudit import evaluate
 from plaudit.errors import DataError
 from plaudit.evaluation.evaluate import evaluate_scores
 from plaudit.evaluation.report import report_on_training, write_report
-from plaudit.evaluation.score_files import ScoredRow, Scores
+from plaudit.evaluation.scores import ScoredRow, Scores
 
 
 class Page(HTMLParser):

@@ -9,7 +9,7 @@ from row_files import write
 from plaudit import evaluate
 from plaudit.errors import DataError
 from plaudit.evaluation.report.wrong_pairs import load_texts, most_confidently_wrong, set_side_by_side
-from plaudit.evaluation.score_files import Scores
+from plaudit.evaluation.scores import Scores
 
 
 def reward_in(sequences):

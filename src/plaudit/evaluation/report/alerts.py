@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from plaudit.evaluation.report.number_texts import accuracy_text
+from plaudit.evaluation.number_texts import accuracy_text
 
 __all__ = [
     "Alert",

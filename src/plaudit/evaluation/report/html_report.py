@@ -13,12 +13,12 @@ from typing import Any
 from plaudit.checkpoint.atomic import write_atomically
 from plaudit.errors import DataError, PlauditError
 from plaudit.evaluation.evaluate import evaluate_scores
+from plaudit.evaluation.number_texts import cell
 from plaudit.evaluation.report import alerts, report_charts
-from plaudit.evaluation.report.number_texts import cell
 from plaudit.evaluation.report.report_charts import Chart
 from plaudit.evaluation.report.report_inputs import name_scores, read_results, read_run
 from plaudit.evaluation.report.wrong_pairs import load_texts, most_confidently_wrong, set_side_by_side
-from plaudit.evaluation.score_files import Scores
+from plaudit.evaluation.scores import Scores
 
 __all__ = ["Report", "report_on_training", "write_report"]
 

@@ -16,9 +16,9 @@ from plaudit.evaluation.chart_numbers import (
     reward_bins,
     reward_length_cells,
 )
-from plaudit.evaluation.report.number_texts import cell, percent
+from plaudit.evaluation.number_texts import cell, percent
 from plaudit.evaluation.report.svg import draw_svg
-from plaudit.evaluation.score_files import Scores
+from plaudit.evaluation.scores import Scores
 
 __all__ = [
     "Chart",

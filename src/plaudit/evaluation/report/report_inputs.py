@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from plaudit.errors import DataError
-from plaudit.evaluation.score_files import Scores, read_scores
+from plaudit.evaluation.score_files import read_scores
+from plaudit.evaluation.scores import Scores
 
 __all__ = ["name_scores", "read_report_inputs", "read_results", "read_run"]
 

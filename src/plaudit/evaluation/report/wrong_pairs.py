@@ -15,7 +15,7 @@ from plaudit.data.prompts import prompt_key, prompt_of, without_none
 from plaudit.errors import DataError
 from plaudit.evaluation.benchmark_scores import find_benchmark
 from plaudit.evaluation.evaluate import load_rows
-from plaudit.evaluation.score_files import ScoredRow, Scores
+from plaudit.evaluation.scores import ScoredRow, Scores
 
 __all__ = ["Passage", "WrongPair", "load_texts", "most_confidently_wrong", "set_side_by_side"]
 
