@@ -39,7 +39,7 @@ def test_transformers_has_an_upper_bound():
     assert "6.0.0" not in transformers.specifier
 
 
-@pytest.mark.parametrize("extra", [None, "check", "docs", "examples", "quantization", "test"])
+@pytest.mark.parametrize("extra", [None, "check", "docs", "report", "quantization", "test"])
 def test_every_requirement_is_pinned_at_a_version_that_it_allows(extra):
     requirements = PROJECT["optional-dependencies"][extra] if extra else PROJECT["dependencies"]
     pins = {normalized(name): version for name, version in PINS.items()}
