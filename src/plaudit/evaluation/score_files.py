@@ -185,7 +185,10 @@ def _read_rewards(record: dict[str, Any], place: str) -> list[float]:
     values = rewards if isinstance(rewards, list) else []
     is_number = [isinstance(each, (int, float)) and not isinstance(each, bool) for each in values]
     if not values or not all(is_number) or not all(map(math.isfinite, values)):
-        raise DataError(f"{place}: expected a list of finite numbers in `rewards`, got {rewards!r:.80}.")
+        raise DataError(
+            f"{place}: expected a list of finite numbers in `rewards`, as in {_EXAMPLE}, got {rewards!r:.80}. `plaudit "
+            "eval MODEL DATA --scores FILE` writes a score file."
+        )
     return [float(each) for each in values]
 
 

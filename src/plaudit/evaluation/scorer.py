@@ -46,7 +46,10 @@ def score_sequences(
         scored, details, header = scored[0], (scored[1], scored[2]), model.describe(sequences[0])
     rewards = np.asarray(scored, dtype=np.float64)
     if rewards.shape != (len(sequences),):
-        raise ModelError(f"expected {len(sequences)} rewards, one for each sequence, got shape {rewards.shape}.")
+        raise ModelError(
+            f"expected {len(sequences)} rewards, one for each sequence, got an array of shape {rewards.shape}. A scorer "
+            "is given a list of texts or conversations, and returns as many numbers."
+        )
     _check_finite(rewards, names or [f"sequence {number}" for number in range(len(sequences))])
     return rewards, header, details
 
