@@ -47,8 +47,8 @@ def score_sequences(
     rewards = np.asarray(scored, dtype=np.float64)
     if rewards.shape != (len(sequences),):
         raise ModelError(
-            f"expected {len(sequences)} rewards, one for each sequence, got an array of shape {rewards.shape}. A scorer "
-            "is given a list of texts or conversations, and returns as many numbers."
+            f"expected {len(sequences)} rewards, one for each sequence, got an array of shape {rewards.shape}. A "
+            "scorer is given a list of texts or conversations, and returns as many numbers."
         )
     _check_finite(rewards, names or [f"sequence {number}" for number in range(len(sequences))])
     return rewards, header, details
