@@ -16,7 +16,7 @@ from plaudit.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["render"]
+__all__ = ["render", "render_as_written"]
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _SAMPLE = "a text in a part of its own"
@@ -66,6 +66,32 @@ def render(
         for n, sequence_ids in zip(chats, encoded, strict=True):
             ids[n] = _with_one_bos(sequence_ids, bos)
     return ids
+
+
+def render_as_written(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    add_special_tokens: bool,
+    names: Sequence[str] | None = None,
+) -> list[list[int]]:
+    """Turn whole texts into token ids as other servers do: no EOS is added that the tokenizer itself does not add.
+
+    A text that a chat template has written may begin with BOS, and two BOS would change its reward: of several, one is
+    kept.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        texts: N texts.
+        add_special_tokens: Whether the tokenizer adds its own special tokens.
+        names: N names for error messages; "text 3" and the like if `None`.
+
+    Raises:
+        DataError: A text is broken Unicode.
+    """
+    called = list(names) if names is not None else [f"text {number}" for number in range(len(texts))]
+    encoded = _encode(tokenizer, list(texts), called, add_special_tokens=add_special_tokens)
+    return [_with_one_bos(ids, tokenizer.bos_token_id) for ids in encoded]
 
 
 def _encode(

@@ -1,0 +1,1 @@
+"""The wire dialects, one module each: requests, answers and errors as the original server writes them."""
