@@ -1,4 +1,4 @@
-"""The options that `plaudit eval` and `plaudit score` have in common: those of `RewardModel.from_pretrained`."""
+"""The options that `plaudit eval`, `plaudit score` and `plaudit serve` have in common: those of `RewardModel.from_pretrained`."""
 
 from collections.abc import Callable
 from functools import reduce

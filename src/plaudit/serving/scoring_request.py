@@ -100,8 +100,9 @@ class Scored:
     Attributes:
         model: Name of the model that scored them.
         weight_version: Version of its weights, the same for all rewards of the request.
-        rewards: N rewards, finite, before any activation. (Sort by these: a sigmoid saturates into ties.)
-        values: N rewards after the activation of the request; `rewards` themselves without one.
+        rewards: N raw rewards, finite. (Sort by these: a sigmoid saturates into ties.)
+        values: N rewards after the normalisation, calibration or activation that the request asked for; `rewards`
+            themselves where it asked for none.
         tokens: Tokens of each sequence as the model saw it.
         truncated: Whether each sequence was truncated.
         distinct_tokens: Tokens that the model ran for this request; a prefix shared with another sequence of the same
@@ -144,6 +145,7 @@ class ModelInfo:
         temperature: The saved temperature, if any.
         scale: Saved mean and standard deviation of the rewards, if any.
         layout: Layout of the batches: "forest", "padded" or "alone".
+        fingerprint: Digest of the fingerprint that was saved with the model, if any.
     """
 
     name: str
@@ -157,6 +159,7 @@ class ModelInfo:
     temperature: float | None = None
     scale: tuple[float, float] | None = None
     layout: str = "forest"
+    fingerprint: str | None = None
 
 
 @dataclass(frozen=True)
