@@ -110,6 +110,7 @@ class Scored:
         queued_seconds: Time from the arrival of the request to the step that ran its first sequence.
         run_seconds: Time from there to its last reward.
         pieces: With `prefix_step`: the text that each prefix adds to the one before it.
+        label: The model's name of its one label, which some dialects repeat in every answer.
     """
 
     model: str
@@ -122,6 +123,7 @@ class Scored:
     queued_seconds: float = 0.0
     run_seconds: float = 0.0
     pieces: list[str] = field(default_factory=list)
+    label: str = "LABEL_0"
 
     @property
     def truncated_items(self) -> int:
