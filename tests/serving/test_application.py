@@ -8,14 +8,22 @@ import pytest
 import requests
 from starlette.testclient import TestClient
 
-from plaudit.serving.application import OPEN_PATHS, create_application
+from plaudit.serving.application import create_application
 from plaudit.serving.authentication import ApiKeys
 from plaudit.serving.dialects.registry import DIALECTS
+from plaudit.serving.guards import OPEN_PATHS
 
 QUESTION = [{"role": "user", "content": "Is the sky blue?"}]
 ANSWERS = ["Yes, it is.", "No!", "The sky is green, thank you very much.", ""]
 TEXTS = ["The quick brown fox", "The quick brown fox jumps", "Two plus two is four, not five. " * 3, "!"]
 KEY = "a-key-of-more-than-sixteen-letters"
+
+
+@pytest.fixture
+def keys(tmp_path):
+    """Keys from a file that holds one."""
+    (tmp_path / "keys.txt").write_text(KEY, encoding="utf-8")
+    return ApiKeys.from_file(tmp_path / "keys.txt")
 
 
 def post(server, path, body, **headers):
@@ -164,8 +172,8 @@ def route_table(application):
             yield method, route.path
 
 
-def test_every_route_but_the_health_routes_needs_a_key(new_service):
-    application = create_application(new_service(), keys=ApiKeys([KEY]))
+def test_every_route_but_the_health_routes_needs_a_key(new_service, keys):
+    application = create_application(new_service(), keys=keys)
     client = TestClient(application, base_url="http://127.0.0.1")
     table = list(route_table(application))
     assert len(table) > 50
@@ -226,9 +234,9 @@ def test_the_metrics_count_what_was_scored(new_service):
     assert values["plaudit_queued_items",] == 0
 
 
-def test_no_prompt_and_no_key_reaches_the_log(new_service, caplog):
+def test_no_prompt_and_no_key_reaches_the_log(new_service, keys, caplog):
     caplog.set_level("DEBUG")
-    client = TestClient(create_application(new_service(), keys=ApiKeys([KEY])), base_url="http://127.0.0.1")
+    client = TestClient(create_application(new_service(), keys=keys), base_url="http://127.0.0.1")
     headers = {"Authorization": f"Bearer {KEY}"}
     for body in ({"items": [{"text": "plugh"}]}, {"items": [{"plugh": 1}]}, {"items": [{"messages": ["plugh"]}]}):
         client.post("/v1/rewards?plugh=1", json=body, headers=headers)

@@ -36,13 +36,15 @@ def trained(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_each_answer_is_of_one_version_while_the_weights_change(trained, new_service, rendering_pool):
+def test_each_answer_is_of_one_version_while_the_weights_change(trained, new_service, rendering_pool, tmp_path):
     service = new_service({"policy": RewardModel.from_pretrained(trained / "first")})
 
     def load(name, folder):
         return ServedModel(name, RewardModel.from_pretrained(folder), pool=rendering_pool)
 
-    route = reload_route(service, load, root=trained, keys=ApiKeys([OPERATOR]))
+    (tmp_path / "operators.txt").write_text(OPERATOR, encoding="utf-8")
+    operators = ApiKeys.from_file(tmp_path / "operators.txt")
+    route = reload_route(service, load, root=trained)
     expected = {}
     for name in ("first", "second"):
         model = RewardModel.from_pretrained(trained / name)
@@ -50,11 +52,13 @@ def test_each_answer_is_of_one_version_while_the_weights_change(trained, new_ser
     first, second = expected
     answers, stop = [], threading.Event()
 
-    with running(create_application(service, admin=[route])) as url:
+    with running(create_application(service, admin=[route], admin_keys=operators)) as url:
 
         def ask():
             while not stop.is_set():
-                answers.append(requests.post(f"{url}/v1/rewards", json={"items": [{"text": t} for t in TEXTS]}, timeout=30))
+                answers.append(
+                    requests.post(f"{url}/v1/rewards", json={"items": [{"text": t} for t in TEXTS]}, timeout=30)
+                )
 
         def reload(path, key=OPERATOR):
             headers = {"Authorization": f"Bearer {key}"}

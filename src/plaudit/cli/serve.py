@@ -15,11 +15,10 @@ from plaudit.errors import ConfigError
 if TYPE_CHECKING:
     from plaudit.serving.authentication import ApiKeys
     from plaudit.serving.served_model import ServedModel
-    from plaudit.serving.server_limits import ServerLimits
 
 __all__ = ["command"]
 
-_DIALECTS = ("vllm", "tei", "sglang", "infinity", "cohere", "openrlhf", "slime", "llama_factory", "huggingface")
+_DIALECTS = ("vllm", "tei", "sglang", "infinity", "cohere", "jina", "openrlhf", "slime", "llama_factory", "huggingface")
 
 
 @click.command("serve", context_settings={"default_map": {"overlong": "error"}})
@@ -80,9 +79,10 @@ def command(
     _check_address(host, keys, insecure)
     service = ScoringService(limits, truncates=overlong == "truncate")
     load = _loader(service, options)
-    admin = _admin_routes(service, load, admin_keys, reload_root)
-    hosts = _hosts(host, allowed_hosts)
-    application = create_application(service, dialect=dialect, keys=keys, allowed_hosts=hosts, admin=admin)
+    application = create_application(
+        service, dialect=dialect, keys=keys, allowed_hosts=_hosts(host, allowed_hosts),
+        **_admin(service, load, admin_keys, reload_root),
+    )  # fmt: skip
     with display.console.status("Loading ..."):
         service.serve([load(*_named(model)) for model in models])
 
@@ -133,7 +133,7 @@ def _hosts(host: str, given: str | None) -> list[str] | None:
     return names or None
 
 
-def _loader(service: Any, options: dict[str, Any]) -> "Callable[[str, Path], ServedModel]":
+def _loader(service: Any, options: dict[str, Any]) -> "Callable[[str, str | Path], ServedModel]":
     from concurrent.futures import ThreadPoolExecutor
     from threading import Lock
 
@@ -151,18 +151,19 @@ def _loader(service: Any, options: dict[str, Any]) -> "Callable[[str, Path], Ser
     return load
 
 
-def _admin_routes(service: Any, load: Any, keys: str | None, root: str | None) -> list[Any]:
+def _admin(service: Any, load: Any, keys: str | None, root: str | None) -> dict[str, Any]:
+    """Return the arguments of `create_application` for operators."""
     if (keys is None) != (root is None):
         raise ConfigError("--admin_keys, --reload_root: expected both or neither.")
     if keys is None or root is None:
-        return []
+        return {}
     from plaudit.serving.authentication import ApiKeys
     from plaudit.serving.weight_swap import reload_route
 
     folder = Path(root).expanduser()
     if not folder.is_dir():
         raise ConfigError(f"--reload_root: there is no folder {root!r}.")
-    return [reload_route(service, load, root=folder, keys=ApiKeys.from_file(Path(keys)))]
+    return {"admin": [reload_route(service, load, root=folder)], "admin_keys": ApiKeys.from_file(Path(keys))}
 
 
 def _named(model: str) -> tuple[str, str]:

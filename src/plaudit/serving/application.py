@@ -2,33 +2,29 @@
 
 import asyncio
 import json
-import logging
 import time
-import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, Response
 from starlette.routing import Route
+from starlette.types import Scope
 
 from plaudit.serving.authentication import ApiKeys
 from plaudit.serving.dialects.dialect import Dialect, Endpoint, Information
 from plaudit.serving.dialects.native import NATIVE
 from plaudit.serving.dialects.registry import DIALECTS
-from plaudit.serving.guards import guarded
+from plaudit.serving.guards import Guards
 from plaudit.serving.json_body import read_json, validate
 from plaudit.serving.scoring_service import ScoringService
 from plaudit.serving.serving_errors import Failure, ServingError
 
-__all__ = ["OPEN_PATHS", "create_application"]
-
-logger = logging.getLogger(__name__)
-
-OPEN_PATHS = ("/live", "/ready", "/health")  # the only routes that need no key
+__all__ = ["create_application"]
 
 _PAGE = Path(__file__).parent / "page"
 _PAGE_FILES = {"/": "index.html", "/page.js": "page.js", "/page.css": "page.css"}
@@ -41,6 +37,7 @@ def create_application(
     keys: ApiKeys | None = None,
     allowed_hosts: Sequence[str] | None = None,
     admin: Sequence[Route] = (),
+    admin_keys: ApiKeys | None = None,
 ) -> Starlette:
     """Return the ASGI application of a server.
 
@@ -49,9 +46,19 @@ def create_application(
         dialect: The dialect that has the paths which several dialects share, such as `/classify`.
         keys: The keys of which each request but those for health needs one; `None` for none.
         allowed_hosts: The names under which the server may be reached; `None` for any.
-        admin: Routes of the operator, with a key of their own.
+        admin: Routes of operators, below `/admin`.
+        admin_keys: The keys of operators.
     """
-    return _Routes(service, dialect).application(keys, allowed_hosts, admin)
+    routes = _Routes(service, dialect)
+    guards = Middleware(
+        Guards, limits=service.limits, on_error=routes.refusal, keys=keys, admin_keys=admin_keys,
+        trusted_hosts=allowed_hosts,
+    )  # fmt: skip
+    application = Starlette(
+        routes=[*routes.table, *admin], middleware=[guards], exception_handlers={HTTPException: routes.http_failure}
+    )
+    application.router.redirect_slashes = False
+    return application
 
 
 class _Routes:
@@ -67,31 +74,26 @@ class _Routes:
         for each in dialects:
             self._add_dialect(each)
 
-    def application(
-        self, keys: ApiKeys | None, allowed_hosts: Sequence[str] | None, admin: Sequence[Route]
-    ) -> Starlette:
-        routes = [
-            Route("/live", self._live),
-            Route("/ready", self._ready),
-            Route("/health", self._health),
-            Route("/metrics", self._metrics),
-            *(Route(path, _page_file(name)) for path, name in _PAGE_FILES.items()),
-            *self._table.values(),
-            *admin,
-        ]
-        application = Starlette(
-            routes=list(routes),
-            middleware=guarded(
-                self._service.limits, keys=keys, open_paths=OPEN_PATHS, allowed_hosts=allowed_hosts,
-                on_error=lambda scope, error: self._failed(self._dialect_of(scope["path"]), error),
-            ),
-            exception_handlers={HTTPException: self._http_failure, ServingError: self._serving_failure},
-        )  # fmt: skip
-        application.router.redirect_slashes = False
-        return application
+    @property
+    def table(self) -> list[Route]:
+        """All routes."""
+        pages = [Route(path, _page_file(name)) for path, name in _PAGE_FILES.items()]
+        own = [("/live", self._live), ("/ready", self._ready), ("/health", self._health), ("/metrics", self._metrics)]
+        return [*(Route(path, handler) for path, handler in own), *pages, *dict.fromkeys(self._table.values())]
+
+    def refusal(self, scope: Scope, error: ServingError) -> Response:
+        """Return the response to a request that fails, in the words of the dialect of its path."""
+        return self._failed(self._dialect_of(scope["path"]), error)
+
+    async def http_failure(self, request: Request, error: Exception) -> Response:
+        """Return the response to a request that no route answers."""
+        assert isinstance(error, HTTPException)
+        failure, message = _HTTP_FAILURES.get(error.status_code, ("invalid", "the request is malformed."))
+        return self.refusal(request.scope, ServingError(failure, message))
 
     def _add_dialect(self, dialect: Dialect) -> None:
-        for route in (*dialect.endpoints, *dialect.information):
+        routes: list[Endpoint | Information] = [*dialect.endpoints, *dialect.information]
+        for route in routes:
             for prefix in (f"/{dialect.name}", ""):
                 self._add(prefix + route.path, dialect, route)
         for path, handler in (("/health", self._health), ("/metrics", self._metrics)):
@@ -121,9 +123,6 @@ class _Routes:
                 response = self._failed(dialect, error)
             except ClientDisconnect:
                 response = Response(status_code=499)  # nobody reads it; the metrics do
-            except Exception as error:
-                _log_without_content(error)
-                response = self._failed(dialect, ServingError("model_fault", "the request failed inside the server."))
             finally:
                 service.in_flight -= 1
             seconds = time.monotonic() - started
@@ -137,7 +136,7 @@ class _Routes:
         body = validate(endpoint.body, read_json(data, service.limits))
         call = endpoint.read(body)
         seconds = _seconds_allowed(request, service.limits.deadline_seconds)
-        scored = await service.score(call, client=request.scope["plaudit.client"], size=len(data), seconds=seconds)
+        scored = await service.score(call, client=request.state.client, size=len(data), seconds=seconds)
         headers = {
             "X-Plaudit-Activation": call.activation,
             "X-Plaudit-Weight-Version": scored.weight_version,
@@ -179,15 +178,6 @@ class _Routes:
         status, body = dialect.error(error)
         headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
         return _json(body, status=status, headers=headers)
-
-    async def _serving_failure(self, request: Request, error: Exception) -> Response:
-        assert isinstance(error, ServingError)
-        return self._failed(self._dialect_of(request.url.path), error)
-
-    async def _http_failure(self, request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        failure, message = _HTTP_FAILURES.get(error.status_code, ("invalid", "the request is malformed."))
-        return self._failed(self._dialect_of(request.url.path), ServingError(failure, message))
 
 
 _HTTP_FAILURES: dict[int, tuple[Failure, str]] = {
@@ -239,9 +229,3 @@ def _page_file(name: str) -> Callable[[Request], Awaitable[Response]]:
         return FileResponse(_PAGE / name)
 
     return handle
-
-
-def _log_without_content(error: Exception) -> None:
-    """Log the places that an exception passed, without its message, which may quote a prompt."""
-    places = [f"{Path(each.filename).name}:{each.lineno} {each.name}" for each in traceback.extract_tb(error.__traceback__)]
-    logger.error("a request failed: %s in %s", type(error).__name__, " < ".join(reversed(places[-8:])))

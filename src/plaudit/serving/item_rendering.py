@@ -10,7 +10,6 @@ from transformers import PreTrainedTokenizerBase
 
 from plaudit.data.formats import TextOrChat, read_sequence
 from plaudit.data.render import render, render_as_written
-from plaudit.errors import DataError
 from plaudit.scoring.completions import join_completions
 from plaudit.serving.scoring_request import Conversation, Item, Pair, Text, TokenIds
 from plaudit.serving.serving_errors import ServingError
@@ -18,8 +17,6 @@ from plaudit.serving.serving_errors import ServingError
 __all__ = ["ItemRenderer"]
 
 logger = logging.getLogger(__name__)
-
-
 
 
 class ItemRenderer:
@@ -97,7 +94,7 @@ class ItemRenderer:
         if truncation == "error":
             raise ServingError(
                 "too_long",
-                f"{name}: the sequence has {len(ids):,} tokens, more than {limit:,}. Shorten it, or ask for truncation.",
+                f"{name}: the sequence has {len(ids):,} tokens, more than {limit:,}. Shorten it, or ask for a cut.",
                 param=name,
             )
         if truncation == "right":
@@ -177,13 +174,15 @@ class ItemRenderer:
         """Return the reason why an item cannot be rendered, without a word of the item."""
         if isinstance(item, (Conversation, Pair)):
             messages = item.messages if isinstance(item, Conversation) else item.response
-            is_chat = isinstance(messages, list) or isinstance(item, Pair) and isinstance(item.prompt, list)
+            is_chat = isinstance(messages, list) or (isinstance(item, Pair) and isinstance(item.prompt, list))
             if is_chat and not self._tokenizer.chat_template:
                 return "it is a conversation, and the model has no chat template. Send text."
             if isinstance(messages, list) and messages and messages[-1].get("role") not in ("assistant", "tool"):
                 return "expected the last message to be from the assistant or its tool: the reward judges that message."
             if is_chat:
-                return "the chat template of the model refuses the conversation: its roles, their order or their content."
+                return (
+                    "the chat template of the model refuses the conversation: its roles, their order or their content."
+                )
         return "expected one or more characters of text."
 
 

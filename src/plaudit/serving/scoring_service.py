@@ -106,7 +106,9 @@ class ScoringService:
             )
         model = self.choose(request.model)
         deadline = time.monotonic() + seconds
-        with self._admission.reserve(items=len(request.items), size=size, seconds=seconds) as reservation:
+        with self._admission.reserve(
+            client=client, items=len(request.items), size=size, seconds=seconds
+        ) as reservation:
             try:
                 async with asyncio.timeout(seconds):
                     scored = await model.score(
@@ -133,7 +135,9 @@ class ScoringService:
             models=[model.info for model in self.models],
             version=plaudit.__version__,
             max_items=self.limits.max_items,
-            max_tokens_per_batch=max((model.reward_model.engine.max_tokens_per_batch for model in self.models), default=0),
+            max_tokens_per_batch=max(
+                (model.reward_model.engine.max_tokens_per_batch for model in self.models), default=0
+            ),
             max_queued_items=self.limits.max_queued_items,
             truncates=self.truncates,
         )

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from plaudit.data.render import render
 from plaudit.scoring.reward_model import RewardModel
 from plaudit.serving.item_rendering import ItemRenderer
-from plaudit.serving.scheduler import Outcome, Scheduler, Step
+from plaudit.serving.scheduler import Scheduler, Step
 from plaudit.serving.scoring_request import ModelInfo, Scored, ScoringRequest
 from plaudit.serving.serving_errors import ServingError
 
@@ -64,7 +64,9 @@ class ServedModel:
         )  # fmt: skip
         ids = render(reward_model.tokenizer, _PROBES)
         self._probes = [np.asarray(each[: reward_model.max_length], dtype=np.int64) for each in ids]
-        reward_model.engine.score(self._probes)  # chooses the layout, and warms the model up
+        reward_model.engine.score(
+            [each.tolist() for each in self._probes]
+        )  # chooses the layout, and warms the model up
         self.scheduler = Scheduler(
             reward_model.engine, max_tokens=reward_model.engine.max_tokens_per_batch, device_lock=device_lock,
             on_step=on_step,
@@ -127,7 +129,8 @@ class ServedModel:
         Raises:
             ServingError: The model did not score it in time, or failed.
         """
-        if time.monotonic() - self.scheduler.last_step_finished < seconds:
+        finished = self.scheduler.last_step_finished
+        if finished is not None and time.monotonic() - finished < seconds:
             return
         deadline = time.monotonic() + seconds
         future = asyncio.wrap_future(self.scheduler.submit(self._probes[-1:], client="health", deadline=deadline))

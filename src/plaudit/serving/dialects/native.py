@@ -6,40 +6,24 @@ A field that the API does not know is an error, so that a misspelt option is nev
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
-from plaudit.serving.dialects.dialect import Dialect, Endpoint, Information, template_kwargs
+from plaudit.serving.dialects.dialect import STATUSES, Body, Dialect, Endpoint, Information, template_kwargs
 from plaudit.serving.scoring_request import Conversation, Item, Pair, Scored, ScoringRequest, ServerInfo, Text, TokenIds
-from plaudit.serving.serving_errors import Failure, ServingError
+from plaudit.serving.serving_errors import ServingError
 
 __all__ = ["NATIVE"]
 
-_STATUS: dict[Failure, int] = {
-    "invalid": 422,
-    "too_long": 422,
-    "unknown_model": 404,
-    "unknown_route": 404,
-    "wrong_method": 405,
-    "unauthorized": 401,
-    "forbidden": 403,
-    "body_too_large": 413,
-    "compressed": 415,
-    "slow": 408,
-    "model_fault": 500,
-    "overloaded": 503,
-    "late": 503,
-    "draining": 503,
-    "dead": 503,
-}
 _FORMS = ({"prompt", "response"}, {"messages"}, {"text"}, {"ids"})
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+class _Strict(Body):
+    model_config = ConfigDict(extra="forbid")
 
 
-class _Message(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True)
+class _Message(Body):
+    model_config = ConfigDict(extra="allow")
 
     role: str
     content: str | list[dict[str, Any]] | None
@@ -58,9 +42,9 @@ class _Item(_Strict):
     @model_validator(mode="after")
     def _check_form(self) -> "_Item":
         if self.model_fields_set not in _FORMS:
-            raise ValueError("expected one of: prompt and response; messages; text; ids")
+            raise PydanticCustomError("unsupported", "expected one of: prompt and response; messages; text; ids")
         if any(getattr(self, name) is None for name in self.model_fields_set):
-            raise ValueError("expected a value, got null")
+            raise PydanticCustomError("unsupported", "expected a value, got null")
         return self
 
     def item(self, options: dict[str, Any]) -> Item:
@@ -99,7 +83,7 @@ class _PrefixRewards(_Options):
 
 
 def _read_rewards(body: _Rewards) -> ScoringRequest:
-    options = template_kwargs(body.template_kwargs, "template_kwargs")
+    options = template_kwargs(body.template_kwargs, param="template_kwargs")
     return ScoringRequest(
         items=[each.item(options) for each in body.items],
         names=[f"items[{number}]" for number in range(len(body.items))],
@@ -111,7 +95,7 @@ def _read_rewards(body: _Rewards) -> ScoringRequest:
 
 
 def _read_rank(body: _Rank) -> ScoringRequest:
-    options = template_kwargs(body.template_kwargs, "template_kwargs")
+    options = template_kwargs(body.template_kwargs, param="template_kwargs")
     prompt = _dumped(body.prompt)
     return ScoringRequest(
         items=[Pair(prompt, _dumped(each), options) for each in body.responses],
@@ -123,7 +107,7 @@ def _read_rank(body: _Rank) -> ScoringRequest:
 
 
 def _read_prefixes(body: _PrefixRewards) -> ScoringRequest:
-    options = template_kwargs(body.template_kwargs, "template_kwargs")
+    options = template_kwargs(body.template_kwargs, param="template_kwargs")
     return ScoringRequest(
         items=[body.item.item(options)],
         names=["item"],
@@ -177,7 +161,7 @@ def _dumped(part: Any) -> Any:
 
 def _error(error: ServingError) -> tuple[int, Any]:
     described = {"type": error.failure, "message": error.message, "param": error.param}
-    return _STATUS[error.failure], {"error": described}
+    return STATUSES[error.failure], {"error": described}
 
 
 def _models(info: ServerInfo) -> dict[str, Any]:
