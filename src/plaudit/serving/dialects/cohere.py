@@ -27,7 +27,7 @@ from plaudit.serving.serving_errors import Failure, ServingError
 
 __all__ = ["COHERE", "JINA"]
 
-_NO_CUTS = "documents are scored whole: leave this option out."
+_NO_CUTS = "documents are scored whole: leave this option out"
 
 
 class _Rerank(Body):
@@ -43,7 +43,7 @@ class _CohereRerank(_Rerank):
     """A body of /v2/rerank."""
 
     max_tokens_per_doc: Annotated[Any, only(reason=_NO_CUTS)] = None
-    relevant_spans: Annotated[Any, only(reason="a reward is for a whole document: leave relevant_spans out.")] = None
+    relevant_spans: Annotated[Any, only(reason="a reward is for a whole document: leave relevant_spans out")] = None
 
 
 class _JinaDocument(Body):
@@ -57,7 +57,7 @@ class _JinaRerank(_Rerank):
 
     documents: Annotated[list[str | _JinaDocument], Field(min_length=1)]  # type: ignore[assignment]
     return_documents: bool | None = None
-    return_embeddings: Annotated[Any, only(False, reason="a reward model has no embeddings.")] = None
+    return_embeddings: Annotated[Any, only(False, reason="a reward model has no embeddings")] = None
     max_doc_length: Annotated[Any, only(reason=_NO_CUTS)] = None
 
     @property

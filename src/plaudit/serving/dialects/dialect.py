@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 from uuid import uuid4
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from plaudit.serving.scoring_request import Item, Pair, Scored, ScoringRequest, ServerInfo, Text, TokenIds
@@ -101,20 +101,20 @@ def only(*values: Any, reason: str) -> BeforeValidator:
 
     Args:
         *values: The values that ask for nothing that Plaudit does not do.
-        reason: A sentence for the error message.
+        reason: What was expected, and what to do; for the error message.
     """
 
     def check(value: Any) -> Any:
         if value is None or value in values:
             return value
-        raise PydanticCustomError("unsupported", "{reason}", {"reason": reason})
+        raise PydanticCustomError("literal_error", "{reason}", {"reason": reason})
 
     return BeforeValidator(check)
 
 
-Texts = Annotated[list[str], FailFast(), Field(min_length=1)]
-_Ids = Annotated[list[Annotated[int, Field(ge=0)]], FailFast(), Field(min_length=1)]
-Ids = _Ids | Annotated[list[_Ids], FailFast(), Field(min_length=1)]
+Texts = Annotated[list[str], Field(min_length=1, fail_fast=True)]
+_Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
+Ids = _Ids | Annotated[list[_Ids], Field(min_length=1, fail_fast=True)]
 Input = str | Texts | Ids
 
 _RENDERING_ARGUMENTS = frozenset(
@@ -125,7 +125,7 @@ _RENDERING_ARGUMENTS = frozenset(
 )  # fmt: skip
 
 
-def template_kwargs(given: dict[str, Any] | None, *, param: str) -> dict[str, Any]:
+def template_kwargs(given: dict[str, Any] | None, param: str) -> dict[str, Any]:
     """Return keyword arguments for the chat template.
 
     Args:

@@ -16,7 +16,7 @@ from plaudit.serving.serving_errors import ServingError
 
 __all__ = ["HUGGINGFACE"]
 
-_NO_SOFTMAX = 'expected "none" or "sigmoid": the softmax of a single reward is 1 for every text.'
+_NO_SOFTMAX = 'expected "none" or "sigmoid": the softmax of a single reward is 1 for every text'
 
 
 class _Parameters(Body):

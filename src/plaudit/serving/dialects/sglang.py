@@ -39,7 +39,7 @@ from plaudit.serving.serving_errors import Failure, ServingError
 
 __all__ = ["SGLANG"]
 
-_TEXT_ONLY = "expected text only: no images, sounds or videos."
+_TEXT_ONLY = "expected text only: no images, sounds or videos"
 
 
 class _Classify(Body):
@@ -54,7 +54,7 @@ class _Classify(Body):
 
     @property
     def is_batch(self) -> bool:
-        """Whether the answer is a list."""
+        """True where the answer is a list."""
         if self.input_ids is not None:
             return isinstance(self.input_ids[0], list)
         return isinstance(self.text, list)
@@ -71,7 +71,7 @@ class _Embeddings(_Input):
     """A body of /v1/embeddings."""
 
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: Annotated[Any, only(reason="a reward is one number: leave dimensions out.")] = None
+    dimensions: Annotated[Any, only(reason="a reward is one number: leave dimensions out")] = None
 
 
 class _Rerank(Body):
@@ -81,7 +81,7 @@ class _Rerank(Body):
     documents: Texts
     top_n: Annotated[int, Field(ge=1)] | None = None
     return_documents: bool = True
-    instruct: Annotated[Any, only(reason="the model is scored with its own chat template: leave instruct out.")] = None
+    instruct: Annotated[Any, only(reason="the model is scored with its own chat template: leave instruct out")] = None
 
 
 def _read_classify(body: _Classify) -> ScoringRequest:

@@ -11,7 +11,7 @@ right one if it does not say; without it, it is an error if `truncate` is false,
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, FailFast, Field
+from pydantic import BeforeValidator, Field
 
 from plaudit.serving.dialects.dialect import (
     STATUSES,
@@ -42,17 +42,17 @@ class _Options(Body):
     raw_scores: bool | None = None
 
 
-_Sequence = str | Annotated[list[str], FailFast(), Field(min_length=1, max_length=2)]
+_Sequence = str | Annotated[list[str], Field(min_length=1, max_length=2, fail_fast=True)]
 
 
 class _Predict(_Options):
     """A body of /predict."""
 
-    inputs: str | Annotated[list[_Sequence], FailFast(), Field(min_length=1)]
+    inputs: str | Annotated[list[_Sequence], Field(min_length=1, fail_fast=True)]
 
     @property
     def is_batch(self) -> bool:
-        """Whether the answer is a list for each input."""
+        """True where the answer has a list for each input."""
         return isinstance(self.inputs, list) and any(isinstance(each, list) for each in self.inputs)
 
 

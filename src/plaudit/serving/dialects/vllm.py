@@ -41,8 +41,8 @@ from plaudit.serving.serving_errors import Failure, ServingError
 
 __all__ = ["VLLM", "classification", "list_models"]
 
-_NO_ACTIVATION = "this option is not served; set use_activation to true for a sigmoid, or leave it out."
-_NO_TEMPLATE = "a request may not bring a chat template: the model is scored with its own. Leave it out."
+_NO_ACTIVATION = "this option is not served; set use_activation to true for a sigmoid, or leave both out"
+_NO_TEMPLATE = "a request may not bring a chat template: the model is scored with its own"
 
 
 class _Options(Body):
@@ -56,9 +56,9 @@ class _Options(Body):
     activation: Annotated[Any, only(False, reason=_NO_ACTIVATION)] = None  # names of older versions
     softmax: Annotated[Any, only(False, reason=_NO_ACTIVATION)] = None
     normalize: Annotated[Any, only(False, reason=_NO_ACTIVATION)] = None
-    padding: Annotated[Any, only("do_not_pad", reason="sequences are never padded to a length.")] = None
-    priority: Annotated[Any, only(0, reason="requests have no priority here; expected 0.")] = None
-    mm_processor_kwargs: Annotated[Any, only(reason="expected text only: no images, sounds or videos.")] = None
+    padding: Annotated[Any, only("do_not_pad", reason="sequences are never padded to a length")] = None
+    priority: Annotated[Any, only(0, reason="requests have no priority here; expected 0")] = None
+    mm_processor_kwargs: Annotated[Any, only(reason="expected text only: no images, sounds or videos")] = None
     chat_template: Annotated[Any, only(reason=_NO_TEMPLATE)] = None
 
 
@@ -76,15 +76,23 @@ class _Classify(_Options):
 class _Pooling(_Classify):
     """A body of /pooling."""
 
-    task: Annotated[Any, only("classify", reason="expected the task classify: a sequence has one reward.")] = None
-    encoding_format: Annotated[Any, only("float", reason="expected the encoding_format float.")] = None
-    dimensions: Annotated[Any, only(reason="a reward is one number: leave dimensions out.")] = None
+    task: Annotated[Any, only("classify", reason="expected the task classify: a sequence has one reward")] = None
+    encoding_format: Annotated[Any, only("float", reason="expected the encoding_format float")] = None
+    dimensions: Annotated[Any, only(reason="a reward is one number: leave dimensions out")] = None
 
 
 _Side = str | Texts | None
 
 
-class _Score(_Options):
+class _Pairs(_Options):
+    """The fields that /score and /rerank share."""
+
+    instruction: Annotated[Any, only(reason=_NO_TEMPLATE)] = None
+    max_tokens_per_query: Annotated[Any, only(0, reason="use truncate_prompt_tokens")] = None
+    max_tokens_per_doc: Annotated[Any, only(0, reason="use truncate_prompt_tokens")] = None
+
+
+class _Score(_Pairs):
     """A body of /score: two lists, under one of four pairs of names."""
 
     queries: _Side = None
@@ -94,20 +102,14 @@ class _Score(_Options):
     data_2: _Side = None
     text_1: _Side = None
     text_2: _Side = None
-    instruction: Annotated[Any, only(reason=_NO_TEMPLATE)] = None
-    max_tokens_per_query: Annotated[Any, only(0, reason="use truncate_prompt_tokens.")] = None
-    max_tokens_per_doc: Annotated[Any, only(0, reason="use truncate_prompt_tokens.")] = None
 
 
-class _Rerank(_Options):
+class _Rerank(_Pairs):
     """A body of /rerank."""
 
     query: str
     documents: str | Texts
     top_n: int = 0
-    instruction: Annotated[Any, only(reason=_NO_TEMPLATE)] = None
-    max_tokens_per_query: Annotated[Any, only(0, reason="use truncate_prompt_tokens.")] = None
-    max_tokens_per_doc: Annotated[Any, only(0, reason="use truncate_prompt_tokens.")] = None
 
 
 def _request(body: _Options, items: list[Item], names: list[str]) -> ScoringRequest:
@@ -137,7 +139,7 @@ def _conversation(body: _Classify) -> Conversation:
     if body.add_special_tokens:
         message = "the chat template writes the special tokens of messages: leave add_special_tokens out."
         raise ServingError("invalid", message, param="add_special_tokens")
-    options = template_kwargs(body.chat_template_kwargs, param="chat_template_kwargs")
+    options = template_kwargs(body.chat_template_kwargs, "chat_template_kwargs")
     for name in ("add_generation_prompt", "continue_final_message"):
         if getattr(body, name):
             options = options | {name: True}
