@@ -28,7 +28,7 @@ _MOST_ERRORS = 1_000
 _SAFE_MESSAGES = re.compile(
     r"missing|extra_forbidden|\w+_type|literal_error|enum|finite_number|int_parsing|int_from_float|float_parsing"
     r"|bool_parsing|too_short|too_long|string_too_short|string_too_long|greater_than(_equal)?|less_than(_equal)?"
-    r"|multiple_of|union_tag_not_found"
+    r"|multiple_of|union_tag_not_found|unsupported"
 )
 
 
