@@ -50,8 +50,8 @@ def run(
     """
     config = uvicorn.Config(
         application, host=host, port=port, http=bounded_protocol(service.limits), ws="none", lifespan="off",
-        log_config=None, log_level="warning", access_log=False, server_header=False, date_header=True, proxy_headers=False,
-        backlog=2048, timeout_graceful_shutdown=2,
+        log_config=None, log_level="warning", access_log=False, server_header=False, date_header=True,
+        proxy_headers=False, backlog=2048, timeout_graceful_shutdown=2,
     )  # fmt: skip
     server = _Server(config, service, on_ready)
     try:
