@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class Engine(Protocol):
-    """What the scheduler needs of `plaudit.engine.ScoringEngine`."""
+    """An engine such as `plaudit.engine.ScoringEngine`: one call at a time, token ids to rewards."""
 
     layout: str
     max_tokens_per_batch: int
@@ -199,13 +199,12 @@ class Scheduler:
             submission.started = submission.started or started
             submission.steps += 1
         elsewhere = self._score(step)
-        finished = time.monotonic()
+        finished = self.last_step_finished = time.monotonic()
         for submission in self._in_step:
             submission.finish(finished)
         with self._changed:
             self._ended = sum(submission.future.done() for submission in self._in_step)
             self._in_step = set()
-        self.last_step_finished = finished
         tokens, distinct = sum(map(len, step)), sum(sequence.new_tokens for sequence in step)
         self._on_step(Step(len(step), tokens, distinct, finished - started - elsewhere))
 

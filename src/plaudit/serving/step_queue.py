@@ -13,6 +13,8 @@ from bisect import bisect_left, insort
 from dataclasses import dataclass, field
 from operator import attrgetter
 
+import numpy as np
+
 from plaudit.forest.trie import SHARED_TOKENS, common_tokens
 from plaudit.serving.submission import QueuedSequence, Submission
 
@@ -158,6 +160,7 @@ class _Choice:
         self._sequences, self._clients = sequences, clients
         self._max_tokens, self._layout = max_tokens, layout
         self._sorted: list[int] = []  # the chosen positions in ascending order
+        self._known: dict[tuple[int, int], int] = {}  # shared tokens of pairs of positions
         self._tokens, self._longest = 0, 0
         self._links: list[int] = []  # tokens that each chosen sequence shares with those of its group before it
         self._by_service = [(client.virtual_time, client.number, client) for client in clients.values()]
@@ -208,11 +211,17 @@ class _Choice:
         return self._common_tokens(edge, position), position
 
     def _common_tokens(self, first: int, second: int) -> int:
-        shared = common_tokens(self._sequences[first].ids, self._sequences[second].ids)
-        return shared if shared >= SHARED_TOKENS else 0
+        """Return the tokens that two sequences share, as the engine counts them."""
+        pair = (first, second) if first < second else (second, first)
+        if pair not in self._known:
+            # Equality does not depend on the order of the bytes, and the machine's own is faster.
+            one, other = (self._sequences[position].ids.view(np.uint32) for position in pair)
+            shared = common_tokens(one, other)
+            self._known[pair] = shared if shared >= SHARED_TOKENS else 0
+        return self._known[pair]
 
     def _shared_tokens(self, position: int) -> int:
-        """Return the tokens that a sequence shares with the chosen ones, as the engine counts them."""
+        """Return the tokens that a sequence shares with the chosen ones."""
         if self._layout != "forest":
             return 0
         place = bisect_left(self._sorted, position)
