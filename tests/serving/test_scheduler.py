@@ -8,6 +8,7 @@ from concurrent.futures import CancelledError
 
 import numpy as np
 import pytest
+import torch
 
 from plaudit.errors import ModelError
 from plaudit.serving.scheduler import Scheduler
@@ -224,6 +225,17 @@ def test_a_failure_of_the_thread_itself_is_the_end(serve):
     assert scheduler.state == "dead"
     with pytest.raises(ServingError, match="stopped"):
         submit(scheduler, ids(3))
+
+
+@pytest.mark.skipif(not hasattr(torch, "AcceleratorError"), reason="this torch has no type for a fault of the device")
+def test_a_fault_of_the_device_is_the_end(serve):
+    class Lost(Engine):
+        def score(self, sequences):
+            raise torch.AcceleratorError("device-side assert")
+
+    scheduler = serve(Lost())
+    assert failure(submit(scheduler, ids(1), ids(2))) == "dead"
+    assert scheduler.state == "dead"
 
 
 def test_stop_lets_the_running_step_end_and_fails_the_rest(serve):

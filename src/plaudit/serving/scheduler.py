@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from plaudit.serving.serving_errors import Failure, ServingError
@@ -20,6 +21,9 @@ from plaudit.serving.submission import Outcome, QueuedSequence, Submission
 __all__ = ["Engine", "Scheduler", "Step"]
 
 logger = logging.getLogger(__name__)
+
+# After a fault of the device itself every later call in this process fails as well. (torch 2.6 has no type for it.)
+_DEVICE_LOST: tuple[type[Exception], ...] = (torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()
 
 
 class Engine(Protocol):
@@ -64,7 +68,8 @@ class Scheduler:
         hung_after: Seconds after which a call of the engine counts as hung.
 
     Attributes:
-        state: "running"; "dead" after a failure of the thread itself or `fail_all`; "stopped" after `stop`.
+        state: "running"; "dead" after a fault of the device, a failure of the thread itself or `fail_all`; "stopped"
+            after `stop`.
         last_step_finished: `time.monotonic()` after the last step; `None` before that.
     """
 
@@ -236,6 +241,8 @@ class Scheduler:
             try:
                 rewards = self._engine.score([sequence.ids for sequence in step]).tolist()
             except Exception as error:
+                if isinstance(error, _DEVICE_LOST):
+                    raise
                 logger.error("a step of %d sequences has failed: %s", len(step), _without_message(error))
                 return None, elsewhere
             finally:
