@@ -350,7 +350,8 @@ def test_the_key_is_sent_and_never_shown(server, monkeypatch, caplog):
         ("http://", "expected an address"),
         ("http://host:port", "expected an address"),
         ("http://host/?key=1", "expected an address"),
-        ("http://me:secret@host", "expected no name and no password in the address of host"),
+        ("http://me:secret/@host", "expected an address without a name and a password"),
+        ("http://me:secret@host", "expected an address without a name and a password"),
     ],
 )
 def test_addresses_that_cannot_be_are_refused_at_once(url, said):

@@ -52,7 +52,7 @@ class RemoteRewardModel(BaseRewardModel):
         key: str | None = None,
         model: str | None = None,
         timeout: float = 110.0,
-        retries: int = 10,
+        retries: int = 100,
         batch_items: int = 256,
         overlong: str = "truncate",
         only_version: str | None = None,

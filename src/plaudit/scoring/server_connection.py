@@ -46,7 +46,7 @@ class ServerConnection:
         ConfigError: An argument cannot be used.
     """
 
-    def __init__(self, url: str, key: str | None = None, *, timeout: float = 110.0, retries: int = 10) -> None:
+    def __init__(self, url: str, key: str | None = None, *, timeout: float = 110.0, retries: int = 100) -> None:
         if not timeout > 0:
             raise ConfigError(f"timeout: expected a number of seconds above 0, got {timeout!r}.")
         if retries < 0:
@@ -95,7 +95,7 @@ class ServerConnection:
         """Return the first answer that is no reason to try again, or the last one."""
         retry = Retry(
             self.retries, allowed_methods=None, status_forcelist=_RETRIED, backoff_factor=0.5, backoff_jitter=0.5,
-            backoff_max=30,
+            backoff_max=10,
         )  # fmt: skip
         end = time.monotonic() + self.timeout
         for tries in count(1):
@@ -163,23 +163,23 @@ class ServerConnection:
             return ModelError(f"{self.url}: {message}")
         if kind in ("unknown_model", "forbidden") or param in ("normalize", "calibrated"):
             return ConfigError(f"{self.url}: {message}")
-        if kind in ("invalid", "too_long", "body_too_large", "slow"):
+        if kind in ("invalid", "too_long", "body_too_large"):
             return DataError(message)
         return ServerError(f"{self.url} answers {status}: {message}. {_IS_IT_RUNNING}")
 
 
 def _checked_url(url: str) -> str:
+    if "@" in url:
+        raise ConfigError(
+            f"url: expected an address without a name and a password, since addresses are printed and logged. Give "
+            f"`key=`, or set {API_KEY_VARIABLE}."
+        )
     try:
         parts = urlsplit(url)
-        parts.port  # noqa: B018  # raises if it is no port
-    except ValueError as error:
-        raise ConfigError(f"url: expected an address such as http://127.0.0.1:8000 ({error}).") from error
-    if parts.username is not None or parts.password is not None:  # not to be repeated
-        raise ConfigError(
-            f"url: expected no name and no password in the address of {parts.hostname}, since addresses are printed "
-            f"and logged. Give `key=`, or set {API_KEY_VARIABLE}."
-        )
-    if not is_server_url(url) or not parts.hostname or parts.query or parts.fragment:
+        is_valid = bool(parts.hostname) and parts.port != 0 and not (parts.query or parts.fragment)
+    except ValueError:  # no port
+        is_valid = False
+    if not is_valid or not is_server_url(url):
         raise ConfigError(f"url: expected an address such as http://127.0.0.1:8000, got {url!r}.")
     return url.rstrip("/")
 
