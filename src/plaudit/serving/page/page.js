@@ -1,6 +1,3 @@
-<<<<<<< HEAD
-
-=======
 /* The page of a Plaudit server: compare responses, draw prefix curves, score a file.
  *
  * Three rules hold in the whole script. Text enters the document through `element` and `say`, which make invisible
@@ -907,4 +904,3 @@ fillCompare("", ["", ""]);
 showHistory();
 openTab(tabs.map((tab) => tab.getAttribute("aria-controls")).find((name) => `#${name}` === location.hash) ?? "compare");
 loadModels();
->>>>>>> page
