@@ -39,6 +39,7 @@ class ServedModel:
         truncates: Truncate a sequence that is too long where the request does not say, from the left.
         device_lock: A lock that the models of one device share, so that they run in turns.
         on_step: Called in the model's thread after each step.
+        hung_after: Seconds after which a step counts as hung.
 
     Attributes:
         info: Name, version and properties of the model.
@@ -55,6 +56,7 @@ class ServedModel:
         truncates: bool = False,
         device_lock: "Lock | None" = None,
         on_step: Callable[[Step], object] = lambda _: None,
+        hung_after: float = 300.0,
     ) -> None:
         self.reward_model, self._pool, self.in_use = reward_model, pool, 0
         self._default_truncation: Literal["error", "left"] = "left" if truncates else "error"
@@ -69,7 +71,7 @@ class ServedModel:
         )  # chooses the layout, and warms the model up
         self.scheduler = Scheduler(
             reward_model.engine, max_tokens=reward_model.engine.max_tokens_per_batch, device_lock=device_lock,
-            on_step=on_step,
+            on_step=on_step, hung_after=hung_after,
         )  # fmt: skip
         self.info = _describe(name, reward_model)
         self.scheduler.start()
