@@ -80,6 +80,11 @@ def compare(page, prompt, *responses):
     page.wait_for_selector("#compare-form:not([aria-busy])")
 
 
+def ranked_numbers(page):
+    """Reward and win probability of each response, in the order of the page."""
+    return [float(each) for each in page.locator("#ranking data").evaluate_all("all => all.map(each => each.value)")]
+
+
 def draw_curve(page, prompt, response):
     page.click("#tab-curve")
     page.fill("#curve textarea >> nth=0", prompt)
@@ -117,7 +122,7 @@ def test_responses_stand_best_first_with_the_numbers_of_the_server(show):
     compare(page, PROMPT, *responses)
     rewards = [reward_of(PROMPT + response) for response in responses]
     order = sorted(range(3), key=lambda n: -rewards[n])
-    shown = [float(text) for text in page.locator("#ranking data").evaluate_all("all => all.map(each => each.value)")]
+    shown = ranked_numbers(page)
     assert shown[::2] == pytest.approx([rewards[n] for n in order])
     assert shown[1::2] == pytest.approx([softmax(rewards)[n] for n in order])
     cards = page.locator("#ranking > li").all_inner_texts()
@@ -213,18 +218,15 @@ def test_a_key_that_is_refused_is_told(show, stub):
 
 
 def test_the_page_works_on_the_server_itself_with_a_key(show, server, tmp_path):
-    key = "a key of this test that is long enough".replace(" ", "-")
+    key = "a-key-that-is-long-enough"
     keys = ApiKeys([hashlib.sha256(key.encode()).digest()])
     with running(create_application(server.service, keys=keys, allowed_hosts=["127.0.0.1"])) as url:
         assert requests.get(url, timeout=10).status_code == 401
         page = show(f"{url}/", http_credentials={"username": "anyone", "password": key})
         compare(page, PROMPT, POOR, GOOD)
         ranked = server.reward_model.rank(PROMPT, [POOR, GOOD])
-        shown = [
-            float(each) for each in page.locator("#ranking data").evaluate_all("all => all.map(each => each.value)")
-        ]
         expected = [number for each in ranked for number in (each.reward, each.win_probability)]
-        assert shown == pytest.approx(expected, abs=1e-5)
+        assert ranked_numbers(page) == pytest.approx(expected, abs=1e-5)
         draw_curve(page, PROMPT, GOOD)
         whole = server.reward_model.score([PROMPT + GOOD], return_details=True)
         tokens = page.get_by_role("slider").get_attribute("aria-valuemax")
