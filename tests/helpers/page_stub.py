@@ -75,7 +75,7 @@ class PageStub:
     @contextmanager
     def serve(self):
         """Serve on a free port of this machine; gives the address."""
-        files = {"/": "index.html", "/page.js": "page.js", "/page.css": "page.css"}
+        files = {"/": "index.html", "/page.js": "page.js", "/page.css": "page.css", "/icon.svg": "icon.svg"}
         routes = [Route(path, self.file(name)) for path, name in files.items()]
         routes.append(Route("/info", self.info))
         scoring = {"/v1/rank": self.rank, "/v1/rewards": self.rewards, "/v1/prefix-rewards": self.prefix_rewards}

@@ -1,12 +1,18 @@
 """The page of a server in Chromium: comparisons, curves, files, history; hostile texts, keyboard, narrow and dark."""
 
+import hashlib
 import json
 import random
 import re
 
 import pytest
+import requests
 from chromium import colour, contrast, luminance, needs_chromium, started_chromium
 from page_stub import MAX_LENGTH, PageStub, pieces_of, reward_of, softmax
+from running_server import running
+
+from plaudit.serving.application import create_application
+from plaudit.serving.authentication import ApiKeys
 
 pytestmark = [pytest.mark.slow, needs_chromium]
 
@@ -26,16 +32,16 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def server():
+def started_stub():
     stub = PageStub()
     with stub.serve() as stub.url:
         yield stub
 
 
 @pytest.fixture
-def stub(server):
-    server.reset()
-    return server
+def stub(started_stub):
+    started_stub.reset()
+    return started_stub
 
 
 @pytest.fixture
@@ -43,16 +49,16 @@ def show(browser, stub):
     """Open the page in a window of its own; nothing but its server was asked, and nothing was reported, at the end."""
     contexts, problems = [], []
 
-    def show(**options):
+    def show(url=stub.url, **options):
         context = browser.new_context(**options)
         contexts.append(context)
         context.add_init_script(ON_VIOLATION)
         page = context.new_page()
-        page.on("request", lambda request: request.url.startswith(stub.url) or problems.append(request.url))
+        page.on("request", lambda request: request.url.startswith(url) or problems.append(request.url))
         page.on("console", lambda said: said.text.startswith("Failed to load resource") or problems.append(said.text))
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("dialog", lambda dialog: problems.append(dialog.message))
-        page.goto(stub.url)
+        page.goto(url)
         page.wait_for_selector("#facts strong")
         return page
 
@@ -72,6 +78,11 @@ def compare(page, prompt, *responses):
         page.fill(f"#response-{number}", response)
     page.click("#compare-form .primary")
     page.wait_for_selector("#compare-form:not([aria-busy])")
+
+
+def ranked_numbers(page):
+    """Reward and win probability of each response, in the order of the page."""
+    return [float(each) for each in page.locator("#ranking data").evaluate_all("all => all.map(each => each.value)")]
 
 
 def draw_curve(page, prompt, response):
@@ -111,7 +122,7 @@ def test_responses_stand_best_first_with_the_numbers_of_the_server(show):
     compare(page, PROMPT, *responses)
     rewards = [reward_of(PROMPT + response) for response in responses]
     order = sorted(range(3), key=lambda n: -rewards[n])
-    shown = [float(text) for text in page.locator("#ranking data").evaluate_all("all => all.map(each => each.value)")]
+    shown = ranked_numbers(page)
     assert shown[::2] == pytest.approx([rewards[n] for n in order])
     assert shown[1::2] == pytest.approx([softmax(rewards)[n] for n in order])
     cards = page.locator("#ranking > li").all_inner_texts()
@@ -201,6 +212,33 @@ def test_a_key_that_is_refused_is_told(show, stub):
     stub.key_refused = True
     compare(page, PROMPT, GOOD, POOR)
     assert page.inner_text("#compare-form .general") == "The key was refused. Reload the page to sign in again."
+
+
+# The server itself
+
+
+def test_the_page_works_on_the_server_itself_with_a_key(show, server, tmp_path):
+    key = "a-key-that-is-long-enough"
+    keys = ApiKeys([hashlib.sha256(key.encode()).digest()])
+    with running(create_application(server.service, keys=keys, allowed_hosts=["127.0.0.1"])) as url:
+        assert requests.get(url, timeout=10).status_code == 401
+        page = show(f"{url}/", http_credentials={"username": "anyone", "password": key})
+        compare(page, PROMPT, POOR, GOOD)
+        ranked = server.reward_model.rank(PROMPT, [POOR, GOOD])
+        expected = [number for each in ranked for number in (each.reward, each.win_probability)]
+        assert ranked_numbers(page) == pytest.approx(expected, abs=1e-5)
+        draw_curve(page, PROMPT, GOOD)
+        whole = server.reward_model.score([PROMPT + GOOD], return_details=True)
+        tokens = page.get_by_role("slider").get_attribute("aria-valuemax")
+        assert page.inner_text("#tokens").replace("\u2205", "").startswith(GOOD[:3])
+        assert tokens == str(whole.tokens[0])
+        assert f"{whole.rewards[0]:.3f}".replace("-", "\u2212") in page.inner_text("#readout")
+        rows = [{"prompt": PROMPT, "chosen": GOOD, "rejected": POOR}, {"text": "long " * 200}, {"text": GOOD}]
+        score_file(page, as_lines(tmp_path / "rows.jsonl", rows))
+        pair, too_long, text = results(page)
+    assert pair["margin"] == pytest.approx(server.reward_model.score([PROMPT] * 2, [GOOD, POOR]) @ [1, -1], abs=1e-5)
+    assert too_long["error"].startswith("this row")
+    assert text["reward"] == pytest.approx(server.reward_model.score([GOOD])[0], abs=1e-5)
 
 
 # Prefix curve

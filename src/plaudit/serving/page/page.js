@@ -88,7 +88,7 @@ async function call(path, body, signal) {
   }
 }
 
-let server = { version: "", models: [], limits: {} };
+let server = { version: "", models: [] };
 
 const model = () => server.models[byId("model").value] ?? {};
 const settings = () => ({ model: model().name, truncation: byId("truncate").checked ? "left" : "error" });
@@ -535,11 +535,10 @@ const BATCHES_IN_FLIGHT = 2;
 const MOST_TRIES = 8;
 const MOST_SHOWN_ERRORS = 100;
 const MOST_KEPT_ROWS = 2_000_000; // about 250 MB of results
+const LONGEST_ROW = 8_000_000; // bytes
 const BATCH = { items: 64, rows: 256, bytes: 1_000_000 };
 let scoring = null; // the current run
 let download = null; // the URL of the last results
-
-const longestRow = () => Math.min(server.limits.max_body_bytes ?? Infinity, 8 << 20) - 1024;
 
 /** Yield the lines of a file, as bytes, with their numbers; of a line that is too long, its length alone. */
 async function* linesOf(file, state) {
@@ -547,7 +546,7 @@ async function* linesOf(file, state) {
   let [number, parts, length] = [1, [], 0];
   const take = (bytes) => {
     length += bytes.length;
-    if (length <= longestRow()) parts.push(bytes);
+    if (length <= LONGEST_ROW) parts.push(bytes);
     else parts = [];
   };
   try {
@@ -583,8 +582,7 @@ function joined(parts, length) {
 
 /** Decode a line and read its JSON object; raise an error that says what is wrong with it. */
 function readLine({ parts, length }) {
-  const most = longestRow();
-  if (length > most) throw new Error(`This row has ${whole(length)} bytes; at most ${whole(most)} are sent.`);
+  if (length > LONGEST_ROW) throw new Error(`This row has ${whole(length)} bytes; at most ${whole(LONGEST_ROW)} are sent.`);
   let text, row;
   try {
     text = new TextDecoder("utf-8", { fatal: true }).decode(joined(parts, length));
