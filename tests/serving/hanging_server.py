@@ -1,4 +1,4 @@
-"""A server whose model hangs or dies at the first request. Its arguments: the folder of a model, and "hang" or "die"."""
+"""A server whose model hangs or dies at the first request; arguments: the folder of a model, and hang or die."""
 
 import sys
 import time
