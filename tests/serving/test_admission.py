@@ -86,6 +86,15 @@ def test_a_light_client_does_not_wait_for_the_whole_queue_of_a_greedy_one():
             pass
 
 
+def test_a_light_client_is_refused_where_it_would_make_others_late():
+    doorman = admission()
+    doorman.record(step(100, 1.0))
+    with reserve(doorman, client="greedy", size=4_000, seconds=13.0):
+        refusal(doorman, client="light", seconds=13.0)
+    with reserve(doorman, client="greedy", size=4_000, seconds=14.0), reserve(doorman, client="light", seconds=5.0):
+        pass
+
+
 def test_the_time_to_try_again_is_at_most_a_minute():
     doorman = admission()
     doorman.record(step(1, 1.0))

@@ -161,6 +161,21 @@ def test_two_greedy_clients_get_equal_shares_of_the_tokens():
     assert abs(tokens["short sequences"] - tokens["long sequences"]) <= 800
 
 
+def test_deadlines_go_before_fairness_where_work_would_be_late():
+    """A client that has had more than others keeps the promise of its deadline."""
+    queue = StepQueue()
+    add(queue, [some_ids(400, [0, number]) for number in range(10)], "greedy", deadline=10.0)
+    queue.next_step(1_600, "forest")
+    for number in range(20):
+        add(queue, [some_ids(400, [1, number])], f"light {number}", deadline=100.0)
+    assert not queue.is_tight(0.0, 0.001, 1_600)  # 2.4 s of work, and two steps of 1.6 s
+    assert queue.is_tight(4.0, 0.001, 1_600)
+    assert clients(queue.next_step(1_600, "forest", earliest_first=True)) == {"greedy": 4}
+    assert clients(queue.next_step(1_600, "forest", earliest_first=True))["greedy"] == 2
+    assert not queue.is_tight(8.0, 0.001, 1_600)
+    assert "greedy" not in clients(queue.next_step(1_600, "forest"))
+
+
 def test_a_client_saves_no_claim_while_it_asks_for_nothing():
     queue = StepQueue()
     add(queue, [some_ids(400, [0, number]) for number in range(100)], "steady")

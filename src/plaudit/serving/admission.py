@@ -1,26 +1,27 @@
 """`Admission`: budgets of items, tokens and bytes that wait, and the refusal of what would wait for too long."""
 
 import math
-import threading
 from collections import Counter
 from types import TracebackType
 
 from plaudit.serving.scheduler import Step
 from plaudit.serving.serving_errors import ServingError
+from plaudit.serving.throughput import Throughput
 
 __all__ = ["Admission", "Reservation"]
 
 _TOKENS_PER_BYTE = 0.25  # before any request was tokenised
 _REMEMBERED_BYTES = 1_000_000  # of recent bodies, over which tokens for a byte are averaged
-_REMEMBERED_SECONDS = 10.0  # of recent steps, over which the rate is averaged
 _SAFE_SHARE = 0.8  # of the time to its deadline that a request may be expected to wait
 
 
 class Reservation:
     """The share of the budgets that one request holds until its context ends."""
 
-    def __init__(self, admission: "Admission", client: str, items: int, tokens: float, size: int) -> None:
-        self.client, self.items, self.tokens, self.size = client, items, tokens, size
+    def __init__(
+        self, admission: "Admission", client: str, *, items: int, tokens: float, size: int, seconds: int
+    ) -> None:
+        self.client, self.items, self.tokens, self.size, self.seconds = client, items, tokens, size, seconds
         self._admission = admission
 
     def settle(self, tokens: int) -> None:
@@ -52,9 +53,9 @@ class Admission:
         self._tokens: dict[str, float] = {}  # of each client
         self._requests: Counter[str] = Counter()  # of each client
         self._max_items, self._max_tokens, self._max_bytes = max_items, max_tokens, max_bytes
+        self._deadlines: Counter[int] = Counter()  # requests by the whole seconds that they had to their deadline
         self._known_bytes, self._known_tokens = 0.0, 0.0
-        self._lock = threading.Lock()  # guards the two sums over recent steps
-        self._run_tokens, self._run_seconds = 0.0, 0.0
+        self._throughput = Throughput()
 
     def reserve(self, *, client: str, items: int, size: int, seconds: float) -> Reservation:
         """Reserve the budgets for one request. A request that finds the server empty is always admitted.
@@ -72,11 +73,13 @@ class Admission:
         if self._items:
             if self._is_full(items, tokens, size):
                 raise self._refusal("the queue is full")
-            if self._wait_of(client, tokens) > _SAFE_SHARE * seconds:
+            if self._is_late(client, tokens, seconds):
                 raise self._refusal("the request would wait for longer than its deadline allows")
+        reservation = Reservation(self, client, items=items, tokens=tokens, size=size, seconds=int(seconds))
         self._requests[client] += 1
+        self._deadlines[reservation.seconds] += 1
         self._add(client, items, tokens, size)
-        return Reservation(self, client, items, tokens, size)
+        return reservation
 
     def settle(self, reservation: Reservation, tokens: int) -> None:
         """Replace the estimated tokens of a reservation, and learn how many tokens a byte has."""
@@ -92,28 +95,31 @@ class Admission:
         self._requests[reservation.client] -= 1
         if not self._requests[reservation.client]:
             del self._requests[reservation.client], self._tokens[reservation.client]
+        self._deadlines[reservation.seconds] -= 1
+        if not self._deadlines[reservation.seconds]:
+            del self._deadlines[reservation.seconds]
 
     def record(self, step: Step) -> None:
-        """Note the speed of a step. Time between steps does not count, so that a pause changes nothing."""
-        with self._lock:
-            kept = math.exp(-step.seconds / _REMEMBERED_SECONDS)
-            self._run_tokens = self._run_tokens * kept + step.tokens
-            self._run_seconds = self._run_seconds * kept + step.seconds
+        """Note the speed of a step; called from the threads of engines."""
+        self._throughput.record(step.tokens, step.seconds)
 
     @property
     def estimated_wait(self) -> float:
         """Seconds until all that waits now has run; 0 before any step was measured."""
-        return sum(self._tokens.values()) * self._seconds_per_token()
+        return sum(self._tokens.values()) * self._throughput.seconds_per_token
 
-    def _wait_of(self, client: str, tokens: float) -> float:
-        """Return the seconds until a request has run, if each other client is served as many tokens as this one."""
+    def _is_late(self, client: str, tokens: float, seconds: float) -> bool:
+        """Return whether a request would be late, or make others late.
+
+        A client waits for as many tokens of each other client as it has itself. To let it go before others must leave
+        them time: the whole queue has to fit into the longest of the deadlines.
+        """
         own = self._tokens.get(client, 0.0) + tokens
         others = sum(min(waiting, own) for name, waiting in self._tokens.items() if name != client)
-        return (own + others) * self._seconds_per_token()
-
-    def _seconds_per_token(self) -> float:
-        with self._lock:
-            return self._run_seconds / self._run_tokens if self._run_tokens else 0.0
+        longest = max(seconds, max(self._deadlines, default=0))
+        second = self._throughput.seconds_per_token
+        whole_wait = self.estimated_wait + tokens * second
+        return (own + others) * second > _SAFE_SHARE * seconds or whole_wait > _SAFE_SHARE * longest
 
     def _tokens_per_byte(self) -> float:
         return self._known_tokens / self._known_bytes if self._known_bytes else _TOKENS_PER_BYTE

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from plaudit.serving.serving_errors import Failure, ServingError
 from plaudit.serving.step_queue import StepQueue
 from plaudit.serving.submission import Outcome, QueuedSequence, Submission
+from plaudit.serving.throughput import Throughput
 
 __all__ = ["Engine", "Scheduler", "Step"]
 
@@ -90,6 +91,7 @@ class Scheduler:
         self._linger, self._hung_after = linger, hung_after
         self._changed = threading.Condition()  # guards all that follows; never held while the engine runs
         self._queue = StepQueue()
+        self._throughput = Throughput()
         self._unfinished: set[Submission] = set()
         self._in_step: set[Submission] = set()
         self._arrived = self._ended = 0  # submissions since the last step was chosen, and those that it ended
@@ -185,7 +187,8 @@ class Scheduler:
                 pause = self._pause(now, limit) if self._queue.items else None
                 if pause is not None and pause <= 0:
                     late = self._queue.expire(now)
-                    step = self._queue.next_step(limit, self._engine.layout)
+                    is_tight = self._queue.is_tight(now, self._throughput.seconds_per_token, limit)
+                    step = self._queue.next_step(limit, self._engine.layout, earliest_first=is_tight)
                     self._in_step = {sequence.submission for sequence in step}
                     self._arrived = 0
                     return late, step
@@ -211,6 +214,7 @@ class Scheduler:
             self._ended = sum(submission.future.done() for submission in self._in_step)
             self._in_step = set()
         tokens, distinct = sum(map(len, step)), sum(sequence.new_tokens for sequence in step)
+        self._throughput.record(tokens, finished - started)
         self._on_step(Step(len(step), tokens, distinct, finished - started - elsewhere))
 
     def _score(self, step: list[QueuedSequence]) -> float:

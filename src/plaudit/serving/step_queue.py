@@ -22,6 +22,7 @@ __all__ = ["StepQueue"]
 
 _order = attrgetter("order")
 _FEW = 8  # sequences that are inserted one by one; a sort of the whole queue is faster for more
+_SAFE_SHARE = 0.9  # of the time to a deadline, that the work up to it may take before deadlines go before fairness
 _EMPTY_ROOM = 16  # tokens of room that cost as much as one repeated token: a step has a fixed cost besides its tokens
 
 
@@ -59,6 +60,7 @@ class StepQueue:
         self.items, self.tokens = 0, 0
         self._sequences: list[QueuedSequence] = []
         self._clients: dict[str, _Client] = {}
+        self._by_deadline: list[tuple[float, int, Submission]] = []
         self._virtual_time = 0.0  # of the client that was served last
         self._has_discarded = False
         self._arrivals = 0
@@ -79,6 +81,7 @@ class StepQueue:
         else:
             self._sequences.extend(sequences)
             self._sequences.sort(key=_order)
+        insort(self._by_deadline, (submission.deadline, sequences[0].order[1], submission))
         tokens = sum(map(len, sequences))
         submission.waiting, submission.waiting_tokens = len(sequences), tokens
         self._count(client, len(sequences), tokens)
@@ -101,19 +104,30 @@ class StepQueue:
                 self.discard(sequence.submission)
         return late
 
-    def next_step(self, max_tokens: int, layout: str) -> list[QueuedSequence]:
+    def is_tight(self, now: float, seconds_per_token: float, max_tokens: int) -> bool:
+        """Return whether a submission would be late if two more steps went to others than the earliest deadlines."""
+        self._by_deadline = [entry for entry in self._by_deadline if entry[2].waiting]
+        tokens = 2 * max_tokens
+        for deadline, _, submission in self._by_deadline:
+            tokens += submission.waiting_tokens
+            if tokens * seconds_per_token > _SAFE_SHARE * (deadline - now):
+                return True
+        return False
+
+    def next_step(self, max_tokens: int, layout: str, *, earliest_first: bool = False) -> list[QueuedSequence]:
         """Remove and return the sequences of the next step; none if the queue is empty.
 
         Args:
             max_tokens: The most distinct tokens of the step, or positions if the layout is "padded". A longer sequence
                 runs alone.
-            layout: Layout of the engine's batches. Prefixes are shared in "forest" only.
+            layout: "forest", "padded" or "alone", as the engine has it. Prefixes are shared in "forest" only.
+            earliest_first: Choose anchors by deadline alone rather than by what each client has had.
         """
         if self._has_discarded:
             self._sequences = [sequence for sequence in self._sequences if _is_alive(sequence)]
             self._has_discarded = False
         choice = _Choice(self._sequences, self._clients, max_tokens, layout)
-        choice.fill()
+        choice.fill(earliest_first)
         self._virtual_time = max(self._virtual_time, choice.virtual_time)
         step = [self._sequences[position] for position in choice.chosen]
         for position in sorted(choice.chosen, reverse=True):
@@ -165,11 +179,17 @@ class _Choice:
         self._links: list[int] = []  # tokens that each chosen sequence shares with those of its group before it
         self._by_service = [(client.virtual_time, client.number, client) for client in clients.values()]
         heapq.heapify(self._by_service)
+        self._by_deadline = [(*client.heap[0][:2], client) for client in clients.values() if client.heap]
+        heapq.heapify(self._by_deadline)
 
-    def fill(self) -> None:
+    def fill(self, earliest_first: bool) -> None:
         """Take anchors and their neighbours until the step is full or nothing waits."""
-        while (client := self._least_served()) is not None and (anchor := client.first()) is not None:
-            self.virtual_time = client.virtual_time
+        while (least := self._least_served()) is not None:
+            self.virtual_time = least.virtual_time
+            client = self._earliest() if earliest_first else least
+            anchor = client.first() if client else None
+            if anchor is None:
+                return
             start = len(self.chosen)
             overflow = self._take_group(bisect_left(self._sequences, anchor.order, key=_order))
             if overflow is not None:
@@ -275,6 +295,19 @@ class _Choice:
             client.waiting += 1
             client.virtual_time -= sequence.new_tokens
         del self.chosen[best:]
+
+    def _earliest(self) -> _Client | None:
+        """Return the client whose first sequence has the earliest deadline of all."""
+        while self._by_deadline:
+            deadline, number, client = self._by_deadline[0]
+            first = client.first()
+            if first is None:
+                heapq.heappop(self._by_deadline)
+            elif (deadline, number) != (first.submission.deadline, first.order[1]):
+                heapq.heapreplace(self._by_deadline, (first.submission.deadline, first.order[1], client))
+            else:
+                return client
+        return None
 
     def _least_served(self) -> _Client | None:
         """Return the waiting client with the least virtual time."""

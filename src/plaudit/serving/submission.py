@@ -72,6 +72,10 @@ class Submission:
         waiting: Number of sequences in the queue, kept by the queue.
         waiting_tokens: Their tokens, whole lengths, kept by the queue.
         is_discarded: The sequences in the queue are not to run, kept by the queue.
+        missing: Number of rewards that are still to come.
+        distinct_tokens: As in the outcome, so far.
+        steps: As in the outcome, so far.
+        started: As in the outcome; 0 before the first step.
     """
 
     client: str
