@@ -42,6 +42,7 @@ class ScoringEngine:
     Attributes:
         layout: "forest", "padded", or "alone" (each sequence by itself). The first sequences are scored in two layouts,
             and a later one of the three is taken where their rewards differ.
+        vocabulary_size: One more than the greatest token id that the model takes; `None` if any id will do.
     """
 
     def __init__(self, model: "PreTrainedModel | PeftModel", max_tokens_per_batch: int) -> None:
@@ -54,9 +55,9 @@ class ScoringEngine:
         self.layout, self._is_settled = "padded", False
         self._lock = threading.Lock()
         self._pad_id = _pad_id(base)
-        self._vocabulary_size: int | None = None
+        self.vocabulary_size: int | None = None
         with suppress(NotImplementedError, AttributeError):  # Canine hashes characters and has no input embedding
-            self._vocabulary_size = embedding_rows(base)
+            self.vocabulary_size = embedding_rows(base)
         if has_reward_forward(base) and reason_for_padding(model) is None:
             attention.enable(base)
             self.layout = "forest"
@@ -97,10 +98,10 @@ class ScoringEngine:
     def _check_ids(self, arrays: list[Array]) -> None:
         """Refuse a token id outside the embedding, with which a GPU would abort the process."""
         greatest = max((int(ids.max(initial=0)) for ids in arrays), default=0)
-        if self._vocabulary_size is not None and greatest >= self._vocabulary_size:
+        if self.vocabulary_size is not None and greatest >= self.vocabulary_size:
             raise ModelError(
                 f"a sequence has the token id {greatest}, and the model's embedding ends at "
-                f"{self._vocabulary_size - 1}. The tokenizer is of another model, or got tokens that the model did not."
+                f"{self.vocabulary_size - 1}. The tokenizer is of another model, or got tokens that the model did not."
             )
 
     def _settle_layout(self, arrays: list[Array]) -> None:

@@ -1,4 +1,4 @@
-"""The options that `plaudit eval` and `plaudit score` have in common: those of `RewardModel.from_pretrained`."""
+"""The options of `RewardModel.from_pretrained`, for the commands that load a trained model."""
 
 from collections.abc import Callable
 from functools import reduce

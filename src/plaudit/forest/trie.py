@@ -5,6 +5,7 @@ NumPy only; the module knows token ids, but no tokenizer and no model.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -114,7 +115,7 @@ def chains_of(position_ids: NDArray[np.int64], subtree_end: NDArray[np.int64]) -
     return chains
 
 
-def common_tokens(first: NDArray[np.int64], second: NDArray[np.int64]) -> int:
+def common_tokens(first: NDArray[np.integer[Any]], second: NDArray[np.integer[Any]]) -> int:
     """Return the length of the longest common prefix of two arrays of token ids."""
     length = min(len(first), len(second))
     different = first[:length] != second[:length]

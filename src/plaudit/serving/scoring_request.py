@@ -100,8 +100,9 @@ class Scored:
     Attributes:
         model: Name of the model that scored them.
         weight_version: Version of its weights, the same for all rewards of the request.
-        rewards: N rewards, finite, before any activation. (Sort by these: a sigmoid saturates into ties.)
-        values: N rewards after the activation of the request; `rewards` themselves without one.
+        rewards: N raw rewards, finite. (Sort by these: a sigmoid saturates into ties.)
+        values: N rewards after the normalisation, calibration or activation that the request asked for; `rewards`
+            themselves where it asked for none.
         tokens: Tokens of each sequence as the model saw it.
         truncated: Whether each sequence was truncated.
         distinct_tokens: Tokens that the model ran for this request; a prefix shared with another sequence of the same
@@ -109,6 +110,7 @@ class Scored:
         queued_seconds: Time from the arrival of the request to the step that ran its first sequence.
         run_seconds: Time from there to its last reward.
         pieces: With `prefix_step`: the text that each prefix adds to the one before it.
+        label: The model's name of its one label, which some dialects repeat in every answer.
     """
 
     model: str
@@ -121,6 +123,7 @@ class Scored:
     queued_seconds: float = 0.0
     run_seconds: float = 0.0
     pieces: list[str] = field(default_factory=list)
+    label: str = "LABEL_0"
 
     @property
     def truncated_items(self) -> int:
@@ -144,6 +147,7 @@ class ModelInfo:
         temperature: The saved temperature, if any.
         scale: Saved mean and standard deviation of the rewards, if any.
         layout: Layout of the batches: "forest", "padded" or "alone".
+        fingerprint: Digest of the fingerprint that was saved with the model, if any.
     """
 
     name: str
@@ -157,6 +161,7 @@ class ModelInfo:
     temperature: float | None = None
     scale: tuple[float, float] | None = None
     layout: str = "forest"
+    fingerprint: str | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,174 @@
+"""`plaudit serve`: a reward model behind the wire dialects of RL frameworks and rerankers."""
+
+import sys
+from collections.abc import Callable
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from plaudit.cli import display
+from plaudit.cli.model_options import model_options
+from plaudit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from plaudit.serving.authentication import ApiKeys
+    from plaudit.serving.served_model import ServedModel
+
+__all__ = ["command"]
+
+_DIALECTS = ("vllm", "tei", "sglang", "infinity", "cohere", "jina", "openrlhf", "slime", "llama_factory", "huggingface")
+
+
+@click.command("serve", context_settings={"default_map": {"overlong": "error"}})
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0 for a free one.")
+@click.option("--api_keys", metavar="FILE", help="Keys of clients, one a line. PLAUDIT_API_KEYS holds them otherwise.")
+@click.option("--admin_keys", metavar="FILE", help="Keys of operators, for POST /admin/reload.")
+@click.option("--reload_root", metavar="FOLDER", help="The folder below which /admin/reload finds new weights.")
+@click.option(
+    "--dialect", type=click.Choice(_DIALECTS), default="vllm", show_default=True,
+    help="The dialect that has the paths which several share, such as /classify. All stand under /NAME as well.",
+)  # fmt: skip
+@click.option("--allowed_hosts", metavar="NAME,...", help="Names under which clients may reach the server.")
+@click.option("--insecure", is_flag=True, help="Listen on another address than this machine's without keys.")
+@click.option("--deadline", type=click.FloatRange(0, min_open=True), default=110.0, show_default=True,
+              help="Seconds within which a request is answered, or else refused.")  # fmt: skip
+@click.option("--max_items", type=click.IntRange(1), default=10_000, show_default=True, help="Most items of a request.")
+@click.option("--max_queued_items", type=click.IntRange(1), default=100_000, show_default=True,
+              help="Most items that wait.")  # fmt: skip
+@click.option("--max_body_mb", type=click.IntRange(1), default=64, show_default=True, help="Most MiB of a request.")
+@model_options
+def command(
+    models: tuple[str, ...],
+    host: str,
+    port: int,
+    api_keys: str | None,
+    admin_keys: str | None,
+    reload_root: str | None,
+    dialect: str,
+    allowed_hosts: str | None,
+    insecure: bool,
+    deadline: float,
+    max_items: int,
+    max_queued_items: int,
+    max_body_mb: int,
+    overlong: str,
+    **options: Any,
+) -> None:
+    """Serve MODEL (a folder, an adapter's folder or a hub id) over HTTP, with raw rewards for every dialect.
+
+    Several models are told apart by name: the last part of the path, or NAME in NAME=MODEL. The server refuses a
+    sequence that is too long, unless `--overlong truncate` is given or the request asks for truncation.
+    """
+    # Not at the top of the module: these imports take seconds, and `--help` must not wait for them.
+    _check_extra()
+    from plaudit.serving.application import create_application
+    from plaudit.serving.scoring_service import ScoringService
+    from plaudit.serving.server import run
+    from plaudit.serving.server_limits import ServerLimits
+
+    display.show_log_messages()
+    limits = ServerLimits(
+        max_items=max_items, max_queued_items=max_queued_items, max_body_bytes=max_body_mb << 20,
+        deadline_seconds=deadline,
+    )  # fmt: skip
+    keys = _keys(api_keys)
+    _check_address(host, keys, insecure)
+    service = ScoringService(limits, truncates=overlong == "truncate")
+    load = _loader(service, options)
+    application = create_application(
+        service, dialect=dialect, keys=keys, allowed_hosts=_hosts(host, allowed_hosts),
+        **_admin(service, load, admin_keys, reload_root),
+    )  # fmt: skip
+    with display.console.status("Loading ..."):
+        service.serve([load(*_named(model)) for model in models])
+
+    def show(url: str) -> None:
+        names = ", ".join(model.info.name for model in service.models)
+        display.console.print(f"Serving {names} at {url} (page: {url}/)", soft_wrap=True, highlight=False)
+
+    sys.exit(run(application, service, host=host, port=port, on_ready=show))
+
+
+def _check_extra() -> None:
+    try:
+        import httptools  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import pydantic  # noqa: F401
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"plaudit serve needs {error.name}: pip install 'plaudit[serve]'") from error
+
+
+def _keys(path: str | None) -> "ApiKeys | None":
+    from plaudit.serving.authentication import ApiKeys
+
+    return ApiKeys.from_file(Path(path)) if path is not None else ApiKeys.from_environment("PLAUDIT_API_KEYS")
+
+
+def _check_address(host: str, keys: object, insecure: bool) -> None:
+    if not _is_loopback(host) and keys is None and not insecure:
+        raise ConfigError(
+            f"--host {host}: expected --api_keys where other machines can reach the server: without keys anybody could "
+            f"use the model. Write a key into a file (openssl rand -hex 32 > keys.txt), or pass --insecure."
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _hosts(host: str, given: str | None) -> list[str] | None:
+    """Return the host names to answer to: on this machine alone its own, so that no web page can reach the server."""
+    names = [name.strip() for name in given.split(",")] if given else []
+    if _is_loopback(host):
+        return ["localhost", "127.0.0.1", "::1", host, *names]
+    return names or None
+
+
+def _loader(service: Any, options: dict[str, Any]) -> "Callable[[str, str | Path], ServedModel]":
+    from concurrent.futures import ThreadPoolExecutor
+    from threading import Lock
+
+    from plaudit.scoring.reward_model import RewardModel
+    from plaudit.serving.served_model import ServedModel
+
+    pool, lock = ThreadPoolExecutor(2, "rendering"), Lock()
+
+    def load(name: str, path: str | Path) -> ServedModel:
+        return ServedModel(
+            name, RewardModel.from_pretrained(path, **options), pool=pool, truncates=service.truncates,
+            device_lock=lock, on_step=service.record_step,
+        )  # fmt: skip
+
+    return load
+
+
+def _admin(service: Any, load: Any, keys: str | None, root: str | None) -> dict[str, Any]:
+    """Return the arguments of `create_application` for operators."""
+    if (keys is None) != (root is None):
+        raise ConfigError("--admin_keys, --reload_root: expected both or neither.")
+    if keys is None or root is None:
+        return {}
+    from plaudit.serving.authentication import ApiKeys
+    from plaudit.serving.weight_swap import reload_route
+
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        raise ConfigError(f"--reload_root: there is no folder {root!r}.")
+    return {"admin": [reload_route(service, load, root=folder)], "admin_keys": ApiKeys.from_file(Path(keys))}
+
+
+def _named(model: str) -> tuple[str, str]:
+    """Return the name and the place of a model that is given as NAME=MODEL or MODEL."""
+    name, separator, place = model.partition("=")
+    if separator and name and place:
+        return name, place
+    return (Path(model).expanduser().resolve().name if Path(model).expanduser().is_dir() else model), model

@@ -1,0 +1,134 @@
+"""`Admission`: budgets of items, tokens and bytes that wait, and the refusal of what would wait for too long."""
+
+import math
+import threading
+from collections import Counter
+from types import TracebackType
+
+from plaudit.serving.scheduler import Step
+from plaudit.serving.serving_errors import ServingError
+
+__all__ = ["Admission", "Reservation"]
+
+_TOKENS_PER_BYTE = 0.25  # before any request was tokenised
+_REMEMBERED_BYTES = 1_000_000  # of recent bodies, over which tokens for a byte are averaged
+_REMEMBERED_SECONDS = 10.0  # of recent steps, over which the rate is averaged
+_SAFE_SHARE = 0.8  # of the time to its deadline that a request may be expected to wait
+
+
+class Reservation:
+    """The share of the budgets that one request holds until its context ends."""
+
+    def __init__(self, admission: "Admission", client: str, items: int, tokens: float, size: int) -> None:
+        self.client, self.items, self.tokens, self.size = client, items, tokens, size
+        self._admission = admission
+
+    def settle(self, tokens: int) -> None:
+        """Replace the estimate by the number of tokens that the request has."""
+        self._admission.settle(self, tokens)
+
+    def __enter__(self) -> "Reservation":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._admission.release(self)
+
+
+class Admission:
+    """Budgets of what may wait, reserved for a whole request at once.
+
+    All methods but `record` are called from one thread.
+
+    Args:
+        max_items: The most items in the server.
+        max_tokens: The most tokens, whole lengths summed.
+        max_bytes: The most bytes of request bodies.
+    """
+
+    def __init__(self, *, max_items: int, max_tokens: int, max_bytes: int) -> None:
+        self._items, self._size = 0, 0
+        self._tokens: dict[str, float] = {}  # of each client
+        self._requests: Counter[str] = Counter()  # of each client
+        self._max_items, self._max_tokens, self._max_bytes = max_items, max_tokens, max_bytes
+        self._known_bytes, self._known_tokens = 0.0, 0.0
+        self._lock = threading.Lock()  # guards the two sums over recent steps
+        self._run_tokens, self._run_seconds = 0.0, 0.0
+
+    def reserve(self, *, client: str, items: int, size: int, seconds: float) -> Reservation:
+        """Reserve the budgets for one request. A request that finds the server empty is always admitted.
+
+        Args:
+            client: Name of whoever is charged, the same as for `Scheduler.submit`.
+            items: Number of items.
+            size: Bytes of the body, from which its tokens are estimated.
+            seconds: Time to its deadline.
+
+        Raises:
+            ServingError: "overloaded": a budget would be exceeded, or the wait would be too long.
+        """
+        tokens = size * self._tokens_per_byte()
+        if self._items:
+            if self._is_full(items, tokens, size):
+                raise self._refusal("the queue is full")
+            if self._wait_of(client, tokens) > _SAFE_SHARE * seconds:
+                raise self._refusal("the request would wait for longer than its deadline allows")
+        self._requests[client] += 1
+        self._add(client, items, tokens, size)
+        return Reservation(self, client, items, tokens, size)
+
+    def settle(self, reservation: Reservation, tokens: int) -> None:
+        """Replace the estimated tokens of a reservation, and learn how many tokens a byte has."""
+        self._add(reservation.client, 0, tokens - reservation.tokens, 0)
+        reservation.tokens = tokens
+        kept = math.exp(-reservation.size / _REMEMBERED_BYTES)
+        self._known_bytes = self._known_bytes * kept + reservation.size
+        self._known_tokens = self._known_tokens * kept + tokens
+
+    def release(self, reservation: Reservation) -> None:
+        """Give everything back that a reservation holds."""
+        self._add(reservation.client, -reservation.items, -reservation.tokens, -reservation.size)
+        self._requests[reservation.client] -= 1
+        if not self._requests[reservation.client]:
+            del self._requests[reservation.client], self._tokens[reservation.client]
+
+    def record(self, step: Step) -> None:
+        """Note the speed of a step. Time between steps does not count, so that a pause changes nothing."""
+        with self._lock:
+            kept = math.exp(-step.seconds / _REMEMBERED_SECONDS)
+            self._run_tokens = self._run_tokens * kept + step.tokens
+            self._run_seconds = self._run_seconds * kept + step.seconds
+
+    @property
+    def estimated_wait(self) -> float:
+        """Seconds until all that waits now has run; 0 before any step was measured."""
+        return sum(self._tokens.values()) * self._seconds_per_token()
+
+    def _wait_of(self, client: str, tokens: float) -> float:
+        """Return the seconds until a request has run, if each other client is served as many tokens as this one."""
+        own = self._tokens.get(client, 0.0) + tokens
+        others = sum(min(waiting, own) for name, waiting in self._tokens.items() if name != client)
+        return (own + others) * self._seconds_per_token()
+
+    def _seconds_per_token(self) -> float:
+        with self._lock:
+            return self._run_seconds / self._run_tokens if self._run_tokens else 0.0
+
+    def _tokens_per_byte(self) -> float:
+        return self._known_tokens / self._known_bytes if self._known_bytes else _TOKENS_PER_BYTE
+
+    def _is_full(self, items: int, tokens: float, size: int) -> bool:
+        return (
+            self._items + items > self._max_items
+            or sum(self._tokens.values()) + tokens > self._max_tokens
+            or self._size + size > self._max_bytes
+        )
+
+    def _add(self, client: str, items: int, tokens: float, size: int) -> None:
+        self._items, self._size = self._items + items, self._size + size
+        self._tokens[client] = self._tokens.get(client, 0.0) + tokens
+
+    def _refusal(self, reason: str) -> ServingError:
+        retry_after = min(max(math.ceil(self.estimated_wait / 2), 1), 60)
+        return ServingError("overloaded", f"{reason}: try again in {retry_after} s", retry_after=retry_after)

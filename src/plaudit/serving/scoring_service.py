@@ -1,0 +1,180 @@
+"""`ScoringService`: the served models behind one admission, in the words of no protocol."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable
+from typing import Literal
+
+import plaudit
+from plaudit.serving.admission import Admission
+from plaudit.serving.scheduler import Step
+from plaudit.serving.scoring_request import Scored, ScoringRequest, ServerInfo
+from plaudit.serving.served_model import ServedModel
+from plaudit.serving.server_limits import ServerLimits
+from plaudit.serving.server_metrics import ServerMetrics
+from plaudit.serving.serving_errors import ServingError
+
+__all__ = ["ScoringService"]
+
+logger = logging.getLogger(__name__)
+
+_HEALTH_SECONDS = 10.0  # within which a model must have run
+
+
+class ScoringService:
+    """Answers requests with one of several models, and refuses what cannot be answered in time.
+
+    Args:
+        limits: The bounds of requests and of the queue.
+        truncates: Whether a model truncates a sequence that is too long where the request does not say.
+
+    Attributes:
+        state: "loading", "ready", "draining" or "dead".
+        metrics: The metrics of the server.
+        in_flight: Number of requests that are being answered.
+    """
+
+    def __init__(self, limits: ServerLimits, *, truncates: bool = False) -> None:
+        self.limits, self.truncates = limits, truncates
+        self.metrics = ServerMetrics()
+        self.state: Literal["loading", "ready", "draining", "dead"] = "loading"
+        self.in_flight = 0
+        self._admission = Admission(
+            max_items=limits.max_queued_items, max_tokens=limits.max_queued_tokens, max_bytes=limits.max_queued_bytes
+        )
+        self._models: dict[str, ServedModel] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    @property
+    def models(self) -> list[ServedModel]:
+        """The models that answer now; the first is the default."""
+        return list(self._models.values())
+
+    def record_step(self, step: Step) -> None:
+        """Take note of a step, in the thread of the model that ran it."""
+        self._admission.record(step)
+        self.metrics.count_step(step)
+
+    def serve(self, models: Iterable[ServedModel]) -> None:
+        """Answer with these models from now on."""
+        for model in models:
+            self._models[model.info.name] = model
+            self.metrics.weights.labels(model.info.name, model.info.weight_version).set(1)
+        self.state = "ready"
+
+    def replace(self, model: ServedModel) -> None:
+        """Answer with another version of a model from now on; the old one finishes what it has and ends."""
+        old = self._models[model.info.name]
+        self._models[model.info.name] = model
+        self.metrics.weights.labels(old.info.name, old.info.weight_version).set(0)
+        self.metrics.weights.labels(model.info.name, model.info.weight_version).set(1)
+        closing = asyncio.get_running_loop().create_task(_close_when_idle(old))
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+
+    def choose(self, name: str | None) -> ServedModel:
+        """Return the model of this name; where one model is served, it answers to any name.
+
+        Raises:
+            ServingError: Several models are served, and none has the name.
+        """
+        if name is None or len(self._models) == 1:
+            return next(iter(self._models.values()))
+        if name not in self._models:
+            served = ", ".join(self._models)
+            raise ServingError("unknown_model", f"model: expected one of {served}.", param="model")
+        return self._models[name]
+
+    async def score(self, request: ScoringRequest, *, client: str, size: int, seconds: float) -> Scored:
+        """Return the rewards of a request.
+
+        Args:
+            request: The request.
+            client: Name of the client, among whom the models are shared fairly.
+            size: Bytes of the body.
+            seconds: Time within which the client wants the answer.
+
+        Raises:
+            ServingError: The request cannot be answered, or not in time.
+        """
+        if self.state != "ready":
+            raise ServingError(_UNREADY[self.state], f"the server is {self.state}.", retry_after=5)
+        if len(request.items) > self.limits.max_items:
+            raise ServingError(
+                "invalid", f"expected at most {self.limits.max_items:,} items in a request. Send several requests."
+            )
+        model = self.choose(request.model)
+        deadline = time.monotonic() + seconds
+        with self._admission.reserve(
+            client=client, items=len(request.items), size=size, seconds=seconds
+        ) as reservation:
+            try:
+                async with asyncio.timeout(seconds):
+                    scored = await model.score(
+                        request, client=client, deadline=deadline, on_tokens=reservation.settle
+                    )  # fmt: skip
+            except TimeoutError:
+                raise ServingError("late", f"there was no answer within {seconds:g} s.", retry_after=1) from None
+        self.metrics.count_scored(scored)
+        return scored
+
+    async def check(self) -> None:
+        """Make sure that each model runs.
+
+        Raises:
+            ServingError: The service has ended, or a model does not answer.
+        """
+        if self.state in ("loading", "dead"):
+            raise ServingError("dead", f"the server is {self.state}.")
+        await asyncio.gather(*(model.check(_HEALTH_SECONDS) for model in self.models))
+
+    def info(self) -> ServerInfo:
+        """Return what the information routes give out."""
+        return ServerInfo(
+            models=[model.info for model in self.models],
+            version=plaudit.__version__,
+            max_items=self.limits.max_items,
+            max_tokens_per_batch=max(
+                (model.reward_model.engine.max_tokens_per_batch for model in self.models), default=0
+            ),
+            max_queued_items=self.limits.max_queued_items,
+            truncates=self.truncates,
+        )
+
+    def measure(self) -> bytes:
+        """Return the metrics in Prometheus' text format."""
+        self.metrics.in_flight.set(self.in_flight)
+        self.metrics.queued_items.set(sum(model.scheduler.queued_items for model in self.models))
+        self.metrics.queued_tokens.set(sum(model.scheduler.queued_tokens for model in self.models))
+        return self.metrics.text()
+
+    def find_dead_model(self) -> str | None:
+        """Return the reason why the service must end: the thread of a model has died, or its step hangs."""
+        for model in self.models:
+            if model.scheduler.state == "dead":
+                return f"the engine of {model.info.name} has died"
+            if model.scheduler.is_hung:
+                return f"a step of {model.info.name} has been running for too long"
+        return None
+
+    def die(self, reason: str) -> None:
+        """Answer everything with an error from now on."""
+        logger.error("%s: the server ends", reason)
+        self.state = "dead"
+        for model in self.models:
+            model.scheduler.fail_all("dead", "the engine has stopped; the server ends.")
+
+    def close(self) -> None:
+        """End the threads of the models."""
+        for model in self.models:
+            model.close()
+
+
+_UNREADY: dict[str, Literal["draining", "dead"]] = {"loading": "draining", "draining": "draining", "dead": "dead"}
+
+
+async def _close_when_idle(model: ServedModel) -> None:
+    while model.in_use:
+        await asyncio.sleep(0.05)
+    model.close()

@@ -1,0 +1,222 @@
+"""`ServedModel`: one version of a reward model that answers requests, many at a time."""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Lock
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plaudit.data.render import render
+from plaudit.scoring.reward_model import RewardModel
+from plaudit.serving.item_rendering import ItemRenderer
+from plaudit.serving.scheduler import Scheduler, Step
+from plaudit.serving.scoring_request import ModelInfo, Scored, ScoringRequest
+from plaudit.serving.serving_errors import ServingError
+
+__all__ = ["ServedModel"]
+
+# Items that are rendered in one go. A request with more gives way to others between two slices.
+_SLICE = 64
+# Scored before the first request, so that the layout of batches is chosen and the model has run. The common beginning
+# is long enough to be shared.
+_STORY = "The lighthouse keeper counts the ships that pass, and writes their names into a book every evening. " * 4
+_PROBES = [_STORY + end for end in ("Tonight there is fog.", "Two of them had no lights, and he worried.", "")]
+
+
+class ServedModel:
+    """One version of a reward model, with the thread that runs it.
+
+    Args:
+        name: The name under which the model is served.
+        reward_model: The model. Nothing else may use it meanwhile.
+        pool: Threads that render and tokenise.
+        truncates: Truncate a sequence that is too long where the request does not say, from the left.
+        device_lock: A lock that the models of one device share, so that they run in turns.
+        on_step: Called in the model's thread after each step.
+
+    Attributes:
+        info: Name, version and properties of the model.
+        scheduler: The queue and the thread of the model.
+        in_use: Number of requests that this version is answering.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        reward_model: RewardModel,
+        *,
+        pool: ThreadPoolExecutor,
+        truncates: bool = False,
+        device_lock: Lock | None = None,
+        on_step: Callable[[Step], object] = lambda _: None,
+    ) -> None:
+        self.reward_model, self._pool, self.in_use = reward_model, pool, 0
+        self._default_truncation: Literal["error", "left"] = "left" if truncates else "error"
+        self._renderer = ItemRenderer(
+            reward_model.tokenizer, trained_on=reward_model.trained_on, max_length=reward_model.max_length,
+            vocabulary_size=reward_model.engine.vocabulary_size,
+        )  # fmt: skip
+        ids = render(reward_model.tokenizer, _PROBES)
+        self._probes = [np.asarray(each[: reward_model.max_length], dtype=np.int64) for each in ids]
+        reward_model.engine.score(
+            [each.tolist() for each in self._probes]
+        )  # chooses the layout, and warms the model up
+        self.scheduler = Scheduler(
+            reward_model.engine, max_tokens=reward_model.engine.max_tokens_per_batch, device_lock=device_lock,
+            on_step=on_step,
+        )  # fmt: skip
+        self.info = _describe(name, reward_model)
+        self.scheduler.start()
+
+    async def score(
+        self,
+        request: ScoringRequest,
+        *,
+        client: str,
+        deadline: float,
+        on_tokens: Callable[[int], object] = lambda _: None,
+    ) -> Scored:
+        """Return the rewards of a request.
+
+        Cancelling the task that awaits this takes the sequences that have not run out of the queue.
+
+        Args:
+            request: The request.
+            client: Name of the client, among whom the model is shared fairly.
+            deadline: Time (`time.monotonic`) after which no answer is wanted.
+            on_tokens: Called with the number of tokens once they are known, before anything runs.
+
+        Raises:
+            ServingError: An item cannot be scored, an option is not available, or the model failed.
+        """
+        self.in_use += 1
+        try:
+            return await self._score(request, client, deadline, on_tokens)
+        finally:
+            self.in_use -= 1
+
+    async def _score(
+        self, request: ScoringRequest, client: str, deadline: float, on_tokens: Callable[[int], object]
+    ) -> Scored:
+        arrived = time.monotonic()
+        shift, scale = self._transformation(request)
+        sequences, truncated = await self._sequences(request)
+        tokens, pieces = [len(each) for each in sequences], []
+        if request.prefix_step is not None:
+            whole, step = sequences[0], request.prefix_step
+            tokens = [*range(step, len(whole), step), len(whole)]
+            pieces = await self._in_pool(self._renderer.pieces, whole, tokens)
+            sequences, truncated = [whole[:stop] for stop in tokens], truncated * len(tokens)
+        on_tokens(sum(tokens) if request.prefix_step is None else len(whole))
+        outcome = await asyncio.wrap_future(self.scheduler.submit(sequences, client=client, deadline=deadline))
+        values = ((outcome.rewards - np.float32(shift)) / np.float32(scale)).astype(np.float32)
+        if request.activation == "sigmoid":
+            values = _sigmoid(values)
+        return Scored(
+            self.info.name, self.info.weight_version, _floats(outcome.rewards), _floats(values), tokens, truncated,
+            outcome.distinct_tokens, outcome.started - arrived, outcome.finished - outcome.started, pieces,
+        )  # fmt: skip
+
+    async def check(self, seconds: float) -> None:
+        """Run a short sequence through the queue, unless a step has finished within the last seconds.
+
+        Raises:
+            ServingError: The model did not score it in time, or failed.
+        """
+        finished = self.scheduler.last_step_finished
+        if finished is not None and time.monotonic() - finished < seconds:
+            return
+        deadline = time.monotonic() + seconds
+        future = asyncio.wrap_future(self.scheduler.submit(self._probes[-1:], client="health", deadline=deadline))
+        try:
+            await asyncio.wait_for(future, seconds)
+        except TimeoutError:
+            raise ServingError("dead", f"the model did not answer within {seconds:g} s.") from None
+
+    def close(self) -> None:
+        """End the thread after its step; what still waits fails."""
+        self.scheduler.stop()
+
+    async def _sequences(self, request: ScoringRequest) -> tuple[list[NDArray[np.int64]], list[bool]]:
+        """Return the token ids of each item within the limit, and whether it was cut."""
+        sequences: list[NDArray[np.int64]] = []
+        truncated: list[bool] = []
+        for start in range(0, len(request.items), _SLICE):
+            part = slice(start, start + _SLICE)
+            cut, lengths = await self._in_pool(self._render_slice, request, part)
+            sequences += cut
+            truncated += [len(ids) < length for ids, length in zip(cut, lengths, strict=True)]
+        return sequences, truncated
+
+    def _render_slice(self, request: ScoringRequest, part: slice) -> tuple[list[NDArray[np.int64]], list[int]]:
+        names = request.names[part]
+        whole = self._renderer.render(request.items[part], names)
+        truncation = request.truncation or self._default_truncation
+        cut = [
+            self._renderer.cut(ids, name, truncation=truncation, max_length=request.max_length)
+            for ids, name in zip(whole, names, strict=True)
+        ]
+        return cut, [len(ids) for ids in whole]
+
+    async def _in_pool(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
+
+    def _transformation(self, request: ScoringRequest) -> tuple[float, float]:
+        """Return what is subtracted from the rewards, and what they are divided by."""
+        if request.normalize and request.calibrated:
+            raise ServingError("invalid", "normalize and calibrated cannot be combined.", param="calibrated")
+        if request.normalize:
+            if self.info.scale is None:
+                raise ServingError(
+                    "invalid", "normalize: the model was saved without mean and deviation.", param="normalize"
+                )
+            return self.info.scale
+        if request.calibrated:
+            if not self.info.temperature:
+                raise ServingError(
+                    "invalid", "calibrated: the model was saved without a temperature.", param="calibrated"
+                )
+            return 0.0, self.info.temperature
+        return 0.0, 1.0
+
+
+def _describe(name: str, reward_model: RewardModel) -> ModelInfo:
+    config = reward_model.model.config
+    labels = getattr(config, "id2label", None) or {}
+    scale = reward_model.scale
+    return ModelInfo(
+        name=name,
+        weight_version=reward_model.fingerprint or _folder_version(reward_model.name),
+        created=int(time.time()),
+        dtype=str(reward_model.model.dtype).removeprefix("torch."),
+        max_length=reward_model.max_length,
+        trained_on=reward_model.trained_on,
+        has_chat_template=bool(reward_model.tokenizer.chat_template),
+        label=str(labels.get(0, "LABEL_0")),
+        temperature=reward_model.temperature,
+        scale=scale if scale is not None and scale[1] > 0 else None,
+        layout=reward_model.engine.layout,
+        fingerprint=reward_model.fingerprint,
+    )
+
+
+def _folder_version(name: str) -> str:
+    """Return 16 hexadecimal digits that change when the weights in a folder are written anew."""
+    files = sorted(Path(name).glob("*.safetensors")) if Path(name).is_dir() else []
+    state = [name, *(f"{each.name} {each.stat().st_size} {each.stat().st_mtime_ns}" for each in files)]
+    return hashlib.sha256("\n".join(state).encode()).hexdigest()[:16]
+
+
+def _sigmoid(rewards: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.exp(-np.logaddexp(0.0, -rewards.astype(np.float64))).astype(np.float32)
+
+
+def _floats(values: Sequence[np.float32] | NDArray[np.float32]) -> list[float]:
+    """Return the shortest decimal of each float32."""
+    return [float(str(value)) for value in values]

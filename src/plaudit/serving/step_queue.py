@@ -1,0 +1,270 @@
+"""`StepQueue`: sequences that wait for the engine, and the choice of those that run together in the next step.
+
+A step is one forward pass, so its size is counted as the engine counts it: tokens of a forest, with the prefixes that
+sequences share counted once. Sequences wait in the order of their token ids: those with a common prefix are neighbours,
+whichever request or client they came from. The queue knows no thread, no clock and no engine.
+
+Clients are served by start-time fair queueing (Goyal, Vin and Cheng, 1996): each has a virtual time, the tokens that
+ran for it, and the one with the least goes first.
+"""
+
+import heapq
+from bisect import bisect_left, insort
+from dataclasses import dataclass, field
+from operator import attrgetter
+
+from plaudit.forest.trie import SHARED_TOKENS, common_tokens
+from plaudit.serving.submission import QueuedSequence, Submission
+
+__all__ = ["StepQueue"]
+
+_order = attrgetter("order")
+_FEW = 8  # sequences that are inserted one by one; a sort of the whole queue is faster for more
+
+
+@dataclass(eq=False, slots=True)
+class _Client:
+    """The sequences of one client by deadline, then age. The heap may hold sequences that wait no more."""
+
+    number: int
+    virtual_time: float
+    waiting: int = 0
+    heap: list[tuple[float, int, QueuedSequence]] = field(default_factory=list)
+
+    def first(self) -> QueuedSequence | None:
+        """Return the waiting sequence with the earliest deadline."""
+        while self.heap and not _is_alive(self.heap[0][2]):
+            heapq.heappop(self.heap)
+        return self.heap[0][2] if self.heap else None
+
+    def forget_old(self) -> None:
+        """Release the memory of sequences that wait no more, where they are many."""
+        if len(self.heap) > 2 * self.waiting + 64:
+            self.heap = [entry for entry in self.heap if _is_alive(entry[2])]
+            heapq.heapify(self.heap)
+
+
+class StepQueue:
+    """Sequences that wait, in the order of their token ids.
+
+    Attributes:
+        items: Number of waiting sequences.
+        tokens: Their tokens, whole lengths summed.
+    """
+
+    def __init__(self) -> None:
+        self.items, self.tokens = 0, 0
+        self._sequences: list[QueuedSequence] = []
+        self._clients: dict[str, _Client] = {}
+        self._virtual_time = 0.0  # of the client that was served last
+        self._has_discarded = False
+        self._arrivals = 0
+
+    def add(self, submission: Submission, sequences: list[QueuedSequence]) -> None:
+        """Add the sequences of a new submission, in their order."""
+        client = self._clients.get(submission.client)
+        if client is None:
+            client = self._clients[submission.client] = _Client(self._arrivals, self._virtual_time)
+            self._arrivals += 1
+        if not client.waiting:  # it has no claim on the time in which it asked for nothing
+            client.virtual_time = max(client.virtual_time, self._virtual_time)
+        for sequence in sequences:
+            heapq.heappush(client.heap, (submission.deadline, sequence.order[1], sequence))
+        if len(sequences) <= _FEW:
+            for sequence in sequences:
+                insort(self._sequences, sequence, key=_order)
+        else:
+            self._sequences.extend(sequences)
+            self._sequences.sort(key=_order)
+        tokens = sum(map(len, sequences))
+        submission.waiting, submission.waiting_tokens = len(sequences), tokens
+        self._count(client, len(sequences), tokens)
+
+    def discard(self, submission: Submission) -> None:
+        """Take what still waits of a submission out of the queue."""
+        if submission.waiting:
+            self._count(self._clients[submission.client], -submission.waiting, -submission.waiting_tokens)
+            submission.waiting = submission.waiting_tokens = 0
+            submission.is_discarded = self._has_discarded = True
+        if not self.items:
+            self._clear()
+
+    def expire(self, now: float) -> list[Submission]:
+        """Discard the submissions whose deadline has passed, and return them."""
+        late = []
+        for client in list(self._clients.values()):
+            while (sequence := client.first()) is not None and sequence.submission.deadline <= now:
+                late.append(sequence.submission)
+                self.discard(sequence.submission)
+        return late
+
+    def next_step(self, max_tokens: int, layout: str) -> list[QueuedSequence]:
+        """Remove and return the sequences of the next step; none if the queue is empty.
+
+        Args:
+            max_tokens: The most distinct tokens of the step, or positions if the layout is "padded". A longer sequence
+                runs alone.
+            layout: str of the engine. Prefixes are shared in "forest" only.
+        """
+        if self._has_discarded:
+            self._sequences = [sequence for sequence in self._sequences if _is_alive(sequence)]
+            self._has_discarded = False
+        choice = _Choice(self._sequences, self._clients, max_tokens, layout)
+        choice.fill()
+        self._virtual_time = max(self._virtual_time, choice.virtual_time)
+        step = [self._sequences[position] for position in choice.chosen]
+        for position in sorted(choice.chosen, reverse=True):
+            del self._sequences[position]
+        for sequence in step:
+            submission = sequence.submission
+            submission.waiting -= 1
+            submission.waiting_tokens -= len(sequence)
+            self.items -= 1
+            self.tokens -= len(sequence)
+        self._forget_clients()
+        return step
+
+    def _count(self, client: _Client, items: int, tokens: int) -> None:
+        client.waiting += items
+        self.items += items
+        self.tokens += tokens
+
+    def _forget_clients(self) -> None:
+        """Release what is known of clients that wait for nothing and have no lead over the others."""
+        if not self.items:
+            self._clear()
+        for name, client in list(self._clients.items()):
+            client.forget_old()
+            if not client.waiting and client.virtual_time <= self._virtual_time:
+                del self._clients[name]
+
+    def _clear(self) -> None:
+        self._sequences, self._clients, self._has_discarded = [], {}, False
+
+
+class _Choice:
+    """The choice of one step: positions in the queue, in the order in which they were taken.
+
+    An anchor is taken first, by fairness and deadline, then the sequences on both sides that share its prefix, the
+    longest prefix first; then the next anchor, until the step is full.
+    """
+
+    def __init__(
+        self, sequences: list[QueuedSequence], clients: dict[str, _Client], max_tokens: int, layout: str
+    ) -> None:
+        self.chosen: list[int] = []
+        self.virtual_time = 0.0
+        self._sequences, self._clients = sequences, clients
+        self._max_tokens, self._layout = max_tokens, layout
+        self._sorted: list[int] = []  # the chosen positions in ascending order
+        self._tokens, self._longest = 0, 0
+        self._shared: list[int] = []  # tokens that each chosen sequence shares with those before it
+        self._by_service = [(client.virtual_time, client.number, client) for client in clients.values()]
+        heapq.heapify(self._by_service)
+
+    def fill(self) -> None:
+        """Take anchors and their neighbours until the step is full or nothing waits."""
+        while (client := self._least_served()) is not None and (anchor := client.first()) is not None:
+            self.virtual_time = client.virtual_time
+            start = len(self.chosen)
+            overflow = self._take_group(bisect_left(self._sequences, anchor.order, key=_order))
+            if overflow is not None:
+                self._retreat(start, overflow)
+                return
+
+    def _take_group(self, anchor: int) -> int | None:
+        """Take the anchor and its neighbours. Return the shared tokens of the first one that does not fit, if any."""
+        shared = self._shared_tokens(anchor)
+        if not self._take(anchor, shared):
+            return shared
+        if self._layout != "forest":
+            return None
+        sides = {-1: self._neighbour(anchor, -1), 1: self._neighbour(anchor, 1)}
+        while True:
+            side = max(sides, key=sides.__getitem__)
+            shared, position = sides[side]
+            if not shared:
+                return None
+            if not self._take(position, shared):
+                return shared
+            sides[side] = self._neighbour(position, side)
+
+    def _neighbour(self, position: int, side: int) -> tuple[int, int]:
+        """Return the shared tokens and the position of the next sequence on one side; zeros if none may be taken."""
+        position += side
+        while 0 <= position < len(self._sequences) and not self._sequences[position].is_waiting:
+            position += side
+        if not 0 <= position < len(self._sequences):
+            return 0, 0
+        client, least = self._clients[self._sequences[position].submission.client], self._least_served()
+        # Neighbours of another client's anchor may belong to one that has had its share. Half of a step is left to the
+        # clients that have not.
+        if least is not None and client.virtual_time - least.virtual_time > self._max_tokens / 2:
+            return 0, 0
+        return self._shared_tokens(position), position
+
+    def _shared_tokens(self, position: int) -> int:
+        """Return the tokens that a sequence shares with the chosen ones, as the engine counts them."""
+        if self._layout != "forest":
+            return 0
+        place = bisect_left(self._sorted, position)
+        ids, neighbours = self._sequences[position].ids, self._sorted[max(place - 1, 0) : place + 1]
+        shared = max((common_tokens(ids, self._sequences[other].ids) for other in neighbours), default=0)
+        return shared if shared >= SHARED_TOKENS else 0
+
+    def _take(self, position: int, shared: int) -> bool:
+        """Take a sequence if it fits, and charge its client."""
+        sequence = self._sequences[position]
+        new_tokens, longest = len(sequence) - shared, max(self._longest, len(sequence))
+        size = (len(self.chosen) + 1) * longest if self._layout == "padded" else self._tokens + new_tokens
+        if self.chosen and size > self._max_tokens:
+            return False
+        insort(self._sorted, position)
+        self.chosen.append(position)
+        self._shared.append(shared)
+        self._tokens, self._longest = self._tokens + new_tokens, longest
+        sequence.is_waiting, sequence.new_tokens = False, new_tokens
+        client = self._clients[sequence.submission.client]
+        client.waiting -= 1
+        client.virtual_time += new_tokens
+        return True
+
+    def _retreat(self, start: int, overflow: int) -> None:
+        """Put the end of the last group back, if the cut there repeats fewer tokens in the next step.
+
+        Args:
+            start: Number of sequences that were chosen before the last group.
+            overflow: Shared tokens of the sequence that did not fit.
+        """
+        cuts = [*self._shared[start:], overflow]  # tokens that run twice if the step ends before each sequence
+        tokens, allowed = self._tokens, [len(cuts) - 1]
+        for number in range(len(cuts) - 2, -1, -1):
+            tokens -= self._sequences[self.chosen[start + number]].new_tokens
+            if 2 * tokens < self._max_tokens:
+                break
+            allowed.append(number)
+        least = min(cuts[number] for number in allowed)
+        end = start + next(number for number in allowed if cuts[number] <= least + SHARED_TOKENS)
+        for position in self.chosen[end:]:
+            sequence = self._sequences[position]
+            client = self._clients[sequence.submission.client]
+            sequence.is_waiting = True
+            client.waiting += 1
+            client.virtual_time -= sequence.new_tokens
+        del self.chosen[end:]
+
+    def _least_served(self) -> _Client | None:
+        """Return the waiting client with the least virtual time."""
+        while self._by_service:
+            virtual_time, number, client = self._by_service[0]
+            if not client.waiting:
+                heapq.heappop(self._by_service)
+            elif virtual_time < client.virtual_time:
+                heapq.heapreplace(self._by_service, (client.virtual_time, number, client))
+            else:
+                return client
+        return None
+
+
+def _is_alive(sequence: QueuedSequence) -> bool:
+    return sequence.is_waiting and not sequence.submission.is_discarded
