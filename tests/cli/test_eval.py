@@ -7,8 +7,9 @@ import sys
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from stub_server import StubServer
 
-from plaudit import RewardModel, cli
+from plaudit import RewardModel, cli, evaluate
 from plaudit.errors import ConfigError
 from plaudit.evaluation.figures import METRICS
 
@@ -263,3 +264,19 @@ def test_the_help_is_shown_without_importing_torch():
 def test_data_must_be_named():
     with pytest.raises(ConfigError, match="expected DATA to evaluate model on"):
         run()
+
+
+# A model behind a server
+
+
+def test_a_server_is_evaluated_as_the_model_there(make_model, tokenizer, text_rows, tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    scorer, rows = RewardModel(make_model(), tokenizer), write(tmp_path / "pairs.jsonl", text_rows)
+    with StubServer(scorer) as server:
+        arguments = ["eval", server.url, rows, "--output", str(tmp_path / "out.json")]
+        assert CliRunner().invoke(cli.cli, arguments, catch_exceptions=False).exit_code == 0
+        (found,) = json.loads((tmp_path / "out.json").read_text())["datasets"]
+        with pytest.raises(ConfigError, match=f"--dtype: the model runs at {server.url}"):
+            CliRunner().invoke(cli.cli, [*arguments, "--dtype", "float32"], catch_exceptions=False)
+    assert found["overall"]["accuracy"] == evaluate(scorer, text_rows).overall["accuracy"]
+    assert found["header"]["weight_version"] == "v1"

@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 from row_files import read, write
+from stub_server import StubServer
 
 from plaudit import RewardModel
 from plaudit.cli import cli
@@ -288,6 +289,104 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_been_left_alone(
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     assert done.stdout.count("of those again: 0") == 4
     assert done.stdout.count("the same bytes") == 2
+
+
+# Behind a server
+
+
+@pytest.fixture
+def server(model, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("PLAUDIT_API_KEY", "secret")
+    with StubServer(RewardModel.from_pretrained(model, device="cpu"), key="secret") as stub:
+        yield stub
+
+
+@pytest.fixture
+def remotely(server, tmp_path):
+    """Run the command with the model behind the server; its exit code, and what it printed or ended with."""
+
+    def run(rows, *options, output="remote.jsonl"):
+        source = write(tmp_path / "in.jsonl", rows)
+        arguments = [source, "--model", server.url, "--output", tmp_path / output, *options]
+        result = CliRunner().invoke(cli, ["score", *map(str, arguments)])
+        said = result.output if result.exit_code == 0 else f"{result.exception} {result.output}"
+        return result.exit_code, " ".join(said.split())
+
+    return run
+
+
+def test_a_server_gives_the_rewards_of_its_model(remotely, score, server, tmp_path):
+    code, said = remotely(EVERY_KIND, "--normalize")
+    assert code == 0, said
+    assert f"Scored 8 rows of 191 tokens into {tmp_path}/remote.jsonl" in said
+    score(EVERY_KIND, "--normalize")
+    for there, here in zip(read(tmp_path / "remote.jsonl"), read(tmp_path / "out.jsonl"), strict=True):
+        assert list(there) == list(here)
+        for name in here:
+            assert there[name] == (close(here[name]) if name.endswith("reward") else here[name])
+    assert len(server.bodies) == 2  # of which one with tools
+
+
+def test_a_server_has_bad_rows_set_aside_as_a_model_does(remotely, score, tmp_path):
+    long = {"text": "Is it? " + "Yes. " * 200}
+    rows = [*texts(3), {"text": ""}, long, *texts(2), long]
+    code, said = remotely(rows, "--overlong", "error", "--batch_rows", 5)
+    assert code != 0
+    assert said.startswith("row 3, column 'text': expected some text")
+    code, said = remotely(rows, "--overlong", "error", "--batch_rows", 5, "--on_error", "skip")
+    assert code == 0, said
+    assert "Scored 5 rows" in said
+    assert "3 rows could not be scored" in said
+    score(rows, "--overlong", "error", "--batch_rows", 5, "--on_error", "skip")
+    there, here = (read(tmp_path / f"{name}.jsonl.rejected.jsonl") for name in ("remote", "out"))
+    assert [(each["row"], each["content"]) for each in there] == [(each["row"], each["content"]) for each in here]
+    assert "row 4, column 'text' has 806 tokens, more than 256" in there[1]["reason"]
+
+
+def test_a_row_on_which_the_served_model_fails_is_a_bad_row(remotely, server, tmp_path):
+    fault = 500, {}, '{"error": {"type": "model_fault", "message": "not finite", "param": null}}'
+    server.answers = [fault, fault]  # of both rows, then of the first alone
+    code, said = remotely(texts(2), "--on_error", "skip")
+    assert code == 0, said
+    (rejected,) = read(tmp_path / "remote.jsonl.rejected.jsonl")
+    assert rejected["reason"] == f"row 0: {server.url}: not finite"
+    assert [row["text"] for row in read(tmp_path / "remote.jsonl")] == [texts(2)[1]["text"]]
+
+
+def test_a_run_goes_on_with_the_same_weights_only(remotely, server, tmp_path):
+    rows = texts(6)
+    server.versions = ["v1", "v2"]
+    code, said = remotely(rows, "--batch_rows", 2)
+    assert code != 0
+    assert f"the weights at {server.url} were v1, and are v2 now" in said
+    server.info["weight_version"] = "v2"
+    code, said = remotely(rows, "--batch_rows", 2)
+    assert code != 0
+    assert "model: weight_version was v1, is v2" in said
+    server.info["weight_version"], server.versions = "v1", ["v1"]
+    code, said = remotely(rows, "--batch_rows", 2)
+    assert code == 0, said
+    assert "Going on after 2 rows that an earlier start has scored" in said
+    assert len(read(tmp_path / "remote.jsonl")) == 6
+
+
+@pytest.mark.parametrize(
+    "option",
+    [("--device", "cpu"), ("--threads", "2"), ("--dtype", "float32"), ("--max_length", "9"), ("--engine", "ray")],
+)
+def test_options_of_a_model_in_this_process_are_refused_with_a_server(remotely, server, option):
+    code, said = remotely(texts(1), *option)
+    assert code != 0
+    assert f"{option[0]}: the model runs at {server.url}. Give this option to the `plaudit serve` there." in said
+
+
+def test_a_server_that_is_not_there_ends_the_run(remotely, server, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    server.__exit__()
+    code, said = remotely(texts(1))
+    assert code != 0
+    assert f"cannot reach {server.url}" in said
 
 
 # Workers

@@ -5,9 +5,10 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from stub_server import StubServer
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
-from plaudit import RewardFunction
+from plaudit import RewardFunction, RewardModel
 from plaudit.checkpoint.verify import verify
 from plaudit.scoring.reward_function import combine
 
@@ -93,6 +94,20 @@ def test_both_reward_the_same_completions_alike(kind, reward_folder, reinforce):
     by_path, ours = (np.array(trainer._logs["rewards"][name]) for name in ("run", "ours"))
     assert by_path.std() > 0.01
     np.testing.assert_allclose(ours, by_path, atol=SAME)
+
+
+@pytest.mark.parametrize("kind", TRAINERS)
+def test_the_address_of_a_server_rewards_as_the_model_there(kind, reward_folder, reinforce, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    folder = reward_folder()
+    with StubServer(RewardModel.from_pretrained(folder, device="cpu"), key="secret") as server:
+        function = RewardFunction(server.url, key="secret", name="remote")
+        trainer = reinforce(kind, [RewardFunction(folder, name="local"), function], CHATS)
+        assert server.connections == 1
+    local, remote = (np.array(trainer._logs["rewards"][name]) for name in ("local", "remote"))
+    assert local.std() > 0.01
+    np.testing.assert_allclose(remote, local, atol=SAME)
+    assert len(logged(trainer, "rewards/remote/mean")) == 2
 
 
 def test_a_plain_text_that_ends_in_eos_is_rewarded_alike_and_one_without_is_not(reward_folder, reinforce, tokenizer):

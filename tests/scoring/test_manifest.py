@@ -6,7 +6,9 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
+from stub_server import StubServer
 
+from plaudit import RewardModel
 from plaudit.checkpoint.metadata import write_metadata
 from plaudit.data.reader import Source
 from plaudit.scoring.manifest import differences, input_manifest, job_manifest, model_manifest
@@ -91,6 +93,19 @@ def test_the_base_of_an_adapter_is_a_part_of_the_model(model_folder, tmp_path):
     assert model_manifest(str(adapter)) == before
     os.utime(base / "config.json", (1, 1))
     assert model_manifest(str(adapter)) != before
+
+
+def test_a_model_behind_a_server_is_known_by_its_weights_and_not_by_its_address(make_model, tokenizer, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    scorer = RewardModel(make_model(), tokenizer)
+    with StubServer(scorer) as one, StubServer(scorer) as two:
+        before = model_manifest(one.url)
+        assert model_manifest(two.url) == before
+        two.info["weight_version"] = "v2"
+        assert model_manifest(two.url) != before
+        config = ScoringConfig(one.url, model_options={"overlong": "error"})
+        options = job_manifest(Source("someone/one"), config)["options"]
+    assert (options["device"], options["threads"], options["overlong"]) == (None, None, "error")
 
 
 def test_a_place_may_be_named_by_way_of_the_home_folder(tmp_path, monkeypatch):

@@ -9,10 +9,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from stub_server import StubServer
 from transformers import AutoModelForSequenceClassification
 
 from plaudit import RewardFunction, RewardModel, combine
-from plaudit.errors import ConfigError, DataError, ModelError
+from plaudit.errors import ConfigError, DataError, ModelError, ServerError
+from plaudit.scoring.remote_model import RemoteRewardModel
 
 PROMPTS = ["Is the sky blue?", "Is the dog quick?", "Is the sky blue?"]
 TEXTS = [" Yes, the sky is blue.", " No", " No, it is green!"]
@@ -178,6 +180,57 @@ def test_a_reward_that_is_not_finite_is_an_error_and_no_silent_skip(scorer):
     torch.nn.init.constant_(scorer.model.score.weight, torch.nan)
     with pytest.raises(ModelError, match="reward_model: expected finite rewards, but that of completion 0 is nan"):
         RewardFunction(scorer)(PROMPTS, TEXTS)
+
+
+# Behind a server
+
+
+@pytest.fixture
+def server(scorer, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.delenv("PLAUDIT_API_KEY", raising=False)
+    with StubServer(scorer, key="secret") as stub:
+        yield stub
+
+
+def test_an_address_rewards_as_the_model_there(server, scorer):
+    function = RewardFunction(server.url, key="secret", length_penalty=0.1)
+    expected = RewardFunction(scorer, length_penalty=0.1)
+    assert function(PROMPTS, TEXTS) == pytest.approx(expected(PROMPTS, TEXTS), abs=2e-6)
+    prompts, completions = [message("user", p) for p in PROMPTS], [message("assistant", c) for c in TEXTS]
+    columns = {"tools": [None, [{"name": "add"}], None], "log_metric": print}
+    rewards = function(prompts, completions, **columns)
+    assert rewards == pytest.approx(expected(prompts, completions, **columns), abs=2e-6)
+    assert function([], []) == []
+
+
+def test_its_name_is_the_last_part_of_the_address(server):
+    assert RewardFunction("http://rewards:8000").__name__ == "rewards:8000"
+    assert RewardFunction("https://gateway/helpful/").__name__ == "helpful"
+    assert RewardFunction(RemoteRewardModel(server.url, model="served")).__name__ == "served"
+    assert repr(RewardFunction(server.url, key="secret", name="r")) == (
+        f"RewardFunction(RemoteRewardModel('{server.url}'), name='r')"
+    )
+
+
+def test_a_key_without_an_address_is_refused(folder):
+    with pytest.raises(ConfigError, match="key: expected the address of a server with it"):
+        RewardFunction(folder, key="secret")
+
+
+def test_a_server_that_is_gone_is_an_error_and_never_a_reward(server):
+    server.answers = [(503, {"Retry-After": "0"}, "")] * 2
+    with pytest.raises(ServerError, match=server.url):
+        RewardFunction(RemoteRewardModel(server.url, key="secret", retries=1))(PROMPTS, TEXTS)
+
+
+def test_an_address_is_a_part_of_a_combination_that_pickles(server, monkeypatch):
+    monkeypatch.setenv("PLAUDIT_API_KEY", "secret")
+    both = combine({server.url: 2.0, length: 1.0}, name="both")
+    expected = 2 * np.array(RewardFunction(server.url)(PROMPTS, TEXTS)) + length(TEXTS)
+    assert both(PROMPTS, TEXTS) == pytest.approx(expected, abs=1e-5)
+    again = pickle.loads(pickle.dumps(both))
+    assert again(PROMPTS, TEXTS) == pytest.approx(expected, abs=1e-5)
 
 
 # In other processes

@@ -349,7 +349,7 @@ def test_progress_is_told_batch_by_batch_as_far_as_a_stream_has_come(make_model,
         def update(self, count):
             told.append(count)
 
-    monkeypatch.setattr("plaudit.scoring.reward_model.tqdm", Bar)
+    monkeypatch.setattr("plaudit.scoring.base_reward_model.tqdm", Bar)
     scorer = RewardModel(make_model(), tokenizer, max_tokens_per_batch=60)
     scorer.score(SENTENCES)
     assert len(told) > 1

@@ -124,7 +124,7 @@ def test_an_overlong_sequence_is_an_error_unless_truncation_is_asked_for(server)
         ({"items": [{"ids": [-1]}]}, "items[0].ids[0]"),
         ({"items": [{"ids": [10**6]}]}, "items[0]"),
         ({"items": [{"text": "a"}], "normalise": True}, None),
-        ({"items": [{"text": "a"}], "template_kwargs": {"chat_template": "{{ 1 }}"}}, "template_kwargs"),
+        ({"items": [{"text": "a"}], "template_kwargs": {"chat_template": "{{ 1 }}"}}, "template_kwargs.chat_template"),
         ({"items": [{"text": "a"}], "calibrated": True}, "calibrated"),
         ([], None),
     ],
@@ -162,11 +162,11 @@ def test_a_dialect_stands_under_its_name_and_takes_the_bare_paths(new_service):
         for endpoint in DIALECTS[name].endpoints:
             bare, prefixed = (client.post(prefix + endpoint.path, content=b"{") for prefix in ("", f"/{name}"))
             assert bare.status_code == prefixed.status_code
-            assert bare.json() == prefixed.json()  # the error has the shape of the dialect
+            assert bare.json().keys() == prefixed.json().keys()  # the error has the shape of the dialect
 
 
 def route_table(application):
-    """Every route with each of its methods."""
+    """Every path with each of its methods."""
     for route in application.routes:
         for method in sorted(route.methods):
             yield method, route.path

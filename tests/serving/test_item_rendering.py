@@ -55,13 +55,6 @@ def test_a_text_that_holds_its_bos_does_not_get_a_second_one(new_tokenizer):
     assert ids_of(tokenizer, Text("The sky", special_tokens="none")) == written[1:]
 
 
-def test_one_eos_replaces_what_stands_at_the_end_where_the_peer_does_so(tokenizer):
-    eos = tokenizer.eos_token_id
-    for text in ("The sky", "The sky<eos>", "The sky<eos><pad><pad>", "The sky<eos><eos>"):
-        ids = ids_of(tokenizer, Text(text, special_tokens="none", ends_with_eos=True))
-        assert ids == [*tokenizer("The sky", add_special_tokens=False)["input_ids"], eos]
-
-
 @pytest.mark.parametrize(("trained_on", "is_chat"), [("conversations", True), ("texts", False), (None, False)])
 def test_a_pair_of_strings_becomes_a_conversation_only_for_a_model_of_conversations(tokenizer, trained_on, is_chat):
     ids = ids_of(tokenizer, Pair("Is it?", "Yes.", as_conversation=True), trained_on=trained_on)

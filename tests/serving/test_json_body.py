@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from plaudit.serving.json_body import JsonList, read_json, validate
+from plaudit.serving.json_body import read_json, validate
 from plaudit.serving.server_limits import ServerLimits
 from plaudit.serving.serving_errors import ServingError
 
@@ -88,7 +88,7 @@ class Message(BaseModel):
 
 class Conversation(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    messages: JsonList[Message]
+    messages: list[Message]
 
 
 class Pair(BaseModel):
@@ -111,8 +111,8 @@ class Dog(BaseModel):
 
 class Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    items: JsonList[Pair | Conversation] = []
-    input: str | JsonList[str] | JsonList[int] | list[JsonList[int]] = ""
+    items: list[Pair | Conversation] = []
+    input: str | list[str] | list[int] | list[list[int]] = ""
     top_n: Annotated[int, Field(gt=0)] | None = None
     weights: dict[str, int] = {}
     checked: Annotated[str, AfterValidator(fail)] | None = None

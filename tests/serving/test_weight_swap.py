@@ -18,14 +18,12 @@ OPERATOR = "an-operators-key-of-some-length"
 TEXTS = ["Is the sky? Yes, the sky", "Is the dog? No, it is", "The quick brown fox jumps over the lazy dog. " * 3]
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+@pytest.fixture
+def trained(tmp_path, make_trainer):
     """Two trained models below one root, each with its fingerprint, and one whose weights were changed afterwards."""
-    from conftest import build_trainer
-
-    root = tmp_path_factory.mktemp("root")
+    root = tmp_path / "root"
     for name, steps in (("first", 1), ("second", 3)):
-        trainer = build_trainer(root / "runs" / name, max_steps=steps, learning_rate=1e-2)
+        trainer = make_trainer(max_steps=steps, learning_rate=1e-2)
         trainer.train()
         trainer.save_model(str(root / name))
     shutil.copytree(root / "second", root / "damaged")

@@ -10,13 +10,13 @@ import click
 from rich.markup import escape
 
 from plaudit.cli import display, evaluation_tables
-from plaudit.cli.model_options import model_options
+from plaudit.cli.model_options import model_options, options_of_server
 from plaudit.cli.output_files import check_output
 from plaudit.errors import ConfigError
 
 if TYPE_CHECKING:
     from plaudit.evaluation.evaluate import Evaluation
-    from plaudit.scoring.reward_model import RewardModel
+    from plaudit.scoring.base_reward_model import BaseRewardModel
 
 __all__ = ["command"]
 
@@ -73,7 +73,9 @@ def command(
     fail_over: tuple[str, ...],
     **options: Any,
 ) -> None:
-    """Evaluate MODEL (a folder or a hub id) on DATA: files, folders or hub ids of pairs or ranked groups.
+    """Evaluate MODEL on DATA: files, folders or hub ids of pairs or ranked groups.
+
+    MODEL is a folder, a hub id, or the address of a `plaudit serve`, whose key is read from PLAUDIT_API_KEY.
 
     Each dataset has a table, and several have a summary. Beside the accuracy stands that of preferring the longer and
     the shorter response, which a reward model has to exceed. `--scores` alone evaluates a score file without a model.
@@ -235,9 +237,8 @@ def _evaluations(
     from plaudit.evaluation import evaluate as evaluation
     from plaudit.evaluation.benchmark_scores import score_benchmark
     from plaudit.evaluation.score_files import write_scores
-    from plaudit.scoring.reward_model import RewardModel
 
-    reward_model = RewardModel.from_pretrained(model, **options)
+    reward_model = _open_model(model, options)
     for number, (source, file) in enumerate(zip([*data, *benchmarks], files, strict=True)):
         if number >= len(data):
             place = Path(copy, source) if copy is not None and len(benchmarks) > 1 else copy
@@ -249,7 +250,17 @@ def _evaluations(
         yield found, _probe(reward_model, source, data_options, probes) if probes else None
 
 
-def _probe(reward_model: "RewardModel", source: str, data_options: dict[str, Any], probes: tuple[str, ...]) -> Any:
+def _open_model(model: str, options: dict[str, Any]) -> "BaseRewardModel":
+    from plaudit.scoring.remote_model import RemoteRewardModel
+    from plaudit.scoring.reward_model import RewardModel
+    from plaudit.scoring.server_connection import is_server_url
+
+    if is_server_url(model):
+        return RemoteRewardModel(model, **options_of_server(model, options))
+    return RewardModel.from_pretrained(model, **options)
+
+
+def _probe(reward_model: "BaseRewardModel", source: str, data_options: dict[str, Any], probes: tuple[str, ...]) -> Any:
     from plaudit.evaluation.evaluate import load_rows
     from plaudit.evaluation.probes import run_probes
 

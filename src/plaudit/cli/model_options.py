@@ -1,12 +1,14 @@
 """The options of `RewardModel.from_pretrained`, for the commands that load a trained model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import reduce
 from typing import Any
 
 import click
 
-__all__ = ["model_options"]
+from plaudit.errors import ConfigError
+
+__all__ = ["model_options", "options_of_server"]
 
 _OPTIONS = (
     click.option(
@@ -32,3 +34,22 @@ _OPTIONS = (
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of `RewardModel.from_pretrained` to a command."""
     return reduce(lambda decorated, option: option(decorated), reversed(_OPTIONS), command)
+
+
+def options_of_server(url: str, options: dict[str, Any], others: Iterable[str] = ()) -> dict[str, Any]:
+    """Return those of the model options that a server takes with each request.
+
+    Args:
+        url: Address of the server.
+        options: The model options of the command.
+        others: Further options of the command that decide how a model in this process runs.
+
+    Raises:
+        ConfigError: An option was given that is chosen where the server is started.
+    """
+    per_request = {"overlong": options["overlong"]}
+    source_of = click.get_current_context().get_parameter_source
+    for name in [*sorted(options.keys() - per_request.keys()), *others]:
+        if source_of(name) is not click.core.ParameterSource.DEFAULT:
+            raise ConfigError(f"--{name}: the model runs at {url}. Give this option to the `plaudit serve` there.")
+    return per_request

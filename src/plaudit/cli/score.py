@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from plaudit.cli import display
 from plaudit.cli.interrupts import exit_code, sigterm_as_interrupt
-from plaudit.cli.model_options import model_options
+from plaudit.cli.model_options import model_options, options_of_server
 
 if TYPE_CHECKING:
     from plaudit.scoring.job import Executor
@@ -22,6 +22,10 @@ __all__ = ["WorkerRange", "command"]
 
 _KINDS = ("pair", "group", "completion", "messages", "text")
 _SECONDS_BETWEEN_LINES = 10
+_MODEL = (
+    "The reward model: a folder, an adapter's folder, a hub id, or the address of a `plaudit serve`, whose key is read "
+    "from PLAUDIT_API_KEY."
+)
 
 
 class WorkerRange(click.ParamType):
@@ -41,7 +45,7 @@ class WorkerRange(click.ParamType):
 
 @click.command("score")
 @click.argument("source", metavar="INPUT")
-@click.option("--model", required=True, help="The reward model: a folder, an adapter's folder or a hub id.")
+@click.option("--model", required=True, help=_MODEL)
 @click.option("--output", required=True, help="The file to write: .jsonl, .jsonl.gz, .csv or .parquet.")
 @click.option("--dataset_config", help="The configuration of a hub dataset that has several.")
 @click.option("--split", default="train", show_default=True, help="The split of a hub dataset or a folder.")
@@ -92,9 +96,13 @@ def command(
     from plaudit.data.reader import Source
     from plaudit.scoring.job import score_file
     from plaudit.scoring.reward_columns import RewardColumns
+    from plaudit.scoring.server_connection import is_server_url
     from plaudit.scoring.worker import ScoringConfig
 
     display.show_log_messages()
+    max_length = options["max_length"]
+    if is_server_url(model):
+        options = options_of_server(model, options, ("device", "threads", "engine", "workers"))
     executor = _ray_executor(workers) if engine == "ray" else None
     config = ScoringConfig(
         model, device, threads, normalize, RewardColumns(kind, reward_column, best_of), on_error == "skip", batch_rows,
@@ -108,7 +116,7 @@ def command(
         stop = f"Stopped after {live.complete_rows:,} rows."
         display.console.print(f"{stop} The same command (without --restart) goes on.")
         sys.exit(exit_code(interrupt))
-    _show_result(result, path, options["max_length"])
+    _show_result(result, path, max_length)
 
 
 def _ray_executor(workers: tuple[int, int | None]) -> "Executor":

@@ -13,6 +13,7 @@ from plaudit.errors import ConfigError, DataError
 from plaudit.models.placement import resolve_device
 from plaudit.scoring.chunk_store import ChunkStore, Counts, rejected_path
 from plaudit.scoring.manifest import input_manifest, job_manifest
+from plaudit.scoring.server_connection import is_server_url
 from plaudit.scoring.worker import ScoredChunk, ScoringConfig, Worker
 
 __all__ = ["Executor", "Progress", "score_file"]
@@ -90,6 +91,7 @@ def score_file(
             made.
         DataError: The source cannot be read, or, unless `skip_bad_rows`, a row cannot be scored.
         CheckpointError: The disk is full.
+        ServerError: The server of the model does not answer.
     """
     executor = executor or Executor()
     if source.holds(output):
@@ -97,12 +99,13 @@ def score_file(
             f"--output: '{output}' lies in INPUT, and would be read as a part of it. Name a place outside."
         )
     with ChunkStore(output, restart=restart) as store:
-        # Another device or another number of threads would change the last bits of the rewards.
-        config = replace(
-            config,
-            device=config.device or store.options.get("device") or executor.default_device(),
-            threads=config.threads or store.options.get("threads") or torch.get_num_threads(),
-        )
+        if not is_server_url(config.model):
+            # Another device or another number of threads would change the last bits of the rewards.
+            config = replace(
+                config,
+                device=config.device or store.options.get("device") or executor.default_device(),
+                threads=config.threads or store.options.get("threads") or torch.get_num_threads(),
+            )
         manifest = job_manifest(source, config)
         store.check_manifest(manifest)
         tracker, schema = _Tracker(store, report), source.schema()

@@ -11,6 +11,8 @@ from huggingface_hub import HfApi
 
 from plaudit.checkpoint.metadata import METADATA_FILE, fingerprint_digest, read_metadata
 from plaudit.data.reader import Source
+from plaudit.scoring.remote_model import RemoteRewardModel
+from plaudit.scoring.server_connection import is_server_url
 from plaudit.scoring.worker import ScoringConfig
 
 __all__ = ["Manifest", "differences", "input_manifest", "job_manifest", "model_manifest"]
@@ -42,8 +44,12 @@ def input_manifest(source: Source) -> dict[str, Any]:
 def model_manifest(path: str) -> dict[str, Any]:
     """Return the properties that tell a model from another: fingerprint, sizes and times of its files, or its commit.
 
-    The files of an adapter include those of its base, if that is a folder.
+    The files of an adapter include those of its base, if that is a folder. A model behind a server is known by what the
+    server says of its weights, whatever its address.
     """
+    if is_server_url(path):
+        info = RemoteRewardModel(path).info()
+        return {name: info.get(name) for name in ("name", "fingerprint", "weight_version", "dtype")}
     folder = Path(path).expanduser()
     if not folder.is_dir():
         return {"path": path, "commit": _commit(path, "model")}

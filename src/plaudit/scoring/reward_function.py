@@ -12,8 +12,11 @@ import numpy as np
 
 from plaudit.data.formats import TEMPLATE_COLUMNS, template_options
 from plaudit.errors import ConfigError, DataError, ModelError
+from plaudit.scoring.base_reward_model import BaseRewardModel
 from plaudit.scoring.completions import count_characters
+from plaudit.scoring.remote_model import RemoteRewardModel
 from plaudit.scoring.reward_model import RewardModel
+from plaudit.scoring.server_connection import is_server_url
 
 __all__ = ["RewardFunction", "combine"]
 
@@ -26,31 +29,40 @@ class RewardFunction:
     It returns `clip(normalize(reward)) - length_penalty * characters`, each part only if its option is set.
 
     Args:
-        path_or_model: A folder or hub id, as for `RewardModel.from_pretrained`, or a `RewardModel`. A path is loaded
-            at the first call and pickled as a path, so each worker process loads a model of its own on its own device.
-            A `RewardModel` is pickled with its weights.
+        path_or_model: A folder or hub id, as for `RewardModel.from_pretrained`; the address of a `plaudit serve`, such
+            as "http://127.0.0.1:8000"; or a `RewardModel` or `RemoteRewardModel`. A path is loaded at the first call
+            and pickled as a path, so each worker process loads a model of its own on its own device. A `RewardModel` is
+            pickled with its weights. A server is asked at the first call, and each process connects by itself.
+        key: Key for the server; that of the environment variable PLAUDIT_API_KEY if `None`. A key that is given is
+            pickled with the function.
         normalize: Subtract the mean and divide by the standard deviation that were saved with the model.
         clip: The greatest distance of a reward from 0, or the least and the greatest reward.
         length_penalty: Reward that each character of a completion costs; in a list of messages, each character of the
             assistant's. Characters are counted and not tokens, since a policy and its reward model may have different
             tokenizers.
-        name: The name under which trainers log the rewards; the last part of the path by default.
+        name: The name under which trainers log the rewards; the last part of the path or address by default.
 
     Raises:
-        ConfigError: An option has no such value, or `path_or_model` is neither a path nor a `RewardModel`.
+        ConfigError: An option has no such value, or `path_or_model` is neither a path nor a reward model.
     """
 
     def __init__(
         self,
-        path_or_model: str | Path | RewardModel,
+        path_or_model: str | Path | BaseRewardModel,
         *,
+        key: str | None = None,
         normalize: bool = False,
         clip: float | tuple[float, float] | None = None,
         length_penalty: float | None = None,
         name: str | None = None,
     ) -> None:
-        self._path, self._model = None, None
-        if isinstance(path_or_model, RewardModel):
+        self._path: str | None = None
+        self._model: BaseRewardModel | None = None
+        if key is not None and not is_server_url(path_or_model):
+            raise ConfigError(f"key: expected the address of a server with it, got {path_or_model!r:.80}.")
+        if isinstance(path_or_model, str) and is_server_url(path_or_model):
+            path_or_model = RemoteRewardModel(path_or_model, key=key)
+        if isinstance(path_or_model, BaseRewardModel):
             self._model = path_or_model
             source = path_or_model.name
         elif isinstance(path_or_model, (str, Path)):
@@ -67,7 +79,7 @@ class RewardFunction:
         self.__name__ = name or Path(source).name or "reward_model"
 
     @property
-    def reward_model(self) -> RewardModel:
+    def reward_model(self) -> BaseRewardModel:
         """The reward model; a path is loaded at the first use."""
         if self._model is None:
             assert self._path is not None
@@ -87,6 +99,7 @@ class RewardFunction:
             DataError: A prompt or completion is malformed, or their numbers differ.
             ConfigError: `normalize` is set, and the model was saved without mean and standard deviation.
             ModelError: A reward is not finite; TRL would leave such a completion out.
+            ServerError: A server does not answer in time.
         """
         options = _template_options(columns, len(completions))
         rewards = self.reward_model.score(prompts, completions, options, normalize=self.normalize).astype(np.float64)

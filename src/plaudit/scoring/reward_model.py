@@ -2,17 +2,13 @@
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sized
-from dataclasses import dataclass
+from collections.abc import Callable
 from inspect import signature
-from itertools import count, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from plaudit.checkpoint.metadata import (
@@ -31,13 +27,13 @@ from plaudit.models.adapters import base_model, is_peft_model
 from plaudit.models.load import load_model, load_tokenizer, max_positions
 from plaudit.models.placement import resolve_device, without_sharding
 from plaudit.models.quantization import describe_quantization
-from plaudit.scoring.completions import join_completions
+from plaudit.scoring.base_reward_model import BaseRewardModel, ChunkScoring, ScoredSequences
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-__all__ = ["Ranked", "RewardModel", "ScoredSequences"]
+__all__ = ["RewardModel"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,33 +44,7 @@ _ADVICE = {
 }
 
 
-@dataclass(frozen=True)
-class Ranked:
-    """One of several completions of a prompt, with its reward.
-
-    Attributes:
-        index: Index among the completions given.
-        completion: The completion as it was given.
-        reward: The raw reward.
-        win_probability: The probability that people prefer this completion to all the others: the softmax of the
-            rewards (Plackett-Luce); for two completions, the sigmoid of the difference.
-    """
-
-    index: int
-    completion: Any
-    reward: float
-    win_probability: float
-
-
-class ScoredSequences(NamedTuple):
-    """The rewards of N sequences, and their lengths as the model saw them."""
-
-    rewards: NDArray[np.float32]  # [N]
-    tokens: NDArray[np.int64]  # [N], after truncation
-    truncated: NDArray[np.bool_]  # [N]
-
-
-class RewardModel:
+class RewardModel(BaseRewardModel):
     """A trained reward model and its tokenizer.
 
     Args:
@@ -93,11 +63,7 @@ class RewardModel:
     Attributes:
         name: The folder or hub id that the model was loaded from.
         fingerprint: Digest of the fingerprint that was saved with the model, by which models are told apart.
-        chunk_size: How many sequences are read and rendered together.
-        truncated: How many sequences have been truncated so far.
     """
-
-    chunk_size = 4096
 
     def __init__(
         self,
@@ -195,143 +161,32 @@ class RewardModel:
     def __repr__(self) -> str:
         return f"RewardModel({self.name!r}, {type(base_model(self.model)).__name__} on {self.model.device})"
 
-    # Scoring
-
-    @overload
-    def score(
-        self,
-        sequences: Iterable[Any],
-        completions: Iterable[Any] | None = ...,
-        options: Iterable[dict[str, Any]] | None = ...,
-        *,
-        names: Iterable[str] | None = ...,
-        normalize: bool = ...,
-        return_details: Literal[False] = ...,
-    ) -> NDArray[np.float32]: ...
-
-    @overload
-    def score(
-        self,
-        sequences: Iterable[Any],
-        completions: Iterable[Any] | None = ...,
-        options: Iterable[dict[str, Any]] | None = ...,
-        *,
-        names: Iterable[str] | None = ...,
-        normalize: bool = ...,
-        return_details: Literal[True],
-    ) -> ScoredSequences: ...
-
-    def score(
-        self,
-        sequences: Iterable[Any],
-        completions: Iterable[Any] | None = None,
-        options: Iterable[dict[str, Any]] | None = None,
-        *,
-        names: Iterable[str] | None = None,
-        normalize: bool = False,
-        return_details: bool = False,
-    ) -> NDArray[np.float32] | ScoredSequences:
-        """Return the rewards [N] of N sequences, float32, in the order given.
-
-        The same sequence gets the same reward alone, in any batch and in any order, up to rounding (1e-6 of the
-        rewards' size in float32).
+    def begin_call(self, normalize: bool) -> ChunkScoring:
+        """Return a function that scores the chunks of one call of `score` or `stream`, in their order.
 
         Args:
-            sequences: N texts (prompt and response joined) or conversations (lists of messages), mixed at will; or,
-                with `completions`, their prompts. Generators are read in chunks.
-            completions: N completions, one for each prompt; strings or messages.
-            options: N dicts of keyword arguments for the chat template (`tools`, say), if any.
-            names: N names for error messages; "row 3" and the like if `None`.
             normalize: Subtract the mean and divide by the standard deviation that were saved with the model.
-            return_details: Return the numbers of tokens and which sequences were truncated beside the rewards.
 
         Raises:
-            DataError: `sequences` is a single text or conversation, a sequence is malformed or refused by the chat
-                template, or there are not as many completions as prompts.
             ConfigError: `normalize` is set, and the model was saved without a scale.
         """
-        chunks = list(self._score_chunks(sequences, completions, options, names, normalize))
-        columns = [list(column) for column in zip(*chunks, strict=True)] or [[], [], []]
-        joined = zip(columns, (np.float32, np.int64, np.bool_), strict=True)
-        details = ScoredSequences(*(np.concatenate(parts) if parts else np.zeros(0, dtype) for parts, dtype in joined))
-        return details if return_details else details.rewards
-
-    def stream(
-        self, sequences: Iterable[Any], completions: Iterable[Any] | None = None, *, normalize: bool = False
-    ) -> Iterator[float]:
-        """Yield the rewards of `score` one by one while the sequences are still being read, in constant memory."""
-        for scored in self._score_chunks(sequences, completions, None, None, normalize):
-            yield from scored.rewards.tolist()
-
-    def rank(self, prompt: Any, completions: Iterable[Any], *, calibrated: bool = False) -> list[Ranked]:
-        """Rank the completions of one prompt, best first; equal rewards keep the order given. The prompt runs once.
-
-        Args:
-            prompt: The prompt, a string or messages.
-            completions: The completions, strings or messages.
-            calibrated: Divide the rewards by the saved temperature for `win_probability`; `reward` stays raw.
-
-        Raises:
-            ConfigError: `calibrated` is set, and the model was saved without a temperature.
-        """
-        temperature = self._saved_temperature() if calibrated else 1.0
-        completions = completions if isinstance(completions, str) else list(completions)  # `score` refuses a string
-        rewards = self.score([prompt] * len(completions), completions)
-        shares = np.exp((rewards - rewards.max(initial=-np.inf)) / temperature, dtype=np.float64)
-        shares = shares / shares.sum()
-        order = np.argsort(-rewards, kind="stable").tolist()
-        return [Ranked(n, completions[n], float(rewards[n]), float(shares[n])) for n in order]
-
-    def best_of(self, prompt: Any, completions: Iterable[Any]) -> Any:
-        """Return the completion with the greatest reward; of equal ones the first.
-
-        Raises:
-            DataError: The list of completions is empty.
-        """
-        ranked = self.rank(prompt, completions)
-        if not ranked:
-            raise DataError("best_of: expected one or more completions, got none")
-        return ranked[0].completion
-
-    def preference_probability(self, prompt: Any, first: Any, second: Any, *, calibrated: bool = False) -> float:
-        """Return the probability that people prefer the first completion: `sigmoid(reward_first - reward_second)`.
-
-        With `calibrated`, the difference is divided by the temperature that was saved with the model.
-
-        Raises:
-            ConfigError: `calibrated` is set, and the model was saved without a temperature.
-        """
-        temperature = self._saved_temperature() if calibrated else 1.0
-        one, other = self.score([prompt, prompt], [first, second]).astype(np.float64) / temperature
-        return float(np.exp(-np.logaddexp(0.0, other - one)))  # does not overflow, however far apart they are
-
-    def _score_chunks(
-        self, sequences: Iterable[Any], completions: Iterable[Any] | None, options: Any, names: Any, normalize: bool
-    ) -> Iterator[ScoredSequences]:
-        """Yield the rewards of `chunk_size` sequences at a time."""
         mean, std = self.normalization() if normalize else (0.0, 1.0)
-        total = len(sequences) if isinstance(sequences, Sized) else None
-        texts = join_completions(sequences, completions)
-        options = None if options is None else iter(options)
-        names = (f"row {number}" for number in count()) if names is None else iter(names)
-        truncated_before, done = self.truncated, 0
-        with tqdm(total=total, unit="seq", desc="scoring", delay=3, disable=None, leave=False) as bar:
-            while chunk := list(islice(texts, self.chunk_size)):
-                chunk_options = None if options is None else _take(options, len(chunk), "options", done)
-                chunk_names = _take(names, len(chunk), "names", done)
-                whole = self._render(chunk, chunk_options, chunk_names)
-                ids = [self._truncate(each, name) for each, name in zip(whole, chunk_names, strict=True)]
-                done += len(chunk)
-                rewards = self.engine.score(ids, bar.update)
-                if normalize:
-                    rewards = ((rewards - mean) / std).astype(np.float32)
-                tokens = np.array([len(each) for each in ids], dtype=np.int64)
-                yield ScoredSequences(rewards, tokens, tokens < np.array([len(each) for each in whole]))
-        if (truncated := self.truncated - truncated_before) > 0:
-            logger.warning(
-                "%d of %d sequences had more than %d tokens and were truncated from the left", truncated, done,
-                self.max_length,
-            )  # fmt: skip
+
+        def score_chunk(
+            sequences: list[TextOrChat],
+            options: list[dict[str, Any]] | None,
+            names: list[str],
+            on_scored: Callable[[int], object],
+        ) -> ScoredSequences:
+            whole = self._render(sequences, options, names)
+            ids = [self._truncate(each, name) for each, name in zip(whole, names, strict=True)]
+            rewards = self.engine.score(ids, on_scored)
+            if normalize:
+                rewards = ((rewards - mean) / std).astype(np.float32)
+            tokens = np.array([len(each) for each in ids], dtype=np.int64)
+            return ScoredSequences(rewards, tokens, tokens < np.array([len(each) for each in whole]))
+
+        return score_chunk
 
     def token_ids(
         self,
@@ -452,11 +307,3 @@ def _saved_scale(metadata: dict[str, Any], config: Any) -> tuple[float, float] |
     rewards = metadata.get("rewards") or {"mean": getattr(config, "mean", 0.0), "std": getattr(config, "std", 1.0)}
     scale = rewards["mean"], rewards["std"]
     return None if scale == (0.0, 1.0) else scale
-
-
-def _take(iterator: Iterator[Any], number: int, name: str, before: int) -> list[Any]:
-    """Take the next `number` items of an argument that must have one for each sequence."""
-    items = list(islice(iterator, number))
-    if len(items) < number:
-        raise DataError(f"{name}: expected one for each sequence, and there are only {before + len(items)}.")
-    return items

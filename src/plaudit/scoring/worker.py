@@ -5,15 +5,20 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from plaudit.data.formats import TextOrChat
 from plaudit.data.reader import Chunk, Row, Unreadable
 from plaudit.data.render import render
-from plaudit.errors import DataError
+from plaudit.errors import DataError, ModelError
+from plaudit.scoring.remote_model import RemoteRewardModel
 from plaudit.scoring.reward_columns import RewardColumns, ScorableRow, parse_row, row_with_rewards
 from plaudit.scoring.reward_model import RewardModel
+from plaudit.scoring.server_connection import is_server_url
 
 __all__ = ["ScoredChunk", "ScoringConfig", "Worker"]
 
@@ -28,15 +33,16 @@ class ScoringConfig:
     """The options of a scoring job: on machines of one kind they decide its output to the last bit.
 
     Attributes:
-        model: Folder or hub id of the reward model.
-        device: Where the model runs; `None` for the device of an earlier start, else the executor's default.
+        model: Folder or hub id of the reward model, or the address of a `plaudit serve`.
+        device: Where the model runs; `None` for the device of an earlier start, else the executor's default, and
+            always behind a server.
         threads: torch's threads on the CPU, whose number decides the last bits of sums; `None` for that of an earlier
-            start, else torch's default.
+            start, else torch's default, and always behind a server.
         normalize: Subtract the mean and divide by the standard deviation saved with the model.
         columns: The columns to score and to write.
         skip_bad_rows: Set rows that cannot be scored aside instead of stopping at the first one.
         chunk_rows: Rows of a chunk, which share batches with each other and with no other row.
-        model_options: More options of `RewardModel.from_pretrained`.
+        model_options: More options of `RewardModel.from_pretrained`, or of `RemoteRewardModel`.
     """
 
     model: str
@@ -72,6 +78,66 @@ class ScoredChunk:
     worker: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
 
 
+class _Scorer(Protocol):
+    """A reward model as a worker uses it: what cannot be scored is found before a chunk is scored."""
+
+    @property
+    def truncated(self) -> int:
+        """Number of sequences that have been truncated so far."""
+
+    def prepare(self, sequences: list[TextOrChat], options: list[dict[str, Any]], names: list[str]) -> list[Any]:
+        """Return for each of N sequences what `score` needs; raise `DataError` or `ModelError` for one that fails."""
+
+    def score(self, prepared: list[Any], on_scored: Callable[[int], object]) -> tuple[NDArray[np.float32], int]:
+        """Return the rewards [N] of prepared sequences, and the sum of their tokens."""
+
+
+class _LocalScorer:
+    """A reward model in this process: sequences are prepared as token ids, so that those of a chunk share batches."""
+
+    def __init__(self, config: ScoringConfig) -> None:
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        self._model = RewardModel.from_pretrained(config.model, device=config.device, **config.model_options)
+        self._scale = self._model.normalization() if config.normalize else None
+        ids = render(self._model.tokenizer, _PROBES)
+        self._model.engine.score([each[: self._model.max_length] for each in ids])
+
+    @property
+    def truncated(self) -> int:
+        return self._model.truncated
+
+    def prepare(self, sequences: list[TextOrChat], options: list[dict[str, Any]], names: list[str]) -> list[Any]:
+        return self._model.token_ids(sequences, options, names)
+
+    def score(self, prepared: list[Any], on_scored: Callable[[int], object]) -> tuple[NDArray[np.float32], int]:
+        rewards = self._model.engine.score(prepared, on_scored)
+        if self._scale is not None:
+            rewards = (rewards - self._scale[0]) / self._scale[1]
+        return rewards, sum(map(len, prepared))
+
+
+class _RemoteScorer:
+    """A reward model behind a server, which alone can say what can be scored: to prepare is to have it scored."""
+
+    def __init__(self, config: ScoringConfig) -> None:
+        weights = RemoteRewardModel(config.model).info().get("weight_version")
+        self._model = RemoteRewardModel(config.model, only_version=weights, **config.model_options)
+        self._score = self._model.begin_call(config.normalize)
+
+    @property
+    def truncated(self) -> int:
+        return self._model.truncated
+
+    def prepare(self, sequences: list[TextOrChat], options: list[dict[str, Any]], names: list[str]) -> list[Any]:
+        scored = self._score(sequences, options, names, lambda _: None)
+        return list(zip(scored.rewards, scored.tokens, strict=True))
+
+    def score(self, prepared: list[Any], on_scored: Callable[[int], object]) -> tuple[NDArray[np.float32], int]:
+        on_scored(len(prepared))
+        return np.array([reward for reward, _ in prepared], np.float32), sum(int(tokens) for _, tokens in prepared)
+
+
 class Worker:
     """A reward model that scores chunks.
 
@@ -81,16 +147,12 @@ class Worker:
     Raises:
         ModelError: The model cannot be loaded.
         ConfigError: The model cannot be used with these options.
+        ServerError: The server of the model does not answer.
     """
 
     def __init__(self, config: ScoringConfig) -> None:
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
         self._config = config
-        self.reward_model = RewardModel.from_pretrained(config.model, device=config.device, **config.model_options)
-        self._scale = self.reward_model.normalization() if config.normalize else None
-        ids = render(self.reward_model.tokenizer, _PROBES)
-        self.reward_model.engine.score([each[: self.reward_model.max_length] for each in ids])
+        self._model: _Scorer = _RemoteScorer(config) if is_server_url(config.model) else _LocalScorer(config)
 
     def score(self, chunk: Chunk, on_batch: Callable[[float], object] = lambda _: None) -> ScoredChunk:
         """Score the rows of a chunk.
@@ -103,23 +165,28 @@ class Worker:
             on_batch: Called after each batch with the fraction of the chunk's sequences that are scored.
 
         Raises:
-            ConfigError: A column of rewards has the name of a column that a row has.
+            ConfigError: A column of rewards has the name of a column that a row has, or the weights behind a server
+                have changed.
+            ServerError: The server of the model does not answer.
         """
         rejected: list[Row] = []
-        truncated_before = self.reward_model.truncated
-        scorable, ids = self._tokenize(list(self._parse(chunk, rejected)), rejected)
+        truncated_before = self._model.truncated
+        scorable, prepared = list(self._parse(chunk, rejected)), list[Any]()
+        if not rejected or self._config.skip_bad_rows:
+            scorable, prepared = self._prepare(scorable, rejected)
         if rejected and not self._config.skip_bad_rows:
             return ScoredChunk(chunk.number, [], rejected, 0, 0, chunk.fraction_read)
-        rewards, rows = iter(self._rewards(ids, on_batch)), []
+        rewards, tokens = self._rewards(prepared, on_batch)
+        remaining, rows = iter(rewards), []
         for row in scorable:
-            own = [next(rewards) for _ in row.sequences]
+            own = [next(remaining) for _ in row.sequences]
             if all(map(math.isfinite, own)):
                 rows.append(row_with_rewards(row, own, self._config.columns))
             else:
                 reason = f"row {row.number}: expected finite rewards, got {own}. Try --dtype float32."
                 rejected.append(_rejection(row.number, row.row, reason))
         rejected.sort(key=lambda each: each["row"])
-        tokens, truncated = sum(map(len, ids)), self.reward_model.truncated - truncated_before
+        truncated = self._model.truncated - truncated_before
         return ScoredChunk(chunk.number, rows, rejected, tokens, truncated, chunk.fraction_read)
 
     def _parse(self, chunk: Chunk, rejected: list[Row]) -> Iterator[ScorableRow]:
@@ -129,32 +196,34 @@ class Worker:
             except DataError as error:
                 rejected.append(_rejection(number, row, str(error)))
 
-    def _tokenize(self, rows: list[ScorableRow], rejected: list[Row]) -> tuple[list[ScorableRow], list[list[int]]]:
-        """Return the rows that can be tokenised and their token ids; after an error, try each row alone to find it."""
+    def _prepare(self, rows: list[ScorableRow], rejected: list[Row]) -> tuple[list[ScorableRow], list[Any]]:
+        """Return the rows that can be scored and what is prepared of them; after an error, halve them to find it."""
         sequences = [sequence for row in rows for sequence in row.sequences]
         names = [name for row in rows for name in row.names]
         options = [row.template_options for row in rows for _ in row.sequences]
         try:
-            return rows, self.reward_model.token_ids(sequences, options, names)
-        except DataError as error:
+            return rows, self._model.prepare(sequences, options, names)
+        except (DataError, ModelError) as error:
             if len(rows) == 1:
-                rejected.append(_rejection(rows[0].number, rows[0].row, str(error)))
+                number = rows[0].number
+                reason = str(error) if isinstance(error, DataError) else f"row {number}: {error}"
+                rejected.append(_rejection(number, rows[0].row, reason))
                 return [], []
-        parts = [self._tokenize([row], rejected) for row in rows]
-        return [row for kept, _ in parts for row in kept], [each for _, ids in parts for each in ids]
+        middle = len(rows) // 2
+        parts = [self._prepare(half, rejected) for half in (rows[:middle], rows[middle:])]
+        return [row for kept, _ in parts for row in kept], [each for _, prepared in parts for each in prepared]
 
-    def _rewards(self, ids: list[list[int]], on_batch: Callable[[float], object]) -> list[float]:
+    def _rewards(self, prepared: list[Any], on_batch: Callable[[float], object]) -> tuple[list[float], int]:
         scored = 0
 
         def count(sequences: int) -> None:
             nonlocal scored
             scored += sequences
-            on_batch(scored / len(ids))
+            on_batch(scored / len(prepared))
 
-        rewards = self.reward_model.engine.score(ids, count)
-        if self._scale is not None:
-            rewards = (rewards - self._scale[0]) / self._scale[1]
-        return [float(str(reward)) for reward in rewards.astype("float32")]  # the shortest decimal of each float32
+        rewards, tokens = self._model.score(prepared, count)
+        # The shortest decimal of each float32.
+        return [float(str(reward)) for reward in rewards.astype("float32")], tokens
 
 
 def _rejection(number: int, row: Row | Unreadable, reason: str) -> Row:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from plaudit.serving.scoring_service import ScoringService
 from plaudit.serving.serving_errors import Failure, ServingError
 
 __all__ = ["create_application"]
+
+_Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 _PAGE = Path(__file__).parent / "page"
 _PAGE_FILES = {"/": "index.html", "/page.js": "page.js", "/page.css": "page.css"}
@@ -70,16 +72,21 @@ class _Routes:
         self._prefixes = {f"/{each.name}": each for each in dialects}
         self._bare: dict[str, Dialect] = {}
         self._preferred = DIALECTS[preferred]
-        self._table: dict[tuple[str, str], Route] = {}
+        own: dict[str, _Handler] = {
+            "/live": self._live,
+            "/ready": self._ready,
+            "/health": self._health,
+            "/metrics": self._metrics,
+        }
+        own |= {path: _page_file(name) for path, name in _PAGE_FILES.items()}
+        self._table: dict[tuple[str, str], _Handler] = {(path, "GET"): handler for path, handler in own.items()}
         for each in dialects:
             self._add_dialect(each)
 
     @property
     def table(self) -> list[Route]:
-        """All routes."""
-        pages = [Route(path, _page_file(name)) for path, name in _PAGE_FILES.items()]
-        own = [("/live", self._live), ("/ready", self._ready), ("/health", self._health), ("/metrics", self._metrics)]
-        return [*(Route(path, handler) for path, handler in own), *pages, *dict.fromkeys(self._table.values())]
+        """All routes, each of one method."""
+        return [Route(path, handler, methods=[method]) for (path, method), handler in self._table.items()]
 
     def refusal(self, scope: Scope, error: ServingError) -> Response:
         """Return the response to a request that fails, in the words of the dialect of its path."""
@@ -94,25 +101,25 @@ class _Routes:
     def _add_dialect(self, dialect: Dialect) -> None:
         routes: list[Endpoint | Information] = [*dialect.endpoints, *dialect.information]
         for route in routes:
-            for prefix in (f"/{dialect.name}", ""):
-                self._add(prefix + route.path, dialect, route)
+            self._add(route.path, dialect, route)
+            for path in {f"/{dialect.name}{route.path}", f"/{dialect.name}{route.path}".rstrip("/")}:
+                self._add(path, dialect, route)
         for path, handler in (("/health", self._health), ("/metrics", self._metrics)):
-            prefixed = f"/{dialect.name}{path}"
-            self._table.setdefault((prefixed, "GET"), Route(prefixed, handler))
+            self._table.setdefault((f"/{dialect.name}{path}", "GET"), handler)
 
     def _add(self, path: str, dialect: Dialect, route: Endpoint | Information) -> None:
-        methods = route.methods if isinstance(route, Endpoint) else ("GET",)
-        free = [method for method in methods if (path, method) not in self._table]
-        if not free:
-            return
-        handler = self._scoring(dialect, route) if isinstance(route, Endpoint) else self._informing(route)
-        added = Route(path, handler, methods=free)
-        self._table |= {(path, method): added for method in free}
+        """Add a route, unless a dialect before has its path and method."""
+        if isinstance(route, Endpoint):
+            handler, methods = self._scoring(dialect, route), route.methods
+        else:
+            handler, methods = self._informing(route), ("GET",)
+        for method in methods:
+            self._table.setdefault((path, method), handler)
         self._bare.setdefault(path, dialect)
 
     # Handlers
 
-    def _scoring(self, dialect: Dialect, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
+    def _scoring(self, dialect: Dialect, endpoint: Endpoint) -> _Handler:
         async def handle(request: Request) -> Response:
             started, service = time.monotonic(), self._service
             service.in_flight += 1
@@ -144,7 +151,7 @@ class _Routes:
         }
         return _json(endpoint.answer(body, scored), headers=headers)
 
-    def _informing(self, route: Information) -> Callable[[Request], Awaitable[Response]]:
+    def _informing(self, route: Information) -> _Handler:
         async def handle(_: Request) -> Response:
             return _json(route.answer(self._service.info()))
 
@@ -224,7 +231,7 @@ def _json(value: Any, *, status: int = 200, headers: dict[str, str] | None = Non
     return Response(content, status, headers, "application/json")
 
 
-def _page_file(name: str) -> Callable[[Request], Awaitable[Response]]:
+def _page_file(name: str) -> _Handler:
     async def handle(_: Request) -> Response:
         return FileResponse(_PAGE / name)
 

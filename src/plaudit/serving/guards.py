@@ -20,7 +20,7 @@ from plaudit.serving.authentication import ApiKeys, presented_key
 from plaudit.serving.server_limits import ServerLimits
 from plaudit.serving.serving_errors import ServingError
 
-__all__ = ["OPEN_PATHS", "Guards", "is_trusted_host"]
+__all__ = ["Guards", "OPEN_PATHS", "is_trusted_host"]
 
 _log = logging.getLogger(__name__)
 

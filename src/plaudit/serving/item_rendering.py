@@ -139,7 +139,7 @@ class ItemRenderer:
         if whole:
             sequences, options = [each for each, _ in whole.values()], [each for _, each in whole.values()]
             ids = _placed(ids, list(whole), render(self._tokenizer, sequences, options))
-        return [self._with_eos(own, item) for own, item in zip(ids, items, strict=True)]
+        return ids
 
     def _whole(self, item: Item, name: str) -> tuple[TextOrChat, dict[str, Any]]:
         """Return the text or conversation that `RewardModel.score` would render, and the options of the template."""
@@ -160,15 +160,6 @@ class ItemRenderer:
                 "invalid", f"{name}: expected token ids from 0 to {self._vocabulary_size - 1}.", param=name
             )
         return ids
-
-    def _with_eos(self, ids: list[int], item: Item) -> list[int]:
-        eos = self._tokenizer.eos_token_id
-        if not (isinstance(item, Text) and item.ends_with_eos) or eos is None:
-            return ids
-        stop = len(ids)
-        while stop and ids[stop - 1] in (eos, self._tokenizer.pad_token_id):
-            stop -= 1
-        return [*ids[:stop], eos]
 
     def _reason(self, item: Item) -> str:
         """Return the reason why an item cannot be rendered, without a word of the item."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from plaudit.serving.serving_errors import Failure, ServingError
@@ -21,9 +22,12 @@ __all__ = ["Engine", "Scheduler", "Step"]
 
 logger = logging.getLogger(__name__)
 
+# After a fault of the device itself every later call in this process fails as well. (torch 2.6 has no type for it.)
+_DEVICE_LOST: tuple[type[Exception], ...] = (torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()
+
 
 class Engine(Protocol):
-    """What the scheduler needs of `plaudit.engine.ScoringEngine`."""
+    """An engine such as `plaudit.engine.ScoringEngine`: one call at a time, token ids to rewards."""
 
     layout: str
     max_tokens_per_batch: int
@@ -64,7 +68,8 @@ class Scheduler:
         hung_after: Seconds after which a call of the engine counts as hung.
 
     Attributes:
-        state: "running"; "dead" after a failure of the thread itself or `fail_all`; "stopped" after `stop`.
+        state: "running"; "dead" after a fault of the device, a failure of the thread itself or `fail_all`; "stopped"
+            after `stop`.
         last_step_finished: `time.monotonic()` after the last step; `None` before that.
     """
 
@@ -199,13 +204,12 @@ class Scheduler:
             submission.started = submission.started or started
             submission.steps += 1
         elsewhere = self._score(step)
-        finished = time.monotonic()
+        finished = self.last_step_finished = time.monotonic()
         for submission in self._in_step:
             submission.finish(finished)
         with self._changed:
             self._ended = sum(submission.future.done() for submission in self._in_step)
             self._in_step = set()
-        self.last_step_finished = finished
         tokens, distinct = sum(map(len, step)), sum(sequence.new_tokens for sequence in step)
         self._on_step(Step(len(step), tokens, distinct, finished - started - elsewhere))
 
@@ -237,6 +241,8 @@ class Scheduler:
             try:
                 rewards = self._engine.score([sequence.ids for sequence in step]).tolist()
             except Exception as error:
+                if isinstance(error, _DEVICE_LOST):
+                    raise
                 logger.error("a step of %d sequences has failed: %s", len(step), _without_message(error))
                 return None, elsewhere
             finally:

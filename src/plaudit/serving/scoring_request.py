@@ -15,13 +15,10 @@ class Text:
         special_tokens: "rendered": as `RewardModel.score` does, with the tokenizer's special tokens and one EOS at the
             end. "added": the tokenizer's special tokens and nothing else. "none": the text as it is written. In no
             case does a sequence begin with two BOS.
-        ends_with_eos: Replace what EOS and padding tokens stand at the end by one EOS, in whatever way the special
-            tokens are added.
     """
 
     text: str
     special_tokens: Literal["rendered", "added", "none"] = "rendered"
-    ends_with_eos: bool = False
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ class ServedModel:
         *,
         pool: ThreadPoolExecutor,
         truncates: bool = False,
-        device_lock: Lock | None = None,
+        device_lock: "Lock | None" = None,
         on_step: Callable[[Step], object] = lambda _: None,
     ) -> None:
         self.reward_model, self._pool, self.in_use = reward_model, pool, 0
@@ -121,6 +121,7 @@ class ServedModel:
         return Scored(
             self.info.name, self.info.weight_version, _floats(outcome.rewards), _floats(values), tokens, truncated,
             outcome.distinct_tokens, outcome.started - arrived, outcome.finished - outcome.started, pieces,
+            self.info.label,
         )  # fmt: skip
 
     async def check(self, seconds: float) -> None:

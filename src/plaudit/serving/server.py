@@ -13,7 +13,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from plaudit.errors import ConfigError
-from plaudit.serving.http_protocol import BoundedHttpProtocol
+from plaudit.serving.http_protocol import bounded_protocol
 from plaudit.serving.scoring_service import ScoringService
 
 __all__ = ["run"]
@@ -49,9 +49,9 @@ def run(
         ConfigError: The address cannot be listened on.
     """
     config = uvicorn.Config(
-        application, host=host, port=port, http=BoundedHttpProtocol, ws="none", lifespan="off", log_config=None,
-        log_level="warning", access_log=False, server_header=False, date_header=True, proxy_headers=False,
-        backlog=2048, timeout_graceful_shutdown=2,
+        application, host=host, port=port, http=bounded_protocol(service.limits), ws="none", lifespan="off",
+        log_config=None, log_level="warning", access_log=False, server_header=False, date_header=True,
+        proxy_headers=False, backlog=2048, timeout_graceful_shutdown=2,
     )  # fmt: skip
     server = _Server(config, service, on_ready)
     try:

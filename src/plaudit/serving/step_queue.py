@@ -13,6 +13,8 @@ from bisect import bisect_left, insort
 from dataclasses import dataclass, field
 from operator import attrgetter
 
+import numpy as np
+
 from plaudit.forest.trie import SHARED_TOKENS, common_tokens
 from plaudit.serving.submission import QueuedSequence, Submission
 
@@ -20,6 +22,7 @@ __all__ = ["StepQueue"]
 
 _order = attrgetter("order")
 _FEW = 8  # sequences that are inserted one by one; a sort of the whole queue is faster for more
+_EMPTY_ROOM = 16  # tokens of room that cost as much as one repeated token: a step has a fixed cost besides its tokens
 
 
 @dataclass(eq=False, slots=True)
@@ -157,8 +160,9 @@ class _Choice:
         self._sequences, self._clients = sequences, clients
         self._max_tokens, self._layout = max_tokens, layout
         self._sorted: list[int] = []  # the chosen positions in ascending order
+        self._known: dict[tuple[int, int], int] = {}  # shared tokens of pairs of positions
         self._tokens, self._longest = 0, 0
-        self._shared: list[int] = []  # tokens that each chosen sequence shares with those before it
+        self._links: list[int] = []  # tokens that each chosen sequence shares with those of its group before it
         self._by_service = [(client.virtual_time, client.number, client) for client in clients.values()]
         heapq.heapify(self._by_service)
 
@@ -189,9 +193,12 @@ class _Choice:
                 return shared
             sides[side] = self._neighbour(position, side)
 
-    def _neighbour(self, position: int, side: int) -> tuple[int, int]:
-        """Return the shared tokens and the position of the next sequence on one side; zeros if none may be taken."""
-        position += side
+    def _neighbour(self, edge: int, side: int) -> tuple[int, int]:
+        """Return the next sequence on one side of a group, as the tokens it shares with the edge and its position.
+
+        Zeros stand for none: the queue ends, no prefix is shared, or the client has had its share.
+        """
+        position = edge + side
         while 0 <= position < len(self._sequences) and not self._sequences[position].is_waiting:
             position += side
         if not 0 <= position < len(self._sequences):
@@ -201,27 +208,42 @@ class _Choice:
         # clients that have not.
         if least is not None and client.virtual_time - least.virtual_time > self._max_tokens / 2:
             return 0, 0
-        return self._shared_tokens(position), position
+        return self._common_tokens(edge, position), position
+
+    def _common_tokens(self, first: int, second: int) -> int:
+        """Return the tokens that two sequences share, as the engine counts them."""
+        pair = (first, second) if first < second else (second, first)
+        if pair not in self._known:
+            # Equality does not depend on the order of the bytes, and the machine's own is faster.
+            one, other = (self._sequences[position].ids.view(np.uint32) for position in pair)
+            shared = common_tokens(one, other)
+            self._known[pair] = shared if shared >= SHARED_TOKENS else 0
+        return self._known[pair]
 
     def _shared_tokens(self, position: int) -> int:
-        """Return the tokens that a sequence shares with the chosen ones, as the engine counts them."""
+        """Return the tokens that a sequence shares with the chosen ones."""
         if self._layout != "forest":
             return 0
         place = bisect_left(self._sorted, position)
-        ids, neighbours = self._sequences[position].ids, self._sorted[max(place - 1, 0) : place + 1]
-        shared = max((common_tokens(ids, self._sequences[other].ids) for other in neighbours), default=0)
-        return shared if shared >= SHARED_TOKENS else 0
+        neighbours = self._sorted[max(place - 1, 0) : place + 1]
+        return max((self._common_tokens(other, position) for other in neighbours), default=0)
 
-    def _take(self, position: int, shared: int) -> bool:
-        """Take a sequence if it fits, and charge its client."""
+    def _take(self, position: int, link: int) -> bool:
+        """Take a sequence if it fits, and charge its client.
+
+        Args:
+            position: Position in the queue.
+            link: Tokens that it shares with those of its group that were taken before.
+        """
         sequence = self._sequences[position]
-        new_tokens, longest = len(sequence) - shared, max(self._longest, len(sequence))
+        new_tokens = len(sequence) - self._shared_tokens(position)
+        longest = max(self._longest, len(sequence))
         size = (len(self.chosen) + 1) * longest if self._layout == "padded" else self._tokens + new_tokens
         if self.chosen and size > self._max_tokens:
             return False
         insort(self._sorted, position)
         self.chosen.append(position)
-        self._shared.append(shared)
+        self._links.append(link)
         self._tokens, self._longest = self._tokens + new_tokens, longest
         sequence.is_waiting, sequence.new_tokens = False, new_tokens
         client = self._clients[sequence.submission.client]
@@ -230,28 +252,29 @@ class _Choice:
         return True
 
     def _retreat(self, start: int, overflow: int) -> None:
-        """Put the end of the last group back, if the cut there repeats fewer tokens in the next step.
+        """Put the end of the last group back where the best place to end the step is before it.
+
+        To end the step before a sequence repeats the prefix that it shares with those before it, and leaves room empty.
 
         Args:
             start: Number of sequences that were chosen before the last group.
-            overflow: Shared tokens of the sequence that did not fit.
+            overflow: Tokens that the sequence that did not fit shares with its group.
         """
-        cuts = [*self._shared[start:], overflow]  # tokens that run twice if the step ends before each sequence
-        tokens, allowed = self._tokens, [len(cuts) - 1]
-        for number in range(len(cuts) - 2, -1, -1):
-            tokens -= self._sequences[self.chosen[start + number]].new_tokens
-            if 2 * tokens < self._max_tokens:
-                break
-            allowed.append(number)
-        least = min(cuts[number] for number in allowed)
-        end = start + next(number for number in allowed if cuts[number] <= least + SHARED_TOKENS)
-        for position in self.chosen[end:]:
+        end, tokens = len(self.chosen), self._tokens
+        best, least = end, overflow + (self._max_tokens - tokens) / _EMPTY_ROOM
+        while end > start:
+            end -= 1
+            tokens -= self._sequences[self.chosen[end]].new_tokens
+            cost = self._links[end] + (self._max_tokens - tokens) / _EMPTY_ROOM
+            if 2 * tokens >= self._max_tokens and cost < least:
+                best, least = end, cost
+        for position in self.chosen[best:]:
             sequence = self._sequences[position]
             client = self._clients[sequence.submission.client]
             sequence.is_waiting = True
             client.waiting += 1
             client.virtual_time -= sequence.new_tokens
-        del self.chosen[end:]
+        del self.chosen[best:]
 
     def _least_served(self) -> _Client | None:
         """Return the waiting client with the least virtual time."""

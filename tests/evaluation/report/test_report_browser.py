@@ -1,23 +1,12 @@
-"""The report in Chromium: light and dark, narrow, by keyboard, without script, with hostile data, without network.
-
-PLAUDIT_CHROMIUM names the browser, and a browser that is missing there fails the tests. Without that variable, the one
-on the path is taken, and without that one the tests are skipped.
-"""
-
-import os
-import shutil
+"""The report in Chromium: light and dark, narrow, by keyboard, without script, with hostile data, without network."""
 
 import pytest
+from chromium import colour, contrast, luminance, needs_chromium, started_chromium
 from report_data import AUDIT, BEST_OF_N, COMPARISON, LEARNING_CURVE, LOG, PROBES, hostile_rows, scores_of
 
 from plaudit.evaluation.report import write_report
 
-CHROMIUM = os.environ.get("PLAUDIT_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium, and PLAUDIT_CHROMIUM names none"),
-]
+pytestmark = [pytest.mark.slow, needs_chromium]
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +23,8 @@ def report(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    if "PLAUDIT_CHROMIUM" not in os.environ:
-        pytest.importorskip("playwright", reason="playwright is not in this environment")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+    with started_chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -64,21 +47,6 @@ def show(browser, report):
     for context in contexts:
         context.close()
     assert problems == [report.as_uri()] * len(contexts)
-
-
-def colour(page, selector, name="color"):
-    return page.eval_on_selector(selector, f"each => getComputedStyle(each).{name}")
-
-
-def luminance(text):
-    channels = [int(part) / 255 for part in text[text.index("(") + 1 : -1].split(",")[:3]]
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in channels]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def contrast(one, other):
-    high, low = sorted((luminance(one), luminance(other)), reverse=True)
-    return (high + 0.05) / (low + 0.05)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

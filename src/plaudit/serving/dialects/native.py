@@ -37,7 +37,7 @@ class _Item(_Strict):
     response: _Part | None = None
     messages: Annotated[list[_Message], Field(min_length=1)] | None = None
     text: str | None = None
-    ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
+    ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)] | None = None
 
     @model_validator(mode="after")
     def _check_form(self) -> "_Item":

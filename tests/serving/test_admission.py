@@ -1,0 +1,127 @@
+"""`Admission`: what may wait."""
+
+import pytest
+
+from plaudit.serving.admission import Admission
+from plaudit.serving.scheduler import Step
+from plaudit.serving.serving_errors import ServingError
+
+
+def admission(*, max_items=100, max_tokens=10_000, max_bytes=100_000):
+    return Admission(max_items=max_items, max_tokens=max_tokens, max_bytes=max_bytes)
+
+
+def reserve(admission, *, client="a client", items=1, size=400, seconds=100.0):
+    return admission.reserve(client=client, items=items, size=size, seconds=seconds)
+
+
+def step(tokens, seconds):
+    return Step(sequences=1, tokens=tokens, distinct_tokens=tokens, seconds=seconds)
+
+
+def refusal(admission, **request):
+    with pytest.raises(ServingError) as caught:
+        reserve(admission, **request)
+    assert caught.value.failure == "overloaded"
+    return caught.value
+
+
+@pytest.mark.parametrize("request_", [{"items": 60}, {"size": 24_000}], ids=["items", "tokens"])
+def test_a_request_that_would_exceed_a_budget_is_refused_until_another_has_left(request_):
+    doorman = admission()
+    with reserve(doorman, **request_):
+        assert refusal(doorman, **request_).retry_after == 1
+        assert "full" in refusal(doorman, **request_).message
+        with reserve(doorman):
+            pass
+    with reserve(doorman, **request_):
+        pass
+
+
+def test_bytes_are_bounded():
+    doorman = admission(max_tokens=10**9)
+    with reserve(doorman, size=60_000):
+        refusal(doorman, size=60_000)
+
+
+@pytest.mark.parametrize("request_", [{"items": 101}, {"size": 200_000}, {"seconds": 0.001}], ids=str)
+def test_a_request_that_finds_the_server_empty_is_admitted(request_):
+    doorman = admission()
+    doorman.record(step(100, 1.0))
+    with reserve(doorman, **request_):
+        pass
+
+
+def test_an_error_gives_the_reservation_back():
+    doorman = admission()
+    with pytest.raises(ZeroDivisionError), reserve(doorman, items=100):
+        raise ZeroDivisionError
+    with reserve(doorman), reserve(doorman):
+        pass
+
+
+def test_nothing_is_refused_for_lateness_before_a_step_was_measured():
+    doorman = admission()
+    with reserve(doorman), reserve(doorman, seconds=0.0):
+        assert doorman.estimated_wait == 0.0
+
+
+def test_a_request_that_would_wait_too_long_is_refused():
+    doorman = admission()
+    doorman.record(step(100, 1.0))
+    with reserve(doorman, size=4_000):  # 1,000 tokens, 10 s
+        assert doorman.estimated_wait == pytest.approx(10)
+        late = refusal(doorman, seconds=13.0)  # with its own second, 11 s are more than 0.8 of 13 s
+        assert (late.retry_after, "deadline" in late.message) == (5, True)
+        with reserve(doorman, seconds=14.0):
+            pass
+
+
+def test_a_light_client_does_not_wait_for_the_whole_queue_of_a_greedy_one():
+    doorman = admission()
+    doorman.record(step(100, 1.0))
+    with reserve(doorman, client="greedy", size=4_000):
+        refusal(doorman, client="greedy", seconds=5.0)
+        with reserve(doorman, client="light", seconds=5.0):
+            pass
+
+
+def test_the_time_to_try_again_is_at_most_a_minute():
+    doorman = admission()
+    doorman.record(step(1, 1.0))
+    with reserve(doorman):
+        assert refusal(doorman, seconds=1.0).retry_after == 50
+        with reserve(doorman, size=4_000, seconds=10_000.0):
+            assert refusal(doorman, seconds=1.0).retry_after == 60
+
+
+def test_the_exact_number_of_tokens_replaces_the_estimate():
+    doorman = admission()
+    doorman.record(step(100, 1.0))
+    with reserve(doorman, size=400) as reservation:
+        reservation.settle(50)
+        assert doorman.estimated_wait == pytest.approx(0.5)
+    assert doorman.estimated_wait == 0.0
+
+
+def test_tokens_for_a_byte_are_learnt():
+    doorman = admission(max_bytes=10**9)
+    doorman.record(step(1_000, 1.0))
+    with reserve(doorman, size=1_000) as reservation:
+        reservation.settle(1_000)
+    with reserve(doorman, size=2_000):
+        assert doorman.estimated_wait == pytest.approx(2)
+    with reserve(doorman, size=20_000_000) as reservation:  # recent bodies count for more
+        reservation.settle(2_000_000)
+    with reserve(doorman, size=10_000):
+        assert doorman.estimated_wait == pytest.approx(1, rel=0.01)
+
+
+def test_the_rate_follows_the_recent_steps():
+    doorman = admission()
+    for _ in range(100):
+        doorman.record(step(1_000, 1.0))
+    for _ in range(50):
+        doorman.record(step(100, 1.0))
+    with reserve(doorman, size=400):
+        assert doorman.estimated_wait == pytest.approx(1, rel=0.1)
