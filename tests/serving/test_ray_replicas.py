@@ -1,20 +1,21 @@
-"""Two local replicas on Ray Serve give the rewards of one model, and the responses of a prompt meet on one of them.
+"""`plaudit serve --engine ray`: two replicas give the rewards of one model, and the responses of a prompt meet.
 
 Ray lies in a folder of its own, which `make test` installs and names in PLAUDIT_RAY: only the process launched here
 sees it.
 """
 
-import json
 import os
+import re
+import signal
 import subprocess
 import sys
-from pathlib import Path
+from contextlib import contextmanager
 
 import pytest
+import requests
 
 from plaudit import RewardModel
 
-SCRIPT = Path(__file__).with_name("ray_serving.py")
 FOLDER = os.environ.get("PLAUDIT_RAY")
 OPENING = "<|im_start|>assistant\n"
 
@@ -26,44 +27,64 @@ pytestmark = [
 
 @pytest.fixture
 def folder(make_model, tokenizer, tmp_path):
-    """A model whose chat template opens responses, and which begins each sequence with BOS as all texts do here."""
+    """A model whose chat template opens the response."""
     tokenizer.chat_template += "{% if add_generation_prompt %}" + OPENING + "{% endif %}"
     for part in (make_model(pad_token_id=tokenizer.pad_token_id), tokenizer):
         part.save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
 
-def score_on_ray(folder, requests):
+@contextmanager
+def serving(folder, log):
+    """The URL of two replicas on one local Ray, and the process that serves it."""
     path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), FOLDER]))
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
-    done = subprocess.run(
-        [sys.executable, "-X", "faulthandler", SCRIPT, folder], input="\n".join(map(json.dumps, requests)),
-        env=environment, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
-    assert "OUTCOME" in done.stdout, f"it ended with {done.returncode}: {done.stdout} {done.stderr[-3000:]}"
-    return json.loads(done.stdout.split("OUTCOME ")[1])
+    command = [
+        sys.executable,
+        "-m",
+        "plaudit.cli",
+        "serve",
+        folder,
+        "--port",
+        "0",
+        "--engine",
+        "ray",
+        "--device",
+        "cpu",
+    ]
+    with (
+        open(log, "w") as errors,
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+    ):
+        try:
+            printed = next((line for line in process.stdout if "Serving" in line), "")
+            url = re.search(r"http://\S+", printed)
+            assert url, f"it ended with {process.poll()}: {log.read_text()[-3000:]}"
+            yield url[0], process
+        finally:
+            process.kill()
 
 
-def test_two_replicas_score_as_one_model_and_siblings_meet(folder):
+def test_two_replicas_score_as_one_model_and_siblings_meet(folder, tmp_path):
     prompts = [f"<|im_start|>user\n{n} dogs and {n} foxes, what is the sum?<|im_end|>\n{OPENING}" for n in range(8)]
     responses = [f"{n} of them, and the sky is blue.<|im_end|>\n" for n in range(4)]
-    pairs = [[prompt, response] for prompt in prompts for response in responses]
-    texts = ["".join(pair) for pair in pairs]
+    pairs = [{"prompt": prompt, "response": response} for prompt in prompts for response in responses]
+    texts = [{"text": pair["prompt"] + pair["response"]} for pair in pairs]
     reward_model = RewardModel.from_pretrained(folder, device="cpu")
-    expected = reward_model.score(texts)
+    expected = reward_model.score([item["text"] for item in texts])
+    # A prompt runs once for its four responses, on whichever replica.
+    whole = sum(len(ids) for ids in reward_model.token_ids([item["text"] for item in texts]))
+    shared = 3 * sum(len(ids) - 1 for ids in reward_model.token_ids(prompts))  # without EOS
 
-    too_long = ["dog", "fox " * 300]
-    outcome = score_on_ray(folder, [texts, pairs, too_long, *([text] for text in texts[:8])])
-    (rewards, distinct), (of_pairs, of_pairs_distinct), refused, *single = outcome["answers"]
-
-    assert rewards == pytest.approx(expected.tolist(), abs=1e-5)
-    assert of_pairs == pytest.approx(expected.tolist(), abs=1e-5)
-    assert [each[0][0] for each in single] == pytest.approx(expected[:8].tolist(), abs=1e-5)
-    assert refused == ["too_long", "items[1]"]
-    assert outcome["max_length"] == reward_model.max_length
-    assert outcome["queued"] == 0
-    # A prompt of more than 30 tokens runs once for its four responses, wherever it runs.
-    whole = sum(len(ids) for ids in reward_model.token_ids(texts))
-    of_prompts = sum(len(ids) - 1 for ids in reward_model.token_ids(prompts))  # without EOS
-    assert distinct <= whole - 3 * of_prompts
-    assert of_pairs_distinct == distinct
+    with serving(folder, tmp_path / "log") as (url, process):
+        for items in (pairs, texts):
+            answer = requests.post(f"{url}/v1/rewards", json={"items": items}, timeout=60).json()
+            assert answer["rewards"] == pytest.approx(expected.tolist(), abs=1e-5)
+            assert answer["usage"] == {"tokens": whole, "distinct_tokens": pytest.approx(whole - shared, abs=100)}
+        rewards = requests.post(f"{url}/v1/rewards", json={"items": texts[9:10]}, timeout=60).json()["rewards"]
+        assert rewards == pytest.approx(expected[9:10].tolist(), abs=1e-5)
+        refused = requests.post(f"{url}/v1/rewards", json={"items": [texts[0], {"text": "fox " * 300}]}, timeout=60)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (422, "items[1]")
+        assert requests.get(f"{url}/health", timeout=60).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0

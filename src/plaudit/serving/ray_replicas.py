@@ -23,7 +23,7 @@ try:
     from ray.exceptions import RayError, RayTaskError
     from ray.serve.exceptions import RayServeException
 except ImportError as error:
-    raise ConfigError(f"--engine ray needs Ray Serve ({error}). Install it: pip install 'plaudit[ray]'") from error
+    raise ConfigError(f"--engine ray needs Ray Serve ({error}). Install it: pip install 'ray[serve]'") from error
 
 __all__ = ["RayReplicas", "replica_of"]
 
@@ -46,7 +46,10 @@ class RayReplicas:
 
     Attributes:
         info: Name, version and properties of the model.
-        queued_items: Number of items that are being answered.
+        max_tokens_per_batch: The most distinct tokens of a step on a replica.
+        in_use: Number of requests that are being answered.
+        queued_items: Number of their items.
+        queued_tokens: 0: tokens are counted on the replicas.
 
     Raises:
         ConfigError: The replicas cannot load the model, or the cluster has no room for them.
@@ -75,8 +78,8 @@ class RayReplicas:
             )
         except RuntimeError as error:
             raise ConfigError(f"{name}: the replicas on Ray could not be started: {error}") from error
-        self.info, self._response_start = self._handles[0].describe.remote().result()
-        self.queued_items = 0
+        self.info, self.max_tokens_per_batch, self._response_start = self._handles[0].describe.remote().result()
+        self.in_use = self.queued_items = self.queued_tokens = 0
 
     async def score(
         self,
@@ -102,6 +105,7 @@ class RayReplicas:
         places = defaultdict(list)
         for place, item in enumerate(request.items):
             places[replica_of(item, len(self._handles), self._response_start)].append(place)
+        self.in_use += 1
         self.queued_items += len(request.items)
         calls = [
             self._handles[replica].score.remote(_part(request, own), client, deadline - time.monotonic())
@@ -114,14 +118,14 @@ class RayReplicas:
         except (RayError, RayServeException):
             raise ServingError("overloaded", "a replica has ended; Ray replaces it.", retry_after=5) from None
         finally:
+            self.in_use -= 1
             self.queued_items -= len(request.items)
             for call in calls:
                 call.cancel()  # has no effect on those that are answered
-        scored = [ServingError(**answer) if isinstance(answer, dict) else answer for answer in answers]
-        for each in scored:
-            if isinstance(each, ServingError):
-                raise each
-        return _joined(scored, list(places.values()))
+        for answer in answers:
+            if isinstance(answer, dict):
+                raise ServingError(**answer)
+        return _joined(answers, list(places.values()))
 
     async def check(self, seconds: float) -> None:
         """Make sure that each replica runs.
@@ -135,10 +139,17 @@ class RayReplicas:
         except (TimeoutError, RayError, RayServeException):
             raise ServingError("dead", f"a replica did not answer within {seconds:g} s.") from None
 
+    def find_fault(self) -> str | None:
+        """Return `None`: Ray replaces a replica that has died or hangs."""
+        return None
+
+    def fail_all(self, message: str) -> None:
+        """Leave what waits to its deadline."""
+
     def close(self) -> None:
         """End the replicas."""
-        for name in self._names:
-            serve.delete(name)
+        with ThreadPoolExecutor(len(self._names)) as pool:  # each takes seconds
+            list(pool.map(serve.delete, self._names))
 
 
 def replica_of(item: Item, replicas: int, response_start: str = "") -> int:
@@ -175,7 +186,7 @@ def _joined(parts: list[Scored], places: list[list[int]]) -> Scored:
     if len({part.weight_version for part in parts}) > 1:
         raise ServingError("overloaded", "the replicas are changing their weights.", retry_after=5)
     order = sorted((place, part, n) for part, own in enumerate(places) for n, place in enumerate(own))
-    columns = {
+    columns: dict[str, Any] = {
         column: [getattr(parts[part], column)[n] for _, part, n in order]
         for column in ("rewards", "values", "tokens", "truncated")
     }
@@ -194,8 +205,8 @@ class _Replica:
         self._response_start = _response_start(reward_model.tokenizer)
         self._model = ServedModel(name, reward_model, pool=ThreadPoolExecutor(2), truncates=truncates)
 
-    def describe(self) -> tuple[ModelInfo, str]:
-        return self._model.info, self._response_start
+    def describe(self) -> tuple[ModelInfo, int, str]:
+        return self._model.info, self._model.max_tokens_per_batch, self._response_start
 
     async def score(self, request: ScoringRequest, client: str, seconds: float) -> Scored | dict[str, Any]:
         try:
@@ -208,8 +219,8 @@ class _Replica:
 
     def check_health(self) -> None:
         """Raise when the thread of the model has died or hangs; Ray calls this, and replaces the replica."""
-        if self._model.scheduler.state == "dead" or self._model.scheduler.is_hung:
-            raise RuntimeError("the engine of the replica has died")
+        if fault := self._model.find_fault():
+            raise RuntimeError(fault)
 
 
 def _response_start(tokenizer: Any) -> str:
