@@ -87,7 +87,7 @@ $(VENV)/bin/python:
 # torch first, at the tested version: the resolver alone would take the newest.
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) --constraint constraints.txt torch
-	$(PIP) --constraint constraints.txt --editable '.[report]'
+	$(PIP) --constraint constraints.txt --editable '.[report,serve]'
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed

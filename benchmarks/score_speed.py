@@ -24,9 +24,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from machine import device_name, now, peak_memory, start_measuring_memory
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline, set_seed
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 from transformers.utils.logging import disable_progress_bar
-from workload import read_rows, write_base_model
+from workload import read_rows, write_reward_model
 
 from plaudit import RewardModel
 
@@ -142,11 +142,7 @@ def main():
     random.Random(0).shuffle(summaries)
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        base, size = write_base_model(scratch / "base", harmless, hidden=options.hidden, layers=options.layers)
-        set_seed(0)
-        model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
-        model.save_pretrained(scratch / "model")
-        AutoTokenizer.from_pretrained(base).save_pretrained(scratch / "model")
+        size = write_reward_model(scratch / "model", harmless, hidden=options.hidden, layers=options.layers)
         print(f"{size / 1e6:.0f}M parameters, float32, {device_name(options.device)}, torch {torch.__version__}\n")
         columns = ("workload", "scorer", "conversations/s", "seconds, of Plaudit's", "GB above loaded", "apart by")
         print(f"| {' | '.join(columns)} |\n| {' | '.join(['---'] * len(columns))} |")

@@ -5,7 +5,14 @@ import json
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    set_seed,
+)
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -57,3 +64,13 @@ def write_base_model(folder, rows, *, hidden=512, layers=6, vocab_size=8192, see
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return Path(folder), sum(parameter.numel() for parameter in model.parameters())
+
+
+def write_reward_model(folder, rows, *, hidden=512, layers=6):
+    """A reward model with a random head on `write_base_model`'s, saved in a folder; return the base's parameters."""
+    base, size = write_base_model(Path(folder) / "base", rows, hidden=hidden, layers=layers)
+    set_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    return size

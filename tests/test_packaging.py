@@ -79,7 +79,7 @@ def run(command, folder):
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     package = ROOT / "src" / "plaudit"
-    found = (path for pattern in ("*.py", "*.jinja") for path in package.rglob(pattern))
+    found = (path for pattern in ("*.py", "*.jinja", "serving/page/*") for path in package.rglob(pattern))
     sources = {path.relative_to(ROOT / "src").as_posix() for path in found}
     with zipfile.ZipFile(wheel) as archive:
         files = {name for name in archive.namelist() if ".dist-info/" not in name}

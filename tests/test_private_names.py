@@ -48,7 +48,7 @@ HELD = {
     "_softmax_backward_data": "forest",
 }
 OF_THE_TRAINER = {"_get_grad_norm", "_init_training_state", "_internal_call"}  # held in the other file
-PUBLIC = {"_replace"}  # of a named tuple
+PUBLIC = {"_exit", "_replace"}  # of `os` and of named tuples
 
 
 def private_names(path):

@@ -58,7 +58,7 @@ def test_a_port_in_use_is_an_error(model_folder):
 def test_sigterm_answers_what_was_accepted_and_refuses_the_rest(model_folder):
     process, url = start(model_folder, "--max_tokens_per_batch", 512)
     try:
-        items = [{"text": f"{number} is the quick brown fox. " * 9} for number in range(3000)]
+        items = [{"text": f"{number} is the quick brown fox. " * 9} for number in range(1000)]
         answers = []
         asking = threading.Thread(
             target=lambda: answers.append(requests.post(f"{url}/v1/rewards", json={"items": items}, timeout=60))

@@ -58,6 +58,7 @@ class PageStub:
         trained_on: What `/info` says of the first model.
         models: How many models `/info` lists.
         most_at_once: The most requests for rewards that were under way at the same time.
+        arrived: Released by each request for rewards.
         gate: Requests for rewards wait for it.
     """
 
@@ -68,6 +69,7 @@ class PageStub:
     def reset(self):
         self.bodies, self.refusals, self.key_refused, self.trained_on, self.models = [], 0, False, "texts", 1
         self.most_at_once, self.at_once = 0, 0
+        self.arrived = threading.Semaphore(0)
         self.gate.set()
 
     @contextmanager
@@ -145,6 +147,7 @@ class PageStub:
     async def rewards(self, body):
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
+        self.arrived.release()
         try:
             while not self.gate.is_set():
                 await asyncio.sleep(0.01)

@@ -13,8 +13,9 @@ const sum = (numbers) => numbers.reduce((total, each) => total + each, 0);
 const SVG_TAGS = new Set(["svg", "g", "line", "path", "rect", "circle", "text"]);
 // Emoji joined by U+200D and Arabic letters parted by U+200C are ordinary writing. Every other character that is
 // invisible or that turns the direction of text is written as its code point.
-const ORDINARY = "\\p{ExtPict}\\p{EMod}?\\uFE0F?(?:\\u200D\\p{ExtPict}\\p{EMod}?\\uFE0F?)*|\\p{sc=Arab}\\u200C(?=\\p{sc=Arab})";
-const INVISIBLE = "[^\\n\\t\\P{Cc}]|[\\p{Cf}\\p{Cs}\\p{Zl}\\p{Zp}\\p{DI}]";
+const EMOJI = String.raw`\p{ExtPict}\p{EMod}?\uFE0F?`;
+const ORDINARY = String.raw`${EMOJI}(?:\u200D${EMOJI})*|\p{sc=Arab}\u200C(?=\p{sc=Arab})`;
+const INVISIBLE = String.raw`[^\n\t\P{Cc}]|[\p{Cf}\p{Cs}\p{Zl}\p{Zp}\p{DI}]`;
 const CHARACTERS = new RegExp(`(${ORDINARY})|(${INVISIBLE})`, "gu");
 
 const codePoint = (character) => `U+${character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
@@ -40,6 +41,9 @@ function element(tag, attributes = {}, ...children) {
 function say(node, ...children) {
   node.replaceChildren(...children.map((child) => (child instanceof Node ? child : visible(child))));
 }
+
+/** Make a button that is none of a form's. */
+const button = (label, onclick, more = {}) => element("button", { type: "button", onclick, ...more }, label);
 
 /** Copy the one element of a template. */
 const copyOf = (id) => byId(id).content.firstElementChild.cloneNode(true);
@@ -92,14 +96,16 @@ const settings = () => ({ model: model().name, truncation: byId("truncate").chec
 /** Return where an answer comes from, in a line. */
 function sourceOf({ model: name, weight_version, usage, timing }) {
   const shared = usage.distinct_tokens < usage.tokens ? `, ${whole(usage.distinct_tokens)} of them run` : "";
-  return `Model ${name}, weights ${weight_version} · ${plural(usage.tokens, "token")}${shared} · ${whole(timing.total_ms)} ms`;
+  const tokens = `${plural(usage.tokens, "token")}${shared}`;
+  return `Model ${name}, weights ${weight_version} · ${tokens} · ${whole(timing.total_ms)} ms`;
 }
 
 /** Show what the selected model is, and set what depends on it. */
 function showModel() {
   const { name, weight_version, dtype, max_length, trained_on, temperature, has_chat_template } = model();
   const limit = max_length ? `at most ${whole(max_length)} tokens` : "texts of any length";
-  const facts = [`weights ${weight_version}`, dtype, limit, trained_on && `trained on ${trained_on}`, `Plaudit ${server.version}`];
+  const training = trained_on && `trained on ${trained_on}`;
+  const facts = [`weights ${weight_version}`, dtype, limit, training, `Plaudit ${server.version}`];
   say(byId("facts"), element("strong", {}, name), ` · ${facts.filter(Boolean).join(" · ")}`);
   byId("calibrated-choice").hidden = !temperature;
   byId("as-conversation").checked = trained_on === "conversations";
@@ -174,12 +180,14 @@ const editors = [];
 /** Put an editor of a prompt, as a text or as messages, at the head of a form. */
 function promptEditor(form) {
   const root = copyOf("prompt-template");
-  const [textPart, asMessages, list] = [".as-text", ".as-messages", ".messages"].map((name) => root.querySelector(name));
-  const asText = textPart.querySelector("textarea");
+  const part = (name) => root.querySelector(name);
+  const [textPart, asMessages, list] = [part(".as-text"), part(".as-messages"), part(".messages")];
+  const asText = part(".as-text textarea");
   const modes = root.querySelectorAll("input");
   const mode = () => root.querySelector("input:checked").value;
+  const valueOf = (row, name) => row.querySelector(name).value;
   const messages = () =>
-    [...list.children].map((row) => ({ role: row.querySelector("select").value, content: row.querySelector("textarea").value }));
+    [...list.children].map((row) => ({ role: valueOf(row, "select"), content: valueOf(row, "textarea") }));
 
   const read = () => (mode() === "text" ? asText.value : messages());
 
@@ -310,7 +318,8 @@ function compare() {
   return run(compareForm, async (signal) => {
     const [prompt, texts] = [comparePrompt.read(), responseTexts()];
     const empty = texts.indexOf("");
-    if (empty >= 0) throw new Failure("This response is empty. Write it, or remove it.", { param: `responses[${empty}]` });
+    const emptied = { param: `responses[${empty}]` };
+    if (empty >= 0) throw new Failure("This response is empty. Write it, or remove it.", emptied);
     const calibrated = byId("calibrated").checked && Boolean(model().temperature);
     const request = { ...settings(), prompt, responses: texts.map((text) => responseFor(prompt, text)), calibrated };
     const answer = await call("v1/rank", request, signal);
@@ -322,7 +331,8 @@ function compare() {
 /** Draw a bar from one place to another of a scale from 0 to 1. */
 function bar(from, to, kind) {
   const [x, width] = [100 * Math.min(from, to), 100 * Math.abs(to - from)];
-  return element("svg", { class: `bar ${kind}`, viewBox: "0 0 100 8", preserveAspectRatio: "none", "aria-hidden": "true" },
+  const shape = { viewBox: "0 0 100 8", preserveAspectRatio: "none", "aria-hidden": "true" };
+  return element("svg", { class: `bar ${kind}`, ...shape },
     element("rect", { class: "track", width: 100, height: 8 }),
     element("rect", { class: "filled", x: Math.min(x, 99.5), width: Math.max(width, 0.5), height: 8 }));
 }
@@ -337,25 +347,32 @@ function showRanking(prompt, texts, answer) {
   const rewards = answer.results.map(({ reward }) => reward);
   const [low, high] = [Math.min(0, ...rewards), Math.max(0, ...rewards)];
   const place = (reward) => (reward - low) / (high - low || 1);
-  const best = answer.results[0];
-  say(byId("compare-summary"), `Response ${best.index + 1} is the best of ${texts.length}: reward ${decimal(best.reward)}, ` +
-    `win probability ${percent(best.win_probability)}.`);
-  say(byId("ranking"), ...answer.results.map(({ index, reward, win_probability }, rank) => {
+  const card = ({ index, reward, win_probability }, rank) => {
     const same = texts.flatMap((text, n) => (n !== index && text === texts[index] ? [n + 1] : []));
-    const next = rewards[rank + 1];
-    const gaps = [rank > 0 && `${signed(reward - rewards[0])} to the best`, next !== undefined && `${signed(reward - next)} to the next`];
-    const notes = [...gaps, plural(answer.tokens[index], "token"), answer.truncated[index] && "truncated",
-      same.length && `same text as response ${same.join(", ")}`];
+    const notes = [
+      rank > 0 && `${signed(reward - rewards[0])} to the best`,
+      rank + 1 < rewards.length && `${signed(reward - rewards[rank + 1])} to the next`,
+      plural(answer.tokens[index], "token"),
+      answer.truncated[index] && "truncated",
+      same.length > 0 && `same text as response ${same.join(", ")}`,
+    ];
+    const curve = button("Curve", () => curveOf(prompt, texts[index]), { "aria-label": `Curve of response ${index + 1}` });
+    const heading = element("h3", {}, element("span", { class: "rank" }, rank + 1), ` Response ${index + 1}`);
     return element("li", { class: rank === 0 ? "card best" : "card" },
-      element("div", { class: "row spread" }, element("h3", {}, element("span", { class: "rank" }, `${rank + 1}`), ` Response ${index + 1}`),
-        element("button", { type: "button", onclick: () => curveOf(prompt, texts[index]), "aria-label": `Curve of response ${index + 1}` }, "Curve")),
+      element("div", { class: "row spread" }, heading, curve),
       passage(texts[index]),
-      element("div", { class: "measure" }, element("span", {}, "Reward"), bar(place(0), place(reward), "reward"),
+      element("div", { class: "measure" },
+        element("span", {}, "Reward"), bar(place(0), place(reward), "reward"),
         element("data", { value: reward }, decimal(reward)),
-        element("span", {}, "Win probability"), bar(0, win_probability, "wins"), element("data", { value: win_probability }, percent(win_probability))),
+        element("span", {}, "Win probability"), bar(0, win_probability, "wins"),
+        element("data", { value: win_probability }, percent(win_probability))),
       element("p", { class: "quiet" }, notes.filter(Boolean).join(" · ")));
-  }));
-  say(byId("compare-source"), sourceOf(answer), " · The win probability is that of being preferred to all the others.");
+  };
+  const best = answer.results[0];
+  const numbers = `reward ${decimal(best.reward)}, win probability ${percent(best.win_probability)}`;
+  say(byId("compare-summary"), `Response ${best.index + 1} is the best of ${texts.length}: ${numbers}.`);
+  say(byId("ranking"), ...answer.results.map(card));
+  say(byId("compare-source"), `${sourceOf(answer)} · The win probability is that of being preferred to all the others.`);
 }
 
 // ---------------------------------------------------------------------------------------------------------- curve
@@ -408,9 +425,10 @@ function showCurve() {
   say(byId("curve-summary"), `Reward ${decimal(rewards.at(-1))} for all ${plural(answer.tokens, "token")}` +
     (answer.truncated ? ", truncated" : "") + (rise > 0 ? `; greatest rise ${signed(rise)} at ${at(rise)}` : "") +
     (fall < 0 ? `; greatest fall ${signed(fall)} at ${at(fall)}` : "") + ".");
-  say(byId("legend"), "The reward ", element("span", { class: "token up3" }, `rises, by at most ${decimal(Math.max(rise, 0))}`), " or ",
-    element("span", { class: "token down3" }, `falls, by at most ${decimal(Math.max(-fall, 0))}`), "; a paler token changes it less. ",
-    "↵ is a line break, ∅ a token without text.");
+  say(byId("legend"), "The reward ",
+    element("span", { class: "token up3" }, `rises, by at most ${decimal(Math.max(rise, 0))}`), " or ",
+    element("span", { class: "token down3" }, `falls, by at most ${decimal(Math.max(-fall, 0))}`),
+    "; a paler token changes it less. ↵ is a line break, ∅ a token without text.");
   say(byId("tokens"), ...pieces.slice(curve.first).map((piece, n) => tokenElement(piece, curve.first + n)));
   say(byId("curve-source"), sourceOf(answer));
   Object.assign(byId("curve-table"), { open: false });
@@ -434,7 +452,8 @@ function roundNumbers(low, high, count) {
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = power * [1, 2, 5, 10].find((factor) => factor * power >= rough);
   const first = Math.ceil(low / step);
-  return Array.from({ length: Math.floor(high / step + 1e-9) - first + 1 }, (_, n) => Number(((first + n) * step).toPrecision(12)));
+  const length = Math.floor(high / step + 1e-9) - first + 1;
+  return Array.from({ length }, (_, n) => Number(((first + n) * step).toPrecision(12)));
 }
 
 /** Draw the curve in the pixels that there are, so that its numbers keep their size. */
@@ -449,15 +468,19 @@ function drawChart() {
   const x = (position) => left + ((position - begin) / (end - begin || 1)) * (width - left - right);
   const y = (reward) => top + ((high + margin - reward) / (high - low + 2 * margin)) * (height - top - bottom);
   Object.assign(curve, { x, y, cursor: element("g", { class: "cursor" }), top, base: height - bottom });
-  const yTicks = roundNumbers(low - margin, high + margin, 6).flatMap((reward) => [
-    element("line", { class: reward === 0 ? "zero" : "grid", x1: left, x2: width - right, y1: y(reward), y2: y(reward) }),
-    element("text", { x: left - 8, y: y(reward) + 4, "text-anchor": "end" }, decimal(reward, Math.abs(high - low) < 0.1 ? 4 : 2))]);
+  const digits = high - low < 0.1 ? 4 : 2;
+  const yTicks = roundNumbers(low - margin, high + margin, 6).flatMap((reward) => {
+    const line = { x1: left, x2: width - right, y1: y(reward), y2: y(reward) };
+    return [element("line", { class: reward === 0 ? "zero" : "grid", ...line }),
+      element("text", { x: left - 8, y: y(reward) + 4, "text-anchor": "end" }, decimal(reward, digits))];
+  });
   const xTicks = roundNumbers(begin, end, width / 60).filter(Number.isInteger).map((position) =>
-    element("text", { x: x(position), y: height - bottom + 16, "text-anchor": "middle" }, whole(position)));
-  const path = positions.map((position, n) => `${n ? "L" : "M"}${x(position).toFixed(1)} ${y(rewards[n]).toFixed(1)}`).join("");
-  say(chart, element("svg", { width, height, viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" }, ...yTicks, ...xTicks,
+    element("text", { x: x(position), y: curve.base + 16, "text-anchor": "middle" }, whole(position)));
+  const place = (position, n) => `${x(position).toFixed(1)} ${y(rewards[n]).toFixed(1)}`;
+  const size = { width, height, viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" };
+  say(chart, element("svg", size, ...yTicks, ...xTicks,
     element("text", { x: width - right, y: height - 4, "text-anchor": "end" }, "tokens"),
-    element("path", { class: "curve", d: path }), curve.cursor));
+    element("path", { class: "curve", d: `M${positions.map(place).join("L")}` }), curve.cursor));
 }
 
 /** Put the cursor on a point: in the chart, in the tokens and in words. */
@@ -481,9 +504,9 @@ function moveTo(n) {
 }
 
 chart.addEventListener("keydown", (event) => {
-  const last = curve.answer.rewards.length - 1;
-  const target = { ArrowLeft: curve.point - 1, ArrowDown: curve.point - 1, ArrowRight: curve.point + 1, ArrowUp: curve.point + 1,
-    PageDown: curve.point - 10, PageUp: curve.point + 10, Home: curve.first, End: last }[event.key];
+  const [point, last] = [curve.point, curve.answer.rewards.length - 1];
+  const target = { ArrowLeft: point - 1, ArrowDown: point - 1, ArrowRight: point + 1, ArrowUp: point + 1,
+    PageDown: point - 10, PageUp: point + 10, Home: curve.first, End: last }[event.key];
   if (target === undefined) return;
   event.preventDefault();
   moveTo(target);
@@ -498,11 +521,12 @@ for (const kind of ["pointerdown", "pointermove"]) {
 byId("curve-table").addEventListener("toggle", () => {
   if (!byId("curve-table").open) return;
   const { answer, changes, first } = curve;
-  const rows = answer.rewards.slice(first).map((reward, n) => [answer.positions[first + n], named(answer.pieces[first + n]),
-    decimal(reward), first + n ? signed(changes[first + n]) : ""]);
+  const rowOf = (reward, n) =>
+    [whole(answer.positions[n]), named(answer.pieces[n]), decimal(reward), n ? signed(changes[n]) : ""];
+  const line = (tag, cells, more = {}) => element("tr", {}, ...cells.map((cell) => element(tag, more, cell)));
   say(byId("curve-table").querySelector(".scroll"), element("table", {},
-    element("thead", {}, element("tr", {}, ...["Token", "Text", "Reward", "Change"].map((name) => element("th", { scope: "col" }, name)))),
-    element("tbody", {}, ...rows.map((row) => element("tr", {}, ...row.map((cell) => element("td", {}, cell)))))));
+    element("thead", {}, line("th", ["Token", "Text", "Reward", "Change"], { scope: "col" })),
+    element("tbody", {}, ...answer.rewards.map(rowOf).slice(first).map((cells) => line("td", cells)))));
 });
 
 // ----------------------------------------------------------------------------------------------------------- file
@@ -559,7 +583,8 @@ function joined(parts, length) {
 
 /** Decode a line and read its JSON object; raise an error that says what is wrong with it. */
 function readLine({ parts, length }) {
-  if (length > longestRow()) throw new Error(`This row has ${whole(length)} bytes; at most ${whole(longestRow())} are sent.`);
+  const most = longestRow();
+  if (length > most) throw new Error(`This row has ${whole(length)} bytes; at most ${whole(most)} are sent.`);
   let text, row;
   try {
     text = new TextDecoder("utf-8", { fatal: true }).decode(joined(parts, length));
@@ -576,7 +601,8 @@ function readLine({ parts, length }) {
   return row;
 }
 
-const isMessages = (value) => Array.isArray(value) && value.length > 0 && value.every((each) => typeof each?.role === "string");
+const isMessage = (value) => typeof value?.role === "string";
+const isMessages = (value) => Array.isArray(value) && value.length > 0 && value.every(isMessage);
 
 /** Return the items of a row for the API: of a pair two, the chosen one first. */
 function itemsOf(row, asConversation) {
@@ -596,7 +622,8 @@ function itemsOf(row, asConversation) {
   const parts = [...(row.prompt == null ? [] : [["prompt", row.prompt]]), ...names.map((name) => [name, given[name]])];
   const wrong = parts.find(([, value]) => typeof value !== "string" && !isMessages(value));
   if (wrong) throw new Error(`Expected a text or messages in '${wrong[0]}'.`);
-  if (new Set(parts.map(([, value]) => typeof value)).size > 1) throw new Error("Expected texts alone or messages alone, not both.");
+  const kinds = new Set(parts.map(([, value]) => typeof value));
+  if (kinds.size > 1) throw new Error("Expected texts alone or messages alone, not both.");
   return names.map((name) => item(given[name]));
 }
 
@@ -615,7 +642,8 @@ async function* batchesOf(file, state, asConversation) {
     } catch (error) {
       row.error = error.message;
     }
-    const full = batch.items + row.items.length > BATCH.items || batch.bytes + line.length > BATCH.bytes || batch.rows.length === BATCH.rows;
+    const longer = batch.items + row.items.length > BATCH.items || batch.bytes + line.length > BATCH.bytes;
+    const full = longer || batch.rows.length === BATCH.rows;
     if (batch.rows.length && (full || keyword !== batch.keyword)) {
       yield batch;
       batch = empty(keyword, batch.index + 1);
@@ -654,7 +682,8 @@ async function scoreRows(rows, keyword, state) {
   const items = rows.flatMap((row) => row.items);
   if (!items.length) return;
   try {
-    const answer = await patiently("v1/rewards", { ...state.settings, items, template_kwargs: JSON.parse(keyword) }, state);
+    const body = { ...state.settings, items, template_kwargs: JSON.parse(keyword) };
+    const answer = await patiently("v1/rewards", body, state);
     let next = 0;
     for (const row of rows) {
       const [from, to] = [next, (next += row.items.length)];
@@ -677,9 +706,10 @@ async function scoreRows(rows, keyword, state) {
 /** Write the result of a row as a line of JSON. */
 function resultLine({ number, error, rewards, tokens, truncated, version }) {
   if (error) return JSON.stringify({ row: number, error });
-  const several = rewards.length > 1;
-  const scores = several ? { chosen_reward: rewards[0], rejected_reward: rewards[1], margin: rewards[0] - rewards[1] } : { reward: rewards[0] };
-  return JSON.stringify({ row: number, ...scores, tokens: several ? tokens : tokens[0], truncated: several ? truncated : truncated[0], weight_version: version });
+  const [reward, rejected] = rewards;
+  const single = { reward, tokens: tokens[0], truncated: truncated[0] };
+  const pair = { chosen_reward: reward, rejected_reward: rejected, margin: reward - rejected, tokens, truncated };
+  return JSON.stringify({ row: number, ...(rewards.length === 1 ? single : pair), weight_version: version });
 }
 
 /** Add a scored batch to the sums of the run, and keep its lines for the download. */
@@ -688,7 +718,8 @@ function addBatch(batch, state) {
     state.rows += 1;
     if (row.error) {
       state.failed += 1;
-      if (state.failed <= MOST_SHOWN_ERRORS) byId("file-errors").append(element("li", {}, `Row ${row.number}: ${row.error}`));
+      const problem = element("li", {}, `Row ${row.number}: ${row.error}`);
+      if (state.failed <= MOST_SHOWN_ERRORS) byId("file-errors").append(problem);
       continue;
     }
     const [reward, rejected] = row.rewards;
@@ -710,17 +741,20 @@ function addBatch(batch, state) {
 const tally = () => ({ count: 0, total: 0, push(number) { this.count += 1; this.total += number; } });
 
 function showState(state) {
-  const seconds = (performance.now() - state.started) / 1000;
+  const { rows, failed, singles, pairs, tokens, truncated, versions } = state;
+  const seconds = Math.max((performance.now() - state.started) / 1000, 0.001);
+  const speed = `${plural(rows, "row")} in ${seconds.toFixed(1)} s · ${whole(rows / seconds)} rows a second`;
   byId("file-progress").value = state.size ? state.bytes / state.size : 1;
-  say(byId("file-state"), state.waiting || `${plural(state.rows, "row")} in ${seconds.toFixed(1)} s · ${whole(state.rows / Math.max(seconds, 0.001))} rows a second`);
-  const figures = [
-    ["Rows", whole(state.rows)], ["Without a reward", whole(state.failed)],
-    ...(state.singles.count ? [["Mean reward", decimal(state.singles.total / state.singles.count)]] : []),
-    ...(state.pairs.count ? [["Pairs", whole(state.pairs.count)], ["Accuracy", percent(state.right / state.pairs.count)],
-      ["Mean margin", signed(state.pairs.total / state.pairs.count)]] : []),
-    ["Tokens", whole(state.tokens)], ["Truncated", whole(state.truncated)], ["Weights", [...state.versions].join(", ") || "none"],
-  ];
-  say(byId("file-figures"), ...figures.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value))));
+  say(byId("file-state"), state.waiting || speed);
+  const figures = [["Rows", whole(rows)], ["Without a reward", whole(failed)]];
+  if (singles.count) figures.push(["Mean reward", decimal(singles.total / singles.count)]);
+  if (pairs.count) {
+    figures.push(["Pairs", whole(pairs.count)], ["Accuracy", percent(state.right / pairs.count)],
+      ["Mean margin", signed(pairs.total / pairs.count)]);
+  }
+  figures.push(["Tokens", whole(tokens)], ["Truncated", whole(truncated)], ["Weights", [...versions].join(", ") || "none"]);
+  const figure = ([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value));
+  say(byId("file-figures"), ...figures.map(figure));
   byId("file-problems").hidden = !state.failed;
   const more = state.failed - MOST_SHOWN_ERRORS;
   say(byId("file-more"), more > 0 ? `And ${plural(more, "row")} more: all are in the results.` : "");
@@ -730,8 +764,11 @@ function startScoring(file) {
   scoring?.control.abort();
   if (download) URL.revokeObjectURL(download);
   const control = new AbortController();
-  const state = { control, signal: control.signal, settings: settings(), size: file.size, bytes: 0, started: performance.now(), waiting: "",
-    rows: 0, failed: 0, kept: 0, tokens: 0, truncated: 0, right: 0, singles: tally(), pairs: tally(), versions: new Set(), lines: [] };
+  const state = {
+    control, signal: control.signal, settings: settings(), started: performance.now(), waiting: "",
+    size: file.size, bytes: 0, rows: 0, failed: 0, tokens: 0, truncated: 0, right: 0,
+    singles: tally(), pairs: tally(), versions: new Set(), kept: 0, lines: [],
+  };
   scoring = state;
   for (const place of [byId("file-errors"), byId("file").querySelector(".general")]) say(place, "");
   byId("file-run").hidden = false;
@@ -770,8 +807,9 @@ function finishScoring(file, state, problem) {
   byId("file-cancel").hidden = true;
   if (problem) say(byId("file").querySelector(".general"), `Scoring stopped. ${problem.message}`);
   const kept = state.kept < state.rows ? ` The download holds ${plural(state.kept, "row")}, which is the limit.` : "";
-  say(byId("file-summary"), `${complete ? "Scored" : problem ? "Stopped in" : "Cancelled in"} ${file.name}: ${plural(state.rows, "row")}, ` +
-    `${whole(state.failed)} without a reward.${kept}`);
+  const end = complete ? "Scored" : problem ? "Stopped in" : "Cancelled in";
+  const counts = `${plural(state.rows, "row")}, ${whole(state.failed)} without a reward`;
+  say(byId("file-summary"), `${end} ${file.name}: ${counts}.${kept}`);
   download = URL.createObjectURL(new Blob(state.lines.filter(Boolean), { type: "application/jsonl" }));
   const link = byId("file-download");
   link.href = download;
@@ -796,12 +834,13 @@ function kept() {
 
 /** Keep these comparisons; null switches the history off and removes all that was stored. */
 function keep(entries) {
+  const error = byId("history").querySelector(".general");
   try {
     if (entries) localStorage.setItem(HISTORY, JSON.stringify(entries.slice(0, MOST_ENTRIES)));
     else localStorage.removeItem(HISTORY);
-    say(byId("history").querySelector(".general"), "");
+    say(error, "");
   } catch {
-    say(byId("history").querySelector(".general"), "The browser refuses to store more. Forget what is kept, or allow storage for this page.");
+    say(error, "The browser refuses to store more. Forget what is kept, or allow storage for this page.");
   }
   showHistory();
 }
@@ -813,23 +852,26 @@ function remember(entry) {
 
 function showHistory() {
   const entries = kept();
-  byId("keep").checked = Boolean(entries);
-  byId("forget").hidden = !entries?.length;
-  say(byId("history-summary"), entries ? `${plural(entries.length, "comparison")} kept in this browser.` : "History is off.");
-  say(byId("entries"), ...(entries ?? []).map(({ time, prompt, texts, answer }) => {
+  const card = ({ time, prompt, texts, answer }) => {
     const best = answer.results[0];
-    const reopen = () => {
+    const open = () => {
       fillCompare(prompt, texts);
       showRanking(prompt, texts, answer);
       byId("compare-results").hidden = false;
       goTo("compare");
     };
     const words = typeof prompt === "string" ? prompt : prompt.map(({ content }) => content).join(" ");
+    const result = `Response ${best.index + 1} was the best of ${texts.length}: reward ${decimal(best.reward)}`;
     return element("li", { class: "card" },
-      element("div", { class: "row spread" }, element("h3", {}, new Date(time).toLocaleString()), element("button", { type: "button", onclick: reopen }, "Open")),
+      element("div", { class: "row spread" }, element("h3", {}, new Date(time).toLocaleString()), button("Open", open)),
       passage(words),
-      element("p", { class: "quiet" }, `Response ${best.index + 1} was the best of ${texts.length}: reward ${decimal(best.reward)} · ${answer.model}, weights ${answer.weight_version}`));
-  }));
+      element("p", { class: "quiet" }, `${result} · ${answer.model}, weights ${answer.weight_version}`));
+  };
+  byId("keep").checked = Boolean(entries);
+  byId("forget").hidden = !entries?.length;
+  const count = entries && `${plural(entries.length, "comparison")} kept in this browser.`;
+  say(byId("history-summary"), count ?? "History is off.");
+  say(byId("entries"), ...(entries ?? []).map(card));
 }
 
 // ----------------------------------------------------------------------------------------------- tabs and the start
