@@ -2,7 +2,7 @@
 
 `python examples/serve_on_ray.py my-reward-model --replicas 4`. RAY_ADDRESS names a cluster; without it Ray starts on
 this machine. The items of a request go to the replicas that the hashes of their prompts name, so that the responses of a
-prompt meet on one replica and share its tokens.
+prompt meet on one replica.
 """
 
 import argparse
