@@ -29,7 +29,7 @@ __all__ = ["create_application"]
 _Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 _PAGE = Path(__file__).parent / "page"
-_PAGE_FILES = {"/": "index.html", "/page.js": "page.js", "/page.css": "page.css"}
+_PAGE_FILES = {"/": "index.html", "/page.js": "page.js", "/page.css": "page.css", "/icon.svg": "icon.svg"}
 
 
 def create_application(

@@ -155,10 +155,9 @@ class ItemRenderer:
         return read_sequence(joined, name), item.template_kwargs
 
     def _checked_ids(self, ids: list[int], name: str) -> list[int]:
-        if self._vocabulary_size is not None and any(not 0 <= each < self._vocabulary_size for each in ids):
-            raise ServingError(
-                "invalid", f"{name}: expected token ids from 0 to {self._vocabulary_size - 1}.", param=name
-            )
+        size = self._vocabulary_size or 2**31
+        if any(not 0 <= each < size for each in ids):
+            raise ServingError("invalid", f"{name}: expected token ids from 0 to {size - 1}.", param=name)
         return ids
 
     def _reason(self, item: Item) -> str:

@@ -107,7 +107,7 @@ class StepQueue:
         Args:
             max_tokens: The most distinct tokens of the step, or positions if the layout is "padded". A longer sequence
                 runs alone.
-            layout: str of the engine. Prefixes are shared in "forest" only.
+            layout: Layout of the engine's batches. Prefixes are shared in "forest" only.
         """
         if self._has_discarded:
             self._sequences = [sequence for sequence in self._sequences if _is_alive(sequence)]
