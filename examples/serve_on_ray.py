@@ -1,7 +1,7 @@
 """Serve replicas of a reward model on Ray Serve, with all dialects, as `plaudit serve MODEL --engine ray` does.
 
 `python examples/serve_on_ray.py my-reward-model --replicas 4`. RAY_ADDRESS names a cluster; without it Ray starts on
-this machine. The items of a request go to the replicas that the hashes of their prompts name, so that the responses of a
+this machine. Each item of a request goes to the replica that the hash of its prompt names, so that the responses of a
 prompt meet on one replica.
 """
 
