@@ -109,11 +109,11 @@ $(DEEPSPEED)/.installed: constraints.txt | $(VENV)/.installed-test
 		deepspeed==$(DEEPSPEED_VERSION)
 	touch $@
 
-# Ray with those of its dependencies that the tested environment lacks. (Users install `plaudit[ray]`.)
+# Ray with those of its dependencies that the tested environment lacks. (Users install `plaudit[ray]`, or `ray[serve]`.)
 $(RAY)/.installed: constraints.txt | $(VENV)/.installed-test
 	rm -rf $(RAY)
 	$(PIP) --constraint constraints.txt --no-deps --target $(RAY) ray==$(RAY_VERSION) attrs certifi charset-normalizer \
-		jsonschema jsonschema-specifications msgpack protobuf referencing requests rpds-py urllib3
+		grpcio grpcio-reflection jsonschema jsonschema-specifications msgpack protobuf referencing requests rpds-py urllib3
 	touch $@
 
 /usr/bin/chromium:

@@ -9,6 +9,9 @@ import pytest
 from transformers import TrainingArguments
 
 from plaudit import RewardConfig
+from plaudit.cli.serve import command as serve
+from plaudit.serving.dialects.native import NATIVE
+from plaudit.serving.dialects.registry import DIALECTS
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs" / "reference").glob("*.md")))
@@ -28,6 +31,22 @@ def test_the_page_on_training_describes_every_option_of_its_own():
     page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     described = set(re.findall(r"`(\w+)`", page[page.index("## Options beyond") : page.index("## Out of memory")]))
     assert own <= described, f"add to docs/training.md: {sorted(own - described)}"
+
+
+def test_the_page_on_serving_describes_every_option():
+    page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    table = page[page.index("## Options") :]
+    options = {name for each in serve.params for name in each.opts if name.startswith("--")}
+    described = set(re.findall(r"`(--\w+)`", table))
+    assert options == described, f"docs/serving.md: {sorted(options ^ described)}"
+
+
+@pytest.mark.parametrize("dialect", [NATIVE, *DIALECTS.values()], ids=lambda dialect: dialect.name)
+def test_the_page_on_dialects_names_every_route(dialect):
+    page = (ROOT / "docs" / "serving_dialects.md").read_text(encoding="utf-8")
+    routes = re.search(rf"^\| `?{dialect.name}`? \| (`POST .*) \|$", page, flags=re.MULTILINE)[1]
+    paths = {each.removeprefix("POST ").removeprefix("GET ") for each in re.findall(r"`(.*?)`", routes)}
+    assert paths == {route.path for route in (*dialect.endpoints, *dialect.information)}
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])

@@ -1,7 +1,11 @@
 """What a user copies from `examples/` is what the installed libraries accept."""
 
 import json
+import re
 import runpy
+import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import nbformat
@@ -11,8 +15,13 @@ from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType
 from nbclient import NotebookClient
 
-NOTEBOOK = Path(__file__).parents[1] / "examples" / "from_audit_to_report.ipynb"
-FILES = sorted((Path(__file__).parents[1] / "examples" / "accelerate").glob("*.yaml"))
+from plaudit.cli.serve import command as serve
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+NOTEBOOK = EXAMPLES / "from_audit_to_report.ipynb"
+FILES = sorted((EXAMPLES / "accelerate").glob("*.yaml"))
+UNIT = (EXAMPLES / "plaudit-serve.service").read_text(encoding="utf-8")
+CONTAINER = (EXAMPLES / "Containerfile").read_text(encoding="utf-8")
 KINDS = {
     "ddp": DistributedType.MULTI_GPU,
     "fsdp2": DistributedType.FSDP,
@@ -75,3 +84,28 @@ def test_the_notebook_leads_from_an_audit_to_a_report(tmp_path):
 def test_the_notebook_is_saved_without_outputs():
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     assert [cell for cell in notebook.cells if cell.get("outputs") or cell.get("execution_count")] == []
+
+
+def test_the_unit_and_the_image_start_a_server_that_the_command_knows():
+    started = shlex.split(re.search(r"^ExecStart=(.*)$", UNIT, re.MULTILINE)[1])
+    assert started[0].endswith("/plaudit")
+    image = json.loads(re.search(r"^ENTRYPOINT (.*)$", CONTAINER, re.MULTILINE)[1])
+    image += json.loads(re.search(r"^CMD (.*)$", CONTAINER, re.MULTILINE)[1])
+    for arguments in (started, image):
+        assert arguments[1] == "serve"
+        port = dict(re.findall(r"(\w+)=(\w+)", UNIT))["PORT"]
+        given = [each.replace("${PORT}", port) for each in arguments[2:]]
+        assert serve.make_context("serve", given).params["port"] == 8000
+
+
+def test_the_image_runs_without_root_and_asks_whether_the_server_lives():
+    assert re.search(r"^USER 10001$", CONTAINER, re.MULTILINE)
+    assert "/live" in re.search(r"HEALTHCHECK .*\n.*", CONTAINER)[0]
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+def test_systemd_accepts_the_unit(tmp_path):
+    unit = tmp_path / "plaudit-serve.service"
+    unit.write_text(UNIT.replace("/opt/plaudit/bin/plaudit", "/bin/true"))  # the command must exist
+    done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -14,7 +14,7 @@ from plaudit.errors import ConfigError
 
 if TYPE_CHECKING:
     from plaudit.serving.authentication import ApiKeys
-    from plaudit.serving.served_model import ServedModel
+    from plaudit.serving.scoring_service import AnsweringModel
 
 __all__ = ["command"]
 
@@ -40,6 +40,11 @@ _DIALECTS = ("vllm", "tei", "sglang", "infinity", "cohere", "jina", "openrlhf", 
 @click.option("--max_queued_items", type=click.IntRange(1), default=100_000, show_default=True,
               help="Most items that wait.")  # fmt: skip
 @click.option("--max_body_mb", type=click.IntRange(1), default=64, show_default=True, help="Most MiB of a request.")
+@click.option(
+    "--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
+    help="Run the model in this process, or on Ray Serve: the cluster of RAY_ADDRESS, or this machine.",
+)  # fmt: skip
+@click.option("--replicas", type=click.IntRange(1), default=2, show_default=True, help="Copies of each model on Ray.")
 @model_options
 def command(
     models: tuple[str, ...],
@@ -55,6 +60,8 @@ def command(
     max_items: int,
     max_queued_items: int,
     max_body_mb: int,
+    engine: str,
+    replicas: int,
     overlong: str,
     **options: Any,
 ) -> None:
@@ -78,10 +85,10 @@ def command(
     keys = _keys(api_keys)
     _check_address(host, keys, insecure)
     service = ScoringService(limits, truncates=overlong == "truncate")
-    load = _loader(service, options)
+    load = _loader(service, options, replicas if engine == "ray" else None)
     application = create_application(
         service, dialect=dialect, keys=keys, allowed_hosts=_hosts(host, allowed_hosts),
-        **_admin(service, load, admin_keys, reload_root),
+        **_admin(service, load, admin_keys, reload_root, on_ray=engine == "ray"),
     )  # fmt: skip
     with display.console.status("Loading ..."):
         service.serve([load(*_named(model)) for model in models])
@@ -133,7 +140,14 @@ def _hosts(host: str, given: str | None) -> list[str] | None:
     return names or None
 
 
-def _loader(service: Any, options: dict[str, Any]) -> "Callable[[str, str | Path], ServedModel]":
+def _loader(
+    service: Any, options: dict[str, Any], replicas: int | None
+) -> "Callable[[str, str | Path], AnsweringModel]":
+    """Return the function that loads a model into this process, or into replicas on Ray."""
+    if replicas is not None:
+        from plaudit.serving.ray_replicas import RayReplicas
+
+        return lambda name, path: RayReplicas(name, str(path), replicas, truncates=service.truncates, options=options)
     from concurrent.futures import ThreadPoolExecutor
     from threading import Lock
 
@@ -142,7 +156,7 @@ def _loader(service: Any, options: dict[str, Any]) -> "Callable[[str, str | Path
 
     pool, lock = ThreadPoolExecutor(2, "rendering"), Lock()
 
-    def load(name: str, path: str | Path) -> ServedModel:
+    def load(name: str, path: str | Path) -> "AnsweringModel":
         return ServedModel(
             name, RewardModel.from_pretrained(path, **options), pool=pool, truncates=service.truncates,
             device_lock=lock, on_step=service.record_step,
@@ -151,12 +165,14 @@ def _loader(service: Any, options: dict[str, Any]) -> "Callable[[str, str | Path
     return load
 
 
-def _admin(service: Any, load: Any, keys: str | None, root: str | None) -> dict[str, Any]:
+def _admin(service: Any, load: Any, keys: str | None, root: str | None, *, on_ray: bool) -> dict[str, Any]:
     """Return the arguments of `create_application` for operators."""
     if (keys is None) != (root is None):
         raise ConfigError("--admin_keys, --reload_root: expected both or neither.")
     if keys is None or root is None:
         return {}
+    if on_ray:
+        raise ConfigError("--reload_root: expected --engine local; replicas on Ray keep their weights.")
     from plaudit.serving.authentication import ApiKeys
     from plaudit.serving.weight_swap import reload_route
 

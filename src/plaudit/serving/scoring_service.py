@@ -3,23 +3,58 @@
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Callable, Iterable
+from typing import Literal, Protocol
 
 import plaudit
 from plaudit.serving.admission import Admission
 from plaudit.serving.scheduler import Step
-from plaudit.serving.scoring_request import Scored, ScoringRequest, ServerInfo
-from plaudit.serving.served_model import ServedModel
+from plaudit.serving.scoring_request import ModelInfo, Scored, ScoringRequest, ServerInfo
 from plaudit.serving.server_limits import ServerLimits
 from plaudit.serving.server_metrics import ServerMetrics
 from plaudit.serving.serving_errors import ServingError
 
-__all__ = ["ScoringService"]
+__all__ = ["AnsweringModel", "ScoringService"]
 
 logger = logging.getLogger(__name__)
 
 _HEALTH_SECONDS = 10.0  # within which a model must have run
+
+
+class AnsweringModel(Protocol):
+    """A model as the service needs it: a `ServedModel`, or `RayReplicas` of one."""
+
+    info: ModelInfo
+    in_use: int
+
+    @property
+    def max_tokens_per_batch(self) -> int:
+        """The most distinct tokens of a step."""
+
+    @property
+    def queued_items(self) -> int:
+        """Number of sequences that wait or run."""
+
+    @property
+    def queued_tokens(self) -> int:
+        """Number of their tokens."""
+
+    async def score(
+        self, request: ScoringRequest, *, client: str, deadline: float, on_tokens: Callable[[int], object]
+    ) -> Scored:
+        """Return the rewards of a request."""
+
+    async def check(self, seconds: float) -> None:
+        """Raise `ServingError` if the model does not run within the given seconds."""
+
+    def find_fault(self) -> str | None:
+        """Return the reason why the model can answer no more, if there is one."""
+
+    def fail_all(self, message: str) -> None:
+        """Answer what waits, and all later requests, with the failure "dead"."""
+
+    def close(self) -> None:
+        """End what runs the model."""
 
 
 class ScoringService:
@@ -43,11 +78,11 @@ class ScoringService:
         self._admission = Admission(
             max_items=limits.max_queued_items, max_tokens=limits.max_queued_tokens, max_bytes=limits.max_queued_bytes
         )
-        self._models: dict[str, ServedModel] = {}
+        self._models: dict[str, AnsweringModel] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
     @property
-    def models(self) -> list[ServedModel]:
+    def models(self) -> list[AnsweringModel]:
         """The models that answer now; the first is the default."""
         return list(self._models.values())
 
@@ -56,14 +91,14 @@ class ScoringService:
         self._admission.record(step)
         self.metrics.count_step(step)
 
-    def serve(self, models: Iterable[ServedModel]) -> None:
+    def serve(self, models: Iterable[AnsweringModel]) -> None:
         """Answer with these models from now on."""
         for model in models:
             self._models[model.info.name] = model
             self.metrics.weights.labels(model.info.name, model.info.weight_version).set(1)
         self.state = "ready"
 
-    def replace(self, model: ServedModel) -> None:
+    def replace(self, model: AnsweringModel) -> None:
         """Answer with another version of a model from now on; the old one finishes what it has and ends."""
         old = self._models[model.info.name]
         self._models[model.info.name] = model
@@ -73,7 +108,7 @@ class ScoringService:
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
 
-    def choose(self, name: str | None) -> ServedModel:
+    def choose(self, name: str | None) -> AnsweringModel:
         """Return the model of this name; where one model is served, it answers to any name.
 
         Raises:
@@ -135,9 +170,7 @@ class ScoringService:
             models=[model.info for model in self.models],
             version=plaudit.__version__,
             max_items=self.limits.max_items,
-            max_tokens_per_batch=max(
-                (model.reward_model.engine.max_tokens_per_batch for model in self.models), default=0
-            ),
+            max_tokens_per_batch=max((model.max_tokens_per_batch for model in self.models), default=0),
             max_queued_items=self.limits.max_queued_items,
             truncates=self.truncates,
         )
@@ -145,25 +178,20 @@ class ScoringService:
     def measure(self) -> bytes:
         """Return the metrics in Prometheus' text format."""
         self.metrics.in_flight.set(self.in_flight)
-        self.metrics.queued_items.set(sum(model.scheduler.queued_items for model in self.models))
-        self.metrics.queued_tokens.set(sum(model.scheduler.queued_tokens for model in self.models))
+        self.metrics.queued_items.set(sum(model.queued_items for model in self.models))
+        self.metrics.queued_tokens.set(sum(model.queued_tokens for model in self.models))
         return self.metrics.text()
 
     def find_dead_model(self) -> str | None:
         """Return the reason why the service must end: the thread of a model has died, or its step hangs."""
-        for model in self.models:
-            if model.scheduler.state == "dead":
-                return f"the engine of {model.info.name} has died"
-            if model.scheduler.is_hung:
-                return f"a step of {model.info.name} has been running for too long"
-        return None
+        return next((fault for model in self.models if (fault := model.find_fault())), None)
 
     def die(self, reason: str) -> None:
         """Answer everything with an error from now on."""
         logger.error("%s: the server ends", reason)
         self.state = "dead"
         for model in self.models:
-            model.scheduler.fail_all("dead", "the engine has stopped; the server ends.")
+            model.fail_all("the engine has stopped; the server ends.")
 
     def close(self) -> None:
         """End the threads of the models."""
@@ -174,7 +202,7 @@ class ScoringService:
 _UNREADY: dict[str, Literal["draining", "dead"]] = {"loading": "draining", "draining": "draining", "dead": "dead"}
 
 
-async def _close_when_idle(model: ServedModel) -> None:
+async def _close_when_idle(model: AnsweringModel) -> None:
     while model.in_use:
         await asyncio.sleep(0.05)
     model.close()

@@ -142,6 +142,33 @@ class ServedModel:
         except TimeoutError:
             raise ServingError("dead", f"the model did not answer within {seconds:g} s.") from None
 
+    @property
+    def max_tokens_per_batch(self) -> int:
+        """The most distinct tokens of a step."""
+        return self.reward_model.engine.max_tokens_per_batch
+
+    @property
+    def queued_items(self) -> int:
+        """Number of sequences that wait or run."""
+        return self.scheduler.queued_items
+
+    @property
+    def queued_tokens(self) -> int:
+        """Number of their tokens."""
+        return self.scheduler.queued_tokens
+
+    def find_fault(self) -> str | None:
+        """Return the reason why the model can answer no more, if there is one."""
+        if self.scheduler.state == "dead":
+            return f"the engine of {self.info.name} has died"
+        if self.scheduler.is_hung:
+            return f"a step of {self.info.name} has been running for too long"
+        return None
+
+    def fail_all(self, message: str) -> None:
+        """Answer what waits, and all later requests, with the failure "dead"."""
+        self.scheduler.fail_all("dead", message)
+
     def close(self) -> None:
         """End the thread after its step; what still waits fails."""
         self.scheduler.stop()

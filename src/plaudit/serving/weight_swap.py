@@ -15,8 +15,7 @@ from plaudit.checkpoint.verify import verify
 from plaudit.errors import PlauditError
 from plaudit.serving.dialects.native import NATIVE
 from plaudit.serving.json_body import read_json, validate
-from plaudit.serving.scoring_service import ScoringService
-from plaudit.serving.served_model import ServedModel
+from plaudit.serving.scoring_service import AnsweringModel, ScoringService
 from plaudit.serving.serving_errors import ServingError
 
 __all__ = ["reload_route"]
@@ -31,7 +30,7 @@ class _Reload(BaseModel):
     model: str | None = None
 
 
-def reload_route(service: ScoringService, load: Callable[[str, Path], ServedModel], *, root: Path) -> Route:
+def reload_route(service: ScoringService, load: Callable[[str, Path], AnsweringModel], *, root: Path) -> Route:
     """Return the route that swaps the weights of a model.
 
     The new folder is verified, loaded and warmed up while the old weights answer. Requests that have begun finish with
@@ -82,7 +81,7 @@ def _below(root: Path, path: str) -> Path:
     return folder
 
 
-def _verified(folder: Path, load: Callable[[], ServedModel]) -> ServedModel:
+def _verified(folder: Path, load: Callable[[], AnsweringModel]) -> AnsweringModel:
     try:
         verification = verify(folder)
         if verification.status != "verified":
