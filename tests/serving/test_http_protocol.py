@@ -7,9 +7,12 @@ import socket
 from contextlib import asynccontextmanager
 
 import pytest
+import requests
 import uvicorn
+from starlette.responses import JSONResponse
 from uvicorn.server import ServerState
 
+from plaudit.serving.guards import Guards
 from plaudit.serving.http_protocol import bounded_protocol
 from plaudit.serving.server_limits import ServerLimits
 
@@ -216,6 +219,23 @@ def test_a_body_that_goes_on_after_its_answer_is_cut_off():
 def test_a_client_may_send_the_rest_of_a_body_that_was_answered_early():
     head = b"POST /early HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n01234"
     assert statuses(talk(head, b"56789" + CLOSE, limits=PATIENT)) == [200, 200]
+
+
+def test_a_client_that_sends_a_body_which_is_too_large_reads_why():
+    limit = 10**5
+
+    def on_error(scope, error):
+        return JSONResponse({"failure": error.failure}, 413)
+
+    async def run(send):
+        limits = ServerLimits(max_body_bytes=limit, header_seconds=60)
+        async with serving(limits, Guards(echo, limits=limits, on_error=on_error)) as (port, _):
+            return await asyncio.to_thread(send, f"http://127.0.0.1:{port}/")
+
+    for body in (b"x" * (20 * limit), iter([b"x" * limit] * 20)):
+        answer = asyncio.run(run(lambda url, body=body: requests.post(url, data=body, timeout=30)))
+        assert answer.status_code == 413
+        assert answer.json() == {"failure": "body_too_large"}
 
 
 @pytest.mark.parametrize("request_of_it", [post(path=b"/large"), CLOSE.replace(b"/ ", b"/large ")])

@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Scope
 
@@ -30,6 +30,7 @@ _Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 _PAGE = Path(__file__).parent / "page"
 _PAGE_FILES = {"/": "index.html", "/page.js": "page.js", "/page.css": "page.css", "/icon.svg": "icon.svg"}
+_MEDIA_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 
 
 def create_application(
@@ -232,7 +233,9 @@ def _json(value: Any, *, status: int = 200, headers: dict[str, str] | None = Non
 
 
 def _page_file(name: str) -> _Handler:
+    content = (_PAGE / name).read_bytes()
+
     async def handle(_: Request) -> Response:
-        return FileResponse(_PAGE / name)
+        return Response(content, media_type=_MEDIA_TYPES[Path(name).suffix])
 
     return handle
