@@ -1,11 +1,13 @@
 """What a user copies from `examples/` is what the installed libraries accept."""
 
 import json
+import os
 import re
 import runpy
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -109,3 +111,14 @@ def test_systemd_accepts_the_unit(tmp_path):
     unit.write_text(UNIT.replace("/opt/plaudit/bin/plaudit", "/bin/true"))  # the command must exist
     done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not os.environ.get("PLAUDIT_RAY"), reason="PLAUDIT_RAY names no folder with Ray; `make test` does")
+def test_the_replicas_of_the_example_find_all_that_they_import():
+    """tests/serving/test_ray_replicas.py runs the same replicas through `plaudit serve --engine ray`."""
+    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), os.environ["PLAUDIT_RAY"]]))
+    command = [sys.executable, EXAMPLES / "serve_on_ray.py", "--help"]
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert "--replicas" in done.stdout
