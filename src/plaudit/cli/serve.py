@@ -80,7 +80,7 @@ def command(
     display.show_log_messages()
     limits = ServerLimits(
         max_items=max_items, max_queued_items=max_queued_items, max_body_bytes=max_body_mb << 20,
-        deadline_seconds=deadline,
+        max_queued_bytes=max(4 * max_body_mb, 256) << 20, deadline_seconds=deadline,
     )  # fmt: skip
     keys = _keys(api_keys)
     _check_address(host, keys, insecure)
