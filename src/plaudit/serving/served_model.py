@@ -129,9 +129,7 @@ class ServedModel:
             self.info.label,
         )  # fmt: skip
 
-    async def _submit(
-        self, sequences: list[NDArray[np.int64]], client: str, deadline: float
-    ) -> "Future[Outcome]":
+    async def _submit(self, sequences: list[NDArray[np.int64]], client: str, deadline: float) -> "Future[Outcome]":
         submit = partial(self.scheduler.submit, sequences, client=client, deadline=deadline)
         if len(sequences) <= _SLICE:
             return submit()
