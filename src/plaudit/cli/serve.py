@@ -193,9 +193,7 @@ def _named(models: tuple[str, ...]) -> dict[str, str]:
         elif not (name and place):
             name = place = model
         if name in named:
-            raise ConfigError(
-                f"MODEL: expected models of different names, got two of {name!r}, {named[name]} and {place}. Give one a "
-                "name: NAME=MODEL."
-            )
+            both = f"{named[name]} and {place}"
+            raise ConfigError(f"MODEL: expected different names, got {both} as {name!r}. Name one: NAME=MODEL.")
         named[name] = place
     return named
