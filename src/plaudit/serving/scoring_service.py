@@ -33,7 +33,7 @@ class AnsweringModel(Protocol):
 
     @property
     def queued_items(self) -> int:
-        """Number of sequences that wait or run."""
+        """Number of sequences that wait, without those of the running step."""
 
     @property
     def queued_tokens(self) -> int:

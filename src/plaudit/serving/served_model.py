@@ -67,15 +67,10 @@ class ServedModel:
             reward_model.tokenizer, trained_on=reward_model.trained_on, max_length=reward_model.max_length,
             vocabulary_size=reward_model.engine.vocabulary_size,
         )  # fmt: skip
-        ids = render(reward_model.tokenizer, _PROBES)
-        self._probes = [np.asarray(each[: reward_model.max_length], dtype=np.int64) for each in ids]
-        reward_model.engine.score(
-            [each.tolist() for each in self._probes]
-        )  # chooses the layout, and warms the model up
-        self.scheduler = Scheduler(
-            reward_model.engine, max_tokens=reward_model.engine.max_tokens_per_batch, device_lock=device_lock,
-            on_step=on_step, hung_after=hung_after,
-        )  # fmt: skip
+        probes = [ids[: reward_model.max_length] for ids in render(reward_model.tokenizer, _PROBES)]
+        reward_model.engine.score(probes)  # chooses the layout, and warms the model up
+        self._probe = np.asarray(probes[-1], dtype=np.int64)
+        self.scheduler = Scheduler(reward_model.engine, device_lock=device_lock, on_step=on_step, hung_after=hung_after)
         self.info = _describe(name, reward_model)
         self.scheduler.start()
 
@@ -151,7 +146,7 @@ class ServedModel:
         if finished is not None and time.monotonic() - finished < seconds:
             return
         deadline = time.monotonic() + seconds
-        future = asyncio.wrap_future(self.scheduler.submit(self._probes[-1:], client="health", deadline=deadline))
+        future = asyncio.wrap_future(self.scheduler.submit([self._probe], client="health", deadline=deadline))
         try:
             await asyncio.wait_for(future, seconds)
         except TimeoutError:
@@ -164,7 +159,7 @@ class ServedModel:
 
     @property
     def queued_items(self) -> int:
-        """Number of sequences that wait or run."""
+        """Number of sequences that wait, without those of the running step."""
         return self.scheduler.queued_items
 
     @property
@@ -182,7 +177,7 @@ class ServedModel:
 
     def fail_all(self, message: str) -> None:
         """Answer what waits, and all later requests, with the failure "dead"."""
-        self.scheduler.fail_all("dead", message)
+        self.scheduler.fail_all(message)
 
     def close(self) -> None:
         """End the thread after its step; what still waits fails."""
