@@ -43,6 +43,22 @@ def test_reloading_needs_keys_and_a_root(model_folder, tmp_path):
     assert "--admin_keys" in refused(model_folder, "--reload_root", tmp_path)
 
 
+def test_two_models_of_one_name_are_refused(tmp_path):
+    for folder in ("one", "other"):
+        (tmp_path / folder / "final").mkdir(parents=True)
+    message = refused(tmp_path / "one" / "final", tmp_path / "other" / "final")
+    assert "'final'" in message
+    assert "NAME=MODEL" in message
+    assert "'policy'" in refused("policy=a", "policy=b")
+
+
+def test_a_folder_may_have_an_equals_sign_in_its_path(tmp_path):
+    folder = tmp_path / "lr=1e-5" / "final"
+    folder.mkdir(parents=True)
+    result = CliRunner().invoke(cli, ["serve", str(folder)])
+    assert str(folder) in str(result.exception)  # it holds no model
+
+
 def test_a_key_file_that_cannot_be_read_is_named(model_folder, tmp_path):
     assert "missing.txt" in refused(model_folder, "--api_keys", tmp_path / "missing.txt")
 

@@ -1,6 +1,7 @@
 import json
 import random
 import re
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -8,10 +9,12 @@ import pytest
 import requests
 from starlette.testclient import TestClient
 
+from plaudit.serving import application
 from plaudit.serving.application import create_application
 from plaudit.serving.authentication import ApiKeys
 from plaudit.serving.dialects.registry import DIALECTS
 from plaudit.serving.guards import OPEN_PATHS
+from plaudit.serving.json_body import read_json
 
 QUESTION = [{"role": "user", "content": "Is the sky blue?"}]
 ANSWERS = ["Yes, it is.", "No!", "The sky is green, thank you very much.", ""]
@@ -263,3 +266,17 @@ def test_an_answer_that_a_model_cannot_give_is_an_error_and_its_neighbours_are_r
     assert bad.status_code == 500
     assert json.loads(bad.text)["error"]["type"] == "model_fault"
     assert client.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize(("letters", "elsewhere"), [(10, False), (300_000, True)])
+def test_a_large_body_is_read_outside_the_event_loop(new_service, monkeypatch, letters, elsewhere):
+    threads = []
+
+    def read_and_note(data, limits):
+        threads.append(threading.current_thread().name)
+        return read_json(data, limits)
+
+    monkeypatch.setattr(application, "read_json", read_and_note)
+    with TestClient(create_application(new_service())) as client:
+        client.post("/v1/rewards", json={"items": [{"text": "a" * letters}]})
+    assert [name.startswith("reading") for name in threads] == [elsewhere]

@@ -329,3 +329,21 @@ def test_web_sockets_are_closed_at_once():
 def test_the_application_starts_and_stops():
     with make_client() as client:
         assert client.get("/").status_code == 200
+
+
+@pytest.mark.parametrize("path", sorted(OPEN_PATHS))
+def test_the_body_of_a_request_without_a_key_is_not_read(path):
+    async def answer(scope, receive, send):
+        await JSONResponse({})(scope, receive, send)
+
+    async def receive():
+        raise AssertionError("the body was read")
+
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    guards = Guards(answer, limits=LIMITS, on_error=on_error, keys=api_keys(KEY))
+    asyncio.run(guards({"type": "http", "method": "POST", "path": path, "headers": []}, receive, send))
+    assert sent[0]["status"] == 200

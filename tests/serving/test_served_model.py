@@ -1,5 +1,7 @@
 import asyncio
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -139,3 +141,47 @@ def test_another_model_has_another_version(serve, make_model, tokenizer, tmp_pat
         tokenizer.save_pretrained(folder)
         versions.add(serve(RewardModel.from_pretrained(folder)).info.weight_version)
     assert len(versions) == 2
+
+
+def test_a_truncated_sequence_counts_once_for_all_its_prefixes(serve, make_model, tokenizer):
+    served = serve(RewardModel(make_model(), tokenizer, max_length=8), truncates=True)
+    answer = scored(served, request_of([Text("The quick brown fox jumps over the lazy dog.")], prefix_step=1))
+    assert (len(answer.rewards), answer.truncated_items, answer.truncated[-1]) == (8, 1, True)
+
+
+def test_prefixes_that_would_fill_the_memory_are_refused_before_they_are_made(serve, make_model, tokenizer):
+    served = serve(RewardModel(make_model(), tokenizer, max_length=10**6))
+    request = request_of([TokenIds([5] * 100_000)], prefix_step=297)
+    with pytest.raises(ServingError, match="expected 299 or more") as caught:
+        scored(served, request)
+    assert (caught.value.failure, caught.value.param) == ("invalid", "every")
+
+
+def test_a_client_that_leaves_while_its_request_is_being_queued_leaves_nothing_in_the_queue(make_model, tokenizer):
+    async def leave():
+        lock = threading.Lock()
+        with ThreadPoolExecutor(1) as pool:
+            served = ServedModel("tiny", RewardModel(make_model(), tokenizer), pool=pool, device_lock=lock)
+            submit, submitting, left = served.scheduler.submit, threading.Event(), threading.Event()
+            futures = []
+
+            def submit_slowly(*arguments, **options):
+                submitting.set()
+                assert left.wait(10)
+                futures.append(submit(*arguments, **options))
+                return futures[0]
+
+            served.scheduler.submit = submit_slowly
+            with lock:  # nothing runs meanwhile
+                request = request_of([TokenIds([number, 5, 6]) for number in range(3, 103)])
+                asking = asyncio.create_task(served.score(request, client="test", deadline=time.monotonic() + 30))
+                await asyncio.to_thread(submitting.wait, 10)
+                asking.cancel()
+                await asyncio.wait([asking])
+                left.set()
+                await asyncio.to_thread(pool.shutdown)
+                assert futures[0].cancelled()
+                assert served.queued_items == 0
+            served.close()
+
+    asyncio.run(leave())

@@ -82,6 +82,7 @@ def command(
         max_items=max_items, max_queued_items=max_queued_items, max_body_bytes=max_body_mb << 20,
         max_queued_bytes=max(4 * max_body_mb, 256) << 20, deadline_seconds=deadline,
     )  # fmt: skip
+    named = _named(models)
     keys = _keys(api_keys)
     _check_address(host, keys, insecure)
     service = ScoringService(limits, truncates=overlong == "truncate")
@@ -91,7 +92,7 @@ def command(
         **_admin(service, load, admin_keys, reload_root, on_ray=engine == "ray"),
     )  # fmt: skip
     with display.console.status("Loading ..."):
-        service.serve([load(*_named(model)) for model in models])
+        service.serve([load(name, place) for name, place in named.items()])
 
     def show(url: str) -> None:
         names = ", ".join(model.info.name for model in service.models)
@@ -182,9 +183,17 @@ def _admin(service: Any, load: Any, keys: str | None, root: str | None, *, on_ra
     return {"admin": [reload_route(service, load, root=folder)], "admin_keys": ApiKeys.from_file(Path(keys))}
 
 
-def _named(model: str) -> tuple[str, str]:
-    """Return the name and the place of a model that is given as NAME=MODEL or MODEL."""
-    name, separator, place = model.partition("=")
-    if separator and name and place:
-        return name, place
-    return (Path(model).expanduser().resolve().name if Path(model).expanduser().is_dir() else model), model
+def _named(models: tuple[str, ...]) -> dict[str, str]:
+    """Return the places of models by name; each is given as MODEL or NAME=MODEL."""
+    named: dict[str, str] = {}
+    for model in models:
+        name, _, place = model.partition("=")
+        if Path(model).expanduser().is_dir():  # "=" may be part of its path
+            name, place = Path(model).expanduser().resolve().name, model
+        elif not (name and place):
+            name = place = model
+        if name in named:
+            both = f"{named[name]} and {place}"
+            raise ConfigError(f"MODEL: expected different names, got {both} as {name!r}. Name one: NAME=MODEL.")
+        named[name] = place
+    return named

@@ -69,11 +69,7 @@ def render(
 
 
 def render_as_written(
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
-    *,
-    add_special_tokens: bool,
-    names: Sequence[str] | None = None,
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, add_special_tokens: bool
 ) -> list[list[int]]:
     """Turn whole texts into token ids as other servers do: no EOS is added that the tokenizer itself does not add.
 
@@ -84,13 +80,12 @@ def render_as_written(
         tokenizer: The model's tokenizer.
         texts: N texts.
         add_special_tokens: Whether the tokenizer adds its own special tokens.
-        names: N names for error messages; "text 3" and the like if `None`.
 
     Raises:
         DataError: A text is broken Unicode.
     """
-    called = list(names) if names is not None else [f"text {number}" for number in range(len(texts))]
-    encoded = _encode(tokenizer, list(texts), called, add_special_tokens=add_special_tokens)
+    names = [f"text {number}" for number in range(len(texts))]
+    encoded = _encode(tokenizer, list(texts), names, add_special_tokens=add_special_tokens)
     return [_with_one_bos(ids, tokenizer.bos_token_id) for ids in encoded]
 
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from plaudit.serving.dialects.native import NATIVE
 from plaudit.serving.dialects.registry import DIALECTS
 from plaudit.serving.guards import Guards
 from plaudit.serving.json_body import read_json, validate
+from plaudit.serving.scoring_request import ScoringRequest
 from plaudit.serving.scoring_service import ScoringService
 from plaudit.serving.serving_errors import Failure, ServingError
 
@@ -28,6 +30,7 @@ __all__ = ["create_application"]
 
 _Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
+_LARGE_BODY = 256 * 1024  # bytes; a larger one takes tens of milliseconds to read, in which others are answered
 _PAGE = Path(__file__).parent / "page"
 _PAGE_FILES = {"/": "index.html", "/page.js": "page.js", "/page.css": "page.css", "/icon.svg": "icon.svg"}
 _MEDIA_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
@@ -69,6 +72,8 @@ class _Routes:
 
     def __init__(self, service: ScoringService, preferred: str) -> None:
         self._service = service
+        # A single thread: several would take turns with the thread of the engine too often.
+        self._reader = ThreadPoolExecutor(1, "reading")
         dialects = [NATIVE, DIALECTS[preferred], *(each for name, each in DIALECTS.items() if name != preferred)]
         self._prefixes = {f"/{each.name}": each for each in dialects}
         self._bare: dict[str, Dialect] = {}
@@ -141,8 +146,13 @@ class _Routes:
 
     async def _score(self, request: Request, endpoint: Endpoint, data: bytes) -> Response:
         service = self._service
-        body = validate(endpoint.body, read_json(data, service.limits))
-        call = endpoint.read(body)
+
+        def read() -> tuple[Any, ScoringRequest]:
+            body = validate(endpoint.body, read_json(data, service.limits))
+            return body, endpoint.read(body)
+
+        is_large = len(data) > _LARGE_BODY
+        body, call = await asyncio.get_running_loop().run_in_executor(self._reader, read) if is_large else read()
         seconds = _seconds_allowed(request, service.limits.deadline_seconds)
         scored = await service.score(call, client=request.state.client, size=len(data), seconds=seconds)
         headers = {

@@ -1,7 +1,8 @@
 """Guards: the checks that a request passes before the application sees it, and the headers of every response.
 
 A request is refused if its host is not trusted, if a page of another site sent it, without a key, with a compressed
-body, and if its body is too large or too slow. The application then finds the whole body in one message.
+body, and if its body is too large or too slow. The application then finds the whole body in one message. The body of a
+request for one of the health routes, which need no key, is not read.
 """
 
 import asyncio
@@ -111,7 +112,9 @@ class Guards:
         body = _Body()
         try:
             self._check_head(scope)
-            if await self._read(receive, body):
+            if scope["path"] in OPEN_PATHS:  # needs no body; one without a key must not take the room of others
+                await self._app(scope, receive, send_with_headers)
+            elif await self._read(receive, body):
                 await self._app(scope, body.replay(receive), send_with_headers)
         except ServingError as error:
             if not started:

@@ -105,12 +105,12 @@ class RayReplicas:
         places = defaultdict(list)
         for place, item in enumerate(request.items):
             places[replica_of(item, len(self._handles), self._response_start)].append(place)
-        self.in_use += 1
-        self.queued_items += len(request.items)
         calls = [
             self._handles[replica].score.remote(_part(request, own), client, deadline - time.monotonic())
             for replica, own in places.items()
         ]
+        self.in_use += 1
+        self.queued_items += len(request.items)
         try:
             answers = await asyncio.gather(*calls)
         except RayTaskError:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from plaudit.serving.serving_errors import Failure, ServingError
+from plaudit.serving.serving_errors import ServingError
 from plaudit.serving.step_queue import StepQueue
 from plaudit.serving.submission import Outcome, QueuedSequence, Submission
 from plaudit.serving.throughput import Throughput
@@ -28,7 +28,12 @@ _DEVICE_LOST: tuple[type[Exception], ...] = (torch.AcceleratorError,) if hasattr
 
 
 class Engine(Protocol):
-    """An engine such as `plaudit.engine.ScoringEngine`: one call at a time, token ids to rewards."""
+    """An engine such as `plaudit.engine.ScoringEngine`: one call at a time, token ids to rewards.
+
+    Attributes:
+        layout: Layout of its batches, by which the size of a step is counted.
+        max_tokens_per_batch: The most tokens of a step. The engine may lower it after running out of memory.
+    """
 
     layout: str
     max_tokens_per_batch: int
@@ -61,7 +66,6 @@ class Scheduler:
 
     Args:
         engine: The engine. Nobody else may call it.
-        max_tokens: The most distinct tokens of a step; the engine's own limit holds as well.
         on_step: Called after each step, in the engine's thread.
         device_lock: Held while the engine runs, so that models on one device take turns.
         linger: After a step, the seconds to wait for as many submissions as have just ended: clients that send their
@@ -78,7 +82,6 @@ class Scheduler:
         self,
         engine: Engine,
         *,
-        max_tokens: int,
         on_step: Callable[[Step], object] = lambda _: None,
         device_lock: "threading.Lock | None" = None,
         linger: float = 0.002,
@@ -86,7 +89,7 @@ class Scheduler:
     ) -> None:
         self.state: Literal["running", "dead", "stopped"] = "running"
         self.last_step_finished: float | None = None
-        self._engine, self._max_tokens, self._on_step = engine, max_tokens, on_step
+        self._engine, self._on_step = engine, on_step
         self._device_lock = device_lock or threading.Lock()
         self._linger, self._hung_after = linger, hung_after
         self._changed = threading.Condition()  # guards all that follows; never held while the engine runs
@@ -142,13 +145,13 @@ class Scheduler:
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
-    def fail_all(self, failure: Failure, message: str) -> None:
-        """Fail all submissions, those of the running step included, and refuse later ones."""
+    def fail_all(self, message: str) -> None:
+        """Fail all submissions with "dead", those of the running step included, and refuse later ones."""
         with self._changed:
             self.state = "dead"
             failed = set(self._unfinished)
             self._changed.notify()
-        _fail(failed, ServingError(failure, message))
+        _fail(failed, ServingError("dead", message))
 
     @property
     def queued_items(self) -> int:
@@ -175,7 +178,7 @@ class Scheduler:
                     self._run_step(step)
         except BaseException as error:
             logger.critical("the engine's thread has failed: %s", _without_message(error))
-            self.fail_all("dead", "the engine of this model has stopped")
+            self.fail_all("the engine of this model has stopped")
         _fail(set(self._unfinished), _ended_error(self.state))
 
     def _next_step(self) -> tuple[list[Submission], list[QueuedSequence]]:
@@ -183,7 +186,7 @@ class Scheduler:
         with self._changed:
             while self.state == "running":
                 now = time.monotonic()
-                limit = min(self._max_tokens, self._engine.max_tokens_per_batch)
+                limit = self._engine.max_tokens_per_batch
                 pause = self._pause(now, limit) if self._queue.items else None
                 if pause is not None and pause <= 0:
                     late = self._queue.expire(now)
@@ -205,7 +208,6 @@ class Scheduler:
         started = time.monotonic()
         for submission in self._in_step:
             submission.started = submission.started or started
-            submission.steps += 1
         elsewhere = self._score(step)
         finished = self.last_step_finished = time.monotonic()
         for submission in self._in_step:

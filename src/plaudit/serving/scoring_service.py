@@ -33,7 +33,7 @@ class AnsweringModel(Protocol):
 
     @property
     def queued_items(self) -> int:
-        """Number of sequences that wait or run."""
+        """Number of sequences that wait, without those of the running step."""
 
     @property
     def queued_tokens(self) -> int:
@@ -79,7 +79,7 @@ class ScoringService:
             max_items=limits.max_queued_items, max_tokens=limits.max_queued_tokens, max_bytes=limits.max_queued_bytes
         )
         self._models: dict[str, AnsweringModel] = {}
-        self._closing: set[asyncio.Task[None]] = set()
+        self._retiring: dict[asyncio.Task[None], AnsweringModel] = {}  # replaced, and not yet done with their requests
 
     @property
     def models(self) -> list[AnsweringModel]:
@@ -102,11 +102,11 @@ class ScoringService:
         """Answer with another version of a model from now on; the old one finishes what it has and ends."""
         old = self._models[model.info.name]
         self._models[model.info.name] = model
-        self.metrics.weights.labels(old.info.name, old.info.weight_version).set(0)
+        self.metrics.weights.remove(old.info.name, old.info.weight_version)  # or a run of swaps would fill the memory
         self.metrics.weights.labels(model.info.name, model.info.weight_version).set(1)
-        closing = asyncio.get_running_loop().create_task(_close_when_idle(old))
-        self._closing.add(closing)
-        closing.add_done_callback(self._closing.discard)
+        retiring = asyncio.get_running_loop().create_task(_close_when_idle(old))
+        self._retiring[retiring] = old
+        retiring.add_done_callback(self._retiring.pop)
 
     def choose(self, name: str | None) -> AnsweringModel:
         """Return the model of this name; where one model is served, it answers to any name.
@@ -178,31 +178,37 @@ class ScoringService:
     def measure(self) -> bytes:
         """Return the metrics in Prometheus' text format."""
         self.metrics.in_flight.set(self.in_flight)
-        self.metrics.queued_items.set(sum(model.queued_items for model in self.models))
-        self.metrics.queued_tokens.set(sum(model.queued_tokens for model in self.models))
+        self.metrics.queued_items.set(sum(model.queued_items for model in self._running()))
+        self.metrics.queued_tokens.set(sum(model.queued_tokens for model in self._running()))
         return self.metrics.text()
 
     def find_dead_model(self) -> str | None:
         """Return the reason why the service must end: the thread of a model has died, or its step hangs."""
-        return next((fault for model in self.models if (fault := model.find_fault())), None)
+        return next((fault for model in self._running() if (fault := model.find_fault())), None)
 
     def die(self, reason: str) -> None:
         """Answer everything with an error from now on."""
         logger.error("%s: the server ends", reason)
         self.state = "dead"
-        for model in self.models:
+        for model in self._running():
             model.fail_all("the engine has stopped; the server ends.")
 
     def close(self) -> None:
         """End the threads of the models."""
-        for model in self.models:
+        for model in self._running():
             model.close()
+
+    def _running(self) -> list[AnsweringModel]:
+        """Return the models that have a thread: a step of a replaced one can hang, and hold the device, as well."""
+        return [*self._models.values(), *self._retiring.values()]
 
 
 _UNREADY: dict[str, Literal["draining", "dead"]] = {"loading": "draining", "draining": "draining", "dead": "dead"}
 
 
 async def _close_when_idle(model: AnsweringModel) -> None:
-    while model.in_use:
-        await asyncio.sleep(0.05)
-    model.close()
+    try:
+        while model.in_use:
+            await asyncio.sleep(0.05)
+    finally:
+        model.close()

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -19,11 +19,13 @@ from plaudit.serving.item_rendering import ItemRenderer
 from plaudit.serving.scheduler import Scheduler, Step
 from plaudit.serving.scoring_request import ModelInfo, Scored, ScoringRequest
 from plaudit.serving.serving_errors import ServingError
+from plaudit.serving.submission import Outcome
 
 __all__ = ["ServedModel"]
 
 # Items that are rendered in one go. A request with more gives way to others between two slices.
 _SLICE = 64
+_MOST_PREFIX_TOKENS = 2**24  # of all prefixes of a sequence together, each of which is queued as a copy: 64 MiB
 # Scored before the first request, so that the layout of batches is chosen and the model has run. The common beginning
 # is long enough to be shared.
 _STORY = "The lighthouse keeper counts the ships that pass, and writes their names into a book every evening. " * 4
@@ -65,15 +67,10 @@ class ServedModel:
             reward_model.tokenizer, trained_on=reward_model.trained_on, max_length=reward_model.max_length,
             vocabulary_size=reward_model.engine.vocabulary_size,
         )  # fmt: skip
-        ids = render(reward_model.tokenizer, _PROBES)
-        self._probes = [np.asarray(each[: reward_model.max_length], dtype=np.int64) for each in ids]
-        reward_model.engine.score(
-            [each.tolist() for each in self._probes]
-        )  # chooses the layout, and warms the model up
-        self.scheduler = Scheduler(
-            reward_model.engine, max_tokens=reward_model.engine.max_tokens_per_batch, device_lock=device_lock,
-            on_step=on_step, hung_after=hung_after,
-        )  # fmt: skip
+        probes = [ids[: reward_model.max_length] for ids in render(reward_model.tokenizer, _PROBES)]
+        reward_model.engine.score(probes)  # chooses the layout, and warms the model up
+        self._probe = np.asarray(probes[-1], dtype=np.int64)
+        self.scheduler = Scheduler(reward_model.engine, device_lock=device_lock, on_step=on_step, hung_after=hung_after)
         self.info = _describe(name, reward_model)
         self.scheduler.start()
 
@@ -111,15 +108,13 @@ class ServedModel:
         shift, scale = self._transformation(request)
         sequences, truncated = await self._sequences(request)
         tokens, pieces = [len(each) for each in sequences], []
+        on_tokens(sum(tokens))  # prefixes run once together, so they count as the one sequence that they are of
         if request.prefix_step is not None:
-            whole, step = sequences[0], request.prefix_step
-            tokens = [*range(step, len(whole), step), len(whole)]
+            (whole,) = sequences
+            tokens = _prefix_lengths(len(whole), request.prefix_step)
             pieces = await self._in_pool(self._renderer.pieces, whole, tokens)
-            sequences, truncated = [whole[:stop] for stop in tokens], truncated * len(tokens)
-        on_tokens(sum(tokens) if request.prefix_step is None else len(whole))
-        submit = partial(self.scheduler.submit, sequences, client=client, deadline=deadline)
-        # To sort thousands of sequences takes a tenth of a second, in which the event loop answers others.
-        outcome = await asyncio.wrap_future(submit() if len(sequences) <= _SLICE else await self._in_pool(submit))
+            sequences, truncated = [whole[:stop] for stop in tokens], [False] * (len(tokens) - 1) + truncated
+        outcome = await asyncio.wrap_future(await self._submit(sequences, client, deadline))
         values = ((outcome.rewards - np.float32(shift)) / np.float32(scale)).astype(np.float32)
         if request.activation == "sigmoid":
             values = _sigmoid(values)
@@ -128,6 +123,18 @@ class ServedModel:
             outcome.distinct_tokens, outcome.started - arrived, outcome.finished - outcome.started, pieces,
             self.info.label,
         )  # fmt: skip
+
+    async def _submit(self, sequences: list[NDArray[np.int64]], client: str, deadline: float) -> "Future[Outcome]":
+        submit = partial(self.scheduler.submit, sequences, client=client, deadline=deadline)
+        if len(sequences) <= _SLICE:
+            return submit()
+        # To sort thousands of sequences takes a tenth of a second, in which the event loop answers others.
+        submitting = self._pool.submit(submit)
+        try:
+            return await asyncio.wrap_future(submitting)
+        except asyncio.CancelledError:  # the pool may be at it, and nobody else will know of what it queues
+            submitting.add_done_callback(_cancel_result)
+            raise
 
     async def check(self, seconds: float) -> None:
         """Run a short sequence through the queue, unless a step has finished within the last seconds.
@@ -139,7 +146,7 @@ class ServedModel:
         if finished is not None and time.monotonic() - finished < seconds:
             return
         deadline = time.monotonic() + seconds
-        future = asyncio.wrap_future(self.scheduler.submit(self._probes[-1:], client="health", deadline=deadline))
+        future = asyncio.wrap_future(self.scheduler.submit([self._probe], client="health", deadline=deadline))
         try:
             await asyncio.wait_for(future, seconds)
         except TimeoutError:
@@ -152,7 +159,7 @@ class ServedModel:
 
     @property
     def queued_items(self) -> int:
-        """Number of sequences that wait or run."""
+        """Number of sequences that wait, without those of the running step."""
         return self.scheduler.queued_items
 
     @property
@@ -170,7 +177,7 @@ class ServedModel:
 
     def fail_all(self, message: str) -> None:
         """Answer what waits, and all later requests, with the failure "dead"."""
-        self.scheduler.fail_all("dead", message)
+        self.scheduler.fail_all(message)
 
     def close(self) -> None:
         """End the thread after its step; what still waits fails."""
@@ -217,6 +224,20 @@ class ServedModel:
                 )
             return 0.0, self.info.temperature
         return 0.0, 1.0
+
+
+def _prefix_lengths(length: int, step: int) -> list[int]:
+    """Return the lengths of the prefixes to score, of which the whole sequence is the last."""
+    least = length**2 // (2 * _MOST_PREFIX_TOKENS) + 1
+    if step < least:
+        message = f"every: a sequence of {length:,} tokens has too many prefixes; expected {least} or more."
+        raise ServingError("invalid", message, param="every")
+    return [*range(step, length, step), length]
+
+
+def _cancel_result(submitting: "Future[Future[Outcome]]") -> None:
+    if not submitting.cancelled() and submitting.exception() is None:
+        submitting.result().cancel()
 
 
 def _describe(name: str, reward_model: RewardModel) -> ModelInfo:

@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -21,6 +22,7 @@ __all__ = ["run"]
 logger = logging.getLogger(__name__)
 
 _DRAIN_SECONDS = 25.0  # for what was accepted; then whatever is left is dropped, so that the exit comes within 30 s
+_EXIT_SECONDS = 29.0  # then the process ends, whatever still runs: a thread that loads other weights, say
 _NOTICE_SECONDS = 1.0  # in which a load balancer sees that /ready answers 503, even where nothing is left to answer
 _WATCH_SECONDS = 0.5
 
@@ -59,6 +61,7 @@ def run(
     except SystemExit as error:
         raise ConfigError(f"--host, --port: cannot listen on {host}:{port}. Is the port in use?") from error
     finally:
+        server.last_resort.cancel()
         service.close()
     return server.exit_code
 
@@ -69,6 +72,8 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, service: ScoringService, on_ready: Callable[[str], object]) -> None:
         super().__init__(config)
         self.exit_code = 0
+        self.last_resort = threading.Timer(_EXIT_SECONDS, os._exit, (1,))
+        self.last_resort.daemon = True
         self._service, self._on_ready = service, on_ready
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -84,7 +89,7 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  # uvicorn's signature
         """Begin to drain at the first signal, and end at the second."""
-        if self._service.state == "draining":
+        if self._service.state in ("draining", "dead"):
             self.force_exit = self.should_exit = True
             self.exit_code = 128 + sig
             return
@@ -92,6 +97,7 @@ class _Server(uvicorn.Server):
             self.should_exit = True
             return
         self._service.state = "draining"
+        self.last_resort.start()
         self._loop.call_soon_threadsafe(lambda: self._start(self._drain()))
         logger.info("%s: answering what was accepted", signal.Signals(sig).name)
 

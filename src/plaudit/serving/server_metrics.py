@@ -16,7 +16,7 @@ class ServerMetrics:
 
     Attributes:
         in_flight: Gauge of requests that are being answered.
-        queued_items: Gauge of sequences that wait or run.
+        queued_items: Gauge of sequences that wait for a step.
         queued_tokens: Gauge of their tokens.
         weights: Gauge that is 1 for the version of each model's weights that is served now.
     """
@@ -46,8 +46,8 @@ class ServerMetrics:
         self._step_seconds = histogram("step_seconds", "Time of a step.", _SECONDS)
         self._step_tokens = histogram("step_distinct_tokens", "Distinct tokens of a step.", _TOKENS)
         self.in_flight = gauge("requests_in_flight", "Requests that are being answered.")
-        self.queued_items = gauge("queued_items", "Sequences that wait or run.")
-        self.queued_tokens = gauge("queued_tokens", "Tokens of the sequences that wait or run.")
+        self.queued_items = gauge("queued_items", "Sequences that wait for a step.")
+        self.queued_tokens = gauge("queued_tokens", "Tokens of the sequences that wait for a step.")
         self.weights = gauge("weights", "1 for the weights that are served.", "model", "weight_version")
 
     def count_answer(self, dialect: str, route: str, status: int, seconds: float) -> None:

@@ -26,14 +26,12 @@ class Outcome:
             into the step.
         started: `time.monotonic()` before the first step that had one of the sequences.
         finished: `time.monotonic()` after the last one.
-        steps: Number of steps that had one of the sequences.
     """
 
     rewards: NDArray[np.float32]
     distinct_tokens: int
     started: float
     finished: float
-    steps: int
 
 
 @dataclass(eq=False, slots=True)
@@ -74,7 +72,6 @@ class Submission:
         is_discarded: The sequences in the queue are not to run, kept by the queue.
         missing: Number of rewards that are still to come.
         distinct_tokens: As in the outcome, so far.
-        steps: As in the outcome, so far.
         started: As in the outcome; 0 before the first step.
     """
 
@@ -87,7 +84,6 @@ class Submission:
     is_discarded: bool = False
     missing: int = 0
     distinct_tokens: int = 0
-    steps: int = 0
     started: float = 0.0
 
     @classmethod
@@ -126,7 +122,7 @@ class Submission:
     def finish(self, now: float) -> None:
         """Hand the rewards over if none is missing; do nothing if the submission has ended already."""
         if not self.missing:
-            outcome = Outcome(self.rewards, self.distinct_tokens, self.started, now, self.steps)
+            outcome = Outcome(self.rewards, self.distinct_tokens, self.started, now)
             with contextlib.suppress(InvalidStateError):
                 self.future.set_result(outcome)
 

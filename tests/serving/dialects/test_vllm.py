@@ -108,8 +108,8 @@ def test_scores_are_of_one_query_or_of_one_for_each_document(names):
 @pytest.mark.parametrize(
     ("given", "truncation", "max_length"),
     [
-        ({}, "error", None),
-        ({"truncation_side": "right"}, "error", None),
+        ({}, None, None),
+        ({"truncation_side": "right"}, None, None),
         ({"truncate_prompt_tokens": -1}, "left", None),
         ({"truncate_prompt_tokens": 64}, "left", 64),
         ({"truncate_prompt_tokens": 64, "truncation_side": "right"}, "right", 64),

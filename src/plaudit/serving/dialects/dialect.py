@@ -30,8 +30,8 @@ __all__ = [
     "only",
     "openai_error",
     "pair_items",
+    "plain_error",
     "template_kwargs",
-    "text_items",
     "usage",
 ]
 
@@ -151,13 +151,6 @@ def template_kwargs(given: dict[str, Any] | None, param: str) -> dict[str, Any]:
 # From bodies to items
 
 
-def text_items(
-    texts: Sequence[str], name: str, special_tokens: Literal["rendered", "added", "none"]
-) -> tuple[list[Item], list[str]]:
-    """Return N texts as items, and the names "texts[3]" of the fields that they came from."""
-    return [Text(text, special_tokens) for text in texts], [f"{name}[{n}]" for n in range(len(texts))]
-
-
 def input_items(value: Any, name: str, special_tokens: Literal["added", "none"]) -> tuple[list[Item], list[str]]:
     """Return the items of a text, of token ids, or of a list of either, and the names of their fields."""
     if isinstance(value, str):
@@ -227,6 +220,11 @@ _OPENAI_TYPES = {
     500: "InternalServerError",
     503: "ServiceUnavailableError",
 }
+
+
+def plain_error(error: ServingError) -> tuple[int, dict[str, str]]:
+    """Return the status and the JSON value of an error for clients that read none but the status."""
+    return STATUSES[error.failure], {"error": error.message}
 
 
 def openai_error(error: ServingError, status: int) -> dict[str, Any]:

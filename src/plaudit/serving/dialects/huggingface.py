@@ -10,9 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from plaudit.serving.dialects.dialect import STATUSES, Body, Dialect, Endpoint, Texts, input_items, only
+from plaudit.serving.dialects.dialect import Body, Dialect, Endpoint, Texts, input_items, only, plain_error
 from plaudit.serving.scoring_request import Scored, ScoringRequest
-from plaudit.serving.serving_errors import ServingError
 
 __all__ = ["HUGGINGFACE"]
 
@@ -43,8 +42,6 @@ def _answer(_: _Classification, scored: Scored) -> list[list[dict[str, Any]]]:
     return [[{"label": scored.label, "score": value}] for value in scored.values]
 
 
-def _error(error: ServingError) -> tuple[int, dict[str, str]]:
-    return STATUSES[error.failure], {"error": error.message}
-
-
-HUGGINGFACE = Dialect(name="huggingface", endpoints=(Endpoint("/", _Classification, _read, _answer),), error=_error)
+HUGGINGFACE = Dialect(
+    name="huggingface", endpoints=(Endpoint("/", _Classification, _read, _answer),), error=plain_error
+)

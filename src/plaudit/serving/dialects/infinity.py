@@ -19,10 +19,10 @@ from plaudit.serving.dialects.dialect import (
     Information,
     Texts,
     best_first,
+    input_items,
     new_id,
     openai_error,
     pair_items,
-    text_items,
     usage,
 )
 from plaudit.serving.scoring_request import Item, Scored, ScoringRequest, ServerInfo
@@ -65,7 +65,7 @@ def _read_rerank(body: _Rerank) -> ScoringRequest:
 
 
 def _read_classify(body: _Classify) -> ScoringRequest:
-    return _request(body, *text_items(body.input, "input", "added"))
+    return _request(body, *input_items(body.input, "input", "added"))
 
 
 def _envelope(kind: str, scored: Scored) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from plaudit.serving.dialects.dialect import STATUSES, Body, Dialect, Endpoint, Texts, new_id, text_items
+from plaudit.serving.dialects.dialect import STATUSES, Body, Dialect, Endpoint, Texts, input_items, new_id
 from plaudit.serving.scoring_request import Scored, ScoringRequest
 from plaudit.serving.serving_errors import Failure, ServingError
 
@@ -27,7 +27,7 @@ class _Evaluation(Body):
 
 
 def _read(body: _Evaluation) -> ScoringRequest:
-    items, names = text_items(body.messages, "messages", "added")
+    items, names = input_items(body.messages, "messages", "added")
     return ScoringRequest(
         items,
         names,

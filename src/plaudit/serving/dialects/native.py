@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from plaudit.serving.dialects.dialect import STATUSES, Body, Dialect, Endpoint, Information, template_kwargs
+from plaudit.serving.dialects.vllm import list_models
 from plaudit.serving.scoring_request import Conversation, Item, Pair, Scored, ScoringRequest, ServerInfo, Text, TokenIds
 from plaudit.serving.serving_errors import ServingError
 
@@ -164,23 +165,6 @@ def _error(error: ServingError) -> tuple[int, Any]:
     return STATUSES[error.failure], {"error": described}
 
 
-def _models(info: ServerInfo) -> dict[str, Any]:
-    return {
-        "object": "list",
-        "data": [
-            {
-                "id": each.name,
-                "object": "model",
-                "created": each.created,
-                "owned_by": "plaudit",
-                "root": each.name,
-                "max_model_len": each.max_length,
-            }
-            for each in info.models
-        ],
-    }
-
-
 def _info(info: ServerInfo) -> dict[str, Any]:
     return {
         "version": info.version,
@@ -202,5 +186,5 @@ NATIVE = Dialect(
         Endpoint("/v1/prefix-rewards", _PrefixRewards, _read_prefixes, _answer_prefixes),
     ),
     error=_error,
-    information=(Information("/v1/models", _models), Information("/info", _info)),
+    information=(Information("/v1/models", list_models), Information("/info", _info)),
 )

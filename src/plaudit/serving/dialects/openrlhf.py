@@ -9,9 +9,8 @@ A full queue is a 503; the client tries five times, a second apart.
 
 from typing import Any
 
-from plaudit.serving.dialects.dialect import STATUSES, Body, Dialect, Endpoint, Texts, text_items
+from plaudit.serving.dialects.dialect import Body, Dialect, Endpoint, Texts, input_items, plain_error
 from plaudit.serving.scoring_request import Scored, ScoringRequest
-from plaudit.serving.serving_errors import ServingError
 
 __all__ = ["OPENRLHF"]
 
@@ -23,15 +22,11 @@ class _GetReward(Body):
 
 
 def _read(body: _GetReward) -> ScoringRequest:
-    return ScoringRequest(*text_items(body.query, "query", "none"))
+    return ScoringRequest(*input_items(body.query, "query", "none"))
 
 
 def _answer(_: _GetReward, scored: Scored) -> dict[str, Any]:
     return {"rewards": scored.values, "scores": scored.values, "extra_logs": {}}
 
 
-def _error(error: ServingError) -> tuple[int, dict[str, str]]:
-    return STATUSES[error.failure], {"error": error.message}
-
-
-OPENRLHF = Dialect(name="openrlhf", endpoints=(Endpoint("/get_reward", _GetReward, _read, _answer),), error=_error)
+OPENRLHF = Dialect(name="openrlhf", endpoints=(Endpoint("/get_reward", _GetReward, _read, _answer),), error=plain_error)

@@ -12,9 +12,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from plaudit.serving.dialects.dialect import STATUSES, Body, Dialect, Endpoint
+from plaudit.serving.dialects.dialect import Body, Dialect, Endpoint, plain_error
 from plaudit.serving.scoring_request import Item, Pair, Scored, ScoringRequest, Text
-from plaudit.serving.serving_errors import ServingError
 
 __all__ = ["SLIME"]
 
@@ -37,8 +36,4 @@ def _answer(_: _Sample, scored: Scored) -> float:
     return scored.values[0]
 
 
-def _error(error: ServingError) -> tuple[int, dict[str, str]]:
-    return STATUSES[error.failure], {"error": error.message}
-
-
-SLIME = Dialect(name="slime", endpoints=(Endpoint("/", _Sample, _read, _answer),), error=_error)
+SLIME = Dialect(name="slime", endpoints=(Endpoint("/", _Sample, _read, _answer),), error=plain_error)

@@ -7,9 +7,9 @@ An `input` is tokenised as it is written: with the tokenizer's special tokens, w
 is false, and with no EOS that the tokenizer does not add. `messages` are written by the model's chat template. A query
 and a document are a prompt and its response.
 
-A sequence that is too long is an error unless `truncate_prompt_tokens` is given. It is then cut from the left if
-`truncation_side` does not say, so that the end of the response stays; vLLM takes the side from the tokenizer, which is
-the right one for most. Results of /rerank are sorted by the raw rewards.
+The server's own rule holds for a sequence that is too long, unless `truncate_prompt_tokens` is given. It is then cut
+from the left if `truncation_side` does not say, so that the end of the response stays; vLLM takes the side from the
+tokenizer, which is the right one for most. Results of /rerank are sorted by the raw rewards.
 
 A full queue is a 503 and never a 429, after which verl gives up.
 """
@@ -121,7 +121,7 @@ def _request(body: _Options, items: list[Item], names: list[str]) -> ScoringRequ
         names,
         model=body.model,
         activation="sigmoid" if body.use_activation else "identity",
-        truncation="error" if length is None else body.truncation_side or "left",
+        truncation=None if length is None else body.truncation_side or "left",
         max_length=None if length in (None, -1) else length,
     )
 
