@@ -153,17 +153,17 @@ def _loader(
     from threading import Lock
 
     from plaudit.scoring.reward_model import RewardModel
-    from plaudit.serving.served_model import ServedModel
+    from plaudit.serving.served_model import ServedModel, load_in_passing_thread
 
     pool, lock = ThreadPoolExecutor(2, "rendering"), Lock()
 
-    def load(name: str, path: str | Path) -> "AnsweringModel":
+    def load(name: str, path: str | Path) -> ServedModel:
         return ServedModel(
             name, RewardModel.from_pretrained(path, **options), pool=pool, truncates=service.truncates,
             device_lock=lock, on_step=service.record_step,
         )  # fmt: skip
 
-    return load
+    return lambda name, path: load_in_passing_thread(lambda: load(name, path))
 
 
 def _admin(service: Any, load: Any, keys: str | None, root: str | None, *, on_ray: bool) -> dict[str, Any]:

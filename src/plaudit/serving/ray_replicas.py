@@ -14,7 +14,7 @@ from typing import Any
 from plaudit.errors import ConfigError
 from plaudit.scoring.reward_model import RewardModel
 from plaudit.serving.scoring_request import Conversation, Item, ModelInfo, Pair, Scored, ScoringRequest, Text
-from plaudit.serving.served_model import ServedModel
+from plaudit.serving.served_model import ServedModel, load_in_passing_thread
 from plaudit.serving.serving_errors import ServingError
 
 try:
@@ -201,9 +201,12 @@ class _Replica:
     """A `ServedModel` in a process of its own, which returns Plaudit's errors: Ray would wrap raised ones."""
 
     def __init__(self, name: str, path_or_id: str, truncates: bool, options: dict[str, Any]) -> None:
-        reward_model = RewardModel.from_pretrained(path_or_id, **options)
-        self._response_start = _response_start(reward_model.tokenizer)
-        self._model = ServedModel(name, reward_model, pool=ThreadPoolExecutor(2), truncates=truncates)
+        def load() -> ServedModel:
+            reward_model = RewardModel.from_pretrained(path_or_id, **options)
+            return ServedModel(name, reward_model, pool=ThreadPoolExecutor(2), truncates=truncates)
+
+        self._model = load_in_passing_thread(load)
+        self._response_start = _response_start(self._model.reward_model.tokenizer)
 
     def describe(self) -> tuple[ModelInfo, int, str]:
         return self._model.info, self._model.max_tokens_per_batch, self._response_start

@@ -21,7 +21,7 @@ from plaudit.serving.scoring_request import ModelInfo, Scored, ScoringRequest
 from plaudit.serving.serving_errors import ServingError
 from plaudit.serving.submission import Outcome
 
-__all__ = ["ServedModel"]
+__all__ = ["ServedModel", "load_in_passing_thread"]
 
 # Items that are rendered in one go. A request with more gives way to others between two slices.
 _SLICE = 64
@@ -238,6 +238,20 @@ def _prefix_lengths(length: int, step: int) -> list[int]:
 def _cancel_result(submitting: "Future[Future[Outcome]]") -> None:
     if not submitting.cancelled() and submitting.exception() is None:
         submitting.result().cancel()
+
+
+def load_in_passing_thread(load: Callable[[], ServedModel]) -> ServedModel:
+    """Load a model in a thread that ends, so that the model's own thread is the only one that keeps helpers on a CPU.
+
+    OpenMP gives each thread that runs torch a team of helpers for as long as that thread lives. Once all teams together
+    have more threads than there are cores, helpers sleep at the end of each operation rather than spin, and a forward
+    pass of a small model takes twice as long. So the main thread, which would load the model otherwise, runs no torch.
+
+    Args:
+        load: Loads the model and warms it up.
+    """
+    with ThreadPoolExecutor(1, "plaudit-loading") as thread:
+        return thread.submit(load).result()
 
 
 def _describe(name: str, reward_model: RewardModel) -> ModelInfo:
