@@ -1,8 +1,11 @@
 import asyncio
 
-from plaudit.serving.scoring_request import ModelInfo
+import pytest
+
+from plaudit.serving.scoring_request import ModelInfo, ScoringRequest, Text
 from plaudit.serving.scoring_service import ScoringService
 from plaudit.serving.server_limits import ServerLimits
+from plaudit.serving.serving_errors import ServingError
 
 
 class Model:
@@ -55,3 +58,13 @@ def test_the_metrics_name_the_weights_that_are_served_and_no_earlier_ones():
         assert lines == ['plaudit_weights{model="policy",weight_version="third"} 1.0']
 
     asyncio.run(swap())
+
+
+def test_a_request_of_too_many_items_is_refused_with_the_limit():
+    service = ScoringService(ServerLimits(max_items=1_000))
+    service.serve([Model("first")])
+    request = ScoringRequest([Text("a")] * 1_001, ["items"] * 1_001)
+    with pytest.raises(ServingError) as caught:
+        asyncio.run(service.score(request, client="a", size=1, seconds=1))
+    assert caught.value.failure == "invalid"
+    assert caught.value.message == "expected at most 1,000 items in a request, got more: send several requests."

@@ -36,7 +36,7 @@ def read_json(data: bytes, limits: ServerLimits) -> Any:
 
     Args:
         data: The body of a request.
-        limits: Bounds on the depth, the number of values, the strings and the lists.
+        limits: Bounds on the depth, the number of values and the strings.
 
     Raises:
         ServingError: The text is no JSON, or beyond a limit ("invalid").
@@ -61,7 +61,7 @@ def _separators(data: bytes) -> int:
 
 
 def _check(values: Collection[Any], limits: ServerLimits) -> Iterator[Collection[Any]]:
-    """Check the strings, numbers and lengths among some values, and give out what their lists and objects hold."""
+    """Check the strings and numbers among some values, and give out what their lists and objects hold."""
     if set(map(type, values)) <= {int}:  # a list of token ids is checked as a whole
         if values and max(max(values), -min(values)) >= _LARGEST_INTEGER:
             raise _refusal("The body holds an integer of more than 19 digits.")
@@ -77,8 +77,6 @@ def _check(values: Collection[Any], limits: ServerLimits) -> Iterator[Collection
             if not math.isfinite(value):
                 raise _refusal("The body holds a number that is too large for a float.")
         elif value:
-            if len(value) > limits.max_items and not (isinstance(value, list) and set(map(type, value)) <= {int}):
-                raise _refusal(f"The body holds a list or an object of more than {limits.max_items} elements.")
             yield value
             if isinstance(value, dict):
                 yield value.values()

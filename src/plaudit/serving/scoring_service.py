@@ -136,8 +136,9 @@ class ScoringService:
         if self.state != "ready":
             raise ServingError(_UNREADY[self.state], f"the server is {self.state}.", retry_after=5)
         if len(request.items) > self.limits.max_items:
+            most = f"{self.limits.max_items:,}"
             raise ServingError(
-                "invalid", f"expected at most {self.limits.max_items:,} items in a request. Send several requests."
+                "invalid", f"expected at most {most} items in a request, got more: send several requests."
             )
         model = self.choose(request.model)
         deadline = time.monotonic() + seconds

@@ -21,7 +21,7 @@ class ServerLimits:
         max_json_depth: Lists and objects inside one another; at most 199, where the parser stops.
         max_json_values: Values in a body: strings, numbers (token ids, say), lists and objects.
         max_string_length: Characters of a string.
-        max_items: Items of a request, and elements of any list that holds more than integers.
+        max_items: Items of a request: texts, conversations, pairs or lists of token ids.
         max_queued_items: Items that wait at once, of all requests.
         max_queued_tokens: Tokens that wait at once, of all requests.
         max_queued_bytes: Bytes of the bodies of all requests that have begun and are not yet answered.

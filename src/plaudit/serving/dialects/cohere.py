@@ -55,7 +55,7 @@ class _JinaDocument(Body):
 class _JinaRerank(_Rerank):
     """A body of /v1/rerank."""
 
-    documents: Annotated[list[str | _JinaDocument], Field(min_length=1)]  # type: ignore[assignment]
+    documents: Annotated[list[str | _JinaDocument], Field(min_length=1, fail_fast=True)]  # type: ignore[assignment]
     return_documents: bool | None = None
     return_embeddings: Annotated[Any, only(False, reason="a reward model has no embeddings")] = None
     max_doc_length: Annotated[Any, only(reason=_NO_CUTS)] = None

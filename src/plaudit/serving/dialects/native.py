@@ -30,13 +30,14 @@ class _Message(Body):
     content: str | list[dict[str, Any]] | None
 
 
-_Part = str | Annotated[list[_Message], Field(min_length=1)]
+_Messages = Annotated[list[_Message], Field(min_length=1, fail_fast=True)]
+_Part = str | _Messages
 
 
 class _Item(_Strict):
     prompt: _Part | None = None
     response: _Part | None = None
-    messages: Annotated[list[_Message], Field(min_length=1)] | None = None
+    messages: _Messages | None = None
     text: str | None = None
     ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)] | None = None
 
@@ -66,14 +67,14 @@ class _Options(_Strict):
 
 
 class _Rewards(_Options):
-    items: Annotated[list[_Item], Field(min_length=1)]
+    items: Annotated[list[_Item], Field(min_length=1, fail_fast=True)]
     normalize: bool = False
     calibrated: bool = False
 
 
 class _Rank(_Options):
     prompt: _Part
-    responses: Annotated[list[_Part], Field(min_length=1)]
+    responses: Annotated[list[_Part], Field(min_length=1, fail_fast=True)]
     calibrated: bool = False
     top_n: Annotated[int, Field(ge=1)] | None = None
 

@@ -21,7 +21,7 @@ __all__ = ["SLIME"]
 class _Sample(Body):
     """A body: one sample."""
 
-    prompt: str | Annotated[list[dict[str, Any]], Field(min_length=1)]
+    prompt: str | Annotated[list[dict[str, Any]], Field(min_length=1, fail_fast=True)]
     response: str
 
 
