@@ -142,12 +142,23 @@ def test_a_valid_body_becomes_an_object_of_the_model():
         ({"items": 3}, "items", "items: Input should be a valid list."),
         ({"items": [{"prompt": "a"}]}, "items[0].response", "items[0].response: Field required."),
         ({"items": [{"prompt": "a", "response": 2}]}, "items[0].response", None),
-        ({"items": [{"prompt": "", "response": "", "secret": 1}]}, "items[0]", "items[0]: A field is not known here."),
+        (
+            {"items": [{"prompt": "", "response": "", "secret": 1}]}, "items[0]",
+            "items[0]: A field is not known here; expected only: prompt, response.",
+        ),
+        (
+            {"items": [{"messages": [{"role": "user", "content": "", "secret": 1}]}]}, "items[0].messages[0]",
+            "items[0].messages[0]: A field is not known here; expected only: role, content.",
+        ),
         ({"items": [{"messages": [{"role": "user", "content": 1}]}]}, "items[0].messages[0].content", None),
         ({"input": ["a", 3]}, "input[1]", "input[1]: Input should be a valid string."),
         ({"input": 3.5}, "input", "input: Input should be a valid string, or Input should be a valid list."),
         ({"top_n": 0}, "top_n", "top_n: Input should be greater than 0."),
-        ({"secret": 1}, None, "The body: A field is not known here."),
+        (
+            {"secret": 1}, None,
+            "The body: A field is not known here; "
+            "expected only: items, input, top_n, weights, checked, pet, kwargs.",
+        ),
         ({"weights": {"secret": "x"}}, "weights", None),
         ({"checked": "secret"}, "checked", "checked: The value is not valid here."),
         ({"pet": {"kind": "secret"}}, "pet", "pet: The value is not valid here."),

@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Collection, Iterator
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, from_json
@@ -95,7 +95,8 @@ def validate(model: type[_Body], value: Any) -> _Body:
 
     Raises:
         ServingError: The value has another shape ("invalid"). The message says what was expected of one field, which
-            `param` names. Names that the request made up, such as an unknown field, are not repeated.
+            `param` names. Names that the request made up, such as an unknown field, are not repeated; the fields that
+            are known at that place are listed.
     """
     try:
         return model.model_validate(value)
@@ -105,7 +106,7 @@ def validate(model: type[_Body], value: Any) -> _Body:
         details = error.errors(include_input=False, include_url=False, include_context=False)
     chosen = _best_branch(details, _declared_names(model))
     path = _path(chosen[0], _declared_names(model))
-    messages = dict.fromkeys(_expected(detail) for detail in chosen)
+    messages = dict.fromkeys(_expected(detail, model) for detail in chosen)
     raise ServingError("invalid", f"{path or 'The body'}: {', or '.join(messages)}.", param=path or None)
 
 
@@ -151,13 +152,33 @@ def _path(detail: ErrorDetails, declared: frozenset[str]) -> str:
     return "".join(parts).removeprefix(".")
 
 
-def _expected(detail: ErrorDetails) -> str:
+def _expected(detail: ErrorDetails, model: type[BaseModel]) -> str:
     """Return what pydantic expected, if its message holds nothing else."""
     if detail["type"] == "extra_forbidden":
-        return "A field is not known here"
+        return f"A field is not known here; expected only: {', '.join(_known_fields(model, detail['loc'][:-1]))}"
     if detail["type"] in ("model_type", "model_attributes_type", "dataclass_type", "dict_type"):
         return "Input should be an object"
     return detail["msg"] if _SAFE_MESSAGES.fullmatch(detail["type"]) else "The value is not valid here"
+
+
+def _known_fields(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """Return the names of the fields of the object at a location inside a model."""
+    models = [model]
+    for part in location:
+        fields = [each.model_fields[part] for each in models if part in each.model_fields]
+        if fields:
+            models = [inner for field in fields for inner in _models_in(field.annotation)]
+        else:  # an index, or the name of an alternative in a union
+            models = [each for each in models if each.__name__ == part] or models
+    return list(dict.fromkeys(name for each in models for name in each.model_fields))
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the pydantic models in a type such as `list[Model] | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models_in(inner)
 
 
 @cache

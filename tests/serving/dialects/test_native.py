@@ -23,3 +23,30 @@ def refusal(path, value):
 )
 def test_a_long_list_of_wrong_elements_is_refused_at_the_first(path, value, param):
     assert refusal(path, value).param == param
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (
+            "/v1/rewards",
+            {"items": [{"text": "a"}], "normalise": True},
+            "The body: A field is not known here; "
+            "expected only: model, truncation, template_kwargs, items, normalize, calibrated.",
+        ),
+        (
+            "/v1/rewards",
+            {"items": [{"prompt": "a", "reponse": "b"}]},
+            "items[0]: A field is not known here; expected only: prompt, response, messages, text, ids.",
+        ),
+        (
+            "/v1/prefix-rewards",
+            {"item": {"test": "a"}},
+            "item: A field is not known here; expected only: prompt, response, messages, text, ids.",
+        ),
+    ],
+)
+def test_a_misspelt_field_is_answered_with_the_fields_that_are_known_there(path, value, message):
+    error = refusal(path, value)
+    assert error.message == message
+    assert error.failure == "invalid"
