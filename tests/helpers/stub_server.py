@@ -23,15 +23,17 @@ class StubServer:
         versions: Versions of the weights that the next answers tell; the last one stays.
         info: The properties of the model at /info.
         others: The properties of other models there.
+        max_items: The most items of a request.
     """
 
     def __init__(self, model, key=None):
         self.model, self.key = model, key
         self.answers, self.bodies, self.headers, self.connections, self.versions = [], [], [], 0, ["v1"]
-        self.others = []
+        self.others, self.max_items = [], 10_000
         self.info = {
             "name": "served", "fingerprint": "abc", "weight_version": "v1", "dtype": "float32", "layout": "forest",
             "max_length": model.max_length, "temperature": model.temperature,
+            "trained_on": model.trained_on,
         }  # fmt: skip
 
     def __enter__(self):
@@ -77,7 +79,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         self.stub.headers.append(self.headers)
-        status, answer = (200, {"models": [self.stub.info, *self.stub.others]}) if self.path == "/info" else (404, {})
+        info = {"models": [self.stub.info, *self.stub.others], "limits": {"max_items": self.stub.max_items}}
+        status, answer = (200, info) if self.path == "/info" else (404, {})
         self.reply(status, {}, json.dumps(answer))
 
     def do_POST(self):

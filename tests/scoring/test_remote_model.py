@@ -92,6 +92,13 @@ def test_many_sequences_go_in_batches_with_siblings_together_and_come_back_in_or
     assert server.connections <= 4
 
 
+def test_a_batch_holds_no_more_items_than_the_server_takes(server, scorer):
+    server.max_items = 2
+    remote = RemoteRewardModel(server.url)
+    assert remote.score(TEXTS) == close(scorer.score(TEXTS))
+    assert sorted(len(body["items"]) for body in server.bodies) == [1, 2, 2]
+
+
 def test_a_batch_holds_no_more_bytes_than_servers_take(remote, server):
     def zeros(body):
         columns = dict.fromkeys(("rewards", "tokens", "truncated"), [0] * len(body["items"]))
@@ -165,6 +172,20 @@ def test_an_evaluation_takes_it_as_any_scorer(remote, scorer, text_rows):
     assert there.scores.header["weight_version"] == "v1"
 
 
+@pytest.mark.parametrize("trained_on", ["texts", "conversations"])
+def test_the_other_form_than_that_of_training_is_warned_of_once(server, trained_on, caplog):
+    server.info["trained_on"] = trained_on
+    remote = RemoteRewardModel(server.url)
+    mine, other = {"texts": (TEXTS[0], CHATS[0]), "conversations": (CHATS[0], TEXTS[0])}[trained_on]
+    remote.score([mine, "<|user|>Is it?<|end|><|assistant|>Yes<|end|>"])  # a conversation that a template has rendered
+    assert not caplog.text
+    remote.score([mine, mine, other])
+    remote.score([other])
+    (record,) = caplog.records
+    kind = "text" if trained_on == "conversations" else "conversation"
+    assert f"row 2 is a {kind}, and the model was trained on {trained_on}" in record.getMessage()
+
+
 # Items that the server refuses
 
 
@@ -234,7 +255,8 @@ def test_no_wait_goes_beyond_the_timeout(server, waits):
     with pytest.raises(ServerError, match="503"):
         RemoteRewardModel(server.url, timeout=20).score(TEXTS)
     assert waits == []
-    assert [headers["X-Plaudit-Deadline"] for headers in server.headers] == ["19"]
+    assert {headers["X-Plaudit-Deadline"] for headers in server.headers} == {"19"}
+    assert len(server.bodies) == 1
 
 
 def test_a_server_that_is_not_there_is_an_error_that_says_what_to_do(scorer, waits):
@@ -290,10 +312,10 @@ def test_other_answers_are_errors_at_once(remote, server, waits, answer, error, 
 def test_a_model_that_the_server_does_not_have_is_an_error(server, remote):
     server.others = [{"name": "second", "fingerprint": "def"}]
     other = RemoteRewardModel(server.url, model="other")
-    with pytest.raises(ConfigError, match=f"{server.url}: expected one of served"):
-        other.score(TEXTS)
-    with pytest.raises(ConfigError, match=f"model: expected one of those at {server.url}, served, second, got 'other'"):
-        other.info()
+    for ask in (other.info, lambda: other.score(TEXTS)):
+        with pytest.raises(ConfigError, match=f"expected one of those at {server.url}, served, second, got 'other'"):
+            ask()
+    assert server.bodies == []
     assert RemoteRewardModel(server.url, model="served").score(TEXTS).shape == (5,)
     assert RemoteRewardModel(server.url, model="second").fingerprint == "def"
     assert remote.fingerprint == "abc"

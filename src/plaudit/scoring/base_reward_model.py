@@ -19,6 +19,11 @@ __all__ = ["BaseRewardModel", "ChunkScoring", "Ranked", "ScoredSequences"]
 
 logger = logging.getLogger(__name__)
 
+_ADVICE = {
+    "conversations": 'Give lists of messages; a prompt as [{"role": "user", "content": "..."}].',
+    "texts": "Give strings.",
+}
+
 
 @dataclass(frozen=True)
 class Ranked:
@@ -60,13 +65,16 @@ class BaseRewardModel(ABC):
         name: Where the model comes from.
         chunk_size: How many sequences are read and rendered together.
         max_length: The most tokens of a sequence, if that is known here.
+        trained_on: "texts" or "conversations", if that is known here.
         truncated: How many sequences have been truncated so far.
     """
 
     name: str
     chunk_size = 4096
     max_length: int | None = None
+    trained_on: str | None = None
     truncated = 0
+    _has_warned_of_form = False
 
     @abstractmethod
     def begin_call(self, normalize: bool) -> ChunkScoring:
@@ -187,6 +195,29 @@ class BaseRewardModel(ABC):
         temperature = self._saved_temperature() if calibrated else 1.0
         one, other = self.score([prompt, prompt], [first, second]).astype(np.float64) / temperature
         return float(np.exp(-np.logaddexp(0.0, other - one)))  # does not overflow, however far apart they are
+
+    def _warn_of_other_form(
+        self, sequences: list[TextOrChat], names: list[str], is_rendered: Callable[[int], object]
+    ) -> None:
+        """Warn once where a text is scored by a model of conversations, or the other way round.
+
+        Args:
+            sequences: Texts and conversations.
+            names: Their names for the warning.
+            is_rendered: Says whether the text at an index is a conversation that a template has rendered already.
+        """
+        if self.trained_on not in _ADVICE or self._has_warned_of_form:
+            return
+        for index, sequence in enumerate(sequences):
+            form = "texts" if isinstance(sequence, str) else "conversations"
+            if form == self.trained_on or (form == "texts" and is_rendered(index)):
+                continue
+            logger.warning(
+                "%s is a %s, and the model was trained on %s: its reward means little. %s", names[index],
+                form.removesuffix("s"), self.trained_on, _ADVICE[self.trained_on],
+            )  # fmt: skip
+            self._has_warned_of_form = True
+            return
 
     def _score_chunks(
         self, sequences: Iterable[Any], completions: Iterable[Any] | None, options: Any, names: Any, normalize: bool

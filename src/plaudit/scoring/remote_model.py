@@ -18,6 +18,7 @@ __all__ = ["RemoteRewardModel"]
 
 _REQUESTS_IN_FLIGHT = 4  # so that the server has the next sequences before it has scored the last
 _MOST_BYTES = 4 * 2**20  # of the items of a request; servers bound their bodies
+_TEMPLATE_WORDS = ("<|", "<\uff5c", "<start_of_turn>", "[INST]")  # by which a text is taken for a rendered conversation
 
 
 class RemoteRewardModel(BaseRewardModel):
@@ -33,13 +34,16 @@ class RemoteRewardModel(BaseRewardModel):
         model: Name of one of the server's models; its first model if `None`.
         timeout: Seconds for one request of at most `batch_items` sequences, all its tries and waits included.
         retries: How many times a request is tried again after a failed connection or the status 429, 502, 503 or 504.
-        batch_items: Most sequences of a request. Four requests are under way at once.
+        batch_items: Most sequences of a request, where the server does not take fewer. Four requests are under way at
+            once.
         overlong: "truncate" has the server cut a longer sequence from the left; "error" raises.
         only_version: The version of the weights whose rewards are accepted; any if `None`.
 
     Attributes:
         name: The name of the model if one was given, else the address of the server.
         weight_version: Version of the weights in the last answer; `None` before the first.
+        trained_on: "texts" or "conversations", if the server says so, once something was scored: a sequence of the
+            other form brings one warning.
 
     Raises:
         ConfigError: An argument cannot be used. The server is not asked yet.
@@ -66,6 +70,7 @@ class RemoteRewardModel(BaseRewardModel):
         self.only_version = only_version
         self.name = model or self.url
         self.weight_version: str | None = None
+        self._knows_server = False
 
     def __repr__(self) -> str:
         return f"RemoteRewardModel({self.url!r})"
@@ -87,7 +92,11 @@ class RemoteRewardModel(BaseRewardModel):
             ConfigError: The server has no model of this name, or refuses the key.
             ServerError: The server cannot be reached, or is no server of Plaudit.
         """
-        models = self._connection.get("/info").get("models")
+        return self._described(self._connection.get("/info"))
+
+    def _described(self, info: dict[str, Any]) -> dict[str, Any]:
+        """Return the properties of the model among all that the server gives out."""
+        models = info.get("models")
         if not isinstance(models, list) or not models or not all(isinstance(each, dict) for each in models):
             raise ServerError(f"{self.url}/info names no models. Is this the address of a `plaudit serve`?")
         for each in models:
@@ -130,9 +139,11 @@ class RemoteRewardModel(BaseRewardModel):
             on_scored: Callable[[int], object],
         ) -> ScoredSequences:
             nonlocal previous
+            self._ask_server()
             count = len(sequences)
             scored = ScoredSequences(np.zeros(count, np.float32), np.zeros(count, np.int64), np.zeros(count, np.bool_))
             requests = list(self._requests(sequences, options, names, normalize))
+            self._warn_of_other_form(sequences, names, lambda index: _is_rendered(sequences[index]))
             for request, answer in zip(requests, self._send(requests), strict=True):
                 scored.rewards[request.places] = answer.rewards
                 scored.tokens[request.places] = answer.tokens
@@ -144,6 +155,15 @@ class RemoteRewardModel(BaseRewardModel):
             return scored
 
         return score_chunk
+
+    def _ask_server(self) -> None:
+        """Ask the server, before the first request, for its bound on items and for the form of training."""
+        if not self._knows_server:
+            info = self._connection.get("/info")
+            self.trained_on = self._described(info).get("trained_on")
+            most_items = (info.get("limits") or {}).get("max_items")
+            self.batch_items = min(self.batch_items, most_items or self.batch_items)
+            self._knows_server = True
 
     def _requests(
         self, sequences: list[TextOrChat], options: list[dict[str, Any]] | None, names: list[str], normalize: bool
@@ -240,6 +260,10 @@ def _split(places: list[int], items: list[bytes], most_items: int) -> Iterator[l
         part.append(place)
         size += len(items[place])
     yield part
+
+
+def _is_rendered(sequence: Any) -> bool:
+    return isinstance(sequence, str) and any(word in sequence for word in _TEMPLATE_WORDS)
 
 
 def _is_number(value: Any) -> bool:

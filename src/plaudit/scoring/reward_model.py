@@ -38,10 +38,6 @@ __all__ = ["RewardModel"]
 logger = logging.getLogger(__name__)
 
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
-_ADVICE = {
-    "conversations": 'Give lists of messages; a prompt as [{"role": "user", "content": "..."}].',
-    "texts": "Give strings.",
-}
 
 
 class RewardModel(BaseRewardModel):
@@ -89,7 +85,6 @@ class RewardModel(BaseRewardModel):
         self.scale, self.trained_on, self.truncated = scale, trained_on, 0
         self.temperature = temperature
         self.fingerprint: str | None = None
-        self._has_warned_of_form = False
         self.name = str(base_model(model).name_or_path)
 
     @property
@@ -213,8 +208,8 @@ class RewardModel(BaseRewardModel):
     ) -> list[list[int]]:
         read = [read_sequence(sequence, name) for sequence, name in zip(sequences, names, strict=True)]
         ids = render(self.tokenizer, read, options, names=names)
-        if self.trained_on is not None and not self._has_warned_of_form:
-            self._warn_of_other_form(read, ids, names, self.trained_on)
+        special = set(self.tokenizer.all_special_ids)
+        self._warn_of_other_form(read, names, lambda index: special.intersection(ids[index][1:-1]))
         return ids
 
     def describe(self, sequence: TextOrChat) -> dict[str, Any]:
@@ -241,23 +236,6 @@ class RewardModel(BaseRewardModel):
             "max_length": self.max_length,
             "versions": library_versions(),
         }
-
-    def _warn_of_other_form(
-        self, sequences: list[TextOrChat], ids: list[list[int]], names: list[str], trained_on: str
-    ) -> None:
-        """Warn once where a text is scored by a model of conversations, or the other way round."""
-        special = set(self.tokenizer.all_special_ids)
-        for sequence, own, name in zip(sequences, ids, names, strict=True):
-            form = "texts" if isinstance(sequence, str) else "conversations"
-            # A text with special tokens inside is a conversation that a template has rendered already.
-            if form == trained_on or (form == "texts" and special.intersection(own[1:-1])):
-                continue
-            logger.warning(
-                "%s is a %s, and the model was trained on %s: its reward means little. %s", name,
-                form.removesuffix("s"), trained_on, _ADVICE[trained_on],
-            )  # fmt: skip
-            self._has_warned_of_form = True
-            return
 
     def _truncate(self, ids: list[int], name: str) -> list[int]:
         if self.max_length is None or len(ids) <= self.max_length:
