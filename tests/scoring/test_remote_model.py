@@ -296,6 +296,11 @@ def test_an_answer_without_a_finite_reward_for_each_item_is_an_error(remote, ser
         ),
         ((200, {}, "[1.0]"), ServerError, "answers with something else than rewards"),
         ((404, {}, "<html>"), ServerError, "answers 404: Not Found. Is `plaudit serve` running there"),
+        (
+            (404, {}, '{"error": {"type": "unknown_route", "message": "no such route. GET /info describes it."}}'),
+            ServerError,
+            r"describes it\. Is `plaudit serve`",
+        ),
         ((301, {"Location": "https://elsewhere"}, ""), ServerError, "answers 301"),
         ((500, {}, '{"error": {"type": "model_fault", "message": "out of memory"}}'), ModelError, "out of memory"),
         ((413, {}, '{"error": {"type": "body_too_large", "message": "too large"}}'), DataError, "too large"),

@@ -89,9 +89,14 @@ def test_a_file_that_all_users_can_read_is_warned_about(key_file, caplog):
 def test_rewriting_the_file_changes_the_keys(key_file, caplog):
     keys = ApiKeys.from_file(key_file, check_seconds=0)
     assert keys.check(FIRST)
+    caplog.set_level(logging.INFO, logger="plaudit")
     key_file.write_text(SECOND)
     assert keys.check(FIRST) is None
     assert keys.check(SECOND)
+    assert "was rewritten: 1 API key is in force." in caplog.text
+    key_file.write_text(f"{FIRST}\n{SECOND}")
+    assert keys.check(FIRST)
+    assert "was rewritten: 2 API keys are in force." in caplog.text
 
 
 def test_the_file_is_not_read_at_every_request(key_file):
@@ -100,7 +105,9 @@ def test_the_file_is_not_read_at_every_request(key_file):
     assert keys.check(FIRST)
 
 
-@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_text("short")])
+@pytest.mark.parametrize(
+    "damage", [lambda path: path.unlink(), lambda path: path.write_text(""), lambda path: path.write_text("short")]
+)
 def test_the_old_keys_stay_where_the_new_file_is_damaged(key_file, caplog, damage):
     keys = ApiKeys.from_file(key_file, check_seconds=0)
     damage(key_file)

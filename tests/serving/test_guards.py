@@ -92,7 +92,9 @@ def test_another_host_is_not_trusted(value):
 
 def test_a_request_for_another_host_is_refused_but_for_the_health_routes():
     client = make_client(host="evil.example", trusted_hosts=["localhost"])
-    assert failure(client.get("/v1/models")) == "forbidden"
+    refused = client.get("/v1/models")
+    assert failure(refused) == "forbidden"
+    assert "`--allowed_hosts`" in refused.text
     assert [client.get(path).status_code for path in sorted(OPEN_PATHS)] == [200, 200, 200]
     assert make_client(host="localhost:8000", trusted_hosts=["localhost"]).get("/v1/models").status_code == 200
 

@@ -155,17 +155,18 @@ class ServerConnection:
         error = error if isinstance(error, dict) else {}
         kind, param = error.get("type"), str(error.get("param") or "")
         message = _with_names(str(error.get("message") or answer.reason or "no reason given"), param, names)
+        reason = message.rstrip(".")  # where another sentence follows
         if status == requests.codes.unauthorized:
             return ConfigError(f"{self.url} refuses the key. Give `key=` or set {API_KEY_VARIABLE}. ({message})")
         if status in _RETRIED:
-            return ServerError(f"{self.url} gives no rewards: {status}, {message}. It may need more time or replicas.")
+            return ServerError(f"{self.url} gives no rewards: {status}, {reason}. It may need more time or replicas.")
         if kind == "model_fault":
             return ModelError(f"{self.url}: {message}")
         if kind in ("unknown_model", "forbidden") or param in ("normalize", "calibrated"):
             return ConfigError(f"{self.url}: {message}")
         if kind in ("invalid", "too_long", "body_too_large"):
             return DataError(message)
-        return ServerError(f"{self.url} answers {status}: {message}. {_IS_IT_RUNNING}")
+        return ServerError(f"{self.url} answers {status}: {reason}. {_IS_IT_RUNNING}")
 
 
 def _checked_url(url: str) -> str:

@@ -98,7 +98,8 @@ class ApiKeys:
             self._problem = str(error)
             return
         if digests != self._digests:
-            _log.info("%s was rewritten: %d API keys are in force.", self._path, len(digests))
+            are_in_force = "key is in force" if len(digests) == 1 else "keys are in force"
+            _log.info("%s was rewritten: %d API %s.", self._path, len(digests), are_in_force)
         self._digests, self._problem = digests, ""
 
 

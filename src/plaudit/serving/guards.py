@@ -163,7 +163,8 @@ class Guards:
         if self._trusted_hosts is not None and not (len(hosts) == 1 and is_trusted_host(hosts[0], self._trusted_hosts)):
             raise ServingError(
                 "forbidden",
-                "The header Host names none of the hosts that this server trusts; its operator can add it.",
+                "The header Host names none of the hosts that this server trusts; its operator can add it to "
+                "`--allowed_hosts`.",
             )
 
     def _check_key(self, path: str, headers: Headers, *, basic: bool) -> str | None:
