@@ -100,8 +100,9 @@ class Admission:
             del self._deadlines[reservation.seconds]
 
     def record(self, step: Step) -> None:
-        """Note the speed of a step; called from the threads of engines."""
-        self._throughput.record(step.tokens, step.seconds)
+        """Note the speed of a full step; called from the threads of engines."""
+        if step.is_full:
+            self._throughput.record(step.tokens, step.seconds)
 
     @property
     def estimated_wait(self) -> float:
