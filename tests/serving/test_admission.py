@@ -15,8 +15,8 @@ def reserve(admission, *, client="a client", items=1, size=400, seconds=100.0, q
     return admission.reserve(client=client, items=items, size=size, seconds=seconds, queued_tokens=queued_tokens)
 
 
-def step(tokens, seconds):
-    return Step(sequences=1, tokens=tokens, distinct_tokens=tokens, seconds=seconds)
+def step(tokens, seconds, *, is_full=True):
+    return Step(sequences=1, tokens=tokens, distinct_tokens=tokens, seconds=seconds, is_full=is_full)
 
 
 def refusal(admission, **request):
@@ -50,6 +50,15 @@ def test_a_request_that_finds_the_server_empty_is_admitted(request_):
     doorman.record(step(100, 1.0))
     with reserve(doorman, **request_):
         pass
+
+
+def test_a_step_that_is_not_full_says_nothing_about_the_wait_for_a_long_queue():
+    doorman = admission()
+    doorman.record(step(10, 1.0, is_full=False))
+    with reserve(doorman, size=10_000):
+        assert doorman.estimated_wait == 0
+        doorman.record(step(1000, 1.0))
+        assert doorman.estimated_wait == pytest.approx(2.5)
 
 
 def test_an_error_gives_the_reservation_back():

@@ -108,8 +108,9 @@ class Admission:
             del self._deadlines[reservation.seconds]
 
     def record(self, step: Step) -> None:
-        """Note the speed of a step; called from the threads of engines."""
-        self._throughput.record(step.tokens, step.seconds)
+        """Note the speed of a full step; called from the threads of engines."""
+        if step.is_full:
+            self._throughput.record(step.tokens, step.seconds)
 
     def estimated_wait(self, queued_tokens: int = 0) -> float:
         """Return the seconds until all that waits now has run; 0 before any step was measured.
