@@ -56,9 +56,9 @@ def test_a_step_that_is_not_full_says_nothing_about_the_wait_for_a_long_queue():
     doorman = admission()
     doorman.record(step(10, 1.0, is_full=False))
     with reserve(doorman, size=10_000):
-        assert doorman.estimated_wait == 0
+        assert doorman.estimated_wait() == 0
         doorman.record(step(1000, 1.0))
-        assert doorman.estimated_wait == pytest.approx(2.5)
+        assert doorman.estimated_wait() == pytest.approx(2.5)
 
 
 def test_an_error_gives_the_reservation_back():

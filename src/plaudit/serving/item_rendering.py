@@ -90,8 +90,8 @@ class ItemRenderer:
         if truncation == "error":
             raise ServingError(
                 "too_long",
-                f"{name}: the sequence has {len(ids):,} tokens, more than {limit:,}. Shorten it, or ask for truncation; "
-                "a server that was started with --overlong truncate cuts by itself.",
+                f"{name}: the sequence has {len(ids):,} tokens, more than {limit:,}. Shorten it, or ask for "
+                "truncation; a server that was started with --overlong truncate cuts by itself.",
                 param=name,
             )
         if truncation == "right":
