@@ -11,7 +11,7 @@ import sys
 from plaudit.serving.application import create_application
 from plaudit.serving.ray_replicas import RayReplicas
 from plaudit.serving.scoring_service import ScoringService
-from plaudit.serving.server import run
+from plaudit.serving.server import listen, run
 from plaudit.serving.server_limits import ServerLimits
 
 
@@ -24,7 +24,7 @@ def main() -> int:
     service = ScoringService(ServerLimits())
     service.serve([RayReplicas("reward-model", given.model, given.replicas, options={})])
     application = create_application(service, allowed_hosts=["127.0.0.1", "localhost"])
-    return run(application, service, host="127.0.0.1", port=given.port, on_ready=print)
+    return run(application, service, listen("127.0.0.1", given.port), on_ready=print)
 
 
 if __name__ == "__main__":

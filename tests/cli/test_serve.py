@@ -97,6 +97,36 @@ def test_sigterm_answers_what_was_accepted_and_refuses_the_rest(model_folder):
         process.kill()
 
 
+@pytest.mark.slow
+def test_a_second_signal_ends_at_once_and_quietly(model_folder):
+    process, url = start(model_folder, "--max_tokens_per_batch", 512)
+    try:
+        items = [{"text": f"{number} is the quick brown fox. " * 9} for number in range(5000)]
+
+        def ask():
+            with pytest.raises(requests.ConnectionError):
+                requests.post(f"{url}/v1/rewards", json={"items": items}, timeout=60)
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        while not _queued(url):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        while requests.get(f"{url}/ready", timeout=5).status_code != 503:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 128 + signal.SIGTERM
+        assert "Traceback" not in process.stdout.read()
+        asking.join(10)
+    finally:
+        process.kill()
+
+
+def test_a_name_stands_for_one_model_and_replicas_for_ray(model_folder):
+    assert "different names" in refused(f"a={model_folder}", f"a={model_folder}")
+    assert "--engine ray" in refused(model_folder, "--replicas", 3)
+
+
 def _queued(url):
     text = requests.get(f"{url}/metrics", timeout=5).text
     return float(text.split("\nplaudit_queued_items ")[1].split("\n")[0])

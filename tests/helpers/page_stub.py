@@ -56,6 +56,7 @@ class PageStub:
         refusals: How many of the next scoring requests are refused as overloaded.
         key_refused: Whether scoring requests are answered with 401.
         trained_on: What `/info` says of the first model.
+        truncates: Whether `/info` says that texts which are too long are truncated.
         models: How many models `/info` lists.
         most_at_once: The most requests for rewards that were under way at the same time.
         arrived: Released by each request for rewards.
@@ -68,7 +69,7 @@ class PageStub:
 
     def reset(self):
         self.bodies, self.refusals, self.key_refused, self.trained_on, self.models = [], 0, False, "texts", 1
-        self.most_at_once, self.at_once = 0, 0
+        self.most_at_once, self.at_once, self.truncates = 0, 0, False
         self.arrived = threading.Semaphore(0)
         self.gate.set()
 
@@ -98,7 +99,8 @@ class PageStub:
             "layout": "forest", "fingerprint": None,
         }  # fmt: skip
         models = [{"name": f"reward-{n}", **model} for n in range(self.models)]
-        return JSONResponse({"version": "0.12", "models": models, "limits": {"max_items": 2048}})
+        limits = {"max_items": 2048}
+        return JSONResponse({"version": "0.12", "models": models, "limits": limits, "truncates": self.truncates})
 
     def scoring(self, path, answer):
         async def route(request):

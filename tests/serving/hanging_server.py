@@ -8,7 +8,7 @@ from plaudit import RewardModel
 from plaudit.serving.application import create_application
 from plaudit.serving.scoring_service import ScoringService
 from plaudit.serving.served_model import ServedModel
-from plaudit.serving.server import run
+from plaudit.serving.server import listen, run
 from plaudit.serving.server_limits import ServerLimits
 
 if __name__ == "__main__":
@@ -26,4 +26,4 @@ if __name__ == "__main__":
     model.engine.score = hang if way == "hang" else die
     service.serve([served])
     application = create_application(service)
-    sys.exit(run(application, service, host="127.0.0.1", port=0, on_ready=lambda url: print(url, flush=True)))
+    sys.exit(run(application, service, listen("127.0.0.1", 0), on_ready=lambda url: print(url, flush=True)))

@@ -11,12 +11,12 @@ def admission(*, max_items=100, max_tokens=10_000, max_bytes=100_000):
     return Admission(max_items=max_items, max_tokens=max_tokens, max_bytes=max_bytes)
 
 
-def reserve(admission, *, client="a client", items=1, size=400, seconds=100.0):
-    return admission.reserve(client=client, items=items, size=size, seconds=seconds)
+def reserve(admission, *, client="a client", items=1, size=400, seconds=100.0, queued_tokens=0):
+    return admission.reserve(client=client, items=items, size=size, seconds=seconds, queued_tokens=queued_tokens)
 
 
-def step(tokens, seconds):
-    return Step(sequences=1, tokens=tokens, distinct_tokens=tokens, seconds=seconds)
+def step(tokens, seconds, *, is_full=True):
+    return Step(sequences=1, tokens=tokens, distinct_tokens=tokens, seconds=seconds, is_full=is_full)
 
 
 def refusal(admission, **request):
@@ -52,6 +52,15 @@ def test_a_request_that_finds_the_server_empty_is_admitted(request_):
         pass
 
 
+def test_a_step_that_is_not_full_says_nothing_about_the_wait_for_a_long_queue():
+    doorman = admission()
+    doorman.record(step(10, 1.0, is_full=False))
+    with reserve(doorman, size=10_000):
+        assert doorman.estimated_wait() == 0
+        doorman.record(step(1000, 1.0))
+        assert doorman.estimated_wait() == pytest.approx(2.5)
+
+
 def test_an_error_gives_the_reservation_back():
     doorman = admission()
     with pytest.raises(ZeroDivisionError), reserve(doorman, items=100):
@@ -63,14 +72,14 @@ def test_an_error_gives_the_reservation_back():
 def test_nothing_is_refused_for_lateness_before_a_step_was_measured():
     doorman = admission()
     with reserve(doorman), reserve(doorman, seconds=0.0):
-        assert doorman.estimated_wait == 0.0
+        assert doorman.estimated_wait() == 0.0
 
 
 def test_a_request_that_would_wait_too_long_is_refused():
     doorman = admission()
     doorman.record(step(100, 1.0))
     with reserve(doorman, size=4_000):  # 1,000 tokens, 10 s
-        assert doorman.estimated_wait == pytest.approx(10)
+        assert doorman.estimated_wait() == pytest.approx(10)
         late = refusal(doorman, seconds=13.0)  # with its own second, 11 s are more than 0.8 of 13 s
         assert (late.retry_after, "deadline" in late.message) == (5, True)
         with reserve(doorman, seconds=14.0):
@@ -95,6 +104,17 @@ def test_a_light_client_is_refused_where_it_would_make_others_late():
         pass
 
 
+def test_of_a_batch_that_is_being_answered_only_the_rest_counts():
+    doorman = admission()
+    doorman.record(step(100, 1.0))
+    with reserve(doorman, size=36_000, seconds=110.0) as batch:
+        batch.settle(9_000)
+        assert refusal(doorman, client="light", seconds=110.0, queued_tokens=9_000).retry_after == 45
+        with reserve(doorman, client="light", seconds=110.0, queued_tokens=8_000):
+            pass
+        assert refusal(doorman, seconds=110.0, size=4_000, queued_tokens=8_000).retry_after == 40
+
+
 def test_the_time_to_try_again_is_at_most_a_minute():
     doorman = admission()
     doorman.record(step(1, 1.0))
@@ -109,8 +129,8 @@ def test_the_exact_number_of_tokens_replaces_the_estimate():
     doorman.record(step(100, 1.0))
     with reserve(doorman, size=400) as reservation:
         reservation.settle(50)
-        assert doorman.estimated_wait == pytest.approx(0.5)
-    assert doorman.estimated_wait == 0.0
+        assert doorman.estimated_wait(queued_tokens=50) == pytest.approx(0.5)
+    assert doorman.estimated_wait() == 0.0
 
 
 def test_tokens_for_a_byte_are_learnt():
@@ -119,11 +139,11 @@ def test_tokens_for_a_byte_are_learnt():
     with reserve(doorman, size=1_000) as reservation:
         reservation.settle(1_000)
     with reserve(doorman, size=2_000):
-        assert doorman.estimated_wait == pytest.approx(2)
+        assert doorman.estimated_wait() == pytest.approx(2)
     with reserve(doorman, size=20_000_000) as reservation:  # recent bodies count for more
         reservation.settle(2_000_000)
     with reserve(doorman, size=10_000):
-        assert doorman.estimated_wait == pytest.approx(1, rel=0.01)
+        assert doorman.estimated_wait() == pytest.approx(1, rel=0.01)
 
 
 def test_the_rate_follows_the_recent_steps():
@@ -133,4 +153,4 @@ def test_the_rate_follows_the_recent_steps():
     for _ in range(50):
         doorman.record(step(100, 1.0))
     with reserve(doorman, size=400):
-        assert doorman.estimated_wait == pytest.approx(1, rel=0.1)
+        assert doorman.estimated_wait() == pytest.approx(1, rel=0.1)

@@ -62,6 +62,16 @@ def test_a_pair_of_strings_becomes_a_conversation_only_for_a_model_of_conversati
     assert ids == render(tokenizer, [chat if is_chat else "Is it?Yes."])[0]
 
 
+@pytest.mark.parametrize("text", ["The sky is blue.", "The sky<eos>", "<bos>The sky\n"])
+def test_a_text_of_a_model_of_texts_ends_as_in_training_unless_no_special_tokens_are_asked_for(new_tokenizer, text):
+    tokenizer = new_tokenizer(bos="<bos>")
+    (rendered,) = render(tokenizer, [text])
+    for kind in ("added", "none", "rendered"):
+        assert ids_of(tokenizer, Text(text, special_tokens=kind), trained_on="texts") == rendered
+    exact = ids_of(tokenizer, Text(text, special_tokens="exact"), trained_on="texts")
+    assert exact == tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
 def test_token_ids_are_taken_as_they_are_within_the_vocabulary(tokenizer):
     assert ids_of(tokenizer, TokenIds([3, 1, 2]), vocabulary_size=4) == [3, 1, 2]
     with pytest.raises(ServingError, match=r"items\[0\]: expected token ids from 0 to 3") as caught:

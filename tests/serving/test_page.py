@@ -1,9 +1,12 @@
 """The page of a server in Chromium: comparisons, curves, files, history; hostile texts, keyboard, narrow and dark."""
 
+import gzip
 import hashlib
+import io
 import json
 import random
 import re
+import zipfile
 
 import pytest
 import requests
@@ -138,6 +141,31 @@ def test_responses_stand_best_first_with_the_numbers_of_the_server(show):
     assert "Model reward-0, weights 3f9c1a" in page.inner_text("#compare-source")
 
 
+def test_rewards_are_drawn_on_a_line_from_the_lowest_to_the_highest(show):
+    page = show()
+    responses = [POOR, GOOD, "It depends on the wine."]
+    compare(page, PROMPT, *responses)
+    rewards = sorted((reward_of(PROMPT + response) for response in responses), reverse=True)
+    low, high = (f"{end:.3f}".replace("-", "\u2212") for end in (rewards[-1], rewards[0]))
+    assert f"range from {low} to {high};" in page.inner_text("#compare-summary")
+    ranges = page.get_by_role("img", name=f"from the lowest reward, {low}, to the highest, {high}")
+    boxes = page.locator(".range circle").evaluate_all("all => all.map(each => each.getBoundingClientRect().x)")
+    assert ranges.count() == len(boxes) == 3
+    middle = (rewards[1] - rewards[2]) / (rewards[0] - rewards[2])
+    assert boxes[1] == pytest.approx(boxes[2] + middle * (boxes[0] - boxes[2]), abs=1)
+    assert boxes[0] > boxes[2] + 50
+    assert ranges.nth(1).get_attribute("aria-label").startswith(f"{100 * middle:.1f}% of the way")
+
+
+def test_equal_rewards_stand_at_the_same_place(show):
+    page = show()
+    compare(page, PROMPT, GOOD, GOOD)
+    assert page.inner_text("#compare-summary").startswith("All 2 responses have the same reward, ")
+    boxes = page.locator(".range circle").evaluate_all("all => all.map(each => each.getBoundingClientRect().x)")
+    assert boxes[0] == boxes[1]
+    assert page.get_by_role("img", name="All rewards are equal").count() == 2
+
+
 def test_identical_responses_are_noted(show):
     page = show()
     compare(page, PROMPT, GOOD, POOR, GOOD)
@@ -181,6 +209,43 @@ def test_a_model_of_texts_gets_texts_and_the_options_are_sent(show, stub):
     compare(page, PROMPT, GOOD, POOR)
     expected = {"model": "reward-1", "truncation": "left", "calibrated": True, "prompt": PROMPT}
     assert stub.bodies == [("/v1/rank", {**expected, "responses": [GOOD, POOR]})]
+
+
+@pytest.mark.parametrize("truncates", [False, True])
+def test_texts_are_truncated_from_the_start_where_the_server_does_so(show, stub, truncates):
+    stub.truncates = truncates
+    page = show()
+    assert page.is_checked("#truncate") == truncates
+    compare(page, PROMPT, GOOD, POOR)
+    ((_, body),) = stub.bodies
+    assert body["truncation"] == ("left" if truncates else "error")
+
+
+def test_a_form_that_the_model_was_not_trained_on_is_noted(show, stub, tmp_path):
+    stub.trained_on = "conversations"
+    page = show()
+    note = page.locator("#compare .form-note")
+    assert note.inner_text() == ""
+    page.check("#compare input[value=text]")
+    assert note.inner_text().startswith("reward-0 was trained on conversations: the rewards of texts mean little")
+    page.check("#compare input[value=messages]")
+    assert note.inner_text() == ""
+    rows = [{"text": "a"}, {"prompt": "a", "response": "b"}]
+    score_file(page, as_lines(tmp_path / "rows.jsonl", rows))
+    assert "the rewards of 1 row of texts mean little" in page.inner_text("#file-form-note")
+    stub.trained_on = "texts"
+    page.reload()
+    page.wait_for_selector("#facts strong")
+    page.click("#tab-compare")
+    page.check("#compare input[value=messages]")
+    assert note.inner_text() == "reward-0 was trained on texts: the rewards of conversations mean little."
+
+
+def test_a_model_whose_training_is_not_known_has_no_note(show, stub):
+    stub.trained_on = None
+    page = show()
+    page.check("#compare input[value=messages]")
+    assert page.inner_text("#compare .form-note") == ""
 
 
 def test_one_model_needs_no_choice_and_an_example_needs_no_words(show):
@@ -322,7 +387,40 @@ def test_a_file_of_pairs_is_scored_with_errors_by_row_and_results_to_download(sh
             assert (row["chosen_reward"], row["rejected_reward"]) == pytest.approx((chosen, rejected))
             assert (row["truncated"], row["weight_version"]) == ([False, False], "3f9c1a")
             right += 1 if chosen > rejected else 0.5 if chosen == rejected else 0
-    assert f"{100 * right / 497:.1f}%" in page.inner_text("#file-figures")
+    assert f"{100 * right / 497:.1f}%\n{right:g} of 497 pairs" in page.inner_text("#file-figures")
+
+
+@pytest.mark.parametrize(
+    ("better", "equal", "worse", "words"),
+    [
+        (8, 0, 2, "80.0%\n8 of 10 pairs; 95% interval 49.0% to 94.3%"),
+        (8, 1, 1, "85.0%\n8.5 of 10 pairs, a tie counts half; 95% interval 54.1% to 96.5%"),
+        (0, 0, 4, "0.0%\n0 of 4 pairs; 95% interval 0.0% to 49.0%"),
+        (1, 0, 0, "100.0%\n1 of 1 pair; 95% interval 20.7% to 100.0%"),
+    ],
+)
+def test_an_accuracy_has_its_pairs_and_its_interval(show, tmp_path, better, equal, worse, words):
+    best, least = sorted([GOOD, POOR], key=reward_of, reverse=True)
+    pairs = [(best, least)] * better + [(best, best)] * equal + [(least, best)] * worse
+    rows = [{"prompt": PROMPT, "chosen": chosen, "rejected": rejected} for chosen, rejected in pairs]
+    page = show()
+    score_file(page, as_lines(tmp_path / "pairs.jsonl", rows))
+    assert words in page.inner_text("#file-figures")
+
+
+def test_a_compressed_file_is_told_once(show, stub, tmp_path):
+    raw = json.dumps({"text": "a"}).encode()
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as opened:
+        opened.writestr("rows.jsonl", raw)
+    page = show()
+    for name, packed in (("rows.jsonl.gz", gzip.compress(raw)), ("rows.zip", archive.getvalue())):
+        path = tmp_path / name
+        path.write_bytes(packed)
+        score_file(page, path, done="#file .general:not(:empty)")
+        assert page.inner_text("#file .general") == "Scoring stopped. The file is compressed: unpack it first."
+        assert not page.is_visible("#file-run")
+    assert stub.bodies == []
 
 
 def test_a_row_has_any_of_the_shapes_and_any_length(show, stub, tmp_path):
@@ -480,8 +578,8 @@ def test_text_can_be_read_in_both_modes(show, tmp_path, scheme):
     for selector, name, least in (
         ("h1", "color", 7), (".quiet", "color", 4.5), (".error", "color", 4.5), ("#chart text", "fill", 4.5),
         ("[role=tab]", "color", 4.5), ("textarea", "color", 7), ("textarea", "borderTopColor", 3),
-        (".remove", "color", 4.5), ("#chart path", "stroke", 3), (".bar .filled", "fill", 3),
-        (".wins .filled", "fill", 3),
+        (".remove", "color", 4.5), ("#chart path", "stroke", 3), (".range circle", "fill", 3),
+        (".range line", "stroke", 3), (".bar .filled", "fill", 3),
     ):  # fmt: skip
         assert contrast(colour(page, selector, name), paper) >= least, selector
     assert contrast(colour(page, ".primary"), colour(page, ".primary", "backgroundColor")) >= 4.5

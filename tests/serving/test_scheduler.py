@@ -127,6 +127,17 @@ def test_steps_are_reported(serve):
     assert steps[0].seconds > 0
 
 
+def test_a_step_is_full_where_it_fills_half_of_the_limit_or_others_have_to_wait(serve):
+    steps = []
+    engine = Engine(max_tokens_per_batch=10)
+    scheduler = serve(engine, on_step=steps.append)
+    for sequences in ([ids(1)], [np.arange(5)], [np.arange(4), np.arange(100, 107)]):
+        submit(scheduler, *sequences).result(WAIT)
+    scheduler.stop()
+    assert scheduler.join(WAIT)  # the last step is reported after its rewards
+    assert [(step.distinct_tokens, step.is_full) for step in steps] == [(1, False), (5, True), (4, True), (7, True)]
+
+
 def test_the_limit_that_the_engine_learnt_bounds_a_step(serve):
     engine = Engine(max_tokens_per_batch=200)
     scheduler = serve(engine)

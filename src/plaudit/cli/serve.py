@@ -44,7 +44,7 @@ _DIALECTS = ("vllm", "tei", "sglang", "infinity", "cohere", "jina", "openrlhf", 
     "--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
     help="Run the model in this process, or on Ray Serve: the cluster of RAY_ADDRESS, or this machine.",
 )  # fmt: skip
-@click.option("--replicas", type=click.IntRange(1), default=2, show_default=True, help="Copies of each model on Ray.")
+@click.option("--replicas", type=click.IntRange(1), help="Copies of each model on Ray.  [default: 2]")
 @model_options
 def command(
     models: tuple[str, ...],
@@ -61,7 +61,7 @@ def command(
     max_queued_items: int,
     max_body_mb: int,
     engine: str,
-    replicas: int,
+    replicas: int | None,
     overlong: str,
     **options: Any,
 ) -> None:
@@ -74,7 +74,7 @@ def command(
     _check_extra()
     from plaudit.serving.application import create_application
     from plaudit.serving.scoring_service import ScoringService
-    from plaudit.serving.server import run
+    from plaudit.serving.server import listen, run
     from plaudit.serving.server_limits import ServerLimits
 
     display.show_log_messages()
@@ -85,8 +85,11 @@ def command(
     named = _named(models)
     keys = _keys(api_keys)
     _check_address(host, keys, insecure)
+    if replicas is not None and engine != "ray":
+        raise ConfigError("--replicas: expected --engine ray beside it.")
+    listener = listen(host, port)  # before the model loads, which takes longer than to read that the port is in use
     service = ScoringService(limits, truncates=overlong == "truncate")
-    load = _loader(service, options, replicas if engine == "ray" else None)
+    load = _loader(service, options, (replicas or 2) if engine == "ray" else None)
     application = create_application(
         service, dialect=dialect, keys=keys, allowed_hosts=_hosts(host, allowed_hosts),
         **_admin(service, load, admin_keys, reload_root, on_ray=engine == "ray"),
@@ -98,7 +101,7 @@ def command(
         names = ", ".join(model.info.name for model in service.models)
         display.console.print(f"Serving {names} at {url} (page: {url}/)", soft_wrap=True, highlight=False)
 
-    sys.exit(run(application, service, host=host, port=port, on_ready=show))
+    sys.exit(run(application, service, listener, on_ready=show))
 
 
 def _check_extra() -> None:
@@ -128,7 +131,7 @@ def _check_address(host: str, keys: object, insecure: bool) -> None:
 
 def _is_loopback(host: str) -> bool:
     try:
-        return ip_address(host).is_loopback
+        return ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host == "localhost"
 
@@ -189,7 +192,7 @@ def _named(models: tuple[str, ...]) -> dict[str, str]:
     for model in models:
         name, _, place = model.partition("=")
         if Path(model).expanduser().is_dir():  # "=" may be part of its path
-            name, place = Path(model).expanduser().resolve().name, model
+            name, place = Path(model).expanduser().absolute().name, model
         elif not (name and place):
             name = place = model
         if name in named:

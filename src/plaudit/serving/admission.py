@@ -22,6 +22,7 @@ class Reservation:
         self, admission: "Admission", client: str, *, items: int, tokens: float, size: int, seconds: int
     ) -> None:
         self.client, self.items, self.tokens, self.size, self.seconds = client, items, tokens, size, seconds
+        self.is_settled = False
         self._admission = admission
 
     def settle(self, tokens: int) -> None:
@@ -50,14 +51,15 @@ class Admission:
 
     def __init__(self, *, max_items: int, max_tokens: int, max_bytes: int) -> None:
         self._items, self._size = 0, 0
-        self._tokens: dict[str, float] = {}  # of each client
+        self._tokens: dict[str, float] = {}  # of each client, until its requests are answered
+        self._unsettled = 0.0  # tokens of the requests that are not tokenised, by estimate
         self._requests: Counter[str] = Counter()  # of each client
         self._max_items, self._max_tokens, self._max_bytes = max_items, max_tokens, max_bytes
         self._deadlines: Counter[int] = Counter()  # requests by the whole seconds that they had to their deadline
         self._known_bytes, self._known_tokens = 0.0, 0.0
         self._throughput = Throughput()
 
-    def reserve(self, *, client: str, items: int, size: int, seconds: float) -> Reservation:
+    def reserve(self, *, client: str, items: int, size: int, seconds: float, queued_tokens: int = 0) -> Reservation:
         """Reserve the budgets for one request. A request that finds the server empty is always admitted.
 
         Args:
@@ -65,26 +67,30 @@ class Admission:
             items: Number of items.
             size: Bytes of the body, from which its tokens are estimated.
             seconds: Time to its deadline.
+            queued_tokens: Tokens of the sequences that wait for a step now.
 
         Raises:
             ServingError: "overloaded": a budget would be exceeded, or the wait would be too long.
         """
         tokens = size * self._tokens_per_byte()
+        waiting = queued_tokens + self._unsettled
         if self._items:
             if self._is_full(items, tokens, size):
-                raise self._refusal("the queue is full")
-            if self._is_late(client, tokens, seconds):
-                raise self._refusal("the request would wait for longer than its deadline allows")
+                raise self._refusal("the queue is full", queued_tokens)
+            if self._is_late(client, tokens, seconds, waiting):
+                raise self._refusal("the request would wait for longer than its deadline allows", queued_tokens)
         reservation = Reservation(self, client, items=items, tokens=tokens, size=size, seconds=int(seconds))
         self._requests[client] += 1
         self._deadlines[reservation.seconds] += 1
         self._add(client, items, tokens, size)
+        self._unsettled += tokens
         return reservation
 
     def settle(self, reservation: Reservation, tokens: int) -> None:
         """Replace the estimated tokens of a reservation, and learn how many tokens a byte has."""
         self._add(reservation.client, 0, tokens - reservation.tokens, 0)
-        reservation.tokens = tokens
+        self._unsettled -= reservation.tokens
+        reservation.tokens, reservation.is_settled = tokens, True
         kept = math.exp(-reservation.size / _REMEMBERED_BYTES)
         self._known_bytes = self._known_bytes * kept + reservation.size
         self._known_tokens = self._known_tokens * kept + tokens
@@ -92,6 +98,8 @@ class Admission:
     def release(self, reservation: Reservation) -> None:
         """Give everything back that a reservation holds."""
         self._add(reservation.client, -reservation.items, -reservation.tokens, -reservation.size)
+        if not reservation.is_settled:
+            self._unsettled -= reservation.tokens
         self._requests[reservation.client] -= 1
         if not self._requests[reservation.client]:
             del self._requests[reservation.client], self._tokens[reservation.client]
@@ -100,26 +108,31 @@ class Admission:
             del self._deadlines[reservation.seconds]
 
     def record(self, step: Step) -> None:
-        """Note the speed of a step; called from the threads of engines."""
-        self._throughput.record(step.tokens, step.seconds)
+        """Note the speed of a full step; called from the threads of engines."""
+        if step.is_full:
+            self._throughput.record(step.tokens, step.seconds)
 
-    @property
-    def estimated_wait(self) -> float:
-        """Seconds until all that waits now has run; 0 before any step was measured."""
-        return sum(self._tokens.values()) * self._throughput.seconds_per_token
+    def estimated_wait(self, queued_tokens: int = 0) -> float:
+        """Return the seconds until all that waits now has run; 0 before any step was measured.
 
-    def _is_late(self, client: str, tokens: float, seconds: float) -> bool:
+        Args:
+            queued_tokens: Tokens of the sequences that wait for a step now.
+        """
+        return (queued_tokens + self._unsettled) * self._throughput.seconds_per_token
+
+    def _is_late(self, client: str, tokens: float, seconds: float, waiting: float) -> bool:
         """Return whether a request would be late, or make others late.
 
         A client waits for as many tokens of each other client as it has itself. To let it go before others must leave
         them time: the whole queue has to fit into the longest of the deadlines.
         """
-        own = self._tokens.get(client, 0.0) + tokens
-        others = sum(min(waiting, own) for name, waiting in self._tokens.items() if name != client)
+        reserved = sum(self._tokens.values())
+        share = min(waiting / reserved, 1.0) if reserved else 0.0  # of a batch that is being answered, the rest waits
+        own = share * self._tokens.get(client, 0.0) + tokens
+        others = sum(min(share * held, own) for name, held in self._tokens.items() if name != client)
         longest = max(seconds, max(self._deadlines, default=0))
         second = self._throughput.seconds_per_token
-        whole_wait = self.estimated_wait + tokens * second
-        return (own + others) * second > _SAFE_SHARE * seconds or whole_wait > _SAFE_SHARE * longest
+        return (own + others) * second > _SAFE_SHARE * seconds or (waiting + tokens) * second > _SAFE_SHARE * longest
 
     def _tokens_per_byte(self) -> float:
         return self._known_tokens / self._known_bytes if self._known_bytes else _TOKENS_PER_BYTE
@@ -135,6 +148,7 @@ class Admission:
         self._items, self._size = self._items + items, self._size + size
         self._tokens[client] = self._tokens.get(client, 0.0) + tokens
 
-    def _refusal(self, reason: str) -> ServingError:
-        retry_after = min(max(math.ceil(self.estimated_wait / 2), 1), 60)
+    def _refusal(self, reason: str, queued_tokens: int) -> ServingError:
+        """Return the error that asks the client to come back when about half of what waits now has run."""
+        retry_after = min(max(math.ceil(self.estimated_wait(queued_tokens) / 2), 1), 60)
         return ServingError("overloaded", f"{reason}: try again in {retry_after} s", retry_after=retry_after)

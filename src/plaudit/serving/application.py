@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import logging
+import math
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +29,10 @@ from plaudit.serving.scoring_service import ScoringService
 from plaudit.serving.serving_errors import Failure, ServingError
 
 __all__ = ["create_application"]
+
+logger = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_LINES = 10.0  # of the log, about failures of one kind
 
 _Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -77,6 +83,7 @@ class _Routes:
         dialects = [NATIVE, DIALECTS[preferred], *(each for name, each in DIALECTS.items() if name != preferred)]
         self._prefixes = {f"/{each.name}": each for each in dialects}
         self._bare: dict[str, Dialect] = {}
+        self._logged: dict[str, tuple[float, int]] = {}  # when a kind of failure was logged, and how many since
         self._preferred = DIALECTS[preferred]
         own: dict[str, _Handler] = {
             "/live": self._live,
@@ -133,7 +140,7 @@ class _Routes:
                 data = await request.body()
                 response = await _until_disconnect(request, self._score(request, endpoint, data))
             except ServingError as error:
-                response = self._failed(dialect, error)
+                response = self._failed(dialect, error, endpoint.path)
             except ClientDisconnect:
                 response = Response(status_code=499)  # nobody reads it; the metrics do
             finally:
@@ -191,11 +198,22 @@ class _Routes:
         first = "/" + path.split("/")[1] if "/" in path else path
         return self._prefixes.get(first) or self._bare.get(path) or NATIVE
 
-    def _failed(self, dialect: Dialect, error: ServingError) -> Response:
+    def _failed(self, dialect: Dialect, error: ServingError, route: str = "") -> Response:
         self._service.metrics.count_failure(error.failure)
         status, body = dialect.error(error)
+        self._log_failure(f"{dialect.name}{route}: {status} {error.failure}", error.message)
         headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
         return _json(body, status=status, headers=headers)
+
+    def _log_failure(self, kind: str, message: str) -> None:
+        """Log a failure, whose message quotes nothing of the request; those of one kind at most every ten seconds."""
+        now = time.monotonic()
+        logged, unlogged = self._logged.get(kind, (-math.inf, 0))
+        if now - logged < _SECONDS_BETWEEN_LINES:
+            self._logged[kind] = (logged, unlogged + 1)
+            return
+        self._logged[kind] = (now, 0)
+        logger.info("%s: %s%s", kind, message, f" ({unlogged} more before)" if unlogged else "")
 
 
 _HTTP_FAILURES: dict[int, tuple[Failure, str]] = {

@@ -1,6 +1,5 @@
 """Items of a request to token ids: rendered as `RewardModel.score` renders, or as written, and cut where asked to."""
 
-import logging
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -15,8 +14,6 @@ from plaudit.serving.scoring_request import Conversation, Item, Pair, Text, Toke
 from plaudit.serving.serving_errors import ServingError
 
 __all__ = ["ItemRenderer"]
-
-logger = logging.getLogger(__name__)
 
 
 class ItemRenderer:
@@ -60,8 +57,7 @@ class ItemRenderer:
                     self._render([item], [name])
                 except ServingError:
                     raise
-                except Exception as error:
-                    logger.info("an item could not be rendered: %s", type(error).__name__)
+                except Exception:
                     raise ServingError("invalid", f"{name}: {self._reason(item)}", param=name) from None
             raise
 
@@ -94,7 +90,8 @@ class ItemRenderer:
         if truncation == "error":
             raise ServingError(
                 "too_long",
-                f"{name}: the sequence has {len(ids):,} tokens, more than {limit:,}. Shorten it, or ask for a cut.",
+                f"{name}: the sequence has {len(ids):,} tokens, more than {limit:,}. Shorten it, or ask for "
+                "truncation; a server that was started with --overlong truncate cuts by itself.",
                 param=name,
             )
         if truncation == "right":
@@ -123,11 +120,11 @@ class ItemRenderer:
         """Render items of one kind in one call of the tokenizer."""
         ids: list[list[int]] = [[] for _ in items]
         whole: dict[int, tuple[TextOrChat, dict[str, Any]]] = {}
-        written: dict[str, list[int]] = {"added": [], "none": []}
+        written: dict[str, list[int]] = {"added": [], "none": [], "exact": []}
         for number, (item, name) in enumerate(zip(items, names, strict=True)):
             if isinstance(item, TokenIds):
                 ids[number] = self._checked_ids(item.ids, name)
-            elif isinstance(item, Text) and item.special_tokens != "rendered":
+            elif isinstance(item, Text) and self._is_as_written(item):
                 written[item.special_tokens].append(number)
             else:
                 whole[number] = self._whole(item, name)
@@ -159,6 +156,14 @@ class ItemRenderer:
         if any(not 0 <= each < size for each in ids):
             raise ServingError("invalid", f"{name}: expected token ids from 0 to {size - 1}.", param=name)
         return ids
+
+    def _is_as_written(self, item: Text) -> bool:
+        """Return whether a text is tokenised by a peer's rules.
+
+        A model that was trained on texts read the reward of each at the EOS that training put behind it. Its texts are
+        rendered as in training in every dialect, unless the client asks for no special tokens.
+        """
+        return item.special_tokens == "exact" or (item.special_tokens != "rendered" and self._trained_on != "texts")
 
     def _reason(self, item: Item) -> str:
         """Return the reason why an item cannot be rendered, without a word of the item."""

@@ -151,6 +151,10 @@ class RayReplicas:
         with ThreadPoolExecutor(len(self._names)) as pool:  # each takes seconds
             list(pool.map(serve.delete, self._names))
 
+    def join(self, seconds: float) -> bool:  # noqa: ARG002  # the replicas are processes of their own
+        """Return `True`: `close` waits for the replicas."""
+        return True
+
 
 def replica_of(item: Item, replicas: int, response_start: str = "") -> int:
     """Return the number of the replica that scores an item, the same for all responses of a prompt.

@@ -51,12 +51,15 @@ class Step:
         tokens: Their tokens, whole lengths summed.
         distinct_tokens: The same, with shared prefixes counted once.
         seconds: From the choice of the sequences to their rewards, without the time in which another model ran.
+        is_full: Whether the step tells how fast the engine is: at least half full, or others had to wait. A single
+            short sequence has the fixed cost of a step to itself, which made a queue of long ones look too slow.
     """
 
     sequences: int
     tokens: int
     distinct_tokens: int
     seconds: float
+    is_full: bool = True
 
 
 class Scheduler:
@@ -97,6 +100,7 @@ class Scheduler:
         self._throughput = Throughput()
         self._unfinished: set[Submission] = set()
         self._in_step: set[Submission] = set()
+        self._leaves_others = False  # whether the step left sequences in the queue
         self._arrived = self._ended = 0  # submissions since the last step was chosen, and those that it ended
         self._call_started: float | None = None
         self._thread = threading.Thread(target=self._run, name="plaudit-engine", daemon=True)
@@ -193,6 +197,7 @@ class Scheduler:
                     is_tight = self._queue.is_tight(now, self._throughput.seconds_per_token, limit)
                     step = self._queue.next_step(limit, self._engine.layout, earliest_first=is_tight)
                     self._in_step = {sequence.submission for sequence in step}
+                    self._leaves_others = self._queue.items > 0
                     self._arrived = 0
                     return late, step
                 self._changed.wait(pause)
@@ -216,8 +221,10 @@ class Scheduler:
             self._ended = sum(submission.future.done() for submission in self._in_step)
             self._in_step = set()
         tokens, distinct = sum(map(len, step)), sum(sequence.new_tokens for sequence in step)
-        self._throughput.record(tokens, finished - started)
-        self._on_step(Step(len(step), tokens, distinct, finished - started - elsewhere))
+        is_full = self._leaves_others or 2 * distinct >= self._engine.max_tokens_per_batch
+        if is_full:
+            self._throughput.record(tokens, finished - started)
+        self._on_step(Step(len(step), tokens, distinct, finished - started - elsewhere, is_full))
 
     def _score(self, step: list[QueuedSequence]) -> float:
         """Score a step, one by one if it fails together. Return the seconds in which the device was not free."""

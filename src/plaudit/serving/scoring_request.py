@@ -13,12 +13,13 @@ class Text:
     Attributes:
         text: The text.
         special_tokens: "rendered": as `RewardModel.score` does, with the tokenizer's special tokens and one EOS at the
-            end. "added": the tokenizer's special tokens and nothing else. "none": the text as it is written. In no
+            end. "added": the tokenizer's special tokens and nothing else. "none": the text as it is written; both are
+            "rendered" for a model that was trained on texts. "exact": the text as it is written, for every model. In no
             case does a sequence begin with two BOS.
     """
 
     text: str
-    special_tokens: Literal["rendered", "added", "none"] = "rendered"
+    special_tokens: Literal["rendered", "added", "none", "exact"] = "rendered"
 
 
 @dataclass(frozen=True)

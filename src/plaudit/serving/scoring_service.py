@@ -54,7 +54,10 @@ class AnsweringModel(Protocol):
         """Answer what waits, and all later requests, with the failure "dead"."""
 
     def close(self) -> None:
-        """End what runs the model."""
+        """End what runs the model, after its step; what still waits fails."""
+
+    def join(self, seconds: float) -> bool:
+        """Wait for that end, and return whether it has come."""
 
 
 class ScoringService:
@@ -143,7 +146,11 @@ class ScoringService:
         model = self.choose(request.model)
         deadline = time.monotonic() + seconds
         with self._admission.reserve(
-            client=client, items=len(request.items), size=size, seconds=seconds
+            client=client,
+            items=len(request.items),
+            size=size,
+            seconds=seconds,
+            queued_tokens=sum(each.queued_tokens for each in self.models),  # models of one device take turns
         ) as reservation:
             try:
                 async with asyncio.timeout(seconds):
@@ -195,9 +202,13 @@ class ScoringService:
             model.fail_all("the engine has stopped; the server ends.")
 
     def close(self) -> None:
-        """End the threads of the models."""
+        """End the threads of the models after their steps; what still waits gets an error."""
         for model in self._running():
             model.close()
+
+    def join(self, seconds: float) -> bool:
+        """Wait for the threads to end, for at most some seconds each; return whether all have ended."""
+        return all(model.join(seconds) for model in self._running())
 
     def _running(self) -> list[AnsweringModel]:
         """Return the models that have a thread: a step of a replaced one can hang, and hold the device, as well."""

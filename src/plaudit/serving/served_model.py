@@ -183,6 +183,10 @@ class ServedModel:
         """End the thread after its step; what still waits fails."""
         self.scheduler.stop()
 
+    def join(self, seconds: float) -> bool:
+        """Wait for the thread to end, and return whether it has ended."""
+        return self.scheduler.join(seconds)
+
     async def _sequences(self, request: ScoringRequest) -> tuple[list[NDArray[np.int64]], list[bool]]:
         """Return the token ids of each item within the limit, and whether it was cut."""
         sequences: list[NDArray[np.int64]] = []

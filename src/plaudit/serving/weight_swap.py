@@ -64,6 +64,7 @@ def reload_route(service: ScoringService, load: Callable[[str, Path], AnsweringM
                     }
                 )
         except ServingError as error:
+            logger.warning("a reload failed: %s", error.message)
             status, described = NATIVE.error(error)
             headers = {"Retry-After": str(error.retry_after)} if error.retry_after else None
             return JSONResponse(described, status, headers)

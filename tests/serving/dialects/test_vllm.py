@@ -76,7 +76,7 @@ def test_rewards_are_raw_unless_an_activation_is_asked_for(given, expected):
     ("body", "items", "names"),
     [
         ({"input": "a"}, [Text("a", "added")], ["input"]),
-        ({"input": "a", "add_special_tokens": False}, [Text("a", "none")], ["input"]),
+        ({"input": "a", "add_special_tokens": False}, [Text("a", "exact")], ["input"]),
         ({"input": ["a", "b"]}, [Text("a", "added"), Text("b", "added")], ["input[0]", "input[1]"]),
         ({"input": [5, 6]}, [TokenIds([5, 6])], ["input"]),
         ({"input": [[5, 6], [7]]}, [TokenIds([5, 6]), TokenIds([7])], ["input[0]", "input[1]"]),

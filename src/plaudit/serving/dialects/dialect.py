@@ -151,7 +151,9 @@ def template_kwargs(given: dict[str, Any] | None, param: str) -> dict[str, Any]:
 # From bodies to items
 
 
-def input_items(value: Any, name: str, special_tokens: Literal["added", "none"]) -> tuple[list[Item], list[str]]:
+def input_items(
+    value: Any, name: str, special_tokens: Literal["added", "none", "exact"]
+) -> tuple[list[Item], list[str]]:
     """Return the items of a text, of token ids, or of a list of either, and the names of their fields."""
     if isinstance(value, str):
         return [Text(value, special_tokens)], [name]

@@ -130,7 +130,7 @@ def _read_classify(body: _Classify) -> ScoringRequest:
     if (body.input is None) == (body.messages is None):
         raise ServingError("invalid", "expected one of input and messages.", param="input")
     if body.input is not None:
-        special_tokens: Literal["added", "none"] = "none" if body.add_special_tokens is False else "added"
+        special_tokens: Literal["added", "exact"] = "exact" if body.add_special_tokens is False else "added"
         return _request(body, *input_items(body.input, "input", special_tokens))
     return _request(body, [_conversation(body)], ["messages"])
 

@@ -100,6 +100,13 @@ function sourceOf({ model: name, weight_version, usage, timing }) {
   return `Model ${name}, weights ${weight_version} · ${tokens} · ${whole(timing.total_ms)} ms`;
 }
 
+/** Return a note for the rewards of `subject`, whose form is none that the model was trained on; else no words. */
+function noteOfForm({ name, trained_on }, form, subject) {
+  if (!trained_on || form === trained_on) return "";
+  const rendered = form === "texts" ? ", unless the chat template has written them" : "";
+  return `${name} was trained on ${trained_on}: the rewards of ${subject} mean little${rendered}.`;
+}
+
 /** Show what the selected model is, and set what depends on it. */
 function showModel() {
   const { name, weight_version, dtype, max_length, trained_on, temperature, has_chat_template } = model();
@@ -119,6 +126,7 @@ async function loadModels() {
     say(byId("model"), ...server.models.map(({ name }, n) => element("option", { value: n }, name)));
     byId("model-choice").hidden = server.models.length < 2;
     byId("options").hidden = false;
+    byId("truncate").checked = Boolean(server.truncates);
     showModel();
   } catch (error) {
     say(byId("facts"), "");
@@ -194,6 +202,8 @@ function promptEditor(form) {
   function review() {
     const words = mode() === "text" ? asText.value : messages().map(({ content }) => content).join("");
     listInvisible(words, root.querySelector(".invisible"));
+    const form = mode() === "text" ? "texts" : "conversations";
+    say(root.querySelector(".form-note"), noteOfForm(model(), form, form));
   }
 
   function addMessage({ role, content }) {
@@ -244,6 +254,7 @@ function promptEditor(form) {
       root.querySelector(".modes").hidden = !conversations;
       const kind = conversations && preferred ? "messages" : "text";
       if (kind !== mode()) change(kind);
+      else review();
     },
   };
   editors.push(editor);
@@ -328,13 +339,26 @@ function compare() {
   });
 }
 
-/** Draw a bar from one place to another of a scale from 0 to 1. */
-function bar(from, to, kind) {
-  const [x, width] = [100 * Math.min(from, to), 100 * Math.abs(to - from)];
+/**
+ * Draw the place of a reward among those compared: a line from the lowest to the highest of them, with a dot. A reward
+ * has no meaningful zero, so that only differences are drawn.
+ */
+function rangeOf(reward, low, high) {
+  const share = high > low ? (reward - low) / (high - low) : 1;
+  const label = high > low
+    ? `${percent(share)} of the way from the lowest reward, ${decimal(low)}, to the highest, ${decimal(high)}`
+    : "All rewards are equal";
+  return element("svg", { class: "range", role: "img", "aria-label": label },
+    element("line", { x1: 0, x2: "100%", y1: "50%", y2: "50%" }),
+    element("circle", { cx: `${100 * share}%`, cy: "50%", r: 6 }));
+}
+
+/** Draw a bar whose length is a share of its track. */
+function bar(share) {
   const shape = { viewBox: "0 0 100 8", preserveAspectRatio: "none", "aria-hidden": "true" };
-  return element("svg", { class: `bar ${kind}`, ...shape },
+  return element("svg", { class: "bar", ...shape },
     element("rect", { class: "track", width: 100, height: 8 }),
-    element("rect", { class: "filled", x: Math.min(x, 99.5), width: Math.max(width, 0.5), height: 8 }));
+    element("rect", { class: "filled", width: Math.max(100 * share, 0.5), height: 8 }));
 }
 
 /** Show a text, in a box that scrolls where it is long. */
@@ -345,8 +369,7 @@ function passage(text) {
 
 function showRanking(prompt, texts, answer) {
   const rewards = answer.results.map(({ reward }) => reward);
-  const [low, high] = [Math.min(0, ...rewards), Math.max(0, ...rewards)];
-  const place = (reward) => (reward - low) / (high - low || 1);
+  const [low, high] = [Math.min(...rewards), Math.max(...rewards)];
   const card = ({ index, reward, win_probability }, rank) => {
     const same = texts.flatMap((text, n) => (n !== index && text === texts[index] ? [n + 1] : []));
     const notes = [
@@ -362,15 +385,18 @@ function showRanking(prompt, texts, answer) {
       element("div", { class: "row spread" }, heading, curve),
       passage(texts[index]),
       element("div", { class: "measure" },
-        element("span", {}, "Reward"), bar(place(0), place(reward), "reward"),
+        element("span", {}, "Reward"), rangeOf(reward, low, high),
         element("data", { value: reward }, decimal(reward)),
-        element("span", {}, "Win probability"), bar(0, win_probability, "wins"),
+        element("span", {}, "Win probability"), bar(win_probability),
         element("data", { value: win_probability }, percent(win_probability))),
       element("p", { class: "quiet" }, notes.filter(Boolean).join(" · ")));
   };
   const best = answer.results[0];
   const numbers = `reward ${decimal(best.reward)}, win probability ${percent(best.win_probability)}`;
-  say(byId("compare-summary"), `Response ${best.index + 1} is the best of ${texts.length}: ${numbers}.`);
+  const ranked = `Response ${best.index + 1} is the best of ${texts.length}: ${numbers}.`;
+  const range = `The rewards range from ${decimal(low)} to ${decimal(high)}; each line below spans that range.`;
+  const equal = `All ${texts.length} responses have the same reward, ${decimal(low)}.`;
+  say(byId("compare-summary"), high > low ? `${ranked} ${range}` : equal);
   say(byId("ranking"), ...answer.results.map(card));
   say(byId("compare-source"), `${sourceOf(answer)} · The win probability is that of being preferred to all the others.`);
 }
@@ -540,6 +566,14 @@ const BATCH = { items: 64, rows: 256, bytes: 1_000_000 };
 let scoring = null; // the current run
 let download = null; // the URL of the last results
 
+/** Return whether a file begins as gzip, zip, Zstandard, bzip2 or xz do. */
+function isCompressed(bytes) {
+  const [gzip, zip, zstandard] = [[0x1f, 0x8b], [0x50, 0x4b, 3, 4], [0x28, 0xb5, 0x2f, 0xfd]];
+  const [bzip2, xz] = [[0x42, 0x5a, 0x68], [0xfd, 0x37, 0x7a]];
+  const signatures = [gzip, zip, zstandard, bzip2, xz];
+  return signatures.some((signature) => signature.every((byte, n) => bytes[n] === byte));
+}
+
 /** Yield the lines of a file, as bytes, with their numbers; of a line that is too long, its length alone. */
 async function* linesOf(file, state) {
   const reader = file.stream().getReader();
@@ -553,6 +587,7 @@ async function* linesOf(file, state) {
     for (;;) {
       const { value, done } = await reader.read();
       if (done) break;
+      if (!state.bytes && isCompressed(value)) throw new Error("The file is compressed: unpack it first.");
       let start = 0;
       for (let end = value.indexOf(10); end >= 0; end = value.indexOf(10, start)) {
         take(value.subarray(start, end));
@@ -624,6 +659,9 @@ function itemsOf(row, asConversation) {
   if (kinds.size > 1) throw new Error("Expected texts alone or messages alone, not both.");
   return names.map((name) => item(given[name]));
 }
+
+/** Return the form in which the items of a row are sent. */
+const formOf = ([item]) => ("text" in item || typeof item.prompt === "string" ? "texts" : "conversations");
 
 /** Yield batches of rows. Those of one batch share the keyword arguments of the chat template. */
 async function* batchesOf(file, state, asConversation) {
@@ -725,7 +763,9 @@ function addBatch(batch, state) {
     else {
       state.pairs.push(reward - rejected);
       state.right += reward > rejected ? 1 : reward === rejected ? 0.5 : 0;
+      state.ties += reward === rejected ? 1 : 0;
     }
+    state.forms[formOf(row.items)] += 1;
     state.tokens += sum(row.tokens);
     state.truncated += sum(row.truncated.map(Number));
     state.versions.add(row.version);
@@ -738,6 +778,20 @@ function addBatch(batch, state) {
 /** Count numbers and their sum, without keeping them. */
 const tally = () => ({ count: 0, total: 0, push(number) { this.count += 1; this.total += number; } });
 
+/** Return the 95% interval of Wilson for a share of a number of trials, rounded so that its ends reach 0 and 1. */
+function wilsonInterval(share, count) {
+  const weight = 1.96 ** 2 / count;
+  const half = Math.sqrt(weight * share * (1 - share) + weight ** 2 / 4);
+  return [-half, half].map((side) => Number(((share + weight / 2 + side) / (1 + weight)).toFixed(9)));
+}
+
+/** Say which pairs an accuracy is from, and the interval that holds it. */
+function basisOfAccuracy({ right, ties, pairs: { count } }) {
+  const halves = ties ? `, ${ties === 1 ? "a tie counts" : `${whole(ties)} ties count`} half` : "";
+  const [low, high] = wilsonInterval(right / count, count).map(percent);
+  return `${right.toLocaleString("en")} of ${plural(count, "pair")}${halves}; 95% interval ${low} to ${high}`;
+}
+
 function showState(state) {
   const { rows, failed, singles, pairs, tokens, truncated, versions } = state;
   const seconds = Math.max((performance.now() - state.started) / 1000, 0.001);
@@ -747,12 +801,16 @@ function showState(state) {
   const figures = [["Rows", whole(rows)], ["Without a reward", whole(failed)]];
   if (singles.count) figures.push(["Mean reward", decimal(singles.total / singles.count)]);
   if (pairs.count) {
-    figures.push(["Pairs", whole(pairs.count)], ["Accuracy", percent(state.right / pairs.count)],
+    figures.push(["Accuracy", percent(state.right / pairs.count), basisOfAccuracy(state)],
       ["Mean margin", signed(pairs.total / pairs.count)]);
   }
   figures.push(["Tokens", whole(tokens)], ["Truncated", whole(truncated)], ["Weights", [...versions].join(", ") || "none"]);
-  const figure = ([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value));
+  const figure = ([name, value, basis]) => element("div", {}, element("dt", {}, name), element("dd", {}, value),
+    ...(basis ? [element("dd", { class: "quiet" }, basis)] : []));
   say(byId("file-figures"), ...figures.map(figure));
+  const notes = Object.entries(state.forms).filter(([, count]) => count).map(([form, count]) =>
+    noteOfForm(state.model, form, `${plural(count, "row")} of ${form}`));
+  say(byId("file-form-note"), notes.join(""));
   byId("file-problems").hidden = !state.failed;
   const more = state.failed - MOST_SHOWN_ERRORS;
   say(byId("file-more"), more > 0 ? `And ${plural(more, "row")} more: all are in the results.` : "");
@@ -763,9 +821,9 @@ function startScoring(file) {
   if (download) URL.revokeObjectURL(download);
   const control = new AbortController();
   const state = {
-    control, signal: control.signal, settings: settings(), started: performance.now(), waiting: "",
-    size: file.size, bytes: 0, rows: 0, failed: 0, tokens: 0, truncated: 0, right: 0,
-    singles: tally(), pairs: tally(), versions: new Set(), kept: 0, lines: [],
+    control, signal: control.signal, model: model(), settings: settings(), started: performance.now(), waiting: "",
+    size: file.size, bytes: 0, rows: 0, failed: 0, tokens: 0, truncated: 0, right: 0, ties: 0,
+    forms: { texts: 0, conversations: 0 }, singles: tally(), pairs: tally(), versions: new Set(), kept: 0, lines: [],
   };
   scoring = state;
   for (const place of [byId("file-errors"), byId("file").querySelector(".general")]) say(place, "");
@@ -803,6 +861,7 @@ function finishScoring(file, state, problem) {
   state.waiting = "";
   showState(state);
   byId("file-cancel").hidden = true;
+  byId("file-run").hidden = Boolean(problem) && !state.rows;
   if (problem) say(byId("file").querySelector(".general"), `Scoring stopped. ${problem.message}`);
   const kept = state.kept < state.rows ? ` The download holds ${plural(state.kept, "row")}, which is the limit.` : "";
   const end = complete ? "Scored" : problem ? "Stopped in" : "Cancelled in";
