@@ -209,3 +209,11 @@ def error_of(function, *arguments):
     except ServingError as error:
         return error
     return None
+
+
+def test_a_list_far_longer_than_the_items_of_a_request_is_refused_before_it_is_validated():
+    limits = ServerLimits(max_items=10)
+    assert len(read_json(b"[" + b",".join([b'"a"'] * 1000) + b"]", limits)) == 1000
+    with pytest.raises(ServingError, match="a request may have 10 items"):
+        read_json(b"[" + b",".join([b'"a"'] * 1001) + b"]", limits)
+    assert len(read_json(b"[" + b",".join([b"7"] * 5000) + b"]", limits)) == 5000  # token ids

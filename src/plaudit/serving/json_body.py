@@ -18,6 +18,9 @@ _Body = TypeVar("_Body", bound=BaseModel)
 
 _STRING = re.compile(rb'(?s)"[^"\\]*+(?:\\.[^"\\]*+)*+"?')
 _LARGEST_INTEGER = 10**19
+# Elements of a list, other than token ids, that are taken whatever the number of items is. To validate a million of
+# them takes seconds, in which nothing else is answered.
+_ALWAYS_TAKEN = 1_000
 _MOST_ERRORS = 1_000
 
 # Kinds of errors whose messages hold what was expected, and nothing of the input; "unsupported" is of our dialects.
@@ -36,7 +39,7 @@ def read_json(data: bytes, limits: ServerLimits) -> Any:
 
     Args:
         data: The body of a request.
-        limits: Bounds on the depth, the number of values and the strings.
+        limits: Bounds on the depth, the number of values, the strings and the lists.
 
     Raises:
         ServingError: The text is no JSON, or beyond a limit ("invalid").
@@ -77,6 +80,12 @@ def _check(values: Collection[Any], limits: ServerLimits) -> Iterator[Collection
             if not math.isfinite(value):
                 raise _refusal("The body holds a number that is too large for a float.")
         elif value:
+            longest = max(limits.max_items, _ALWAYS_TAKEN)
+            if len(value) > longest and not (isinstance(value, list) and set(map(type, value)) <= {int}):
+                raise _refusal(
+                    f"The body holds a list of more than {longest:,} elements, and a request may have "
+                    f"{limits.max_items:,} items. Send several requests."
+                )
             yield value
             if isinstance(value, dict):
                 yield value.values()
