@@ -80,9 +80,9 @@ def test_a_request_that_would_wait_too_long_is_refused():
     doorman.record(step(100, 1.0))
     with reserve(doorman, size=4_000):  # 1,000 tokens, 10 s
         assert doorman.estimated_wait() == pytest.approx(10)
-        late = refusal(doorman, seconds=13.0)  # with its own second, 11 s are more than 0.8 of 13 s
+        late = refusal(doorman, seconds=16.0)  # with its own second and two steps, 13 s are more than 0.8 of 16 s
         assert (late.retry_after, "deadline" in late.message) == (5, True)
-        with reserve(doorman, seconds=14.0):
+        with reserve(doorman, seconds=17.0):
             pass
 
 
@@ -98,10 +98,20 @@ def test_a_light_client_does_not_wait_for_the_whole_queue_of_a_greedy_one():
 def test_a_light_client_is_refused_where_it_would_make_others_late():
     doorman = admission()
     doorman.record(step(100, 1.0))
-    with reserve(doorman, client="greedy", size=4_000, seconds=13.0):
-        refusal(doorman, client="light", seconds=13.0)
-    with reserve(doorman, client="greedy", size=4_000, seconds=14.0), reserve(doorman, client="light", seconds=5.0):
+    with reserve(doorman, client="greedy", size=4_000, seconds=16.0):
+        refusal(doorman, client="light", seconds=16.0)
+    with reserve(doorman, client="greedy", size=4_000, seconds=17.0), reserve(doorman, client="light", seconds=6.0):
         pass
+
+
+def test_time_is_left_for_the_running_step_though_nothing_waits():
+    doorman = admission()
+    doorman.record(step(1_000, 10.0))
+    with reserve(doorman, size=4_000, seconds=100.0) as running:
+        running.settle(1_000)
+        refusal(doorman, size=40, seconds=20.0, queued_tokens=0)
+        with reserve(doorman, size=40, seconds=30.0, queued_tokens=0):
+            pass
 
 
 def test_of_a_batch_that_is_being_answered_only_the_rest_counts():

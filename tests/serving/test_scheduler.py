@@ -196,6 +196,18 @@ def test_what_is_past_its_deadline_does_not_run(serve):
     assert engine.calls == [[[1]]]
 
 
+def test_what_would_be_late_at_the_end_of_the_step_does_not_run(serve):
+    engine = Engine(is_open=False, max_tokens_per_batch=10)
+    scheduler = serve(engine)
+    first = submit(scheduler, np.arange(10))
+    assert engine.entered.acquire(timeout=WAIT)
+    time.sleep(0.2)  # the engine takes this long
+    engine.gate.set()
+    first.result(WAIT)
+    assert failure(submit(scheduler, np.arange(10), seconds=0.1)) == "late"
+    assert len(engine.calls) == 1
+
+
 @pytest.mark.parametrize("fault", [POISON, NAN, HALF_SENT], ids=["exception", "not finite", "a reward is missing"])
 def test_only_the_culprit_of_a_failed_step_fails(serve, fault, caplog):
     engine = Engine(is_open=False)

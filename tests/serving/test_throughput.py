@@ -6,7 +6,15 @@ from plaudit.serving.throughput import Throughput
 
 
 def test_nothing_is_known_before_the_first_step():
-    assert Throughput().seconds_per_token == 0
+    assert (Throughput().seconds_per_token, Throughput().seconds_per_step) == (0, 0)
+
+
+def test_the_seconds_of_a_step_are_a_mean_of_recent_ones():
+    throughput = Throughput()
+    throughput.record(100, 1_000.0)
+    for seconds in [0.5, 1.5] * 50:
+        throughput.record(100, seconds)
+    assert throughput.seconds_per_step == pytest.approx(1.0, rel=0.2)
 
 
 def test_tokens_and_seconds_are_summed_over_steps():

@@ -124,7 +124,8 @@ class Admission:
         """Return whether a request would be late, or make others late.
 
         A client waits for as many tokens of each other client as it has itself. To let it go before others must leave
-        them time: the whole queue has to fit into the longest of the deadlines.
+        them time: the whole queue has to fit into the longest of the deadlines. Beside what waits, time is left for the
+        step that runs and for the others in the step of the request, since rewards come at the end of a step.
         """
         reserved = sum(self._tokens.values())
         share = min(waiting / reserved, 1.0) if reserved else 0.0  # of a batch that is being answered, the rest waits
@@ -132,7 +133,10 @@ class Admission:
         others = sum(min(share * held, own) for name, held in self._tokens.items() if name != client)
         longest = max(seconds, max(self._deadlines, default=0))
         second = self._throughput.seconds_per_token
-        return (own + others) * second > _SAFE_SHARE * seconds or (waiting + tokens) * second > _SAFE_SHARE * longest
+        steps = 2 * min(self._throughput.seconds_per_step, (reserved + tokens) * second)
+        return (own + others) * second + steps > _SAFE_SHARE * seconds or (
+            waiting + tokens
+        ) * second + steps > _SAFE_SHARE * longest
 
     def _tokens_per_byte(self) -> float:
         return self._known_tokens / self._known_bytes if self._known_bytes else _TOKENS_PER_BYTE

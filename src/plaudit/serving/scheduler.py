@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 # After a fault of the device itself every later call in this process fails as well. (torch 2.6 has no type for it.)
 _DEVICE_LOST: tuple[type[Exception], ...] = (torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()
 
+# What has less time to its deadline than this share of the next step would be late, and is not run.
+_SURE_SHARE = 0.8
+
 
 class Engine(Protocol):
     """An engine such as `plaudit.engine.ScoringEngine`: one call at a time, token ids to rewards.
@@ -193,7 +196,7 @@ class Scheduler:
                 limit = self._engine.max_tokens_per_batch
                 pause = self._pause(now, limit) if self._queue.items else None
                 if pause is not None and pause <= 0:
-                    late = self._queue.expire(now)
+                    late = self._queue.expire(now + _SURE_SHARE * self._expected_seconds())
                     is_tight = self._queue.is_tight(now, self._throughput.seconds_per_token, limit)
                     step = self._queue.next_step(limit, self._engine.layout, earliest_first=is_tight)
                     self._in_step = {sequence.submission for sequence in step}
@@ -202,6 +205,10 @@ class Scheduler:
                     return late, step
                 self._changed.wait(pause)
             return [], []
+
+    def _expected_seconds(self) -> float:
+        """Return how long the next step takes, by the recent ones."""
+        return min(self._queue.tokens * self._throughput.seconds_per_token, self._throughput.seconds_per_step)
 
     def _pause(self, now: float, limit: int) -> float:
         """Return the seconds to wait before the next step, so that clients that were answered can ask again."""
