@@ -79,6 +79,8 @@ proof: $(VENV)/.installed-test .interop/trl-$(TRL_VERSION)
 	$(BIN)/python benchmarks/compare_simulations.py
 	$(BIN)/python benchmarks/learning_curve_coverage.py
 	$(BIN)/python benchmarks/score_file_speed.py
+	$(BIN)/python benchmarks/serve_speed.py --data $(DATA)
+	$(BIN)/python benchmarks/serve_overload.py --seconds 600
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Plaudit needs Python 3.11 or newer")'
