@@ -78,8 +78,8 @@ def run(
         backlog=2048, timeout_graceful_shutdown=2,
     )  # fmt: skip
     server = _Server(config, service, on_ready)
-    # A full garbage collection looks at all that torch and transformers have made, and halts the process for 0.2 s. What
-    # is there now stays until the end, so that no collection needs to look at it.
+    # A full garbage collection looks at all that torch and transformers have made, and halts the process for 0.2 s.
+    # What is there now stays until the end, so that no collection needs to look at it.
     gc.collect()
     gc.freeze()
     try:
