@@ -54,7 +54,7 @@ def score_on_ray(folder, *runs):
         env=environment, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert "OUTCOMES" in done.stdout, f"it ended with {done.returncode}: {done.stdout} {done.stderr[-3000:]}"
-    return json.loads(done.stdout.split("OUTCOMES ")[1])
+    return json.loads(done.stdout.split("OUTCOMES ")[1].splitlines()[0])  # Ray may print lines of its own behind it
 
 
 def test_workers_on_ray_go_on_with_a_local_job_to_the_same_bytes(folder):
