@@ -6,7 +6,7 @@ from plaudit.data.prompts import common_prefix
 from plaudit.data.tokenization_report import TokenizationRules
 from plaudit.errors import DataError
 
-__all__ = ["apply_max_length"]
+__all__ = ["apply_max_length", "cut_left"]
 
 
 def apply_max_length(
@@ -37,3 +37,9 @@ def apply_max_length(
     kept = [place for place in excess if excess[place] <= room]
     cut = max([0, *(excess[place] for place in kept)])
     return {place: sequences[place][:spared] + sequences[place][spared + cut :] for place in kept}
+
+
+def cut_left(ids: list[int], max_length: int, leading: Container[int | None]) -> list[int]:
+    """Return the last `max_length` ids of a sequence, behind its first one where that is in `leading` (BOS, CLS)."""
+    front = ids[:1] if ids[0] in leading else []
+    return front + ids[len(ids) - max_length + len(front) :]

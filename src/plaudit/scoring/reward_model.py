@@ -21,6 +21,7 @@ from plaudit.checkpoint.metadata import (
 )
 from plaudit.data.formats import TextOrChat, read_sequence
 from plaudit.data.render import render
+from plaudit.data.truncation import cut_left
 from plaudit.engine import ScoringEngine
 from plaudit.errors import ConfigError, DataError
 from plaudit.models.adapters import base_model, is_peft_model
@@ -38,6 +39,11 @@ __all__ = ["RewardModel"]
 logger = logging.getLogger(__name__)
 
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+
+
+# The common prefix is long enough to be shared.
+_STORY = "The ferry leaves the harbour at nine, and the captain counts the passengers one by one. " * 4
+_PROBES = [_STORY + end for end in ("Nobody is late.", "Two are late, and wave from the pier.", "")]
 
 
 class RewardModel(BaseRewardModel):
@@ -212,6 +218,16 @@ class RewardModel(BaseRewardModel):
         self._warn_of_other_form(read, names, lambda index: special.intersection(ids[index][1:-1]))
         return ids
 
+    def warm_up(self) -> list[int]:
+        """Score three built-in texts, so that the layout of batches is chosen and the model has run.
+
+        Returns:
+            The token ids of one of the texts.
+        """
+        ids = [each[: self.max_length] for each in render(self.tokenizer, _PROBES)]
+        self.engine.score(ids)
+        return ids[-1]
+
     def describe(self, sequence: TextOrChat) -> dict[str, Any]:
         """Return the properties that decide the rewards, in JSON values, for the header of a score file.
 
@@ -246,8 +262,7 @@ class RewardModel(BaseRewardModel):
                 f"`overlong='truncate'`."
             )
         self.truncated += 1
-        front = ids[:1] if ids[0] in (self.tokenizer.bos_token_id, self.tokenizer.cls_token_id) else []
-        return front + ids[len(ids) - self.max_length + len(front) :]
+        return cut_left(ids, self.max_length, (self.tokenizer.bos_token_id, self.tokenizer.cls_token_id))
 
     def normalization(self) -> tuple[float, float]:
         """Return the mean and standard deviation of the rewards that were saved with the model.

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from plaudit.data.formats import TextOrChat
 from plaudit.data.reader import Chunk, Row, Unreadable
-from plaudit.data.render import render
 from plaudit.errors import DataError, ModelError
 from plaudit.scoring.remote_model import RemoteRewardModel
 from plaudit.scoring.reward_columns import RewardColumns, ScorableRow, parse_row, row_with_rewards
@@ -21,11 +20,6 @@ from plaudit.scoring.reward_model import RewardModel
 from plaudit.scoring.server_connection import is_server_url
 
 __all__ = ["ScoredChunk", "ScoringConfig", "Worker"]
-
-# Scored before any row, so that the engine chooses the same layout of batches in each process and after each start.
-# Their common prefix is long enough to be shared.
-_STORY = "The ferry leaves the harbour at nine, and the captain counts the passengers one by one. " * 4
-_PROBES = [_STORY + end for end in ("Nobody is late.", "Two are late, and wave from the pier.", "")]
 
 
 @dataclass(frozen=True)
@@ -100,8 +94,7 @@ class _LocalScorer:
             torch.set_num_threads(config.threads)
         self._model = RewardModel.from_pretrained(config.model, device=config.device, **config.model_options)
         self._scale = self._model.normalization() if config.normalize else None
-        ids = render(self._model.tokenizer, _PROBES)
-        self._model.engine.score([each[: self._model.max_length] for each in ids])
+        self._model.warm_up()  # so that the layout of batches is the same in each process and after each start
 
     @property
     def truncated(self) -> int:

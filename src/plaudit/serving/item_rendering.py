@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from plaudit.data.formats import TextOrChat, read_sequence
 from plaudit.data.render import render, render_as_written
+from plaudit.data.truncation import cut_left
 from plaudit.scoring.completions import join_completions
 from plaudit.serving.scoring_request import Conversation, Item, Pair, Text, TokenIds
 from plaudit.serving.serving_errors import ServingError
@@ -96,8 +97,8 @@ class ItemRenderer:
             )
         if truncation == "right":
             return np.asarray(ids[:limit], dtype=np.int64)
-        front = ids[:1] if ids[0] in (self._tokenizer.bos_token_id, self._tokenizer.cls_token_id) else []
-        return np.asarray(front + ids[len(ids) - limit + len(front) :], dtype=np.int64)
+        leading = (self._tokenizer.bos_token_id, self._tokenizer.cls_token_id)
+        return np.asarray(cut_left(ids, limit, leading), dtype=np.int64)
 
     def pieces(self, ids: NDArray[np.int64], positions: list[int]) -> list[str]:
         """Return the text that each prefix of a sequence adds to the one before it.

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
-from plaudit.data.render import render
 from plaudit.scoring.reward_model import RewardModel
 from plaudit.serving.item_rendering import ItemRenderer
 from plaudit.serving.scheduler import Scheduler, Step
@@ -26,10 +26,6 @@ __all__ = ["ServedModel", "load_in_passing_thread"]
 # Items that are rendered in one go. A request with more gives way to others between two slices.
 _SLICE = 64
 _MOST_PREFIX_TOKENS = 2**24  # of all prefixes of a sequence together, each of which is queued as a copy: 64 MiB
-# Scored before the first request, so that the layout of batches is chosen and the model has run. The common beginning
-# is long enough to be shared.
-_STORY = "The lighthouse keeper counts the ships that pass, and writes their names into a book every evening. " * 4
-_PROBES = [_STORY + end for end in ("Tonight there is fog.", "Two of them had no lights, and he worried.", "")]
 
 
 class ServedModel:
@@ -67,9 +63,7 @@ class ServedModel:
             reward_model.tokenizer, trained_on=reward_model.trained_on, max_length=reward_model.max_length,
             vocabulary_size=reward_model.engine.vocabulary_size,
         )  # fmt: skip
-        probes = [ids[: reward_model.max_length] for ids in render(reward_model.tokenizer, _PROBES)]
-        reward_model.engine.score(probes)  # chooses the layout, and warms the model up
-        self._probe = np.asarray(probes[-1], dtype=np.int64)
+        self._probe = np.asarray(reward_model.warm_up(), dtype=np.int64)
         self.scheduler = Scheduler(reward_model.engine, device_lock=device_lock, on_step=on_step, hung_after=hung_after)
         self.info = _describe(name, reward_model)
         self.scheduler.start()
@@ -117,7 +111,7 @@ class ServedModel:
         outcome = await asyncio.wrap_future(await self._submit(sequences, client, deadline))
         values = ((outcome.rewards - np.float32(shift)) / np.float32(scale)).astype(np.float32)
         if request.activation == "sigmoid":
-            values = _sigmoid(values)
+            values = expit(values.astype(np.float64)).astype(np.float32)
         return Scored(
             self.info.name, self.info.weight_version, _floats(outcome.rewards), _floats(values), tokens, truncated,
             outcome.distinct_tokens, outcome.started - arrived, outcome.finished - outcome.started, pieces,
@@ -283,10 +277,6 @@ def _folder_version(name: str) -> str:
     files = sorted(Path(name).glob("*.safetensors")) if Path(name).is_dir() else []
     state = [name, *(f"{each.name} {each.stat().st_size} {each.stat().st_mtime_ns}" for each in files)]
     return hashlib.sha256("\n".join(state).encode()).hexdigest()[:16]
-
-
-def _sigmoid(rewards: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.exp(-np.logaddexp(0.0, -rewards.astype(np.float64))).astype(np.float32)
 
 
 def _floats(values: Sequence[np.float32] | NDArray[np.float32]) -> list[float]:

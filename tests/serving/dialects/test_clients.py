@@ -5,17 +5,16 @@ LLaMA-Factory are a few lines each; the tests send what those lines send and rea
 """
 
 import json
-import threading
 
 import cohere
 import openai
 import pytest
 import requests
-import uvicorn
 from dialect_calls import scored
 from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
 from pydantic import ValidationError
+from running_server import running
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
@@ -77,24 +76,10 @@ class LengthServer:
 
 @pytest.fixture(scope="module")
 def server():
-    served, ready = LengthServer(), threading.Event()
-    config = uvicorn.Config(served.application, host="127.0.0.1", port=0, log_level="error", lifespan="off")
-    running = uvicorn.Server(config)
-    startup = running.startup
-
-    async def start(sockets=None):
-        await startup(sockets)
-        ready.set()
-
-    running.startup = start
-    thread = threading.Thread(target=running.run, daemon=True)
-    thread.start()
-    assert ready.wait(20)
-    port = running.servers[0].sockets[0].getsockname()[1]
-    served.url = f"http://127.0.0.1:{port}"
-    yield served
-    running.should_exit = running.force_exit = True
-    thread.join(20)
+    served = LengthServer()
+    with running(served.application) as url:
+        served.url = url
+        yield served
 
 
 def test_cohere_ranks(server):

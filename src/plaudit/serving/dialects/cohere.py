@@ -11,7 +11,6 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from plaudit.serving.dialects.dialect import (
-    STATUSES,
     Body,
     Dialect,
     Endpoint,
@@ -23,7 +22,6 @@ from plaudit.serving.dialects.dialect import (
     usage,
 )
 from plaudit.serving.scoring_request import Scored, ScoringRequest
-from plaudit.serving.serving_errors import Failure, ServingError
 
 __all__ = ["COHERE", "JINA"]
 
@@ -96,23 +94,15 @@ def _answer_jina(body: _JinaRerank, scored: Scored) -> dict[str, Any]:
     }
 
 
-_STATUSES: dict[Failure, int] = {**STATUSES, "overloaded": 429, "late": 429}
-
-
-def _cohere_error(error: ServingError) -> tuple[int, dict[str, str]]:
-    status = 400 if error.failure in ("invalid", "too_long") else _STATUSES[error.failure]
-    return status, {"id": new_id("error"), "message": error.message}
-
-
-def _jina_error(error: ServingError) -> tuple[int, dict[str, str]]:
-    return _STATUSES[error.failure], {"detail": error.message}
-
-
 COHERE = Dialect(
     name="cohere",
     endpoints=(Endpoint("/v2/rerank", _CohereRerank, _read_cohere, _answer_cohere),),
-    error=_cohere_error,
+    describe_error=lambda error, _: {"id": new_id("error"), "message": error.message},
+    statuses={"invalid": 400, "too_long": 400, "overloaded": 429, "late": 429},
 )
 JINA = Dialect(
-    name="jina", endpoints=(Endpoint("/v1/rerank", _JinaRerank, _read_jina, _answer_jina),), error=_jina_error
+    name="jina",
+    endpoints=(Endpoint("/v1/rerank", _JinaRerank, _read_jina, _answer_jina),),
+    describe_error=lambda error, _: {"detail": error.message},
+    statuses={"overloaded": 429, "late": 429},
 )

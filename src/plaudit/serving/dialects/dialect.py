@@ -4,8 +4,8 @@ Beside it stand the parts that several dialects share: field types of bodies, th
 parts of answers and errors.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 from uuid import uuid4
 
@@ -30,7 +30,6 @@ __all__ = [
     "only",
     "openai_error",
     "pair_items",
-    "plain_error",
     "template_kwargs",
     "usage",
 ]
@@ -75,14 +74,21 @@ class Dialect:
     Attributes:
         name: Name for `--dialect`; the routes stand under `/<name>` always.
         endpoints: The routes that score.
-        error: Status and JSON value of an error. (The header Retry-After is set by the application.)
+        describe_error: Makes the JSON value of an error from the error and its status.
+        statuses: The statuses that differ from `STATUSES`.
         information: The routes that describe the server.
     """
 
     name: str
     endpoints: tuple[Endpoint, ...]
-    error: Callable[[ServingError], tuple[int, Any]]
+    describe_error: Callable[[ServingError, int], Any] = lambda error, _: {"error": error.message}
+    statuses: Mapping[Failure, int] = field(default_factory=dict)
     information: tuple[Information, ...] = ()
+
+    def error(self, error: ServingError) -> tuple[int, Any]:
+        """Return the status and the JSON value of an error; the application sets the header Retry-After."""
+        status = self.statuses.get(error.failure, STATUSES[error.failure])
+        return status, self.describe_error(error, status)
 
 
 # Bodies
@@ -222,11 +228,6 @@ _OPENAI_TYPES = {
     500: "InternalServerError",
     503: "ServiceUnavailableError",
 }
-
-
-def plain_error(error: ServingError) -> tuple[int, dict[str, str]]:
-    """Return the status and the JSON value of an error for clients that read none but the status."""
-    return STATUSES[error.failure], {"error": error.message}
 
 
 def openai_error(error: ServingError, status: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from plaudit.serving.dialects.dialect import Body, Dialect, Endpoint, Texts, input_items, only, plain_error
+from plaudit.serving.dialects.dialect import Body, Dialect, Endpoint, Texts, input_items, only
 from plaudit.serving.scoring_request import Scored, ScoringRequest
 
 __all__ = ["HUGGINGFACE"]
@@ -42,6 +42,4 @@ def _answer(_: _Classification, scored: Scored) -> list[list[dict[str, Any]]]:
     return [[{"label": scored.label, "score": value}] for value in scored.values]
 
 
-HUGGINGFACE = Dialect(
-    name="huggingface", endpoints=(Endpoint("/", _Classification, _read, _answer),), error=plain_error
-)
+HUGGINGFACE = Dialect(name="huggingface", endpoints=(Endpoint("/", _Classification, _read, _answer),))

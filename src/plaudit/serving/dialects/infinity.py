@@ -12,7 +12,6 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from plaudit.serving.dialects.dialect import (
-    STATUSES,
     Body,
     Dialect,
     Endpoint,
@@ -26,7 +25,6 @@ from plaudit.serving.dialects.dialect import (
     usage,
 )
 from plaudit.serving.scoring_request import Item, Scored, ScoringRequest, ServerInfo
-from plaudit.serving.serving_errors import Failure, ServingError
 
 __all__ = ["INFINITY"]
 
@@ -107,20 +105,13 @@ def _models(server: ServerInfo) -> dict[str, Any]:
     return {"data": data, "object": "list"}
 
 
-_STATUSES: dict[Failure, int] = {**STATUSES, "unknown_model": 400, "overloaded": 429, "late": 429}
-
-
-def _error(error: ServingError) -> tuple[int, dict[str, Any]]:
-    status = _STATUSES[error.failure]
-    return status, {"error": openai_error(error, status)}
-
-
 INFINITY = Dialect(
     name="infinity",
     endpoints=(
         Endpoint("/rerank", _Rerank, _read_rerank, _answer_rerank),
         Endpoint("/classify", _Classify, _read_classify, _answer_classify),
     ),
-    error=_error,
+    describe_error=lambda error, status: {"error": openai_error(error, status)},
+    statuses={"unknown_model": 400, "overloaded": 429, "late": 429},
     information=(Information("/models", _models),),
 )

@@ -11,9 +11,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from plaudit.serving.dialects.dialect import STATUSES, Body, Dialect, Endpoint, Texts, input_items, new_id
+from plaudit.serving.dialects.dialect import Body, Dialect, Endpoint, Texts, input_items, new_id
 from plaudit.serving.scoring_request import Scored, ScoringRequest
-from plaudit.serving.serving_errors import Failure, ServingError
 
 __all__ = ["LLAMA_FACTORY"]
 
@@ -42,15 +41,9 @@ def _answer(_: _Evaluation, scored: Scored) -> dict[str, Any]:
     return {"id": identifier, "object": "score.evaluation", "model": scored.model, "scores": scored.values}
 
 
-_STATUSES: dict[Failure, int] = {**STATUSES, "invalid": 400}
-
-
-def _error(error: ServingError) -> tuple[int, dict[str, str]]:
-    return _STATUSES[error.failure], {"detail": error.message}
-
-
 LLAMA_FACTORY = Dialect(
     name="llama_factory",
     endpoints=(Endpoint("/v1/score/evaluation", _Evaluation, _read, _answer),),
-    error=_error,
+    describe_error=lambda error, _: {"detail": error.message},
+    statuses={"invalid": 400},
 )

@@ -9,10 +9,9 @@ import numpy as np
 from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from plaudit.serving.dialects.dialect import STATUSES, Body, Dialect, Endpoint, Information, template_kwargs
+from plaudit.serving.dialects.dialect import Body, Dialect, Endpoint, Information, template_kwargs
 from plaudit.serving.dialects.vllm import list_models
 from plaudit.serving.scoring_request import Conversation, Item, Pair, Scored, ScoringRequest, ServerInfo, Text, TokenIds
-from plaudit.serving.serving_errors import ServingError
 
 __all__ = ["NATIVE"]
 
@@ -161,11 +160,6 @@ def _dumped(part: Any) -> Any:
     return [each.model_dump() for each in part] if isinstance(part, list) else part
 
 
-def _error(error: ServingError) -> tuple[int, Any]:
-    described = {"type": error.failure, "message": error.message, "param": error.param}
-    return STATUSES[error.failure], {"error": described}
-
-
 def _info(info: ServerInfo) -> dict[str, Any]:
     return {
         "version": info.version,
@@ -186,6 +180,6 @@ NATIVE = Dialect(
         Endpoint("/v1/rank", _Rank, _read_rank, _answer_rank),
         Endpoint("/v1/prefix-rewards", _PrefixRewards, _read_prefixes, _answer_prefixes),
     ),
-    error=_error,
+    describe_error=lambda error, _: {"error": {"type": error.failure, "message": error.message, "param": error.param}},
     information=(Information("/v1/models", list_models), Information("/info", _info)),
 )

@@ -9,7 +9,7 @@ A full queue is a 503; the client tries five times, a second apart.
 
 from typing import Any
 
-from plaudit.serving.dialects.dialect import Body, Dialect, Endpoint, Texts, input_items, plain_error
+from plaudit.serving.dialects.dialect import Body, Dialect, Endpoint, Texts, input_items
 from plaudit.serving.scoring_request import Scored, ScoringRequest
 
 __all__ = ["OPENRLHF"]
@@ -29,4 +29,4 @@ def _answer(_: _GetReward, scored: Scored) -> dict[str, Any]:
     return {"rewards": scored.values, "scores": scored.values, "extra_logs": {}}
 
 
-OPENRLHF = Dialect(name="openrlhf", endpoints=(Endpoint("/get_reward", _GetReward, _read, _answer),), error=plain_error)
+OPENRLHF = Dialect(name="openrlhf", endpoints=(Endpoint("/get_reward", _GetReward, _read, _answer),))

@@ -17,7 +17,6 @@ from uuid import uuid4
 from pydantic import Field
 
 from plaudit.serving.dialects.dialect import (
-    STATUSES,
     Body,
     Dialect,
     Endpoint,
@@ -35,7 +34,7 @@ from plaudit.serving.dialects.dialect import (
 )
 from plaudit.serving.dialects.vllm import classification
 from plaudit.serving.scoring_request import Scored, ScoringRequest, ServerInfo
-from plaudit.serving.serving_errors import Failure, ServingError
+from plaudit.serving.serving_errors import ServingError
 
 __all__ = ["SGLANG"]
 
@@ -153,14 +152,6 @@ def _model_info(server: ServerInfo) -> dict[str, Any]:
     return {"model_path": model.name, "is_generation": False, "weight_version": model.weight_version}
 
 
-_STATUSES: dict[Failure, int] = {**STATUSES, "invalid": 400, "too_long": 400}
-
-
-def _error(error: ServingError) -> tuple[int, dict[str, Any]]:
-    status = _STATUSES[error.failure]
-    return status, {"object": "error"} | openai_error(error, status)
-
-
 SGLANG = Dialect(
     name="sglang",
     endpoints=(
@@ -169,6 +160,7 @@ SGLANG = Dialect(
         Endpoint("/v1/embeddings", _Embeddings, _read_input, _answer_embeddings),
         Endpoint("/v1/rerank", _Rerank, _read_rerank, _answer_rerank),
     ),
-    error=_error,
+    describe_error=lambda error, status: {"object": "error"} | openai_error(error, status),
+    statuses={"invalid": 400, "too_long": 400},
     information=tuple(Information(path, _model_info) for path in ("/model_info", "/get_model_info")),
 )

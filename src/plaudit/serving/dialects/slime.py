@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from plaudit.serving.dialects.dialect import Body, Dialect, Endpoint, plain_error
+from plaudit.serving.dialects.dialect import Body, Dialect, Endpoint
 from plaudit.serving.scoring_request import Item, Pair, Scored, ScoringRequest, Text
 
 __all__ = ["SLIME"]
@@ -36,4 +36,4 @@ def _answer(_: _Sample, scored: Scored) -> float:
     return scored.values[0]
 
 
-SLIME = Dialect(name="slime", endpoints=(Endpoint("/", _Sample, _read, _answer),), error=plain_error)
+SLIME = Dialect(name="slime", endpoints=(Endpoint("/", _Sample, _read, _answer),))

@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from plaudit.serving.dialects.dialect import (
-    STATUSES,
     Body,
     Dialect,
     Endpoint,
@@ -121,7 +120,6 @@ def _info(server: ServerInfo) -> dict[str, Any]:
     }
 
 
-_STATUSES: dict[Failure, int] = {**STATUSES, "overloaded": 429, "late": 429, "model_fault": 424}
 _TYPES: dict[Failure, str] = {
     "overloaded": "Overloaded",
     "late": "Overloaded",
@@ -131,16 +129,13 @@ _TYPES: dict[Failure, str] = {
 }
 
 
-def _error(error: ServingError) -> tuple[int, dict[str, str]]:
-    return _STATUSES[error.failure], {"error": error.message, "error_type": _TYPES.get(error.failure, "Validation")}
-
-
 TEI = Dialect(
     name="tei",
     endpoints=(
         Endpoint("/predict", _Predict, _read_predict, _answer_predict),
         *(Endpoint(path, _Rerank, _read_rerank, _answer_rerank) for path in ("/rerank", "/", "/invocations")),
     ),
-    error=_error,
+    describe_error=lambda error, _: {"error": error.message, "error_type": _TYPES.get(error.failure, "Validation")},
+    statuses={"overloaded": 429, "late": 429, "model_fault": 424},
     information=(Information("/info", _info),),
 )

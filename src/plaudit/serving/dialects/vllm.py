@@ -20,7 +20,6 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from plaudit.serving.dialects.dialect import (
-    STATUSES,
     Body,
     Dialect,
     Endpoint,
@@ -37,7 +36,7 @@ from plaudit.serving.dialects.dialect import (
     usage,
 )
 from plaudit.serving.scoring_request import Conversation, Item, Pair, Scored, ScoringRequest, ServerInfo
-from plaudit.serving.serving_errors import Failure, ServingError
+from plaudit.serving.serving_errors import ServingError
 
 __all__ = ["VLLM", "classification", "list_models"]
 
@@ -240,14 +239,6 @@ def list_models(server: ServerInfo) -> dict[str, Any]:
     return {"object": "list", "data": data}
 
 
-_STATUSES: dict[Failure, int] = {**STATUSES, "invalid": 400, "too_long": 400}
-
-
-def _error(error: ServingError) -> tuple[int, dict[str, Any]]:
-    status = _STATUSES[error.failure]
-    return status, {"error": openai_error(error, status)}
-
-
 VLLM = Dialect(
     name="vllm",
     endpoints=(
@@ -256,7 +247,8 @@ VLLM = Dialect(
         *(Endpoint(path, _Score, _read_score, _answer_score) for path in ("/score", "/v1/score")),
         *(Endpoint(path, _Rerank, _read_rerank, _answer_rerank) for path in ("/rerank", "/v1/rerank", "/v2/rerank")),
     ),
-    error=_error,
+    describe_error=lambda error, status: {"error": openai_error(error, status)},
+    statuses={"invalid": 400, "too_long": 400},
     information=(
         Information("/v1/models", list_models),
         Information("/version", lambda server: {"version": server.version}),
