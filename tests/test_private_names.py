@@ -19,6 +19,7 @@ from accelerate.utils import extract_model_from_parallel
 from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, load_peft_weights
+from safetensors.torch import load_file
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 from transformers import (
@@ -38,6 +39,7 @@ HELD = {
     "_attn_implementation": "forest",
     "_can_set_attn_implementation": "forest",
     "_hf_deepspeed_config_weak_ref": "models",
+    "_keys_to_ignore_on_save": "models",
     "_supports_attention_backend": "forest",
     "_VALID_DICT_FIELDS": "training",
     # accelerate
@@ -104,6 +106,13 @@ def test_all_attention_functions_hold_the_kernels_and_masks_by_name():
 def test_get_flex_attention_lse_kwargs_are_keywords_of_flex_attention():
     flex = inspect.signature(torch.nn.attention.flex_attention.flex_attention).parameters
     assert get_flex_attention_lse_kwargs(True).keys() <= flex.keys()
+
+
+def test_keys_to_ignore_on_save_keeps_weights_out_of_a_saved_model(make_model, tmp_path):
+    model = make_model()
+    model._keys_to_ignore_on_save = {"score.weight"}
+    model.save_pretrained(tmp_path)
+    assert "score.weight" not in load_file(tmp_path / "model.safetensors")
 
 
 def test_hf_deepspeed_config_weak_ref_gives_the_object_that_was_set():

@@ -16,7 +16,7 @@ from plaudit.models.adapters import base_model
 from plaudit.models.equivalence import reason_for_padding, settle_layout
 from plaudit.models.inputs import forest_inputs, padded_inputs
 from plaudit.models.load import embedding_rows
-from plaudit.models.reward_head import bind_reward_forward, has_reward_forward
+from plaudit.models.reward_head import bind_reward_forward, further_columns, has_reward_forward
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -62,6 +62,11 @@ class ScoringEngine:
             attention.enable(base)
             self.layout = "forest"
 
+    @property
+    def num_columns(self) -> int:
+        """The number C of columns of each sequence: the reward, and those of the model's uncertainty if it has one."""
+        return 1 + further_columns(base_model(self.model))
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_lock"}
 
@@ -77,7 +82,18 @@ class ScoringEngine:
     def score(
         self, sequences: Sequence[Sequence[int]], progress: Callable[[int], object] = lambda _: None
     ) -> NDArray[np.float32]:
-        """Return the rewards [N] of N sequences, float32, in the order given.
+        """Return the rewards [N] of N sequences, float32, in the order given; the first of their columns.
+
+        Arguments and errors are those of `score_columns`.
+        """
+        return self.score_columns(sequences, progress)[:, 0]
+
+    def score_columns(
+        self, sequences: Sequence[Sequence[int]], progress: Callable[[int], object] = lambda _: None
+    ) -> NDArray[np.float32]:
+        """Return the columns [N, C] of N sequences, float32, in the order given.
+
+        The first column is the reward. A model with an uncertainty has further ones, which `plaudit.uncertainty` reads.
 
         Args:
             sequences: N lists of one or more token ids.
@@ -109,26 +125,28 @@ class ScoringEngine:
         for length in (None, _SHORT):
             try:
                 probe = [ids[:length] for ids in arrays]
-                self.layout, self._is_settled = settle_layout(self.model, probe, self._run, self.layout)
+                self.layout, self._is_settled = settle_layout(
+                    self.model, probe, lambda ids, layout: self._run(ids, layout)[:, 0], self.layout
+                )
                 return
             except torch.OutOfMemoryError:
                 if length is not None:
                     raise
 
     def _score(self, arrays: list[Array], progress: Callable[[int], object]) -> NDArray[np.float32]:
-        rewards = np.zeros(len(arrays), dtype=np.float32)
+        columns = np.zeros((len(arrays), self.num_columns), dtype=np.float32)
         waiting = set(range(len(arrays)))
         while waiting:
             for batch in self._batches(arrays, sorted(waiting)):
                 sequences = [arrays[index] for index in batch]
                 try:
-                    rewards[batch] = self._run(sequences, self.layout).cpu().numpy()
+                    columns[batch] = self._run(sequences, self.layout).cpu().numpy()
                 except torch.OutOfMemoryError:
                     self._halve_budget(sequences)
                     break
                 waiting.difference_update(batch)
                 progress(len(batch))
-        return rewards
+        return columns
 
     def _halve_budget(self, failed: list[Array]) -> None:
         """Halve the tokens of a batch after one that did not fit into memory; raise if it was a single sequence."""
@@ -147,7 +165,7 @@ class ScoringEngine:
         )  # fmt: skip
 
     def _run(self, sequences: list[Array], layout: str) -> torch.Tensor:
-        """Return the rewards [N] of one batch in a layout, in float32."""
+        """Return the columns [N, C] of one batch in a layout, in float32."""
         if layout == "alone":
             return torch.cat([self._run([ids], "padded") for ids in sequences])
         # Each sequence is a row of its own: prefixes are shared where that pays, across prompts as well.
@@ -155,14 +173,14 @@ class ScoringEngine:
         inputs = forest_inputs(sequences, rows) if layout == "forest" else padded_inputs(sequences, self._pad_id)
         device = self.model.device
         outputs = self.model(**{name: tensor.to(device) for name, tensor in inputs.items()})
-        rewards = getattr(outputs, "logits", None)
-        if rewards is None or rewards.numel() != len(sequences):
-            got = "none" if rewards is None else f"a shape of {list(rewards.shape)}"
+        columns = getattr(outputs, "logits", None)
+        if columns is None or columns.numel() != len(sequences) * self.num_columns:
+            got = "none" if columns is None else f"a shape of {list(columns.shape)}"
             raise ModelError(
                 f"{type(base_model(self.model)).__name__}: expected `logits` with one reward for each of "
                 f"{len(sequences)} sequences, got {got}. It is no reward model that Plaudit can score with."
             )
-        return rewards.float().reshape(-1)
+        return columns.float().reshape(len(sequences), self.num_columns)
 
     def _batches(self, arrays: list[Array], indices: list[int]) -> Iterator[list[int]]:
         """Group the sequences with the given indices into batches of at most `max_tokens_per_batch` tokens."""

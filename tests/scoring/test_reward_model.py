@@ -225,7 +225,9 @@ def test_ranking_is_best_first_and_its_probabilities_are_plackett_luces(scorer):
 
 @pytest.mark.parametrize(("far", "probability"), [([1000.0, -1000.0], 1.0), ([-1000.0, 1000.0], 0.0)])
 def test_probabilities_of_far_rewards_do_not_overflow(scorer, monkeypatch, far, probability):
-    monkeypatch.setattr(scorer.engine, "score", lambda ids, _: np.array(far, dtype=np.float32)[: len(ids)])
+    monkeypatch.setattr(
+        scorer.engine, "score_columns", lambda ids, _: np.array(far, dtype=np.float32)[: len(ids), None]
+    )
     with np.errstate(all="raise", under="ignore"):
         assert scorer.preference_probability("a", "b", "c") == probability
         assert [each.win_probability for each in scorer.rank("a", ["b", "c"])] == [1.0, 0.0]

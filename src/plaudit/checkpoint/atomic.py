@@ -17,7 +17,10 @@ __all__ = ["recover", "remove_folder", "staged_file", "staged_folder", "write_at
 # Folders inside the final one, in the order of a save. An upload to the hub leaves out names that begin with "_".
 _WRITING, _COMPLETE, _MOVING = "_saving-model", "_saved-model", "_moving-model"
 # Files that a model of another kind may have left: a loader would prefer them to the new ones.
-_MODEL_FILES = ("adapter_*", "config.json", "model*.safetensors*", "pytorch_model*")
+_MODEL_FILES = (
+    "adapter_*", "config.json", "model*.safetensors*", "pytorch_model*", "heads.safetensors", "laplace.safetensors",
+    "ensemble.json",
+)  # fmt: skip
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 __all__ = [
     "KNOWN_HEADS",
     "RewardHead",
+    "attach_uncertainty",
     "bind_reward_forward",
     "check_one_label",
+    "further_columns",
     "has_reward_forward",
     "head_names",
     "outside_backbone",
@@ -34,13 +36,23 @@ KNOWN_HEADS = ("score", "classifier")  # the head's names in transformers, which
 
 
 class RewardHead(nn.Linear):
-    """A linear layer whose weights and products are in float32, whatever the dtype of the backbone or of autocast."""
+    """A linear layer whose weights and products are in float32, whatever the dtype of the backbone or of autocast.
+
+    Attributes:
+        uncertainty: A module that puts E further columns beside each reward, such as the rewards of the members of an
+            ensemble: it maps features [..., hidden] and rewards [..., 1] to [..., 1 + E], the reward first. The module
+            is a child of the model and not of the head, so that neither a checkpoint nor PEFT's copy of the head holds
+            it. `None` for a model that gives the reward alone.
+    """
+
+    uncertainty: nn.Module | None = None
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Map features [..., hidden] of any precision to float32 rewards [..., 1]."""
+        """Map features [..., hidden] of any precision to float32 rewards [..., 1], with `uncertainty` [..., 1 + E]."""
         with torch.autocast(features.device.type, enabled=False):
             bias = None if self.bias is None else self.bias.float()
-            return nn.functional.linear(features.float(), self.weight.float(), bias)
+            rewards = nn.functional.linear(features.float(), self.weight.float(), bias)
+            return rewards if self.uncertainty is None else self.uncertainty(features.float(), rewards)
 
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> "RewardHead":
@@ -117,6 +129,27 @@ def reads_last_position(model: "PreTrainedModel") -> bool:
     if getattr(model.config, "is_encoder_decoder", False):  # T5Gemma has a `score` too
         return False
     return all(name.split(".")[0] == "score" for name in head_names(model))
+
+
+def attach_uncertainty(model: "PreTrainedModel", uncertainty: nn.Module | None) -> None:
+    """Give the heads of a model a module for their `uncertainty`, or take it away.
+
+    Args:
+        model: A model with `RewardHead`s, not wrapped in PEFT (pass its base model then). Changed in place.
+        uncertainty: The module, which becomes the child `uncertainty` of the model, with its number of further columns
+            as `num_columns`; `None` for the reward alone.
+    """
+    model.uncertainty = uncertainty
+    for name in head_names(model):
+        model.get_submodule(name).__dict__["uncertainty"] = uncertainty  # past nn.Module, which would register a child
+    others = {key for key in model._keys_to_ignore_on_save or () if not key.startswith("uncertainty.")}
+    own = {f"uncertainty.{name}" for name in ({} if uncertainty is None else uncertainty.state_dict())}
+    model._keys_to_ignore_on_save = others | own
+
+
+def further_columns(model: "PreTrainedModel") -> int:
+    """Return the number of columns that the output of a model has beside the reward."""
+    return getattr(getattr(model, "uncertainty", None), "num_columns", 0)
 
 
 def bind_reward_forward(model: "PreTrainedModel", *, keep_forward: bool = False) -> None:

@@ -5,15 +5,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from itertools import count, islice
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from plaudit.data.formats import TextOrChat
-from plaudit.errors import DataError
+from plaudit.errors import ConfigError, DataError
 from plaudit.scoring.completions import join_completions
+from plaudit.uncertainty import Uncertainty, check_aggregate
 
 __all__ = ["BaseRewardModel", "ChunkScoring", "Ranked", "ScoredSequences"]
 
@@ -32,23 +33,26 @@ class Ranked:
     Attributes:
         index: Index among the completions given.
         completion: The completion as it was given.
-        reward: The raw reward.
+        reward: The raw reward, or the aggregate that was asked for.
         win_probability: The probability that people prefer this completion to all the others: the softmax of the
             rewards (Plackett-Luce); for two completions, the sigmoid of the difference.
+        reward_std: The standard deviation of the raw reward, of a model that says how sure it is; else `None`.
     """
 
     index: int
     completion: Any
     reward: float
     win_probability: float
+    reward_std: float | None = None
 
 
 class ScoredSequences(NamedTuple):
-    """The rewards of N sequences, and their lengths as the model saw them."""
+    """The rewards of N sequences, their lengths as the model saw them, and what the model says of its uncertainty."""
 
     rewards: NDArray[np.float32]  # [N]
     tokens: NDArray[np.int64]  # [N], after truncation
     truncated: NDArray[np.bool_]  # [N]
+    columns: NDArray[np.float32]  # [N, C], raw; `BaseRewardModel.uncertainty` reads those after the first
 
 
 # Scores a chunk of sequences with their options and names, and calls the last argument with the number of sequences
@@ -67,6 +71,7 @@ class BaseRewardModel(ABC):
         max_length: The most tokens of a sequence, if that is known here.
         trained_on: "texts" or "conversations", if that is known here.
         truncated: How many sequences have been truncated so far.
+        uncertainty: How to read the columns of a model that says how sure its rewards are; `None` for other models.
     """
 
     name: str
@@ -74,6 +79,7 @@ class BaseRewardModel(ABC):
     max_length: int | None = None
     trained_on: str | None = None
     truncated = 0
+    uncertainty: Uncertainty | None = None
     _has_warned_of_form = False
 
     @abstractmethod
@@ -88,30 +94,6 @@ class BaseRewardModel(ABC):
     def _saved_temperature(self) -> float:
         """Return the temperature that was saved with the model, or raise a `ConfigError`."""
 
-    @overload
-    def score(
-        self,
-        sequences: Iterable[Any],
-        completions: Iterable[Any] | None = ...,
-        options: Iterable[dict[str, Any]] | None = ...,
-        *,
-        names: Iterable[str] | None = ...,
-        normalize: bool = ...,
-        return_details: Literal[False] = ...,
-    ) -> NDArray[np.float32]: ...
-
-    @overload
-    def score(
-        self,
-        sequences: Iterable[Any],
-        completions: Iterable[Any] | None = ...,
-        options: Iterable[dict[str, Any]] | None = ...,
-        *,
-        names: Iterable[str] | None = ...,
-        normalize: bool = ...,
-        return_details: Literal[True],
-    ) -> ScoredSequences: ...
-
     def score(
         self,
         sequences: Iterable[Any],
@@ -120,8 +102,12 @@ class BaseRewardModel(ABC):
         *,
         names: Iterable[str] | None = None,
         normalize: bool = False,
+        aggregate: str = "mean",
+        k: float = 1.0,
         return_details: bool = False,
-    ) -> NDArray[np.float32] | ScoredSequences:
+        return_members: bool = False,
+        return_std: bool = False,
+    ) -> Any:
         """Return the rewards [N] of N sequences, float32, in the order given.
 
         The same sequence gets the same reward alone, in any batch and in any order, up to rounding (1e-6 of the
@@ -134,18 +120,61 @@ class BaseRewardModel(ABC):
             options: N dicts of keyword arguments for the chat template (`tools`, say), if any.
             names: N names for error messages; "row 3" and the like if `None`.
             normalize: Subtract the mean and divide by the standard deviation that were saved with the model.
-            return_details: Return the numbers of tokens and which sequences were truncated beside the rewards.
+            aggregate: "mean", or for a model with an uncertainty a conservative reward: "min", "mean-std" or
+                "mean-var", in standard deviations of the rewards (`plaudit.uncertainty`).
+            k: The weight of the standard deviation or variance in a conservative reward.
+            return_details: Return a `ScoredSequences`, with the numbers of tokens, which sequences were truncated, and
+                the columns of a model with an uncertainty.
+            return_members: Return the raw rewards of the members of an ensemble, float32 [N, K], and nothing else.
+            return_std: Return two arrays, the rewards [N] and their standard deviations [N] in the unit of raw rewards.
 
         Raises:
             DataError: `sequences` is a single text or conversation, a sequence is malformed or refused by the chat
                 template, or there are not as many completions as prompts.
-            ConfigError: `normalize` is set, and the model was saved without a scale.
+            ConfigError: `normalize` is set, and the model was saved without a scale; or members, standard deviations or
+                a conservative reward are asked of a model without an uncertainty; or two options exclude each other.
         """
+        uncertainty = self._checked_uncertainty(
+            aggregate, k, normalize=normalize, return_members=return_members, return_std=return_std
+        )
+        if return_details + return_members + return_std > 1:
+            raise ConfigError("return_details, return_members, return_std: expected at most one of them.")
         chunks = list(self._score_chunks(sequences, completions, options, names, normalize))
-        columns = [list(column) for column in zip(*chunks, strict=True)] or [[], [], []]
-        joined = zip(columns, (np.float32, np.int64, np.bool_), strict=True)
-        details = ScoredSequences(*(np.concatenate(parts) if parts else np.zeros(0, dtype) for parts, dtype in joined))
+        details = _join(chunks, 1 if uncertainty is None else uncertainty.num_columns)
+        if uncertainty is not None and return_members:
+            return uncertainty.members(details.columns)
+        if uncertainty is not None and aggregate != "mean":
+            details = details._replace(rewards=uncertainty.aggregate(details.columns, aggregate, k))
+        if uncertainty is not None and return_std:
+            return details.rewards, uncertainty.std(details.columns)
         return details if return_details else details.rewards
+
+    def _checked_uncertainty(
+        self,
+        aggregate: str,
+        k: float,
+        *,
+        normalize: bool = False,
+        return_members: bool = False,
+        return_std: bool = False,
+    ) -> Uncertainty | None:
+        """Return the uncertainty of the model, after a check that it can give what a call asks for."""
+        check_aggregate(aggregate, k)
+        asked = {f"aggregate={aggregate!r}": aggregate != "mean", "return_members": return_members}
+        asked |= {"return_std": return_std}
+        option = next((name for name, is_set in asked.items() if is_set), None)
+        if option is not None and self.uncertainty is None:
+            raise ConfigError(
+                f"{option}: {self.name} is a single model, which does not say how sure its rewards are. Train one with "
+                "`num_heads=5`, join several by `plaudit ensemble A B C --output FOLDER`, or fit a posterior of its "
+                "head by `plaudit laplace MODEL DATA`."
+            )
+        if normalize and aggregate != "mean":
+            raise ConfigError(
+                f"normalize: aggregate={aggregate!r} is in standard deviations of the rewards already. Leave "
+                "`normalize` out."
+            )
+        return self.uncertainty
 
     def stream(
         self, sequences: Iterable[Any], completions: Iterable[Any] | None = None, *, normalize: bool = False
@@ -154,32 +183,48 @@ class BaseRewardModel(ABC):
         for scored in self._score_chunks(sequences, completions, None, None, normalize):
             yield from scored.rewards.tolist()
 
-    def rank(self, prompt: Any, completions: Iterable[Any], *, calibrated: bool = False) -> list[Ranked]:
+    def rank(
+        self,
+        prompt: Any,
+        completions: Iterable[Any],
+        *,
+        calibrated: bool = False,
+        aggregate: str = "mean",
+        k: float = 1.0,
+    ) -> list[Ranked]:
         """Rank the completions of one prompt, best first; equal rewards keep the order given. The prompt runs once.
 
         Args:
             prompt: The prompt, a string or messages.
             completions: The completions, strings or messages.
             calibrated: Divide the rewards by the saved temperature for `win_probability`; `reward` stays raw.
+            aggregate: The reward to rank by, as in `score`. Probabilities are those of the raw rewards.
+            k: The weight of the standard deviation or variance in a conservative reward.
 
         Raises:
-            ConfigError: `calibrated` is set, and the model was saved without a temperature.
+            ConfigError: `calibrated` is set, and the model was saved without a temperature; or a conservative reward is
+                asked of a single model.
         """
         temperature = self._saved_temperature() if calibrated else 1.0
+        uncertainty = self._checked_uncertainty(aggregate, k)
         completions = completions if isinstance(completions, str) else list(completions)  # `score` refuses a string
-        rewards = self.score([prompt] * len(completions), completions)
-        shares = np.exp((rewards - rewards.max(initial=-np.inf)) / temperature, dtype=np.float64)
+        details = self.score([prompt] * len(completions), completions, return_details=True)
+        raw = details.rewards
+        shares = np.exp((raw - raw.max(initial=-np.inf)) / temperature, dtype=np.float64)
         shares = shares / shares.sum()
+        rewards = raw if uncertainty is None else uncertainty.aggregate(details.columns, aggregate, k)
+        stds = [None] * len(raw) if uncertainty is None else uncertainty.std(details.columns).tolist()
         order = np.argsort(-rewards, kind="stable").tolist()
-        return [Ranked(n, completions[n], float(rewards[n]), float(shares[n])) for n in order]
+        return [Ranked(n, completions[n], float(rewards[n]), float(shares[n]), stds[n]) for n in order]
 
-    def best_of(self, prompt: Any, completions: Iterable[Any]) -> Any:
-        """Return the completion with the greatest reward; of equal ones the first.
+    def best_of(self, prompt: Any, completions: Iterable[Any], *, aggregate: str = "mean", k: float = 1.0) -> Any:
+        """Return the completion with the greatest reward, or the greatest `aggregate`; of equal ones the first.
 
         Raises:
             DataError: The list of completions is empty.
+            ConfigError: A conservative reward is asked of a single model.
         """
-        ranked = self.rank(prompt, completions)
+        ranked = self.rank(prompt, completions, aggregate=aggregate, k=k)
         if not ranked:
             raise DataError("best_of: expected one or more completions, got none")
         return ranked[0].completion
@@ -240,6 +285,13 @@ class BaseRewardModel(ABC):
         if truncated:
             what = f"more than {self.max_length} tokens" if self.max_length else "more tokens than the model takes"
             logger.warning("%d of %d sequences had %s and were truncated from the left", truncated, done, what)
+
+
+def _join(chunks: list[ScoredSequences], num_columns: int) -> ScoredSequences:
+    """Join the results of chunks; of no chunks, into empty arrays."""
+    nothing = np.zeros((0, num_columns), np.float32)
+    empty = ScoredSequences(nothing[:, 0], np.zeros(0, np.int64), np.zeros(0, np.bool_), nothing)
+    return ScoredSequences(*(np.concatenate(parts) for parts in zip(empty, *chunks, strict=True)))
 
 
 def _take(iterator: Iterator[Any], number: int, name: str, before: int) -> list[Any]:

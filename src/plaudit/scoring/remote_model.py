@@ -141,7 +141,8 @@ class RemoteRewardModel(BaseRewardModel):
             nonlocal previous
             self._ask_server()
             count = len(sequences)
-            scored = ScoredSequences(np.zeros(count, np.float32), np.zeros(count, np.int64), np.zeros(count, np.bool_))
+            columns = np.zeros((count, 1), np.float32)
+            scored = ScoredSequences(columns[:, 0], np.zeros(count, np.int64), np.zeros(count, np.bool_), columns)
             requests = list(self._requests(sequences, options, names, normalize))
             self._warn_of_other_form(sequences, names, lambda index: _is_rendered(sequences[index]))
             for request, answer in zip(requests, self._send(requests), strict=True):

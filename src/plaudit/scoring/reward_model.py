@@ -29,6 +29,8 @@ from plaudit.models.load import load_model, load_tokenizer, max_positions
 from plaudit.models.placement import resolve_device, without_sharding
 from plaudit.models.quantization import describe_quantization
 from plaudit.scoring.base_reward_model import BaseRewardModel, ChunkScoring, ScoredSequences
+from plaudit.scoring.saved_uncertainty import attach_saved_uncertainty
+from plaudit.uncertainty import Uncertainty
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -61,6 +63,7 @@ class RewardModel(BaseRewardModel):
         temperature: Divisor of the rewards that makes probabilities fit the data it was fitted to, for
             `calibrated=True`.
         trained_on: "texts" or "conversations", if known: a sequence of the other form brings one warning.
+        uncertainty: How to read the columns beside the reward, if the model has any.
 
     Attributes:
         name: The folder or hub id that the model was loaded from.
@@ -78,6 +81,7 @@ class RewardModel(BaseRewardModel):
         scale: tuple[float, float] | None = None,
         temperature: float | None = None,
         trained_on: str | None = None,
+        uncertainty: Uncertainty | None = None,
     ) -> None:
         if overlong not in ("truncate", "error"):
             raise ConfigError(f"overlong: expected one of truncate, error, got {overlong!r}.")
@@ -89,7 +93,7 @@ class RewardModel(BaseRewardModel):
         self.tokenizer = tokenizer
         self.max_length, self.overlong = max_length or max_positions(base_model(model)), overlong
         self.scale, self.trained_on, self.truncated = scale, trained_on, 0
-        self.temperature = temperature
+        self.temperature, self.uncertainty = temperature, uncertainty
         self.fingerprint: str | None = None
         self.name = str(base_model(model).name_or_path)
 
@@ -153,6 +157,7 @@ class RewardModel(BaseRewardModel):
         options.setdefault("scale", _saved_scale(metadata, base_model(model).config))
         options.setdefault("temperature", (metadata.get("calibration") or {}).get("temperature"))
         options.setdefault("trained_on", rendering.get("sequences"))
+        options.setdefault("uncertainty", attach_saved_uncertainty(model, name, **hub))
         loaded = cls(model, tokenizer, **options)
         loaded.name = name  # the configuration of an adapter names its base
         if metadata.get("fingerprint"):
@@ -181,11 +186,13 @@ class RewardModel(BaseRewardModel):
         ) -> ScoredSequences:
             whole = self._render(sequences, options, names)
             ids = [self._truncate(each, name) for each, name in zip(whole, names, strict=True)]
-            rewards = self.engine.score(ids, on_scored)
+            columns = self.engine.score_columns(ids, on_scored)
+            rewards = columns[:, 0]
             if normalize:
                 rewards = ((rewards - mean) / std).astype(np.float32)
             tokens = np.array([len(each) for each in ids], dtype=np.int64)
-            return ScoredSequences(rewards, tokens, tokens < np.array([len(each) for each in whole]))
+            truncated = tokens < np.array([len(each) for each in whole])
+            return ScoredSequences(rewards, tokens, truncated, columns)
 
         return score_chunk
 

@@ -1,0 +1,135 @@
+"""The heads of an ensemble on one backbone: K linear heads, whose mean is the head that is saved as the model's own."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from plaudit.errors import ModelError
+from plaudit.models.reward_head import RewardHead, attach_uncertainty, head_names
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = [
+    "MemberHeads",
+    "add_member_heads",
+    "attach_member_heads",
+    "is_mean_of_members",
+    "member_heads",
+    "write_mean_head",
+]
+
+
+class MemberHeads(nn.Module):
+    """K linear heads that put the reward of each member beside the reward of the model.
+
+    The mean of linear heads is one linear head (arXiv 2310.02743 and 2406.01013 average K members), so the model's own
+    head can be that mean, and a program that knows of no members scores the ensemble's mean.
+
+    Args:
+        weight: The heads, float32, shape [K, hidden].
+        bias: Their biases, shape [K], if the model's head has one.
+
+    Attributes:
+        num_columns: K.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.detach().float().clone())
+        self.bias = None if bias is None else nn.Parameter(bias.detach().float().clone())
+        self.num_columns = len(weight)
+
+    def forward(self, features: torch.Tensor, rewards: torch.Tensor) -> torch.Tensor:
+        """Map features [..., hidden] and rewards [..., 1] to [..., 1 + K], the reward first.
+
+        While the members train, the model's own head is behind them, and the first column is the members' mean.
+        """
+        bias = None if self.bias is None else self.bias.float()
+        members = nn.functional.linear(features, self.weight.float(), bias)
+        first = members.mean(-1, keepdim=True) if self.weight.requires_grad else rewards
+        return torch.cat([first, members], -1)
+
+
+def member_heads(model: "PreTrainedModel") -> MemberHeads | None:
+    """Return the member heads of a model, not wrapped in PEFT; `None` where it has none."""
+    found = getattr(model, "uncertainty", None)
+    return found if isinstance(found, MemberHeads) else None
+
+
+def add_member_heads(model: "PreTrainedModel", count: int, seed: int, *, around_head: bool) -> None:
+    """Give a model K new heads that train, and freeze its own head, which is their mean whenever the model is saved.
+
+    Args:
+        model: A model with `RewardHead`s, not wrapped in PEFT (pass its base model then). Changed in place.
+        count: K, at least 2.
+        seed: The seed of the weights; the random state of the process is neither used nor changed.
+        around_head: Draw the members around the model's head, so that their mean gives its rewards; otherwise around 0,
+            as new heads are drawn.
+    """
+    head = _trained_head(model)
+    std = getattr(model.config.get_text_config(), "initializer_range", 0.02)
+    drawn = torch.empty(count, head.in_features).normal_(0, std, generator=torch.Generator().manual_seed(seed))
+    if around_head:
+        drawn = drawn - drawn.mean(0) + head.weight.detach().float().cpu()
+    bias = None if head.bias is None else head.bias.detach().float().expand(count)
+    attach_member_heads(model, MemberHeads(drawn.to(head.weight.device), bias), is_trainable=True)
+    write_mean_head(model)
+
+
+def attach_member_heads(model: "PreTrainedModel", members: MemberHeads, *, is_trainable: bool) -> None:
+    """Give a model member heads; with `is_trainable` they train, and the model's own head is frozen."""
+    head = _trained_head(model)
+    if members.weight.shape[1] != head.in_features or (members.bias is None) != (head.bias is None):
+        raise ModelError(
+            f"expected member heads of {head.in_features} features{'' if head.bias is None else ' with a bias each'}, "
+            f"as the model's head has, got {members.weight.shape[1]} features"
+            f"{'' if members.bias is None else ' with a bias each'}."
+        )
+    attach_uncertainty(model, members.to(head.weight.device).requires_grad_(is_trainable))
+    if is_trainable:
+        for name in head_names(model):
+            model.get_submodule(name).requires_grad_(False)
+
+
+@torch.no_grad()
+def write_mean_head(model: "PreTrainedModel") -> None:
+    """Set the model's own head to the mean of its members. Of a sharded model all processes must call this."""
+    members = member_heads(model)
+    if members is None:
+        return
+    head = _trained_head(model)
+    pairs = [(head.weight, members.weight)] + ([] if members.bias is None else [(head.bias, members.bias)])
+    for own, each in pairs:
+        with _gathered([own, each]):
+            whole = each.full_tensor() if isinstance(each, DTensor) else each
+            mean = whole.mean(0).view(own.shape).to(own.dtype)
+            own.copy_(distribute_tensor(mean, own.device_mesh, own.placements) if isinstance(own, DTensor) else mean)
+
+
+def is_mean_of_members(model: "PreTrainedModel") -> bool:
+    """Return whether the model's own head is the mean of its members, up to the rounding of the saved precision."""
+    members, head = member_heads(model), _trained_head(model)
+    if members is None:
+        return False
+    allowed = float(torch.finfo(model.dtype).eps) * members.weight.abs().max()
+    return bool((members.weight.mean(0) - head.weight[0]).abs().max() <= 2 * allowed)
+
+
+def _gathered(parameters: list[torch.Tensor]) -> AbstractContextManager[None]:
+    """Return a context in which parameters are whole under ZeRO-3, and are shared out with their changes at its end."""
+    if not any(hasattr(each, "ds_id") for each in parameters):
+        return nullcontext()
+    from deepspeed import zero  # type: ignore[import-not-found]  # not a dependency
+
+    return zero.GatheredParameters(parameters, modifier_rank=0)
+
+
+def _trained_head(model: "PreTrainedModel") -> RewardHead:
+    """Return the head that gives the rewards: under PEFT its trained copy, which comes after the original."""
+    head = model.get_submodule(head_names(model)[-1])
+    assert isinstance(head, RewardHead)
+    return head

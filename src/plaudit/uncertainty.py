@@ -1,0 +1,142 @@
+"""Uncertainty of rewards: the spread of an ensemble's members, and rewards that are lowered by it; NumPy only.
+
+A model with an uncertainty gives C columns for each sequence: the reward, and what the uncertainty is made of.
+The classes here say how to read the columns. Bradley-Terry rewards have no common zero and no common unit, so each
+member is centred and scaled on one reference set before members are compared. Standard deviations divide by K - 1.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from plaudit.errors import ConfigError
+
+__all__ = ["AGGREGATES", "MemberUncertainty", "Uncertainty", "check_aggregate"]
+
+AGGREGATES = ("mean", "min", "mean-std", "mean-var")
+
+
+class Uncertainty(Protocol):
+    """A reader of the columns [N, C] of a model that says how sure its rewards are."""
+
+    @property
+    def num_columns(self) -> int:
+        """The number C of columns."""
+
+    def members(self, columns: ArrayLike) -> NDArray[np.float32]:
+        """Return the raw rewards of the members [N, K]; raise a `ConfigError` where there are no members."""
+
+    def std(self, columns: ArrayLike) -> NDArray[np.float32]:
+        """Return the standard deviation of each reward [N], in the unit of the reward."""
+
+    def aggregate(self, columns: ArrayLike, how: str, k: float = 1.0) -> NDArray[np.float32]:
+        """Return one reward [N] for each sequence."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the constants in JSON values."""
+
+
+@dataclass(frozen=True)
+class MemberUncertainty:
+    """The constants by which the members of an ensemble are compared, measured on one reference set.
+
+    Attributes:
+        centers: Mean reward of each member, length K, at least 2.
+        scales: Standard deviation of the rewards of each member, above 0, length K.
+        reward_std: Standard deviation of the rewards of the model, which are the means of the members.
+    """
+
+    centers: tuple[float, ...]
+    scales: tuple[float, ...]
+    reward_std: float
+
+    @classmethod
+    def measure(cls, members: ArrayLike, rewards: ArrayLike | None = None) -> "MemberUncertainty":
+        """Measure the constants on the raw rewards of the members [N, K] of a reference set.
+
+        Args:
+            members: Raw rewards of the members, shape [N, K].
+            rewards: Rewards of the model, shape [N]; the mean of the members if `None`.
+
+        Example:
+            >>> MemberUncertainty.measure([[0.0, 10.0], [2.0, 30.0]])
+            MemberUncertainty(centers=(1.0, 20.0), scales=(1.0, 10.0), reward_std=5.5)
+        """
+        values = np.asarray(members, dtype=np.float64)
+        means = values.mean(1) if rewards is None else np.asarray(rewards, dtype=np.float64)
+        scales = values.std(0)
+        return cls(
+            tuple(values.mean(0).tolist()), tuple(np.where(scales > 0, scales, 1.0).tolist()), float(means.std())
+        )
+
+    @property
+    def num_columns(self) -> int:
+        """The number of columns: the reward, and the raw rewards of the K members."""
+        return 1 + len(self.centers)
+
+    def standardize(self, members: ArrayLike) -> NDArray[np.float64]:
+        """Return the rewards of the members [..., K], each centred and scaled on the reference set."""
+        return (np.asarray(members, dtype=np.float64) - self.centers) / self.scales
+
+    def members(self, columns: ArrayLike) -> NDArray[np.float32]:
+        """Return the raw rewards of the members [N, K]."""
+        return np.asarray(columns, dtype=np.float32)[:, 1:]
+
+    def std(self, columns: ArrayLike) -> NDArray[np.float32]:
+        """Return the standard deviation of each reward [N]: that of the standardised members, times `reward_std`.
+
+        Example:
+            >>> MemberUncertainty((0.0, 0.0), (1.0, 2.0), reward_std=2.0).std([[1.5, 1.0, 2.0], [2.5, 1.0, 4.0]])
+            array([0.       , 1.4142135], dtype=float32)
+        """
+        spread = self.standardize(self.members(columns)).std(1, ddof=1) * self.reward_std
+        return spread.astype(np.float32)
+
+    def aggregate(self, columns: ArrayLike, how: str, k: float = 1.0) -> NDArray[np.float32]:
+        """Return one reward [N] for each sequence.
+
+        Args:
+            columns: The reward and the raw rewards of the members, shape [N, 1 + K].
+            how: "mean" is the reward of the model. The conservative ones are in standard deviations of the reference
+                set, with zero at its mean, so that neither a shift nor a scale of one member changes them: "min" is the
+                least of the standardised members, "mean-std" their mean minus k standard deviations, "mean-var" their
+                mean minus k variances (T. Coste et al., "Reward model ensembles help mitigate overoptimization", arXiv
+                2310.02743).
+            k: The weight of the spread.
+
+        Raises:
+            ConfigError: There is no such aggregate, or `k` is negative.
+
+        Example:
+            >>> MemberUncertainty((0.0, 0.0), (1.0, 1.0), reward_std=1.0).aggregate([[2.0, 1.0, 3.0]], "mean-var", 0.5)
+            array([1.], dtype=float32)
+        """
+        check_aggregate(how, k)
+        if how == "mean":
+            return np.asarray(columns, dtype=np.float32)[:, 0]
+        values = self.standardize(self.members(columns))
+        if how == "min":
+            return values.min(1).astype(np.float32)
+        spread = values.std(1, ddof=1) if how == "mean-std" else values.var(1, ddof=1)
+        return (values.mean(1) - k * spread).astype(np.float32)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the constants in JSON values."""
+        return {
+            "kind": "members", "centers": list(self.centers), "scales": list(self.scales),
+            "reward_std": self.reward_std,
+        }  # fmt: skip
+
+
+def check_aggregate(how: str, k: float) -> None:
+    """Raise unless an aggregate exists and its weight is not negative.
+
+    Raises:
+        ConfigError: It does not, or it is.
+    """
+    if how not in AGGREGATES:
+        raise ConfigError(f"aggregate: expected one of {', '.join(AGGREGATES)}, got {how!r}.")
+    if not k >= 0:
+        raise ConfigError(f"k: expected a number of at least 0, got {k!r}.")
