@@ -111,6 +111,27 @@ class ScoringEngine:
                 self._settle_layout(arrays)
             return self._score(arrays, progress)
 
+    def score_adapters(self, sequences: Sequence[Sequence[int]], adapters: Sequence[str]) -> NDArray[np.float32]:
+        """Return the rewards [N, K] of N sequences with each of K adapters, all in one padded batch of N * K rows.
+
+        Args:
+            sequences: N lists of one or more token ids, few and short: the batch is run whole.
+            adapters: Names of K LoRA adapters of the model, a `PeftModel`.
+
+        Raises:
+            ModelError: A token id lies outside the model's embedding.
+            TypeError: PEFT cannot mix the layers of these adapters in a batch.
+            ValueError: The same, for other layers.
+        """
+        arrays = [np.asarray(ids, dtype=np.int64) for ids in sequences]
+        self._check_ids(arrays)
+        names = [name for name in adapters for _ in arrays]
+        inputs = padded_inputs(arrays * len(adapters), self._pad_id)
+        with self._lock, _evaluation_mode(self.model):
+            tensors = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
+            rewards = self.model(**tensors, adapter_names=names).logits[:, 0].float()
+            return rewards.view(len(adapters), len(arrays)).T.cpu().numpy()
+
     def _check_ids(self, arrays: list[Array]) -> None:
         """Refuse a token id outside the embedding, with which a GPU would abort the process."""
         greatest = max((int(ids.max(initial=0)) for ids in arrays), default=0)

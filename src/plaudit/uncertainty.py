@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from plaudit.errors import ConfigError
 
-__all__ = ["AGGREGATES", "MemberUncertainty", "Uncertainty", "check_aggregate"]
+__all__ = ["AGGREGATES", "MemberUncertainty", "Uncertainty", "UnmeasuredMembers", "check_aggregate"]
 
 AGGREGATES = ("mean", "min", "mean-std", "mean-var")
 
@@ -128,6 +128,50 @@ class MemberUncertainty:
             "kind": "members", "centers": list(self.centers), "scales": list(self.scales),
             "reward_std": self.reward_std,
         }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class UnmeasuredMembers:
+    """Members that give rewards, and cannot be compared: one of them was saved without the scale of its rewards.
+
+    Attributes:
+        count: The number K of members.
+        lacking: The name of the first member without a scale.
+    """
+
+    count: int
+    lacking: str
+
+    @property
+    def num_columns(self) -> int:
+        """The number of columns: the reward, and the raw rewards of the K members."""
+        return 1 + self.count
+
+    def members(self, columns: ArrayLike) -> NDArray[np.float32]:
+        """Return the raw rewards of the members [N, K]."""
+        return np.asarray(columns, dtype=np.float32)[:, 1:]
+
+    def std(self, columns: ArrayLike) -> NDArray[np.float32]:  # noqa: ARG002  # of the protocol
+        """Raise a `ConfigError` that says how to measure the members."""
+        raise self._error("reward_std")
+
+    def aggregate(self, columns: ArrayLike, how: str, k: float = 1.0) -> NDArray[np.float32]:
+        """Return the mean of the members [N] for "mean"; raise a `ConfigError` for a conservative aggregate."""
+        check_aggregate(how, k)
+        if how != "mean":
+            raise self._error(f"aggregate={how!r}")
+        return np.asarray(columns, dtype=np.float32)[:, 0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what is known, in JSON values."""
+        return {"kind": "unmeasured", "count": self.count, "lacking": self.lacking}
+
+    def _error(self, option: str) -> ConfigError:
+        return ConfigError(
+            f"{option}: members are compared by the mean and the standard deviation of their rewards, and "
+            f"{self.lacking} was saved without them. `plaudit ensemble A B C --output FOLDER --data REFERENCE` "
+            "measures all members on one set, and writes a folder that has these constants."
+        )
 
 
 def check_aggregate(how: str, k: float) -> None:

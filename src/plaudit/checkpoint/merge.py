@@ -34,7 +34,7 @@ from plaudit.models.saved_adapter import SavedAdapter
 if TYPE_CHECKING:
     from peft import PeftModel
 
-__all__ = ["merge_adapter"]
+__all__ = ["merge_adapter", "merge_into_base", "new_folder", "save_plain_model"]
 
 
 def merge_adapter(
@@ -65,10 +65,7 @@ def merge_adapter(
         ModelError: `adapter` is no adapter, or of a kind that cannot be merged.
         CheckpointError: The merged model does not score the same (its files are kept), or the disk is full.
     """
-    adapter, output = os.path.expanduser(adapter), Path(output)
-    recover(output)  # an earlier merge may have been killed while it wrote
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigError(f"--output: '{output}' is not empty. Name a new folder.")
+    adapter, output = os.path.expanduser(adapter), new_folder(output)
     model = _load(adapter, trust_remote_code)
     tokenizer = load_tokenizer(adapter, trust_remote_code=trust_remote_code)
     recorded = read_metadata(adapter)
@@ -85,7 +82,7 @@ def merge_adapter(
         attach_member_heads(base_model(model), MemberHeads(heads.weight, heads.bias), is_trainable=False)
         fingerprint = replace(fingerprint, members=member_rewards(model, fingerprint.ids))
         attach_uncertainty(base_model(model), None)
-    merged = _merge(model, adapter)
+    merged = merge_into_base(model, adapter)
     if dtype is not None:
         merged = merged.to(getattr(torch, dtype))
     rendering = rendering_metadata(tokenizer, fingerprint.ids[0], conversational=conversational, max_length=None)
@@ -98,11 +95,24 @@ def merge_adapter(
     }
     metadata = {"rendering": rendering} | recorded | changed
     with staged_folder(output) as folder:
-        _save(folder, merged, tokenizer, metadata)
+        save_plain_model(folder, merged, tokenizer, metadata)
         if heads is not None:
             heads.write(folder)
         _write_card(folder, output, adapter, metadata)
     return verify_and_record(output, trust_remote_code=trust_remote_code, reload=reload)
+
+
+def new_folder(output: str | Path) -> Path:
+    """Return the path of a folder that a model is to be written to.
+
+    Raises:
+        ConfigError: The folder is there and not empty, or is a file.
+    """
+    output = Path(output)
+    recover(output)  # an earlier merge may have been killed while it wrote
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigError(f"--output: '{output}' is not empty. Name a new folder.")
+    return output
 
 
 def _load(adapter: str, trust_remote_code: bool) -> "PeftModel":
@@ -115,20 +125,31 @@ def _load(adapter: str, trust_remote_code: bool) -> "PeftModel":
     )
     if not is_peft_model(model):
         raise ModelError(f"{adapter} is a whole model and not an adapter: there is nothing to merge.")
-    if has_virtual_tokens(model):
-        raise ModelError(f"{adapter}: prefix and prompt tuning add tokens and no weights, and cannot be merged.")
     bind_reward_forward(base_model(model))
     return model
 
 
-def _merge(model: "PeftModel", adapter: str) -> PreTrainedModel:
-    """Merge the adapter, on a dequantised base: PEFT would quantise the merged weights again."""
+def merge_into_base(model: "PeftModel", adapter: str) -> PreTrainedModel:
+    """Merge an adapter, on a dequantised base: PEFT would quantise the merged weights again.
+
+    Args:
+        model: The adapter on its base. Changed in place.
+        adapter: The folder or hub id of the adapter, to attach it to a dequantised base.
+
+    Raises:
+        ModelError: Prefix and prompt tuning add tokens and no weights.
+    """
+    if has_virtual_tokens(model):
+        raise ModelError(f"{adapter}: prefix and prompt tuning add tokens and no weights, and cannot be merged.")
     if getattr(base_model(model), "is_quantized", False):
         model = SavedAdapter.read(adapter).attach_to(dequantize(model.unload()), is_trainable=False)
     return model.merge_and_unload()
 
 
-def _save(folder: Path, merged: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, metadata: dict[str, Any]) -> None:
+def save_plain_model(
+    folder: Path, merged: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, metadata: dict[str, Any]
+) -> None:
+    """Write a whole model with its tokenizer, its contract and its `reward.json` into a folder."""
     scale = metadata.get("rewards", {})
     merged.config.pad_token_id = merged.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     set_contract(merged.config, metadata["head"]["name"], scale.get("mean", 0.0), scale.get("std", 1.0))

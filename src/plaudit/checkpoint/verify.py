@@ -12,11 +12,13 @@ import psutil
 import torch
 from huggingface_hub import snapshot_download
 
+from plaudit.checkpoint.ensemble_file import ENSEMBLE_FILE, SavedEnsemble
 from plaudit.checkpoint.fingerprint import Fingerprint, probe_sequences, tolerance
 from plaudit.checkpoint.fresh_process import reload_and_score
 from plaudit.checkpoint.inspection import BASE_TOKENIZER, Finding, SavedModel, inspect_files
+from plaudit.checkpoint.member_agreement import SavedMember, check_agreement
 from plaudit.checkpoint.metadata import training_dtype, write_metadata
-from plaudit.errors import CheckpointError
+from plaudit.errors import CheckpointError, ModelError
 
 __all__ = ["Reload", "Verification", "verify", "verify_and_record"]
 
@@ -73,7 +75,8 @@ def verify(path_or_id: str | Path, *, trust_remote_code: bool = False, reload: R
 
     The folder is not changed. The reload runs on the CPU. Folders of other libraries are checked too: without a
     fingerprint there are no rewards to compare with, and only padding is tried. A difference is measured a second time,
-    by another process, before it decides.
+    by another process, before it decides. Of an ensemble of models, each member is checked so, and whether the members
+    agree and have the weights that they had when the ensemble was made.
 
     Args:
         path_or_id: A folder, an adapter's folder or a hub id.
@@ -84,7 +87,10 @@ def verify(path_or_id: str | Path, *, trust_remote_code: bool = False, reload: R
         CheckpointError: There is no such folder or hub id.
     """
     reload = reload or reload_and_score
-    saved = SavedModel(_find(path_or_id), trust_remote_code)
+    folder = _find(path_or_id)
+    if (folder / ENSEMBLE_FILE).exists():
+        return _verify_ensemble(folder, trust_remote_code, reload)
+    saved = SavedModel(folder, trust_remote_code)
     findings = inspect_files(saved)
     nameless = saved.adapter is not None and not saved.adapter.get("base_model_name_or_path")
     lost = any(finding.holds is False and finding.layer in _NEEDED for finding in findings)
@@ -101,6 +107,39 @@ def verify(path_or_id: str | Path, *, trust_remote_code: bool = False, reload: R
         # One wrong measurement, whatever its cause, must not fail a save.
         verification = _compare(findings, saved, fingerprint, reload(request))
     return verification
+
+
+def _verify_ensemble(folder: Path, trust_remote_code: bool, reload: Reload) -> Verification:
+    """Verify each member of an ensemble, and what they must have in common; the difference is the largest of theirs."""
+    try:
+        ensemble = SavedEnsemble.read(folder)
+        assert ensemble is not None
+        members = [SavedMember.read(path, trust_remote_code=trust_remote_code) for path in ensemble.members]
+        ensemble.check_unchanged(members)
+        check_agreement(members)
+    except (CheckpointError, ModelError) as error:
+        return Verification([Finding("ensemble", False, str(error))])
+    message = (
+        f"{len(members)} members that read text alike, with their weights of when the ensemble was made; measured on "
+        f"{ensemble.measured_on}"
+    )
+    findings = [Finding("ensemble", True, message)]
+    verified = []
+    for number, path in enumerate(ensemble.members, 1):
+        each = verify(path, trust_remote_code=trust_remote_code, reload=reload)
+        layers = [
+            finding for finding in each.findings if not finding.holds and finding.layer not in _OTHER_LOADERS
+        ] or each.findings[-1:]
+        holds = {"verified": True, "failed": False, "NOT VERIFIED": None}[each.status]
+        if each.broken and all(finding.layer in _OTHER_LOADERS for finding in each.broken):
+            holds = None if each.difference is None else True  # no other program loads an ensemble
+        text = "; ".join(f"{finding.layer}: {finding.message}" for finding in layers)
+        findings.append(Finding(f"member {number}", holds, f"{path}: {text}"))
+        verified.append(each)
+    differences = [each.difference for each in verified if each.difference is not None]
+    if len(differences) < len(verified):
+        return Verification(findings)
+    return Verification(findings, max(differences), max(each.tolerance or 0.0 for each in verified), verified[0].engine)
 
 
 def verify_and_record(folder: Path, *, trust_remote_code: bool = False, reload: Reload | None = None) -> Verification:

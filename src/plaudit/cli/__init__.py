@@ -22,7 +22,8 @@ _COMMANDS = {
     "eval": "Evaluate a reward model on preference data, and compare it with baselines.",
     "compare": "Compare reward models on the same data: is one better, or could chance explain the difference?",
     "report": "Write one HTML report on a reward model: what is wrong, figures, pictures, wrong pairs.",
-    "merge": "Merge an adapter into its base model, and check that the rewards stay the same.",
+    "merge": "Merge an adapter into its base model, or average several models; checks that the rewards stay the same.",
+    "ensemble": "Join several reward models to one whose reward is their mean, and whose members' spread is kept.",
     "score": "Add rewards to the rows of a file or a hub dataset; an interrupted run can be resumed.",
     "serve": "Serve a reward model over HTTP, for RL frameworks, rerankers and a page to compare responses.",
 }

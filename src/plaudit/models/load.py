@@ -73,6 +73,12 @@ def load_model(
     name = os.path.expanduser(name_or_path)  # a `Path` would turn ./model into the hub id model
     if name.startswith((".", "/")) and not Path(name).is_dir():
         raise ModelError(f"{name}: no model could be loaded from there: there is no such folder.")
+    if Path(name, "ensemble.json").is_file():
+        raise ModelError(
+            f"{name} is an ensemble of several models, which its ensemble.json names, and no single model. Name one of "
+            f"them, or make one model of them: `plaudit merge A B C --average --output FOLDER`. Commands that score "
+            f"take the whole folder."
+        )
     hub = _only(options, _ADAPTER_HUB_OPTIONS)
     try:
         adapter = find_adapter_config_file(name, **hub)

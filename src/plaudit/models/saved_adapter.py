@@ -89,18 +89,46 @@ class SavedAdapter:
         Raises:
             ModelError: The adapter is to train, and is prefix or prompt tuning, which PEFT loads for scoring only.
         """
-        from peft import PeftModel, TaskType
+        from peft import PeftModel
 
-        config = copy.deepcopy(self.config)
-        if config.is_prompt_learning and is_trainable:
+        if self.config.is_prompt_learning and is_trainable:
             raise ModelError(
                 f"{self.path}: prefix and prompt tuning cannot train on: PEFT loads their adapters for scoring only."
             )
+        config = self._classifier_config()
+        with suppress_peft_warning():
+            return PeftModel.from_pretrained(model, self.path, config=config, is_trainable=is_trainable, **self.hub)
+
+    @property
+    def shareable_base(self) -> tuple[Any, ...] | None:
+        """What two adapters must have in common to lie on one loaded base; `None` for a kind that needs its own."""
+        config: Any = self.config
+        if config.peft_type != "LORA" or config.bias != "none":  # PEFT holds one adapter with biases
+            return None
+        saved = tuple(sorted(config.modules_to_save or ()))
+        return (config.base_model_name_or_path, config.revision, repr(self.quantization), self.has_head, saved)
+
+    def add_to(self, model: "PeftModel", name: str) -> None:
+        """Add the adapter to a model that has another one already, for scoring; `model.set_adapter` chooses.
+
+        Args:
+            model: A model whose adapter has the same `shareable_base`. Changed in place.
+            name: The name of the adapter in the model.
+        """
+        config = self._classifier_config()
+        config.inference_mode = True
+        with suppress_peft_warning():
+            model.add_adapter(name, config)
+            model.load_adapter(self.path, name, **self.hub)
+
+    def _classifier_config(self) -> "PeftConfig":
+        from peft import TaskType
+
+        config = copy.deepcopy(self.config)
         # Whatever task it was saved for, an adapter with a reward head is one of a sequence classifier.
         config.task_type = TaskType.SEQ_CLS if self.has_head else None
         if hasattr(config, "modules_to_save"):
             named = config.modules_to_save or ()
             held = {name for name in named if any(f".{name}." in key for key in self.weights)}
             config.modules_to_save = (exclude_known_heads(held) if self.has_head else sorted(held)) or None
-        with suppress_peft_warning():
-            return PeftModel.from_pretrained(model, self.path, config=config, is_trainable=is_trainable, **self.hub)
+        return config

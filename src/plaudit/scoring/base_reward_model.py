@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from plaudit.data.formats import TextOrChat
 from plaudit.errors import ConfigError, DataError
 from plaudit.scoring.completions import join_completions
-from plaudit.uncertainty import Uncertainty, check_aggregate
+from plaudit.uncertainty import Uncertainty, UnmeasuredMembers, check_aggregate
 
 __all__ = ["BaseRewardModel", "ChunkScoring", "Ranked", "ScoredSequences"]
 
@@ -174,6 +174,13 @@ class BaseRewardModel(ABC):
                 f"normalize: aggregate={aggregate!r} is in standard deviations of the rewards already. Leave "
                 "`normalize` out."
             )
+        if (
+            self.uncertainty is not None and option is not None
+        ):  # which may lack it, and says so of no sequences as well
+            nothing = np.zeros((0, self.uncertainty.num_columns), np.float32)
+            self.uncertainty.aggregate(nothing, aggregate, k)
+            if return_std:
+                self.uncertainty.std(nothing)
         return self.uncertainty
 
     def stream(
@@ -213,7 +220,9 @@ class BaseRewardModel(ABC):
         shares = np.exp((raw - raw.max(initial=-np.inf)) / temperature, dtype=np.float64)
         shares = shares / shares.sum()
         rewards = raw if uncertainty is None else uncertainty.aggregate(details.columns, aggregate, k)
-        stds = [None] * len(raw) if uncertainty is None else uncertainty.std(details.columns).tolist()
+        stds: list[Any] = [None] * len(raw)
+        if uncertainty is not None and not isinstance(uncertainty, UnmeasuredMembers):
+            stds = uncertainty.std(details.columns).tolist()
         order = np.argsort(-rewards, kind="stable").tolist()
         return [Ranked(n, completions[n], float(rewards[n]), float(shares[n]), stds[n]) for n in order]
 

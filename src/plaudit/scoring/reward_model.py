@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from plaudit.checkpoint.ensemble_file import SavedEnsemble
 from plaudit.checkpoint.metadata import (
     fingerprint_digest,
     library_versions,
@@ -35,6 +36,8 @@ from plaudit.uncertainty import Uncertainty
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
+
+    from plaudit.scoring.ensemble_engine import EnsembleEngine
 
 __all__ = ["RewardModel"]
 
@@ -89,7 +92,7 @@ class RewardModel(BaseRewardModel):
             raise ConfigError(f"max_tokens_per_batch: expected a whole number above 0, got {max_tokens_per_batch!r}.")
         if max_length is not None and max_length < 2:
             raise ConfigError(f"max_length: expected a whole number above 1, got {max_length!r}.")
-        self.engine = ScoringEngine(model, max_tokens_per_batch)
+        self.engine: ScoringEngine | EnsembleEngine = ScoringEngine(model, max_tokens_per_batch)
         self.tokenizer = tokenizer
         self.max_length, self.overlong = max_length or max_positions(base_model(model)), overlong
         self.scale, self.trained_on, self.truncated = scale, trained_on, 0
@@ -105,7 +108,7 @@ class RewardModel(BaseRewardModel):
     @classmethod
     def from_pretrained(
         cls,
-        path_or_id: str | Path,
+        path_or_id: str | Path | Sequence[str | Path],
         *,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
@@ -117,7 +120,8 @@ class RewardModel(BaseRewardModel):
         """Load a reward model of Plaudit, TRL or OpenRLHF.
 
         Args:
-            path_or_id: A folder, the folder of an adapter, or a hub id.
+            path_or_id: A folder, the folder of an adapter, or a hub id; the folder of `plaudit ensemble`; or a list of
+                two or more models, which score as one ensemble: the reward is the mean of theirs.
             device: The device to run the model on; an accelerator if there is one, else the CPU.
             dtype: Precision of the weights; if `None` or "auto", that of the checkpoint, and for the base of an adapter
                 that of training.
@@ -129,11 +133,20 @@ class RewardModel(BaseRewardModel):
         Raises:
             ModelError: The checkpoint is no reward model, or its tokenizer is missing.
             ConfigError: An option or the device does not exist.
+            CheckpointError: A file is damaged, or the members of an ensemble are missing or have changed.
         """
         _check_options(options, list(signature(cls).parameters)[2:])
         device = resolve_device(device)
+        of_all = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
+        of_all |= {"allow_random_head": allow_random_head, "model_init_kwargs": model_init_kwargs} | options
+        if not isinstance(path_or_id, (str, Path)):
+            return _load_ensemble(list(path_or_id), None, of_all)
         name = os.path.expanduser(path_or_id)
         hub = {option: value for option, value in (model_init_kwargs or {}).items() if option in _HUB_OPTIONS}
+        if saved := SavedEnsemble.read(name, **hub):
+            ensemble = _load_ensemble(list(saved.members), saved, of_all)
+            ensemble.name = name
+            return ensemble
         metadata = read_metadata(name, **hub)
         if dtype is None or dtype == "auto":
             dtype = training_dtype(name, **hub)
@@ -157,7 +170,8 @@ class RewardModel(BaseRewardModel):
         options.setdefault("scale", _saved_scale(metadata, base_model(model).config))
         options.setdefault("temperature", (metadata.get("calibration") or {}).get("temperature"))
         options.setdefault("trained_on", rendering.get("sequences"))
-        options.setdefault("uncertainty", attach_saved_uncertainty(model, name, metadata.get("members"), **hub))
+        if "uncertainty" not in options:
+            options["uncertainty"] = attach_saved_uncertainty(model, name, metadata.get("members"), **hub)
         loaded = cls(model, tokenizer, **options)
         loaded.name = name  # the configuration of an adapter names its base
         if metadata.get("fingerprint"):
@@ -291,6 +305,12 @@ class RewardModel(BaseRewardModel):
                 "fits one and writes it into reward.json; or pass `temperature=`, or leave `calibrated` out."
             )
         return self.temperature
+
+
+def _load_ensemble(members: list[str | Path], saved: SavedEnsemble | None, options: dict[str, Any]) -> RewardModel:
+    from plaudit.scoring.ensemble import load_ensemble  # late, since it loads each member by this file
+
+    return load_ensemble(members, saved=saved, **options)
 
 
 def _check_options(options: dict[str, Any], known: list[str]) -> None:

@@ -31,15 +31,15 @@ _SURE_SHARE = 0.8
 
 
 class Engine(Protocol):
-    """An engine such as `plaudit.engine.ScoringEngine`: one call at a time, token ids to rewards.
+    """An engine such as `plaudit.engine.ScoringEngine`: one call at a time, token ids to rewards."""
 
-    Attributes:
-        layout: Layout of its batches, by which the size of a step is counted.
-        max_tokens_per_batch: The most tokens of a step. The engine may lower it after running out of memory.
-    """
+    @property
+    def layout(self) -> str:
+        """Layout of its batches, by which the size of a step is counted."""
 
-    layout: str
-    max_tokens_per_batch: int
+    @property
+    def max_tokens_per_batch(self) -> int:
+        """The most tokens of a step. The engine may lower it after running out of memory."""
 
     def score(self, sequences: Sequence[Any]) -> NDArray[np.float32]:
         """Return the rewards [N] of N sequences of token ids."""

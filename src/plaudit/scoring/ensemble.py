@@ -1,0 +1,184 @@
+"""Ensembles of several saved models: loaded behind one `RewardModel`, and written as a folder that names them."""
+
+import logging
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers.utils import find_adapter_config_file
+
+from plaudit.checkpoint.atomic import recover, staged_folder
+from plaudit.checkpoint.ensemble_file import ENSEMBLE_FILE, SavedEnsemble
+from plaudit.checkpoint.member_agreement import SavedMember, check_agreement
+from plaudit.checkpoint.metadata import fingerprint_digest, training_dtype
+from plaudit.data.formats import TextOrChat
+from plaudit.engine import ScoringEngine
+from plaudit.errors import ConfigError
+from plaudit.models.saved_adapter import SavedAdapter
+from plaudit.scoring.ensemble_engine import EnsembleEngine
+from plaudit.scoring.reward_model import RewardModel
+from plaudit.uncertainty import MemberUncertainty, UnmeasuredMembers
+
+__all__ = ["load_ensemble", "save_ensemble"]
+
+logger = logging.getLogger(__name__)
+
+_HUB_OPTIONS = ("cache_dir", "revision", "token")
+
+
+def load_ensemble(members: Sequence[str | Path], *, saved: SavedEnsemble | None = None, **options: Any) -> RewardModel:
+    """Load several reward models as one, whose reward is the mean of theirs.
+
+    Adapters on one base share the loaded base. A member that is an ensemble on one backbone itself counts as its mean.
+
+    Args:
+        members: Folders, adapters or hub ids, at least two.
+        saved: The `ensemble.json` that names the members, for its constants. Without it, each member is centred and
+            scaled by the mean and standard deviation that its training run measured, and a standard deviation is in the
+            mean of their units, which is the unit of the mean reward if the members agree.
+        **options: Those of `RewardModel.from_pretrained`, the same for all members. `scale`, `temperature`,
+            `trained_on` and `uncertainty` are those of the ensemble.
+
+    Raises:
+        ConfigError: There are fewer than two members, one is named twice or is an ensemble of models itself.
+        ModelError: Members read text in two ways, or one cannot be loaded.
+        CheckpointError: A member has changed since the ensemble was written.
+    """
+    paths = [os.path.expanduser(path) for path in members]
+    read = _read_members(paths, options)
+    if saved is not None:
+        saved.check_unchanged(read)
+    own = {name: options.pop(name) for name in ("scale", "temperature", "trained_on", "uncertainty") if name in options}
+    loaded, placed = _load_members(paths, options)
+    ensemble = loaded[0]
+    engines = [each.engine for each in loaded if isinstance(each.engine, ScoringEngine)]  # all: none is an ensemble
+    ensemble.engine = EnsembleEngine(engines, placed)
+    lengths = [each.max_length for each in loaded if each.max_length is not None]
+    ensemble.max_length = min(lengths, default=None)
+    constants = _own_constants(read) if saved is None else saved.constants
+    ensemble.uncertainty = own.get("uncertainty", constants)
+    measured = constants if isinstance(constants, MemberUncertainty) else None
+    ensemble.scale = own.get("scale", measured and (float(np.mean(measured.centers)), measured.reward_std))
+    ensemble.temperature = own.get("temperature")
+    forms = [each.rendering["sequences"] for each in read if "sequences" in each.rendering]
+    ensemble.trained_on = own.get("trained_on", next(iter(forms), None))
+    ensemble.name = ", ".join(paths)
+    digests = [each.digest for each in read]
+    ensemble.fingerprint = None if None in digests else fingerprint_digest([digests, constants.to_dict()])
+    return ensemble
+
+
+def _read_members(paths: list[str], options: dict[str, Any]) -> list[SavedMember]:
+    """Read and compare the members before any weights are loaded."""
+    if len(paths) < 2:
+        raise ConfigError(f"expected two or more members of an ensemble, got {len(paths)}.")
+    real = [os.path.realpath(path) if Path(path).is_dir() else path for path in paths]
+    if twice := [path for path, place in zip(paths, real, strict=True) if real.count(place) > 1]:
+        raise ConfigError(f"{twice[0]} is named twice: a member that is there twice has no disagreement with itself.")
+    hub = _hub_options(options)
+    for path in paths:
+        if SavedEnsemble.read(path, **hub) is not None:
+            raise ConfigError(
+                f"{path} is an ensemble of several models itself. Name the members in its {ENSEMBLE_FILE}."
+            )
+    code = bool(options.get("trust_remote_code", False))
+    read = [SavedMember.read(path, trust_remote_code=code, **hub) for path in paths]
+    check_agreement(read)
+    return read
+
+
+def _hub_options(options: dict[str, Any]) -> dict[str, Any]:
+    given = options.get("model_init_kwargs") or {}
+    return {name: given[name] for name in _HUB_OPTIONS if name in given}
+
+
+def _load_members(paths: list[str], options: dict[str, Any]) -> tuple[list[RewardModel], list[tuple[int, str | None]]]:
+    """Load the models, adapters on one base together; return them, and for each member its model and its adapter."""
+    hub = _hub_options(options)
+    loaded: list[RewardModel] = []
+    placed: list[tuple[int, str | None]] = []
+    numbers: dict[Any, int] = {}  # of the loaded models that adapters can share
+    for path in paths:
+        adapter, key = None, None
+        if find_adapter_config_file(path, **hub) is not None:
+            adapter = SavedAdapter.read(path, **hub)
+            key = adapter.shareable_base and (*adapter.shareable_base, training_dtype(path, **hub))
+        if adapter is not None and key in numbers:
+            name = f"member_{len(placed)}"
+            adapter.add_to(loaded[numbers[key]].engine.model, name)
+            placed.append((numbers[key], name))
+            continue
+        if key is not None:
+            numbers[key] = len(loaded)
+        placed.append((len(loaded), None if key is None else "default"))  # the name that PEFT gives the first
+        loaded.append(RewardModel.from_pretrained(path, uncertainty=None, **options))
+    return loaded, placed
+
+
+def _own_constants(members: list[SavedMember]) -> MemberUncertainty | UnmeasuredMembers:
+    """Return the constants that the training runs of the members measured, each on its own data."""
+    scales = []
+    for each in members:
+        if each.scale is None:
+            return UnmeasuredMembers(len(members), each.path)
+        scales.append(each.scale)
+    centers, stds = zip(*scales, strict=True)
+    return MemberUncertainty(centers, stds, reward_std=float(np.mean(stds)))
+
+
+def save_ensemble(
+    members: Sequence[str | Path],
+    output: str | Path,
+    sequences: Iterable[TextOrChat],
+    *,
+    template_options: Iterable[dict[str, Any]] | None = None,
+    measured_on: str | None = None,
+    copy: bool = False,
+    **options: Any,
+) -> SavedEnsemble:
+    """Write a folder that `RewardModel.from_pretrained` loads as the ensemble of its members.
+
+    Args:
+        members: Folders, adapters or hub ids, at least two.
+        output: The folder to write; new or empty. It names the members by paths relative to itself.
+        sequences: The reference set: N texts or conversations, on which all members are centred and scaled.
+        template_options: N dicts of keyword arguments for the chat template, if any.
+        measured_on: The reference set in words; "N sequences" if `None`.
+        copy: Put copies of the members that are folders into `output`. The base of an adapter is not copied.
+        **options: Those of `RewardModel.from_pretrained`.
+
+    Raises:
+        ConfigError: `output` is not empty, there are fewer than two reference sequences, or as for `load_ensemble`.
+        ModelError: As for `load_ensemble`.
+    """
+    output = Path(output)
+    recover(output)  # an earlier save may have been killed while it wrote
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigError(f"--output: '{output}' is not empty. Name a new folder.")
+    sequences = list(sequences)
+    if len(sequences) < 2:
+        raise ConfigError(f"expected two or more reference sequences to measure the members on, got {len(sequences)}.")
+    paths = [os.path.expanduser(path) for path in members]
+    read = _read_members(paths, options)
+    rewards = load_ensemble(paths, **options).score(sequences, options=template_options, return_members=True)
+    with staged_folder(output) as folder:
+        if copy:
+            paths = [_copy(path, number, folder, output) for number, path in enumerate(paths, 1)]
+        saved = SavedEnsemble(
+            output / ENSEMBLE_FILE, tuple(paths), tuple(each.digest for each in read),
+            MemberUncertainty.measure(rewards), measured_on or f"{len(sequences)} sequences",
+        )  # fmt: skip
+        saved.write(folder)
+    return saved
+
+
+def _copy(path: str, number: int, folder: Path, output: Path) -> str:
+    """Copy a member into the folder that is being written, and return the place where it will lie; keep a hub id."""
+    if not Path(path).is_dir():
+        return path
+    name = f"member-{number}"
+    shutil.copytree(path, folder / name, ignore=shutil.ignore_patterns("checkpoint-*", "_*", "runs"))
+    return str(output.absolute() / name)
