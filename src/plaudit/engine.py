@@ -116,12 +116,10 @@ class ScoringEngine:
 
         Args:
             sequences: N lists of one or more token ids, few and short: the batch is run whole.
-            adapters: Names of K LoRA adapters of the model, a `PeftModel`.
+            adapters: Names of K adapters of the model, of which `can_mix_adapters` holds.
 
         Raises:
             ModelError: A token id lies outside the model's embedding.
-            TypeError: PEFT cannot mix the layers of these adapters in a batch.
-            ValueError: The same, for other layers.
         """
         arrays = [np.asarray(ids, dtype=np.int64) for ids in sequences]
         self._check_ids(arrays)

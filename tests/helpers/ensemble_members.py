@@ -24,7 +24,7 @@ def save_adapter(folder, base, tokenizer, seed, metadata=None, **lora):
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.5 if "score" in name else 0.2)
-    return finish(folder, model, tokenizer, metadata)
+    return finish(folder, model, tokenizer, {"training": {"weights": "float32"}} | (metadata or {}))
 
 
 def finish(folder, model, tokenizer, metadata):

@@ -25,18 +25,14 @@ TEXTS = ["Is the sky blue? Yes, the sky", "Is the dog green? No, it is", "sorry"
 def wholes(tmp_path, make_model, tokenizer):
     """Three whole models, the last with a larger backbone."""
     changes = ({}, {}, {"hidden_size": 48, "num_hidden_layers": 3})
-    return [
-        save_whole(tmp_path / f"whole{n}", make_model, tokenizer, n, **each) for n, each in enumerate(changes)
-    ]
+    return [save_whole(tmp_path / f"whole{n}", make_model, tokenizer, n, **each) for n, each in enumerate(changes)]
 
 
 @pytest.fixture
 def adapters(tmp_path, base_folder, tokenizer):
     """Three adapters on one base, of different ranks and target modules."""
     options = ({"r": 2}, {"r": 8}, {"target_modules": "all-linear", "use_rslora": True})
-    return [
-        save_adapter(tmp_path / f"adapter{n}", base_folder, tokenizer, n, **each) for n, each in enumerate(options)
-    ]
+    return [save_adapter(tmp_path / f"adapter{n}", base_folder, tokenizer, n, **each) for n, each in enumerate(options)]
 
 
 def score_alone(paths, texts=TEXTS):
@@ -114,7 +110,7 @@ def test_adapters_on_a_quantised_base_share_it(tmp_path, base_folder, tokenizer,
     members = RewardModel.from_pretrained(paths).score(TEXTS, return_members=True)
     assert len(loads) == 1
     expected = score_alone(paths)
-    assert members == pytest.approx(expected, abs=0.02 * np.abs(expected).max())
+    assert members == pytest.approx(expected, abs=float(0.02 * np.abs(expected).max()))
 
 
 def test_prefix_tuning_has_a_base_of_its_own(tmp_path, base_folder, tokenizer, adapters, loads):
@@ -174,9 +170,7 @@ def test_members_are_compared_by_the_scales_of_their_own_training_runs(tmp_path,
     assert std == pytest.approx(1.25 * standard.std(1, ddof=1), abs=1e-5)
 
 
-def test_without_the_scale_of_one_member_the_mean_works_and_the_rest_says_who_lacks_it(
-    tmp_path, make_model, tokenizer
-):
+def test_without_the_scale_of_one_member_the_mean_works_and_the_rest_says_who_lacks_it(tmp_path, make_model, tokenizer):
     unmeasured = {"rewards": {"mean": 0.0, "std": 1.0, "of": "nothing"}}
     one = save_whole(tmp_path / "one", make_model, tokenizer, 0, measured(0.0, 1.0))
     two = save_whole(tmp_path / "two", make_model, tokenizer, 1, unmeasured)

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+from torch import nn
+
 from plaudit.errors import ConfigError, ModelError
 from plaudit.models.reward_head import KNOWN_HEADS, head_names, outside_backbone
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "add_adapter",
     "base_model",
+    "can_mix_adapters",
     "check_head_is_trained",
     "exclude_known_heads",
     "get_peft_config",
@@ -153,6 +156,30 @@ def check_head_is_trained(model: "PeftModel") -> None:
 def is_peft_model(model: Any) -> "TypeGuard[PeftModel]":
     """Return whether a model is a `PeftModel`, without importing PEFT."""
     return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+
+
+def can_mix_adapters(model: "PreTrainedModel | PeftModel") -> bool:
+    """Return whether PEFT can run the adapters of a model in one batch (its `adapter_names`): plain LoRA and a head.
+
+    DoRA and other variants cannot, nor can a saved module that is no linear layer. This is known before it is tried,
+    since PEFT 0.21 leaves its hooks in the model when such a forward fails.
+    """
+    if not is_peft_model(model):
+        return False
+    from peft.tuners.lora import Embedding, Linear
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
+
+    def can_mix(module: Any) -> bool:
+        if isinstance(module, BaseTunerLayer):
+            is_plain = type(module) in (Linear, Embedding) or type(module).__module__ == "peft.tuners.lora.bnb"
+            return is_plain and not module.lora_variant
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            is_copy = isinstance(module, ModulesToSaveWrapper)
+            return is_copy and isinstance(module.original_module, (nn.Linear, nn.Embedding))
+        return True
+
+    return all(map(can_mix, model.modules()))
 
 
 def has_virtual_tokens(model: "PreTrainedModel | PeftModel") -> bool:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from plaudit.models.adapters import base_model, can_mix_adapters
 from plaudit.models.precision import compute_dtype, rounding_tolerance
 
 if TYPE_CHECKING:
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["EnsembleEngine"]
 
-# Up to this many positions of a padded batch (before it is repeated for each adapter), one forward for all adapters
-# was faster than one for each, on a CPU: by 2 to 3 for 16 positions, by 1.2 to 1.4 for 128, and slower above.
+# Up to this many positions of a padded batch, before it is repeated for each adapter, one forward for four adapters was
+# faster on a CPU than four: 1.9 to 3 times for 16 positions, 1.2 to 1.4 times for 128. From 256 on it was mostly slower.
 _MOST_MIXED_POSITIONS = 128
 
 
@@ -26,8 +27,8 @@ class EnsembleEngine:
     """Scores sequences of token ids with each of K members, and gives the columns [mean, member 1, ..., member K].
 
     Members that are adapters on one loaded base run one after the other, each in the layout of its engine. For few and
-    short sequences they run in one padded batch, where PEFT can mix their layers in a batch; the first such batch is
-    compared with the rewards of one adapter after the other, and decides for all later ones.
+    short sequences they run in one padded batch, where PEFT can mix adapters (plain LoRA); the first such batch is
+    compared with one adapter after the other, and decides for all later ones.
 
     Args:
         engines: The engines of the loaded models.
@@ -116,13 +117,12 @@ class EnsembleEngine:
 def _mixes(
     engine: "ScoringEngine", sequences: Sequence[Sequence[int]], adapters: list[str], expected: NDArray[np.float32]
 ) -> bool:
-    """Return whether PEFT gives the rewards [N, K] of the adapters in one batch as well (not for DoRA, say)."""
-    try:
-        rewards = engine.score_adapters(sequences, adapters)
-    except (NotImplementedError, TypeError, ValueError):  # PEFT's answers for layers that it cannot mix
+    """Return whether the adapters can run in one batch, and have the expected rewards [N, K] there."""
+    if not can_mix_adapters(engine.model):
         return False
-    allowed = rounding_tolerance(compute_dtype(engine.model)) * float(np.sqrt(np.square(expected).mean()))
-    return bool(np.abs(rewards - expected).max() <= allowed)
+    difference = np.abs(engine.score_adapters(sequences, adapters) - expected).max()
+    allowed = rounding_tolerance(compute_dtype(base_model(engine.model)))
+    return bool(difference <= allowed * np.sqrt(np.square(expected).mean()))
 
 
 def _shared_progress(progress: Callable[[int], object], runs: int) -> Callable[[int], None]:
