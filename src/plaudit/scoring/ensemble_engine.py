@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["EnsembleEngine"]
 
 # Up to this many positions of a padded batch, before it is repeated for each adapter, one forward for four adapters was
-# faster on a CPU than four: 1.9 to 3 times for 16 positions, 1.2 to 1.4 times for 128. From 256 on it was mostly slower.
+# faster on a CPU than four: 1.9 to 3 times for 16 positions, 1.2 to 1.4 times for 128. Above, it was slower as often.
 _MOST_MIXED_POSITIONS = 128
 
 
