@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -159,8 +159,8 @@ def _whole(parameter: torch.Tensor) -> torch.Tensor:
         return whole.detach().float().cpu().clone()
 
 
-def _distributed_like(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Return a whole value as it is or, for a parameter that FSDP2 shares out over devices, shared out in the same way."""
+def _distributed_like(parameter: Any, value: torch.Tensor) -> torch.Tensor:
+    """Return a whole value, shared out over devices as a parameter is under FSDP2; elsewhere as it is."""
     if not hasattr(parameter, "device_mesh"):
         return value
     from torch.distributed.tensor import distribute_tensor  # takes a second to import
