@@ -58,6 +58,11 @@ def test_an_ensemble_is_written_verified_scored_and_refused_where_one_model_is_n
     assert "2 members that read text alike" in printed
     assert "verified" in printed
 
+    code, printed, _ = run("score", data, "--model", output, "--output", tmp_path / "scored.jsonl")
+    assert code == 0, printed
+    rows = [json.loads(line) for line in (tmp_path / "scored.jsonl").read_text().splitlines()]
+    assert len(rows) == 10
+
     code, _, error = run("merge", output, "--output", tmp_path / "merged")
     assert code == 1
     assert "is an ensemble of several models" in str(error)

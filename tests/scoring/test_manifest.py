@@ -9,11 +9,13 @@ import pytest
 from stub_server import StubServer
 
 from plaudit import RewardModel
+from plaudit.checkpoint.ensemble_file import SavedEnsemble
 from plaudit.checkpoint.metadata import write_metadata
 from plaudit.data.reader import Source
 from plaudit.scoring.manifest import differences, input_manifest, job_manifest, model_manifest
 from plaudit.scoring.reward_columns import RewardColumns
 from plaudit.scoring.worker import ScoringConfig
+from plaudit.uncertainty import MemberUncertainty
 
 
 @pytest.fixture
@@ -115,3 +117,16 @@ def test_a_place_may_be_named_by_way_of_the_home_folder(tmp_path, monkeypatch):
     assert input_manifest(Source("~/in.jsonl")) == input_manifest(Source(str(tmp_path / "in.jsonl")))
     assert model_manifest("~/model") == model_manifest(str(tmp_path / "model"))
     assert [each.rows for each in Source("~/in.jsonl").chunks(2)] == [[{"text": "Yes."}]]
+
+
+def test_an_ensemble_is_the_same_as_long_as_all_of_its_members_are(tmp_path):
+    for name in ("one", "two", "both"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_text(name)
+    constants = MemberUncertainty((0.0, 0.0), (1.0, 1.0), 1.0)
+    members = (str(tmp_path / "one"), str(tmp_path / "two"))
+    SavedEnsemble(tmp_path / "both/ensemble.json", members, (None, None), constants, "").write(tmp_path / "both")
+    before = model_manifest(str(tmp_path / "both"))
+    assert before == model_manifest(str(tmp_path / "both"))
+    os.utime(tmp_path / "two" / "model.safetensors", (1, 1))
+    assert model_manifest(str(tmp_path / "both")) != before

@@ -5,10 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from ensemble_members import save_whole
 from peft import LoraConfig, TaskType, get_peft_model
 from transformers import AutoConfig, AutoModelForSequenceClassification, set_seed
 
 from plaudit import RewardModel
+from plaudit.scoring.ensemble import save_ensemble
 from plaudit.serving.scoring_request import ScoringRequest, Text, TokenIds
 from plaudit.serving.served_model import ServedModel
 from plaudit.serving.serving_errors import ServingError
@@ -185,3 +187,13 @@ def test_a_client_that_leaves_while_its_request_is_being_queued_leaves_nothing_i
             served.close()
 
     asyncio.run(leave())
+
+
+def test_a_served_ensemble_answers_with_the_mean_of_its_members(serve, make_model, tokenizer, tmp_path):
+    paths = [save_whole(tmp_path / f"m{seed}", make_model, tokenizer, seed) for seed in range(2)]
+    save_ensemble(paths, tmp_path / "ensemble", TEXTS)
+    model = serve(RewardModel.from_pretrained(tmp_path / "ensemble"))
+    found = scored(model, request_of([Text(each) for each in TEXTS])).rewards
+    alone = [RewardModel.from_pretrained(path).score(TEXTS) for path in paths]
+    assert found == pytest.approx(np.mean(alone, axis=0), abs=1e-5)
+    assert model.info.layout == "forest"

@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
+from plaudit.checkpoint.ensemble_file import SavedEnsemble
 from plaudit.checkpoint.metadata import METADATA_FILE, fingerprint_digest, read_metadata
 from plaudit.data.reader import Source
 from plaudit.scoring.remote_model import RemoteRewardModel
@@ -44,7 +45,7 @@ def input_manifest(source: Source) -> dict[str, Any]:
 def model_manifest(path: str) -> dict[str, Any]:
     """Return the properties that tell a model from another: fingerprint, sizes and times of its files, or its commit.
 
-    The files of an adapter include those of its base, if that is a folder. A model behind a server is known by what the
+    The files of an adapter include those of its base, if that is a folder, and an ensemble has its members. A model behind a server is known by what the
     server says of its weights, whatever its address.
     """
     if is_server_url(path):
@@ -53,6 +54,9 @@ def model_manifest(path: str) -> dict[str, Any]:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         return {"path": path, "commit": _commit(path, "model")}
+    if ensemble := SavedEnsemble.read(folder):
+        members = [model_manifest(member) for member in ensemble.members]
+        return {"path": str(folder.resolve()), "members": members, **_state([ensemble.file])}
     adapter = folder / "adapter_config.json"
     base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path") if adapter.exists() else None
     folders = [folder, Path(base)] if base and Path(base).is_dir() else [folder]

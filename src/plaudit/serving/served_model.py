@@ -274,7 +274,8 @@ def _describe(name: str, reward_model: RewardModel) -> ModelInfo:
 
 def _folder_version(name: str) -> str:
     """Return 16 hexadecimal digits that change when the weights in a folder are written anew."""
-    files = sorted(Path(name).glob("*.safetensors")) if Path(name).is_dir() else []
+    patterns = ("*.safetensors", "ensemble.json") if Path(name).is_dir() else ()
+    files = sorted(file for pattern in patterns for file in Path(name).glob(pattern))
     state = [name, *(f"{each.name} {each.stat().st_size} {each.stat().st_mtime_ns}" for each in files)]
     return hashlib.sha256("\n".join(state).encode()).hexdigest()[:16]
 
