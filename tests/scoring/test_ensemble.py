@@ -8,12 +8,13 @@ import pytest
 import torch
 from ensemble_members import measured, save_adapter, save_whole
 from peft import PrefixTuningConfig
-from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
+from transformers import AutoModelForSequenceClassification, BertConfig, BitsAndBytesConfig
 
 from plaudit import RewardModel
 from plaudit.checkpoint.heads_file import SavedHeads
 from plaudit.checkpoint.metadata import write_metadata
 from plaudit.errors import CheckpointError, ConfigError, ModelError
+from plaudit.models.adapters import add_adapter
 from plaudit.models.load import load_model
 from plaudit.scoring.ensemble import save_ensemble
 from plaudit.uncertainty import MemberUncertainty
@@ -113,13 +114,27 @@ def test_adapters_on_a_quantised_base_share_it(tmp_path, base_folder, tokenizer,
     assert members == pytest.approx(expected, abs=float(0.02 * np.abs(expected).max()))
 
 
+def test_adapters_on_an_encoder_share_it_and_each_has_its_own_layers_before_the_head(tmp_path, tokenizer, loads):
+    config = BertConfig(
+        vocab_size=320, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+        max_position_embeddings=256, pad_token_id=tokenizer.pad_token_id, num_labels=1,
+    )  # fmt: skip
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "encoder")
+    options = {"target_modules": ["query"], "modules_to_save": ["pooler"]}
+    paths = [save_adapter(tmp_path / f"{n}", tmp_path / "encoder", tokenizer, n, **options) for n in range(2)]
+    loads.clear()
+    ensemble = RewardModel.from_pretrained(paths)
+    assert len(loads) == 1
+    for texts in (TEXTS[2:3], TEXTS[:3]):
+        members = ensemble.score(texts, return_members=True)
+        assert members == pytest.approx(score_alone(paths, texts), abs=1e-5)
+
+
 def test_prefix_tuning_has_a_base_of_its_own(tmp_path, base_folder, tokenizer, adapters, loads):
     base = load_model(str(base_folder), model_init_kwargs={"dtype": "float32"})
     torch.nn.init.normal_(base.score.weight, std=0.5)
     base.save_pretrained(tmp_path / "with_head")
     tokenizer.save_pretrained(tmp_path / "with_head")
-    from plaudit.models.adapters import add_adapter
-
     prefix = add_adapter(load_model(str(tmp_path / "with_head")), PrefixTuningConfig(num_virtual_tokens=3))
     prefix.save_pretrained(tmp_path / "prefix")
     tokenizer.save_pretrained(tmp_path / "prefix")
@@ -216,6 +231,15 @@ def test_a_folder_scores_as_the_list_and_has_constants_of_the_reference_set(adap
     assert loaded.uncertainty == saved.constants
     assert loaded.score(TEXTS, normalize=True).mean() == pytest.approx(0, abs=1e-5)
     assert loaded.name == str(tmp_path / "ensemble")
+
+
+def test_a_folder_keeps_the_temperature_that_an_evaluation_saved_in_it(wholes, tmp_path):
+    save_ensemble(wholes, tmp_path / "ensemble", TEXTS)
+    write_metadata(tmp_path / "ensemble", {"calibration": {"temperature": 2.0}})
+    ensemble = RewardModel.from_pretrained(tmp_path / "ensemble")
+    raw, calibrated = (ensemble.rank("Is it?", [" Yes", " No"], calibrated=each)[0] for each in (False, True))
+    odds, softer = (each.win_probability / (1 - each.win_probability) for each in (raw, calibrated))
+    assert softer == pytest.approx(odds**0.5, rel=1e-4)
 
 
 def test_a_folder_moves_with_its_members_or_alone_with_copies_inside(wholes, tmp_path):

@@ -101,7 +101,7 @@ class SavedAdapter:
 
     @property
     def shareable_base(self) -> tuple[Any, ...] | None:
-        """A key that two adapters have in common if they can lie on one loaded base; `None` for one that cannot share."""
+        """A key that is equal for adapters that can lie on one loaded base; `None` for one that cannot share it."""
         config: Any = self.config
         if config.peft_type != "LORA" or config.bias != "none":  # PEFT holds one adapter with biases
             return None

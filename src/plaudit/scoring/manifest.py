@@ -45,8 +45,8 @@ def input_manifest(source: Source) -> dict[str, Any]:
 def model_manifest(path: str) -> dict[str, Any]:
     """Return the properties that tell a model from another: fingerprint, sizes and times of its files, or its commit.
 
-    The files of an adapter include those of its base, if that is a folder, and an ensemble has its members. A model behind a server is known by what the
-    server says of its weights, whatever its address.
+    The files of an adapter include those of its base, if that is a folder, and an ensemble has its members. A model
+    behind a server is known by what the server says of its weights, whatever its address.
     """
     if is_server_url(path):
         info = RemoteRewardModel(path).info()

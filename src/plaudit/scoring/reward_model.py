@@ -144,6 +144,8 @@ class RewardModel(BaseRewardModel):
         name = os.path.expanduser(path_or_id)
         hub = {option: value for option, value in (model_init_kwargs or {}).items() if option in _HUB_OPTIONS}
         if saved := SavedEnsemble.read(name, **hub):
+            calibration = read_metadata(name, **hub).get("calibration") or {}  # of `plaudit eval --save_temperature`
+            of_all.setdefault("temperature", calibration.get("temperature"))
             ensemble = _load_ensemble(list(saved.members), saved, of_all)
             ensemble.name = name
             return ensemble
