@@ -13,7 +13,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from plaudit.errors import ConfigError
 
-__all__ = ["AGGREGATES", "MemberUncertainty", "Uncertainty", "check_aggregate"]
+__all__ = [
+    "AGGREGATES",
+    "MemberUncertainty",
+    "Uncertainty",
+    "check_aggregate",
+    "single_model_error",
+    "uncertainty_from_dict",
+]
 
 AGGREGATES = ("mean", "min", "mean-std", "mean-var")
 
@@ -130,6 +137,19 @@ class MemberUncertainty:
         }  # fmt: skip
 
 
+def uncertainty_from_dict(described: dict[str, Any]) -> MemberUncertainty:
+    """Return the uncertainty whose `to_dict` gave these values.
+
+    Raises:
+        ConfigError: The values are of no known kind, or one is missing.
+    """
+    values = {name: value for name, value in described.items() if name != "kind"}
+    try:
+        return MemberUncertainty(tuple(values.pop("centers")), tuple(values.pop("scales")), **values)
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"uncertainty: expected the constants of members, got {described!r:.200}") from error
+
+
 def check_aggregate(how: str, k: float) -> None:
     """Raise unless an aggregate exists and its weight is not negative.
 
@@ -140,3 +160,12 @@ def check_aggregate(how: str, k: float) -> None:
         raise ConfigError(f"aggregate: expected one of {', '.join(AGGREGATES)}, got {how!r}.")
     if not k >= 0:
         raise ConfigError(f"k: expected a number of at least 0, got {k!r}.")
+
+
+def single_model_error(option: str, name: str) -> ConfigError:
+    """Return the error for an option that needs an uncertainty, of a model that has none."""
+    return ConfigError(
+        f"{option}: {name} is a single model, which does not say how sure its rewards are. Train one with "
+        "`num_heads=5`, join several by `plaudit ensemble A B C --output FOLDER`, or fit a posterior of its head by "
+        "`plaudit laplace MODEL DATA`."
+    )
