@@ -109,7 +109,12 @@ def command(
         sources = [*data, *benchmarks]
         files = _score_files(scores, sources)
         display.show_log_messages()
-        found = _evaluations(model, data, benchmarks, copy, data_options, options, probes, files)
+        reward_model = _open_model(model, options)
+        if aggregate != "mean":
+            reward_model.score(
+                [], aggregate=aggregate, k=k
+            )  # refuses what the model cannot give, before rows are scored
+        found = _evaluations(reward_model, data, benchmarks, copy, data_options, probes, files)
     entries, evaluations = [], []
     for evaluation, probed in found:
         evaluation_tables.show_evaluation(evaluation)
@@ -232,12 +237,11 @@ def _score_files(scores: str | None, sources: list[str]) -> list[Path | None]:
 
 
 def _evaluations(
-    model: str,
+    reward_model: "BaseRewardModel",
     data: tuple[str, ...],
     benchmarks: tuple[str, ...],
     copy: str | None,
     data_options: dict[str, Any],
-    options: dict[str, Any],
     probes: tuple[str, ...],
     files: list[Path | None],
 ) -> Iterator[tuple["Evaluation", Any]]:
@@ -246,7 +250,6 @@ def _evaluations(
     from plaudit.evaluation.benchmark_scores import score_benchmark
     from plaudit.evaluation.score_files import write_scores
 
-    reward_model = _open_model(model, options)
     for number, (source, file) in enumerate(zip([*data, *benchmarks], files, strict=True)):
         if number >= len(data):
             place = Path(copy, source) if copy is not None and len(benchmarks) > 1 else copy

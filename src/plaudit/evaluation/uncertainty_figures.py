@@ -116,6 +116,7 @@ def uncertainty_figures(scores: Scores) -> UncertaintyFigures | None:
     wrong, kept, mass, prompts = _wrong(margins)[counted], spread[counted], weights[counted], data.prompts[counted]
     size = np.abs(margins[counted])
     added, low, high = adjusted_auroc(wrong, kept, size, prompts, mass)
+    ranks = rank_among_equals(kept, size, mass) if counted.any() else kept
     logits = np.full((2, len(margins)), np.nan)
     if np.isfinite(low):
         logits = _cross_fitted_logits(margins, spread, labels, weights, data.prompts)
@@ -146,7 +147,7 @@ def uncertainty_figures(scores: Scores) -> UncertaintyFigures | None:
         reliability_with_spread=fitted[1][2],
         coverage=_coverage(rankings, 1 - wrong, mass, prompts) if counted.any() else [],
         spread_bins=_bins(margins[counted], kept, mass, prompts),
-        adjusted_bins=_bins(margins[counted], rank_among_equals(kept, size, mass), mass, prompts),
+        adjusted_bins=_bins(margins[counted], ranks, mass, prompts),
     )
 
 
