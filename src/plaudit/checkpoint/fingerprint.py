@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from plaudit.data.render import render
 from plaudit.errors import DataError
 from plaudit.models.adapters import base_model
+from plaudit.models.member_heads import MemberHeads
 from plaudit.models.precision import compute_dtype, rounding_tolerance
 from plaudit.models.reward_head import RewardHead
 
@@ -128,24 +129,23 @@ def rewards_as_saved(model: nn.Module, sequences: list[list[int]], *, sharded: b
         sharded: Whether `model` is a wrapper around weights on several devices. All processes must then call this
             function, and the wrapper, which gathers the weights, decides the precision.
     """
-    with _reward_alone(model):
-        return [columns[0] for columns in _columns(model, sequences, sharded)]
+    return [columns[0] for columns in _columns_as_saved(model, sequences, sharded)]
 
 
 def member_rewards(model: nn.Module, sequences: list[list[int]], *, sharded: bool = False) -> list[list[float]]:
     """Return the rewards [N][K] of N lists of token ids by the members of an ensemble; the arguments are as above."""
-    return [columns[1:] for columns in _columns(model, sequences, sharded)]
+    return [columns[1:] for columns in _columns_as_saved(model, sequences, sharded)]
 
 
 @torch.no_grad()
-def _columns(model: nn.Module, sequences: list[list[int]], sharded: bool) -> list[list[float]]:
+def _columns_as_saved(model: nn.Module, sequences: list[list[int]], sharded: bool) -> list[list[float]]:
     # accelerate wraps the forward in autocast, and keeps the plain one under this name.
     forward = model if sharded else vars(model).get("_original_forward", model)
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     try:
-        with _rounded_head(model), _no_tf32():
+        with _rounded_head(model), _own_head(model), _no_tf32():
             inputs = (torch.tensor([ids], device=device) for ids in sequences)
             return [forward(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].tolist() for ids in inputs]
     finally:
@@ -153,15 +153,16 @@ def _columns(model: nn.Module, sequences: list[list[int]], sharded: bool) -> lis
 
 
 @contextmanager
-def _reward_alone(model: nn.Module) -> Iterator[None]:
-    """Have the heads give the reward alone, without the columns of an uncertainty, as a loader without Plaudit does."""
-    heads = [module for module in model.modules() if isinstance(module, RewardHead)]
-    attached = [head.__dict__.pop("uncertainty", None) for head in heads]
+def _own_head(model: nn.Module) -> Iterator[None]:
+    """Have the first column of an ensemble come from the model's own head, which is saved, and not from the members."""
+    members = [module for module in model.modules() if isinstance(module, MemberHeads) and module.are_ahead]
+    for each in members:
+        each.are_ahead = False
     try:
         yield
     finally:
-        for head, uncertainty in zip(heads, attached, strict=True):
-            head.__dict__["uncertainty"] = uncertainty
+        for each in members:
+            each.are_ahead = True
 
 
 @contextmanager
@@ -181,7 +182,8 @@ def _no_tf32() -> Iterator[None]:
 def _rounded_head(model: nn.Module) -> Iterator[None]:
     """Round the head's float32 parameters to the backbone's precision, and restore them at the end."""
     heads = [module for module in model.modules() if isinstance(module, RewardHead)]
-    exact = {parameter: parameter.data.clone() for head in heads for parameter in head.parameters()}
+    # Under ZeRO-3 a parameter may be empty here and gathered by the time it would be restored.
+    exact = {each: each.data.clone() for head in heads for each in head.parameters() if each.numel()}
     dtype = compute_dtype(base_model(getattr(model, "module", model)))
     try:
         for parameter, data in exact.items():

@@ -1,6 +1,7 @@
 """The heads of an ensemble on one backbone: K linear heads, whose mean is the head that is saved as the model's own."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +19,9 @@ __all__ = [
     "add_member_heads",
     "attach_member_heads",
     "is_mean_of_members",
+    "mean_head_is_saved",
     "member_heads",
+    "whole_heads",
     "write_mean_head",
 ]
 
@@ -121,6 +124,24 @@ def write_mean_head(model: "PreTrainedModel") -> None:
         with _gathered(own):
             mean = mean.view(own.shape).to(own.device, own.dtype)
             own.copy_(distribute_tensor(mean, own.device_mesh, own.placements) if isinstance(own, DTensor) else mean)
+
+
+@contextmanager
+def mean_head_is_saved(model: "PreTrainedModel") -> Iterator[None]:
+    """Let the frozen mean of the members count as trained while a model is saved.
+
+    Of an adapter under ZeRO-3 only parameters that train are gathered, and PEFT looks for its whole head among them.
+    """
+    frozen = (
+        [] if member_heads(model) is None else [p for p in _trained_head(model).parameters() if not p.requires_grad]
+    )
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
 def is_mean_of_members(model: "PreTrainedModel") -> bool:

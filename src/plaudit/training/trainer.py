@@ -21,6 +21,7 @@ from plaudit.data.tokenize import TokenizationReport
 from plaudit.errors import ConfigError
 from plaudit.forest.sampler import TokenBudgetBatchSampler
 from plaudit.models.adapters import base_model
+from plaudit.models.member_heads import mean_head_is_saved
 from plaudit.training.activation_offloading import offload_activations
 from plaudit.training.batch import Batch
 from plaudit.training.callbacks.finite import FiniteGuard, check_rewards_are_finite
@@ -453,7 +454,8 @@ class RewardTrainer(Trainer):
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _write_model(self, folder: Path, metadata: dict[str, Any]) -> None:
-        super().save_model(str(folder), _internal_call=True)
+        with mean_head_is_saved(base_model(self.accelerator.unwrap_model(self.model))):
+            super().save_model(str(folder), _internal_call=True)
         if self.is_fsdp_enabled and "FULL" not in str(self.accelerator.state.fsdp_plugin.state_dict_type):
             self._save(str(folder), state_dict=self.accelerator.get_state_dict(self.model))  # beside the shards
         if self.args.should_save:
