@@ -213,9 +213,10 @@ def _check_members(header: Mapping[str, Any], rows: list[ScoredRow], path: str) 
     if not given:
         return
     try:
-        count = len(uncertainty_from_dict(header.get("uncertainty") or {}).centers)
-    except ConfigError as error:
-        raise DataError(f"{path}: expected the constants of the `members` in the header. {error}") from error
+        uncertainty = uncertainty_from_dict(header.get("uncertainty") or {})
+    except (ConfigError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: expected the constants of the `members` in the header ({error}).") from error
+    count = uncertainty.members(np.zeros((0, uncertainty.num_columns))).shape[1]
     for number, each in given:
         values = each if isinstance(each, list) and len(each) == count else [None]
         if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in values):

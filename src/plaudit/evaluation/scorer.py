@@ -44,9 +44,10 @@ def score_sequences(
     header: dict[str, Any] = {"model": getattr(model, "name", None) or getattr(model, "__name__", type(model).__name__)}
     details: tuple[Any, Any, Any] = (None, None, None)
     if is_reward_model and isinstance(scored, tuple):  # a subclass may leave the details out
-        uncertainty = getattr(model, "uncertainty", None)
-        members = None if uncertainty is None else _six_digits(uncertainty.members(scored[3]))
-        header = model.describe(sequences[0]) | ({} if uncertainty is None else {"uncertainty": uncertainty.to_dict()})
+        header, members = model.describe(sequences[0]), None
+        uncertainty, columns = getattr(model, "uncertainty", None), scored[3]
+        if uncertainty is not None and columns.shape[1] > 1:
+            header, members = header | {"uncertainty": uncertainty.to_dict()}, _six_digits(uncertainty.members(columns))
         scored, details = scored[0], (scored[1], scored[2], members)
     rewards = np.asarray(scored, dtype=np.float64)
     if rewards.shape != (len(sequences),):

@@ -14,7 +14,7 @@ from plaudit.data.prompts import prompt_key
 from plaudit.errors import DataError
 from plaudit.evaluation.preference_data import Comparisons, PreferenceData
 from plaudit.scoring.completions import count_characters
-from plaudit.uncertainty import check_aggregate, single_model_error, uncertainty_from_dict
+from plaudit.uncertainty import checked_uncertainty, uncertainty_from_dict
 
 __all__ = ["ScoredRow", "Scores", "scored_rows"]
 
@@ -115,13 +115,14 @@ class Scores:
     def member_differences(self) -> NDArray[np.float64] | None:
         """The members' rewards of the better minus those of the other responses, shape [C, M]; `None` as for `members`.
 
-        Each member is scaled by its constants in the header, and all are in the unit of the model's reward.
+        Each member is scaled by its constant in the header, so that all are in the unit of the model's reward; samples
+        of one head, which have no such constants, are in that unit already.
         """
         if self.members is None:
             return None
-        uncertainty = uncertainty_from_dict(self.header["uncertainty"])
-        standard = uncertainty.standardize(self.members) * uncertainty.reward_std
-        return standard[self.comparisons.better] - standard[self.comparisons.worse]
+        constants = self.header["uncertainty"]
+        scale = constants["reward_std"] / np.array(constants["scales"]) if "scales" in constants else 1.0
+        return (self.members[self.comparisons.better] - self.members[self.comparisons.worse]) * scale
 
     def aggregate(self, how: str, k: float = 1.0) -> list[NDArray[np.float64]]:
         """Return the rewards of each row, or a conservative reward made of its members (`plaudit.uncertainty`).
@@ -133,14 +134,13 @@ class Scores:
         Raises:
             ConfigError: There is no such aggregate, or the model has no members.
         """
-        check_aggregate(how, k)
+        constants = self.header.get("uncertainty") if self.members is not None else None
+        uncertainty = None if constants is None else uncertainty_from_dict(constants)
+        checked_uncertainty(uncertainty, self.name, how, k)
         rewards = self.rewards
-        if how != "mean":
-            if self.members is None:
-                raise single_model_error(f"aggregate={how!r}", self.name)
-            uncertainty = uncertainty_from_dict(self.header["uncertainty"])
+        if uncertainty is not None and self.members is not None and how != "mean":
             columns = [rewards[:, None], self.members]
-            if uncertainty.num_columns > 1 + self.members.shape[1]:  # a posterior gives its standard deviation too
+            if uncertainty.num_columns > 1 + self.members.shape[1]:  # a posterior has its standard deviation first
                 columns.insert(1, self.members.std(1, ddof=1, keepdims=True))
             rewards = uncertainty.aggregate(np.concatenate(columns, 1), how, k).astype(np.float64)
         return np.split(rewards, np.cumsum([len(row.rewards) for row in self.rows])[:-1])

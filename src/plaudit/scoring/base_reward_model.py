@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from plaudit.data.formats import TextOrChat
 from plaudit.errors import ConfigError, DataError
 from plaudit.scoring.completions import join_completions
-from plaudit.uncertainty import Uncertainty, check_aggregate, single_model_error
+from plaudit.uncertainty import Uncertainty, check_aggregate
 
 __all__ = ["BaseRewardModel", "ChunkScoring", "Ranked", "ScoredSequences"]
 
@@ -164,7 +164,11 @@ class BaseRewardModel(ABC):
         asked |= {"return_std": return_std}
         option = next((name for name, is_set in asked.items() if is_set), None)
         if option is not None and self.uncertainty is None:
-            raise single_model_error(option, self.name)
+            raise ConfigError(
+                f"{option}: {self.name} is a single model, which does not say how sure its rewards are. Train one with "
+                "`num_heads=5`, join several by `plaudit ensemble A B C --output FOLDER`, or fit a posterior of its "
+                "head by `plaudit laplace MODEL DATA`."
+            )
         if normalize and aggregate != "mean":
             raise ConfigError(
                 f"normalize: aggregate={aggregate!r} is in standard deviations of the rewards already. Leave "
