@@ -105,49 +105,33 @@ def uncertainty_figures(scores: Scores) -> UncertaintyFigures | None:
     Raises:
         DataError: No row has a preference.
     """
-    from scipy.special import expit
-
     members = scores.member_differences
     if members is None:
         return None
-    data, margins = scores.comparisons, scores.margins
-    spread, labels, weights = members.std(1, ddof=1), data.labels, data.weights
-    counted = labels > 0.5
-    wrong, kept, mass, prompts = _wrong(margins)[counted], spread[counted], weights[counted], data.prompts[counted]
-    size = np.abs(margins[counted])
-    added, low, high = adjusted_auroc(wrong, kept, size, prompts, mass)
-    ranks = rank_among_equals(kept, size, mass) if counted.any() else kept
+    data, margins, spread = scores.comparisons, scores.margins, members.std(1, ddof=1)
+    pairs = data.labels, data.weights
+    counted = data.labels > 0.5
+    wrong, size = np.where(margins == 0, 0.5, margins < 0)[counted], np.abs(margins[counted])
+    clusters = data.prompts[counted], data.weights[counted]
+    added, low, high = adjusted_auroc(wrong, spread[counted], size, *clusters)
     logits = np.full((2, len(margins)), np.nan)
     if np.isfinite(low):
-        logits = _cross_fitted_logits(margins, spread, labels, weights, data.prompts)
-    fitted = [_calibration(each, labels, weights) for each in logits]
-    kind = scores.header["uncertainty"]["kind"]
-    correlations = _correlations(labels[:, None] - expit(members), weights)
-    rankings = {"spread": kept, "margin": -size, "both": -np.abs(logits[1, counted])}
-    correlation = float(correlations[np.triu_indices_from(correlations, 1)].mean())
+        logits = _cross_fitted_logits(margins, spread, *pairs, data.prompts)
+    rankings = {"spread": spread[counted], "margin": -size, "both": -np.abs(logits[1, counted])}
     earns, verdict = _verdict(added, low, high)
     return UncertaintyFigures(
-        kind=kind,
         members=members.shape[1],
         spread=float(np.median(spread)),
-        **{f"{name}_auroc": _auroc(wrong, each, mass) for name, each in rankings.items()},
+        **{f"{name}_auroc": _auroc(wrong, each, clusters[1]) for name, each in rankings.items()},
         adjusted_auroc=added,
         adjusted_auroc_low=low,
         adjusted_auroc_high=high,
         earns_its_place=earns,
         verdict=verdict,
-        error_correlation=correlation,
-        members_are_alike=kind == "members" and correlation > _ALIKE,
-        error_correlations=correlations.tolist() if len(correlations) <= _MOST_IN_MATRIX else [],
-        log_loss=fitted[0][0],
-        log_loss_with_spread=fitted[1][0],
-        calibration_error=fitted[0][1],
-        calibration_error_with_spread=fitted[1][1],
-        reliability=fitted[0][2],
-        reliability_with_spread=fitted[1][2],
-        coverage=_coverage(rankings, 1 - wrong, mass, prompts) if counted.any() else [],
-        spread_bins=_bins(margins[counted], kept, mass, prompts),
-        adjusted_bins=_bins(margins[counted], ranks, mass, prompts),
+        **_agreement(members, *pairs, scores.header["uncertainty"]["kind"]),
+        **_probabilities(logits[0], *pairs, ""),
+        **_probabilities(logits[1], *pairs, "_with_spread"),
+        **_curves(margins[counted], wrong, rankings, *clusters),
     )
 
 
@@ -158,9 +142,10 @@ def adjusted_auroc(
 
     The figure is the covariate-adjusted AUROC (H. Janes and M. Pepe, Biometrika 96, 2009), whose covariate is the
     absolute difference: each spread is replaced by its rank u among comparisons of about the same difference
-    (`rank_among_equals`). Such ranks are uniform, so the AUROC is `1/2 + mean of u where wrong - mean of u where right`
-    and is 0.5 for any spread that is, at a given difference, independent of the errors. Nothing is fitted, so neither
-    noise nor a badly calibrated reward can raise it. The interval is that of the cluster bootstrap over prompts.
+    (`rank_among_equals`). Such ranks are nearly uniform, so the AUROC is one half, plus the mean of u where wrong, minus
+    the mean of u where right. It is 0.5 for any spread that is, at a given difference, independent of the errors.
+    Nothing is fitted, so neither noise nor a badly calibrated reward can raise it. The interval is that of the cluster
+    bootstrap over prompts.
 
     Args:
         wrong: 1 for a wrong comparison, 0 for a right one, 0.5 for equal rewards, shape [C].
@@ -279,22 +264,32 @@ def _moderate(d: Floats, squares: Floats, temperature: float, weight: float) -> 
     return d / (temperature * np.sqrt(1 + weight * squares))
 
 
-def _calibration(logits: Floats, labels: Floats, weights: Floats) -> tuple[float, float, list[Record]]:
-    """Return log loss, calibration error and calibration bins of logits that need no temperature."""
+def _probabilities(logits: Floats, labels: Floats, weights: Floats, end: str) -> dict[str, Any]:
+    """Return log loss, calibration error and calibration bins of logits, under names with this end."""
+    names = [f"{name}{end}" for name in ("log_loss", "calibration_error", "reliability")]
     if np.isnan(logits).any():
-        return np.nan, np.nan, []
+        return dict(zip(names, (np.nan, np.nan, []), strict=True))
     columns = logits, labels, weights
-    names = ("confidence", "accuracy", "share")
-    bins = [dict(zip(names, each, strict=True)) for each in calibration_bins(*columns).tolist()]
-    return log_loss(*columns), calibration_error(*columns), bins
+    keys = ("confidence", "accuracy", "share")
+    bins = [dict(zip(keys, each, strict=True)) for each in calibration_bins(*columns).tolist()]
+    return dict(zip(names, (log_loss(*columns), calibration_error(*columns), bins), strict=True))
 
 
-def _correlations(residuals: Floats, weights: Floats) -> Floats:
-    """Return Pearson's correlations [K, K] of the members' residuals [C, K], by weight."""
+def _agreement(differences: Floats, labels: Floats, weights: Floats, kind: str) -> dict[str, Any]:
+    """Return the correlations of the residuals of members with these differences of rewards [C, K], by weight."""
+    from scipy.special import expit
+
     with np.errstate(divide="ignore", invalid="ignore"):
-        covariance = np.cov(residuals.T, aweights=weights, ddof=0)
+        covariance = np.cov((labels[:, None] - expit(differences)).T, aweights=weights, ddof=0)
         deviations = np.sqrt(np.diag(covariance))
-        return np.asarray(covariance / np.outer(deviations, deviations))
+        correlations = covariance / np.outer(deviations, deviations)
+    mean = float(correlations[np.triu_indices_from(correlations, 1)].mean())
+    return {
+        "kind": kind,
+        "error_correlation": mean,
+        "members_are_alike": kind == "members" and mean > _ALIKE,
+        "error_correlations": correlations.tolist() if len(correlations) <= _MOST_IN_MATRIX else [],
+    }
 
 
 def _auroc(wrong: Floats, score: Floats, weights: Floats) -> float:
@@ -308,35 +303,40 @@ def _auroc(wrong: Floats, score: Floats, weights: Floats) -> float:
     return float(roc_auc_score(classes, np.tile(score, 2), sample_weight=np.concatenate(masses)))
 
 
-def _coverage(rankings: dict[str, Floats], right: Floats, weights: Floats, prompts: NDArray[Any]) -> list[Record]:
-    """Return the accuracy of the comparisons that come first in each ranking, at each coverage."""
-    records: list[Record] = [{"coverage": float(share)} for share in _COVERAGES]
-    for name, score in rankings.items():
-        _, tied = np.unique(score, return_inverse=True)
-        mass = np.bincount(tied, weights)
-        until = ((np.cumsum(mass) - mass / 2) / mass.sum())[tied]
-        inside = until[None] <= np.maximum(_COVERAGES, until.min())[:, None]  # [coverages, C]
-        values = inside @ (weights * right) / (inside @ weights)
-        for record, value in zip(records, values, strict=True):
-            record[name] = np.nan if np.isnan(score).any() else float(value)
-        if name == "spread":
-            tail = interval_tail(len(np.unique(prompts)))
-            means = resampled_means(np.concatenate([inside * right, inside]), prompts, weights)
-            with np.errstate(invalid="ignore"):
-                shares = means[:, : len(inside)] / means[:, len(inside) :]
-            for record, ends in zip(records, np.nanquantile(shares, [tail, 1 - tail], axis=0).T.tolist(), strict=True):
-                record["spread_low"], record["spread_high"] = ends
-    return records
-
-
-def _bins(margins: Floats, score: Floats, weights: Floats, prompts: NDArray[Any]) -> list[Record]:
-    """Return the accuracy in tenths of the comparisons by a score."""
+def _curves(
+    margins: Floats, wrong: Floats, rankings: dict[str, Floats], prompts: NDArray[Any], weights: Floats
+) -> dict[str, Any]:
+    """Return the accuracy at each coverage of each ranking, and in tenths by the spread and by its rank."""
     if not len(margins):
-        return []
-    renamed = {"shortest": "low", "longest": "high"}
-    bins = length_deciles(margins, score, weights, prompts)
-    return [{renamed.get(name, name): value for name, value in each.items()} for each in bins]
+        return {"coverage": [], "spread_bins": [], "adjusted_bins": []}
+    coverage: list[Record] = [{"coverage": float(share)} for share in _COVERAGES]
+    for name, score in rankings.items():
+        for record, figures in zip(coverage, _coverage(name, score, 1 - wrong, prompts, weights), strict=True):
+            record.update(figures)
+    ranks = rank_among_equals(rankings["spread"], np.abs(margins), weights)
+    renamed, bins = {"shortest": "low", "longest": "high"}, []
+    for score in (rankings["spread"], ranks):
+        tenths = length_deciles(margins, score, weights, prompts)
+        bins.append([{renamed.get(name, name): value for name, value in each.items()} for each in tenths])
+    return {"coverage": coverage, "spread_bins": bins[0], "adjusted_bins": bins[1]}
 
 
-def _wrong(margins: Floats) -> Floats:
-    return np.where(margins == 0, 0.5, margins < 0)
+def _coverage(name: str, score: Floats, right: Floats, prompts: NDArray[Any], weights: Floats) -> list[Record]:
+    """Return the accuracy of the comparisons with the least scores at each coverage, of the spread with its interval.
+
+    Comparisons of equal scores are answered together. The threshold of a coverage is the same in all bootstrap samples.
+    """
+    if np.isnan(score).any():
+        return [{name: np.nan}] * len(_COVERAGES)
+    _, tied = np.unique(score, return_inverse=True)
+    mass = np.bincount(tied, weights)
+    until = ((np.cumsum(mass) - mass / 2) / mass.sum())[tied]
+    inside = until[None] <= np.maximum(_COVERAGES, until.min())[:, None]  # [coverages, C]
+    columns = {name: inside @ (weights * right) / (inside @ weights)}
+    if name == "spread":
+        tail = interval_tail(len(np.unique(prompts)))
+        means = resampled_means(np.concatenate([inside * right, inside]), prompts, weights)
+        with np.errstate(invalid="ignore"):
+            shares = means[:, : len(inside)] / means[:, len(inside) :]
+        columns["spread_low"], columns["spread_high"] = np.nanquantile(shares, [tail, 1 - tail], axis=0)
+    return [dict(zip(columns, each, strict=True)) for each in np.stack(list(columns.values()), 1).tolist()]
