@@ -118,11 +118,12 @@ def uncertainty_figures(scores: Scores) -> UncertaintyFigures | None:
     if np.isfinite(low):
         logits = _cross_fitted_logits(margins, spread, *pairs, data.prompts)
     rankings = {"spread": spread[counted], "margin": -size, "both": -np.abs(logits[1, counted])}
+    aurocs: dict[str, Any] = {f"{name}_auroc": _auroc(wrong, each, clusters[1]) for name, each in rankings.items()}
     earns, verdict = _verdict(added, low, high)
     return UncertaintyFigures(
         members=members.shape[1],
         spread=float(np.median(spread)),
-        **{f"{name}_auroc": _auroc(wrong, each, clusters[1]) for name, each in rankings.items()},
+        **aurocs,
         adjusted_auroc=added,
         adjusted_auroc_low=low,
         adjusted_auroc_high=high,
@@ -142,8 +143,8 @@ def adjusted_auroc(
 
     The figure is the covariate-adjusted AUROC (H. Janes and M. Pepe, Biometrika 96, 2009), whose covariate is the
     absolute difference: each spread is replaced by its rank u among comparisons of about the same difference
-    (`rank_among_equals`). Such ranks are nearly uniform, so the AUROC is one half, plus the mean of u where wrong, minus
-    the mean of u where right. It is 0.5 for any spread that is, at a given difference, independent of the errors.
+    (`rank_among_equals`). Such ranks are nearly uniform, so the AUROC is one half plus the mean of u where wrong minus the
+    mean of u where right. It is 0.5 for any spread that is, at a given difference, independent of the errors.
     Nothing is fitted, so neither noise nor a badly calibrated reward can raise it. The interval is that of the cluster
     bootstrap over prompts.
 
