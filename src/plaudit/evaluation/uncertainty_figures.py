@@ -143,10 +143,10 @@ def adjusted_auroc(
 
     The figure is the covariate-adjusted AUROC (H. Janes and M. Pepe, Biometrika 96, 2009), whose covariate is the
     absolute difference: each spread is replaced by its rank u among comparisons of about the same difference
-    (`rank_among_equals`). Such ranks are nearly uniform, so the AUROC is one half plus the mean of u where wrong minus the
-    mean of u where right. It is 0.5 for any spread that is, at a given difference, independent of the errors.
-    Nothing is fitted, so neither noise nor a badly calibrated reward can raise it. The interval is that of the cluster
-    bootstrap over prompts.
+    (`rank_among_equals`). Such ranks are nearly uniform, so the AUROC is one half, plus the mean of u over the wrong,
+    minus the mean of u over the right comparisons. It is 0.5 for any spread that is, at a given difference, independent
+    of the errors. Nothing is fitted, so neither noise nor a badly calibrated reward can raise it. The interval is that
+    of the cluster bootstrap over prompts.
 
     Args:
         wrong: 1 for a wrong comparison, 0 for a right one, 0.5 for equal rewards, shape [C].
