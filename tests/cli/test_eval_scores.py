@@ -239,7 +239,10 @@ def test_the_uncertainty_of_an_ensemble_has_a_table_and_is_written(tmp_path):
     assert entry["uncertainty"]["earns_its_place"] is False
     assert f"{entry['uncertainty']['adjusted_auroc']:.3f}" in shown
     write_scores(path, ensemble_scores("alike", 12))
-    assert "The members make the same errors: they are one model." in run("--scores", path)
+    shown = run("--scores", path)
+    assert "The members make the same errors: they are one model." in shown
+    assert "Cannot tell: fewer than 10 prompts have an error" in shown
+    assert "nan" not in shown
 
 
 def test_the_temperature_is_written_into_the_models_folder(data, tmp_path):

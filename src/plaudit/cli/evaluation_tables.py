@@ -53,17 +53,19 @@ def _show_uncertainty(figures: "UncertaintyFigures") -> None:
     ranked = "{spread} by spread, {margin} by difference, {both} by both"
     auroc = {name: f"{getattr(figures, f'{name}_auroc'):.3f}" for name in _RANKINGS}
     adjusted = (figures.adjusted_auroc, figures.adjusted_auroc_low, figures.adjusted_auroc_high)
-    pairs = f"{figures.log_loss:.4f}, with spread {figures.log_loss_with_spread:.4f}"
     errors = f"{percent(figures.calibration_error)}, with spread {percent(figures.calibration_error_with_spread)}"
-    display.show_table(f"Uncertainty: the spread of {figures.members} members", [
-        ("spread", f"median {figures.spread:.3g}, in the unit of the reward"),
-        ("AUROC for errors", ranked.format(**auroc)),
-        ("at equal difference", "{:.3f} (95% interval {:.3f} to {:.3f}); 0.5 adds nothing".format(*adjusted)),
-        ("accuracy of half", ranked.format(**{name: percent(half[name]) for name in _RANKINGS})),
-        ("log loss", pairs),
-        ("calibration error", errors),
-        ("members' errors", f"mean correlation {figures.error_correlation:.3f}"),
-    ])  # fmt: skip
+    of_whom = "members" if figures.kind == "members" else "sampled heads"
+    rows = {
+        "spread": f"median {figures.spread:.3g}, in the unit of the reward",
+        "AUROC for errors": ranked.format(**auroc),
+        "at equal difference": "{:.3f} (95% interval {:.3f} to {:.3f}); 0.5 adds nothing".format(*adjusted),
+        "accuracy of half": ranked.format(**{name: percent(half[name]) for name in _RANKINGS}),
+        "log loss": f"{figures.log_loss:.4f}, with spread {figures.log_loss_with_spread:.4f}",
+        "calibration error": errors,
+        "correlated errors": f"mean correlation {figures.error_correlation:.3f}",
+    }
+    title = f"Uncertainty: the spread of {figures.members} {of_whom}"
+    display.show_table(title, [(name, text.replace("nan", "-")) for name, text in rows.items()])
     colour = "yellow" if figures.earns_its_place is False else "default"
     display.console.print(f"[{colour}]{escape(figures.verdict)}[/{colour}]", soft_wrap=True)
     if figures.members_are_alike:

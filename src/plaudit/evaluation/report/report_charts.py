@@ -89,8 +89,9 @@ def score_charts(scores: Scores, evaluation: Mapping[str, Any], reference: Score
 
 def _uncertainty_charts(uncertainty: Mapping[str, Any]) -> Iterator[Chart]:
     """Yield the charts of the members' spread: accuracy by it, coverage, probabilities, and the members' errors."""
-    correlation = f"The errors of the {uncertainty['members']} members have a mean correlation of "
-    correlation += f"{cell(uncertainty['error_correlation'])}."
+    of_whom = "members" if uncertainty["kind"] == "members" else "sampled heads"
+    mean = cell(uncertainty["error_correlation"])
+    correlation = f"The errors of the {uncertainty['members']} {of_whom} have a mean correlation of {mean}."
     matrix = uncertainty["error_correlations"] if uncertainty["members"] > 2 else []
     if uncertainty["coverage"]:
         of = {"by spread": uncertainty["spread_bins"], "at equal differences": uncertainty["adjusted_bins"]}
