@@ -3,21 +3,24 @@
 from typing import TYPE_CHECKING, Any
 
 from plaudit.checkpoint.heads_file import HEADS_FILE, SavedHeads
+from plaudit.checkpoint.laplace_file import LAPLACE_FILE, SavedLaplace
 from plaudit.errors import CheckpointError
 from plaudit.models.adapters import base_model
+from plaudit.models.laplace_head import LaplaceHead
 from plaudit.models.member_heads import MemberHeads, attach_member_heads, is_mean_of_members
-from plaudit.models.reward_head import bind_reward_forward
-from plaudit.uncertainty import Uncertainty
+from plaudit.models.precision import compute_dtype
+from plaudit.models.reward_head import attach_uncertainty, bind_reward_forward, head_names
+from plaudit.uncertainty import PosteriorUncertainty, Uncertainty
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-__all__ = ["attach_saved_uncertainty"]
+__all__ = ["attach_posterior", "attach_saved_uncertainty"]
 
 
 def attach_saved_uncertainty(model: "PreTrainedModel | PeftModel", path_or_id: str, **hub: Any) -> Uncertainty | None:
-    """Attach the member heads that are saved with a model, if there are any.
+    """Attach the member heads or the posterior of the head that are saved with a model, if there are any.
 
     Args:
         model: The loaded model. Changed in place.
@@ -31,10 +34,14 @@ def attach_saved_uncertainty(model: "PreTrainedModel | PeftModel", path_or_id: s
         CheckpointError: The file is not whole, or of another model.
     """
     heads = SavedHeads.read(path_or_id, **hub)
-    if heads is None:
+    posterior = SavedLaplace.read(path_or_id, **hub) if heads is None else None
+    if heads is None and posterior is None:
         return None
     base = base_model(model)
     bind_reward_forward(base, keep_forward=not type(base).forward.__module__.startswith("transformers."))
+    if posterior is not None:
+        return attach_posterior(model, posterior, path_or_id)
+    assert heads is not None
     attach_member_heads(base, MemberHeads(heads.weight, heads.bias), is_trainable=False)
     if not is_mean_of_members(base):
         raise CheckpointError(
@@ -42,3 +49,27 @@ def attach_saved_uncertainty(model: "PreTrainedModel | PeftModel", path_or_id: s
             "the members are of two different models. Save the model again, or remove the file to use the head alone."
         )
     return heads.constants
+
+
+def attach_posterior(
+    model: "PreTrainedModel | PeftModel", posterior: SavedLaplace, path_or_id: str
+) -> PosteriorUncertainty:
+    """Attach a posterior to the head that it was fitted for, and return the reader of the columns.
+
+    Args:
+        model: A model with `RewardHead`s. Changed in place.
+        posterior: The posterior.
+        path_or_id: The folder or hub id of the model, for the message of the error.
+
+    Raises:
+        CheckpointError: The head is not the one that the posterior was fitted for.
+    """
+    base = base_model(model)
+    head = base.get_submodule(head_names(base)[-1]).weight  # under PEFT, the trained copy comes after the original
+    if not posterior.is_of_head(head, compute_dtype(base)):
+        raise CheckpointError(
+            f"{path_or_id}: {LAPLACE_FILE} was fitted for another head than that of the model, which may have been "
+            "trained on since. Run `plaudit laplace MODEL DATA` again, or remove the file to use the rewards alone."
+        )
+    attach_uncertainty(base, LaplaceHead(posterior.factor, posterior.feature_mean).to(head.device))
+    return posterior.constants
