@@ -2,7 +2,6 @@
 
 import math
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -220,7 +219,7 @@ def test_the_posterior_of_an_adapter_is_saved_beside_it(make_trainer, base_folde
         model=str(base_folder), peft_config=LoraConfig(init_lora_weights=False), model_init_kwargs=options, max_steps=1
     )
     trainer.save_model()
-    folder = Path(trainer.args.output_dir)
+    folder = trainer.args.output_dir
     scorer = RewardModel.from_pretrained(folder, device="cpu")
     fit_laplace(scorer, ROWS).posterior.write(folder)
     loaded = RewardModel.from_pretrained(folder, device="cpu")

@@ -54,12 +54,13 @@ class SavedLaplace:
         saved, given = self.head.float(), head.detach().float().cpu().flatten()
         return torch.allclose(given, saved, rtol=coarser.eps, atol=coarser.tiny)
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: str | Path) -> None:
         """Write the file into a model's folder, whole or not at all.
 
         Raises:
             ConfigError: The folder is not there, or holds an ensemble.
         """
+        folder = Path(folder).expanduser()
         check_folder_of_one_head(folder)
         tensors = {"factor": self.factor, "feature_mean": self.feature_mean, "head": self.head}
         numbers = {"reward_mean": self.constants.reward_mean, "reward_std": self.constants.reward_std}

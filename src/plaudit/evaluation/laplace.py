@@ -213,7 +213,7 @@ class _Sums:
         self._columns += weights @ (better + worse) / 2
         self._squares += float(weights @ (better[:, 0] ** 2 + worse[:, 0] ** 2)) / 2
         chosen = slice(-self.comparisons % self._every, None, self._every)
-        self._kept.append((better[chosen, 1:], worse[chosen, 1:]))
+        self._kept.append((better[chosen, 1:].copy(), worse[chosen, 1:].copy()))  # a view would keep all features
         self.comparisons += len(weights)
 
     @property
