@@ -1,5 +1,7 @@
 """`laplace.safetensors`: written, read, and refused."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -50,8 +52,8 @@ def test_a_file_without_constants_or_of_two_sizes_is_refused(saved, tmp_path):
     save_file(tensors, tmp_path / LAPLACE_FILE)
     with pytest.raises(CheckpointError, match=r"laplace.safetensors: expected the posterior.*reward_mean is missing"):
         SavedLaplace.read(tmp_path)
-    numbers = dict.fromkeys(("reward_mean", "reward_std", "prior_precision"), "1.0")
-    save_file(tensors | {"head": torch.zeros(4)}, tmp_path / LAPLACE_FILE, numbers)
+    about = json.dumps({"reward_mean": 0.0, "reward_std": 1.0, "prior_precision": 1.0})
+    save_file(tensors | {"head": torch.zeros(4)}, tmp_path / LAPLACE_FILE, {"about": about})
     with pytest.raises(CheckpointError, match=r"expected factor \[H, H\].*got .*'head': \[4\]"):
         SavedLaplace.read(tmp_path)
 

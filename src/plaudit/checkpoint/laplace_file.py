@@ -63,11 +63,9 @@ class SavedLaplace:
         folder = Path(folder).expanduser()
         check_folder_of_one_head(folder)
         tensors = {"factor": self.factor, "feature_mean": self.feature_mean, "head": self.head}
-        numbers = {"reward_mean": self.constants.reward_mean, "reward_std": self.constants.reward_std}
-        numbers["prior_precision"] = self.prior_precision
-        about = {name: json.dumps(value) for name, value in numbers.items()}
-        about |= {"measured_on": self.measured_on, "format": "pt"}
-        content = save({name: tensor.contiguous() for name, tensor in tensors.items()}, about)
+        constants = {"reward_mean": self.constants.reward_mean, "reward_std": self.constants.reward_std}
+        about = json.dumps(constants | {"prior_precision": self.prior_precision, "measured_on": self.measured_on})
+        content = save({name: tensor.contiguous() for name, tensor in tensors.items()}, {"about": about})
         write_atomically(folder / LAPLACE_FILE, content)
 
     @classmethod
@@ -88,8 +86,8 @@ class SavedLaplace:
         try:
             with safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-                about = file.metadata() or {}
-        except SafetensorError as error:
+                about = json.loads((file.metadata() or {}).get("about", "{}"))
+        except (SafetensorError, ValueError) as error:
             raise CheckpointError(f"{path} is not whole ({error}). {_AGAIN}") from error
         expected = ("factor", "feature_mean", "head", "reward_mean", "reward_std", "prior_precision")
         if missing := [name for name in expected if name not in tensors and name not in about]:
@@ -100,9 +98,9 @@ class SavedLaplace:
             raise CheckpointError(
                 f"{path}: expected factor [H, H], feature_mean [H] and head [H], got {shapes}. {_AGAIN}"
             )
-        reward_mean, reward_std, precision = (float(json.loads(about[name])) for name in expected[3:])
-        constants = PosteriorUncertainty(reward_mean, reward_std)
-        return cls(factor, mean, head, constants, precision, about.get("measured_on", "unknown"))
+        constants = PosteriorUncertainty(float(about["reward_mean"]), float(about["reward_std"]))
+        precision, measured_on = float(about["prior_precision"]), about.get("measured_on", "unknown")
+        return cls(factor, mean, head, constants, precision, measured_on)
 
 
 def check_folder_of_one_head(folder: Path) -> None:

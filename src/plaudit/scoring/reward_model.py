@@ -159,7 +159,7 @@ class RewardModel(BaseRewardModel):
         options.setdefault("temperature", (metadata.get("calibration") or {}).get("temperature"))
         options.setdefault("trained_on", rendering.get("sequences"))
         if "uncertainty" not in options:
-            options["uncertainty"] = attach_saved_uncertainty(model, name, **hub)
+            options["uncertainty"] = attach_saved_uncertainty(model, name, metadata.get("members"), **hub)
         loaded = cls(model, tokenizer, **options)
         loaded.name = name  # the configuration of an adapter names its base
         if metadata.get("fingerprint"):

@@ -19,29 +19,33 @@ if TYPE_CHECKING:
 __all__ = ["attach_posterior", "attach_saved_uncertainty"]
 
 
-def attach_saved_uncertainty(model: "PreTrainedModel | PeftModel", path_or_id: str, **hub: Any) -> Uncertainty | None:
+def attach_saved_uncertainty(
+    model: "PreTrainedModel | PeftModel", path_or_id: str, recorded: int | None = None, **hub: Any
+) -> Uncertainty | None:
     """Attach the member heads or the posterior of the head that are saved with a model, if there are any.
 
     Args:
         model: The loaded model. Changed in place.
         path_or_id: The folder or hub id that the model was loaded from.
+        recorded: The number of members that the model's `reward.json` names, if it does.
         **hub: `revision`, `subfolder`, `token`, ..., as for `from_pretrained`.
 
     Returns:
         The reader of the columns that the model now gives; `None` for a model that gives the reward alone.
 
     Raises:
-        CheckpointError: The file is not whole, or of another model.
+        CheckpointError: The file is missing, not whole, or of another model.
     """
     heads = SavedHeads.read(path_or_id, **hub)
-    posterior = SavedLaplace.read(path_or_id, **hub) if heads is None else None
-    if heads is None and posterior is None:
-        return None
-    base = base_model(model)
-    bind_reward_forward(base, keep_forward=not type(base).forward.__module__.startswith("transformers."))
-    if posterior is not None:
-        return attach_posterior(model, posterior, path_or_id)
-    assert heads is not None
+    if heads is None and recorded:
+        raise CheckpointError(
+            f"{path_or_id}: reward.json names {recorded} members, and {HEADS_FILE}, which holds them, is missing. Copy "
+            "it to the other files; or remove `members` from reward.json to use the members' mean alone."
+        )
+    if heads is None:
+        posterior = SavedLaplace.read(path_or_id, **hub)
+        return None if posterior is None else attach_posterior(model, posterior, path_or_id)
+    base = _bound_base(model)
     attach_member_heads(base, MemberHeads(heads.weight, heads.bias), is_trainable=False)
     if not is_mean_of_members(base):
         raise CheckpointError(
@@ -57,14 +61,14 @@ def attach_posterior(
     """Attach a posterior to the head that it was fitted for, and return the reader of the columns.
 
     Args:
-        model: A model with `RewardHead`s. Changed in place.
+        model: The model. Changed in place.
         posterior: The posterior.
         path_or_id: The folder or hub id of the model, for the message of the error.
 
     Raises:
         CheckpointError: The head is not the one that the posterior was fitted for.
     """
-    base = base_model(model)
+    base = _bound_base(model)
     head = base.get_submodule(head_names(base)[-1]).weight  # under PEFT, the trained copy comes after the original
     if not posterior.is_of_head(head, compute_dtype(base)):
         raise CheckpointError(
@@ -73,3 +77,10 @@ def attach_posterior(
         )
     attach_uncertainty(base, LaplaceHead(posterior.factor, posterior.feature_mean).to(head.device))
     return posterior.constants
+
+
+def _bound_base(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel":
+    """Return the model without its adapter, with the float32 head to which an uncertainty is attached."""
+    base = base_model(model)
+    bind_reward_forward(base, keep_forward=not type(base).forward.__module__.startswith("transformers."))
+    return base
