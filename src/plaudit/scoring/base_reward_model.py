@@ -174,6 +174,8 @@ class BaseRewardModel(ABC):
                 f"normalize: aggregate={aggregate!r} is in standard deviations of the rewards already. Leave "
                 "`normalize` out."
             )
+        if self.uncertainty is not None:  # refuses an aggregate that it lacks before any sequence runs
+            self.uncertainty.aggregate(np.zeros((0, self.uncertainty.num_columns), np.float32), aggregate, k)
         return self.uncertainty
 
     def stream(
