@@ -6,7 +6,6 @@ member is centred and scaled on one reference set before members are compared. S
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal, Protocol, get_args

@@ -17,7 +17,7 @@ from plaudit.evaluation.score_files import read_scores, write_scores
 from plaudit.evaluation.scores import ScoredRow, Scores
 from plaudit.models.member_heads import add_member_heads
 from plaudit.models.reward_head import bind_reward_forward
-from plaudit.uncertainty import MemberUncertainty
+from plaudit.uncertainty import MemberUncertainty, PosteriorUncertainty
 
 
 def number_in(text):
@@ -130,6 +130,22 @@ def test_a_conservative_reward_is_that_of_the_model_row_by_row(ensemble, text_ro
     for how in ("mean", "min", "mean-std", "mean-var"):
         expected = ensemble.score(texts, aggregate=how, k=2.0).reshape(-1, 2)
         assert np.array(scores.aggregate(how, 2.0)) == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
+def test_sampled_heads_of_a_posterior_stand_for_members_in_the_unit_of_the_reward(tmp_path):
+    rows = [
+        replace(row, rewards=[np.mean(row.members[0]), 0.0]) for row in ensemble_scores("told", 300, members=8).rows
+    ]
+    posterior = PosteriorUncertainty(reward_mean=1.0, reward_std=2.0, num_samples=8)
+    write_scores(tmp_path / "scores.jsonl", Scores({"model": "laplace", "uncertainty": posterior.to_dict()}, rows))
+    scores = read_scores(tmp_path / "scores.jsonl")
+    spread = [np.std(row.members[0], ddof=1) for row in rows]
+    assert scores.member_differences.std(1, ddof=1) == pytest.approx(spread)
+    assert evaluate_scores(scores).uncertainty.kind == "posterior"
+    lowered = [(row.rewards[0] - 1) / 2 - std / 2 for row, std in zip(rows, spread, strict=True)]
+    assert [each[0] for each in scores.aggregate("mean-std")] == pytest.approx(lowered, rel=1e-5)
+    with pytest.raises(ConfigError, match="a posterior has no least member"):
+        scores.aggregate("min")
 
 
 def test_a_conservative_reward_of_a_single_model_says_how_to_get_one():
