@@ -12,18 +12,9 @@ from plaudit.cli import cli, main
 from plaudit.errors import ConfigError
 
 COMMANDS = [
-    "quickstart",
-    "audit",
-    "train",
-    "verify",
-    "eval",
-    "compare",
-    "report",
-    "merge",
-    "ensemble",
-    "score",
-    "serve",
-]
+    "quickstart", "audit", "train", "verify", "eval", "compare", "report", "merge", "ensemble", "laplace",
+    "score", "serve",
+]  # fmt: skip
 HELP = f"""
 import sys
 from click.testing import CliRunner

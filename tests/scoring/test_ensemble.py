@@ -10,13 +10,14 @@ from ensemble_members import measured, save_adapter, save_whole
 from peft import PrefixTuningConfig
 from transformers import AutoModelForSequenceClassification, BertConfig, BitsAndBytesConfig
 
-from plaudit import RewardModel
+from plaudit import RewardModel, evaluate
 from plaudit.checkpoint.heads_file import SavedHeads
 from plaudit.checkpoint.metadata import write_metadata
 from plaudit.errors import CheckpointError, ConfigError, ModelError
 from plaudit.models.adapters import add_adapter
 from plaudit.models.load import load_model
 from plaudit.scoring.ensemble import save_ensemble
+from plaudit.scoring.head_features import features_as_columns
 from plaudit.uncertainty import MemberUncertainty
 
 TEXTS = ["Is the sky blue? Yes, the sky", "Is the dog green? No, it is", "sorry", "Is it two? Thank you " * 9]
@@ -198,7 +199,21 @@ def test_without_the_scale_of_one_member_the_mean_works_and_the_rest_says_who_la
             ensemble.score(iter(()), **option)
 
 
+def test_an_evaluation_of_members_without_a_scale_is_that_of_their_mean(wholes, text_rows):
+    evaluation = evaluate(RewardModel.from_pretrained(wholes), text_rows)
+    assert evaluation.overall["comparisons"] == len(text_rows)
+    assert evaluation.uncertainty is None
+
+
 # What cannot be an ensemble
+
+
+def test_an_ensemble_of_models_has_no_head_to_fit_a_posterior_of(wholes):
+    with (
+        pytest.raises(ConfigError, match="expected a model with one head, got an ensemble"),
+        features_as_columns(RewardModel.from_pretrained(wholes)),
+    ):
+        pass
 
 
 def test_fewer_than_two_members_or_one_named_twice_is_an_error(wholes):

@@ -24,6 +24,7 @@ _COMMANDS = {
     "report": "Write one HTML report on a reward model: what is wrong, figures, pictures, wrong pairs.",
     "merge": "Merge an adapter into its base model, or average several models; checks that the rewards stay the same.",
     "ensemble": "Join several reward models to one whose reward is their mean, and whose members' spread is kept.",
+    "laplace": "Fit how sure the rewards of a model with one head are, from the data that it was trained on.",
     "score": "Add rewards to the rows of a file or a hub dataset; an interrupted run can be resumed.",
     "serve": "Serve a reward model over HTTP, for RL frameworks, rerankers and a page to compare responses.",
 }

@@ -174,9 +174,7 @@ class BaseRewardModel(ABC):
                 f"normalize: aggregate={aggregate!r} is in standard deviations of the rewards already. Leave "
                 "`normalize` out."
             )
-        if (
-            self.uncertainty is not None and option is not None
-        ):  # which may lack it, and says so of no sequences as well
+        if self.uncertainty is not None:  # refuses what it lacks before any sequence runs
             nothing = np.zeros((0, self.uncertainty.num_columns), np.float32)
             self.uncertainty.aggregate(nothing, aggregate, k)
             if return_std:

@@ -66,7 +66,8 @@ class RewardModel(BaseRewardModel):
         temperature: Divisor of the rewards that makes probabilities fit the data it was fitted to, for
             `calibrated=True`.
         trained_on: "texts" or "conversations", if known: a sequence of the other form brings one warning.
-        uncertainty: How to read the columns beside the reward, if the model has any.
+        uncertainty: How to read the columns beside the reward, if the model has any. With `None`, `from_pretrained`
+            leaves what is saved beside the weights unread.
 
     Attributes:
         name: The folder or hub id that the model was loaded from.
