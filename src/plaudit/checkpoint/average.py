@@ -64,7 +64,24 @@ def average_models(
     read = [SavedMember.read(path, trust_remote_code=trust_remote_code) for path in paths]
     check_agreement(read)
     model = _mean_model(paths, None if dtype is None else getattr(torch, dtype), trust_remote_code)
-    tokenizer, recorded = read[0].tokenizer, read[0].rendering
+    metadata = _metadata(model, read)
+    with staged_folder(output) as folder:
+        save_plain_model(folder, model, read[0].tokenizer, metadata)
+        write_model_card(
+            folder, model_name=output.name, location=str(output), options={"averaged_from": paths},
+            training_metrics={}, evaluation_metrics={},
+            conversational=metadata["rendering"]["sequences"] == "conversations",
+        )  # fmt: skip
+    logger.warning(
+        "%s is one model: it no longer shows where its %d members disagree. `plaudit ensemble` keeps them apart; "
+        "`plaudit eval` tells what the mean of the weights is worth.", output, len(paths),
+    )  # fmt: skip
+    return verify_and_record(output, trust_remote_code=trust_remote_code, reload=reload)
+
+
+def _metadata(model: PreTrainedModel, members: list[SavedMember]) -> dict[str, Any]:
+    """Return `reward.json` of the mean, which reads text as the first member does."""
+    tokenizer, recorded = members[0].tokenizer, members[0].rendering
     conversational = recorded.get("sequences", "conversations") == "conversations"
     fingerprint = take_fingerprint(
         lambda ids: rewards_as_saved(model, ids),
@@ -74,25 +91,14 @@ def average_models(
         longest=max_positions(model),
     )
     rendering = rendering_metadata(tokenizer, fingerprint.ids[0], conversational=conversational, max_length=None)
-    metadata = {
+    return {
         "versions": library_versions(),
-        "averaged_from": [{"path": each.path, "fingerprint": each.digest} for each in read],
-        "rendering": recorded or rendering,
+        "averaged_from": [{"path": each.path, "fingerprint": each.digest} for each in members],
+        "rendering": rendering | recorded,
         "head": {"name": head_names(model)[0].split(".")[0], "trained_in": "float32"},
         "quantization": None,
         "fingerprint": fingerprint.as_json(),
     }
-    with staged_folder(output) as folder:
-        save_plain_model(folder, model, tokenizer, metadata)
-        write_model_card(
-            folder, model_name=output.name, location=str(output), options={"averaged_from": paths},
-            training_metrics={}, evaluation_metrics={}, conversational=conversational,
-        )  # fmt: skip
-    logger.warning(
-        "%s is one model: it no longer shows where its %d members disagree. `plaudit ensemble` keeps them apart; "
-        "`plaudit eval` tells what the mean of the weights is worth.", output, len(paths),
-    )  # fmt: skip
-    return verify_and_record(output, trust_remote_code=trust_remote_code, reload=reload)
 
 
 @torch.no_grad()
@@ -110,6 +116,7 @@ def _mean_model(paths: list[str], dtype: torch.dtype | None, trust_remote_code: 
             if tensor.is_floating_point() and tensor.data_ptr() not in done:
                 tensor.add_((other[name].float() - tensor) / number)
                 done.add(tensor.data_ptr())
+        del other  # before the next model is loaded
     for name, parameter in mean.named_parameters():
         parameter.data = parameter.data.to(dtype or dtypes[name])
     for name, buffer in mean.named_buffers():

@@ -67,26 +67,7 @@ class SavedEnsemble:
             file = Path(cached_file(str(path_or_id), ENSEMBLE_FILE, **hub))
         except OSError:  # there is no such file or place, or the hub cannot be reached
             return None
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-            entries = [(each.get("folder"), each.get("hub_id"), each.get("fingerprint")) for each in content["members"]]
-            described = content["uncertainty"]
-            constants = MemberUncertainty(
-                tuple(map(float, described["centers"])), tuple(map(float, described["scales"])),
-                float(described["reward_std"]),
-            )  # fmt: skip
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(
-                f"{file}: expected `members`, and their constants as `uncertainty` with centers, scales and reward_std "
-                f"({type(error).__name__}: {error}). Write it anew: `plaudit ensemble A B C --output FOLDER --data "
-                "REFERENCE`."
-            ) from error
-        if not len(entries) == len(constants.centers) == len(constants.scales) >= 2:
-            raise CheckpointError(
-                f"{file}: expected two or more members with as many constants, got {len(entries)} members, "
-                f"{len(constants.centers)} centers and {len(constants.scales)} scales. Write it anew by `plaudit "
-                "ensemble`."
-            )
+        entries, constants, measured_on = _parse(file)
         root = file.parent
         if not Path(path_or_id).is_dir() and any(folder for folder, _, _ in entries):
             root = Path(snapshot_download(str(path_or_id), revision=hub.get("revision"), token=hub.get("token")))
@@ -97,8 +78,7 @@ class SavedEnsemble:
                 f"{file} names the member {missing[0]}, and there is no such folder. Put it back, or write the "
                 "ensemble anew where its members lie; `plaudit ensemble --copy` puts copies of them inside."
             )
-        digests = tuple(digest for _, _, digest in entries)
-        return cls(file, tuple(members), digests, constants, str(content.get("measured_on", "unknown")))
+        return cls(file, tuple(members), tuple(digest for _, _, digest in entries), constants, measured_on)
 
     def check_unchanged(self, members: Sequence[SavedMember]) -> None:
         """Raise if a member has been trained on since the constants were measured.
@@ -113,6 +93,30 @@ class SavedEnsemble:
                     f"(fingerprint {member.digest}, expected {digest}), so the constants are not its own. Write the "
                     "ensemble anew by `plaudit ensemble`, or put the former weights back."
                 )
+
+
+def _parse(file: Path) -> tuple[list[tuple[str | None, str | None, str | None]], MemberUncertainty, str]:
+    """Return folder, hub id and digest of each member, the constants, and what these were measured on."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        entries = [(each.get("folder"), each.get("hub_id"), each.get("fingerprint")) for each in content["members"]]
+        described = content["uncertainty"]
+        constants = MemberUncertainty(
+            tuple(map(float, described["centers"])), tuple(map(float, described["scales"])),
+            float(described["reward_std"]),
+        )  # fmt: skip
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{file}: expected `members`, and their constants as `uncertainty` with centers, scales and reward_std "
+            f"({type(error).__name__}: {error}). Write it anew: `plaudit ensemble A B C --output FOLDER --data "
+            "REFERENCE`."
+        ) from error
+    if not len(entries) == len(constants.centers) == len(constants.scales) >= 2:
+        raise CheckpointError(
+            f"{file}: expected two or more members with as many constants, got {len(entries)} members, "
+            f"{len(constants.centers)} centers and {len(constants.scales)} scales. Write it anew by `plaudit ensemble`."
+        )
+    return entries, constants, str(content.get("measured_on", "unknown"))
 
 
 def _seen_from(root: Path, path: str) -> dict[str, str]:

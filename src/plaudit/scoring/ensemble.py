@@ -1,6 +1,5 @@
 """Ensembles of several saved models: loaded behind one `RewardModel`, and written as a folder that names them."""
 
-import logging
 import os
 import shutil
 from collections.abc import Iterable, Sequence
@@ -10,9 +9,10 @@ from typing import Any
 import numpy as np
 from transformers.utils import find_adapter_config_file
 
-from plaudit.checkpoint.atomic import recover, staged_folder
+from plaudit.checkpoint.atomic import staged_folder
 from plaudit.checkpoint.ensemble_file import ENSEMBLE_FILE, SavedEnsemble
 from plaudit.checkpoint.member_agreement import SavedMember, check_agreement
+from plaudit.checkpoint.merge import new_folder
 from plaudit.checkpoint.metadata import fingerprint_digest, training_dtype
 from plaudit.data.formats import TextOrChat
 from plaudit.engine import ScoringEngine
@@ -23,8 +23,6 @@ from plaudit.scoring.reward_model import RewardModel
 from plaudit.uncertainty import MemberUncertainty, UnmeasuredMembers
 
 __all__ = ["load_ensemble", "save_ensemble"]
-
-logger = logging.getLogger(__name__)
 
 _HUB_OPTIONS = ("cache_dir", "revision", "token")
 
@@ -154,11 +152,7 @@ def save_ensemble(
         ConfigError: `output` is not empty, there are fewer than two reference sequences, or as for `load_ensemble`.
         ModelError: As for `load_ensemble`.
     """
-    output = Path(output)
-    recover(output)  # an earlier save may have been killed while it wrote
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigError(f"--output: '{output}' is not empty. Name a new folder.")
-    sequences = list(sequences)
+    output, sequences = new_folder(output), list(sequences)
     if len(sequences) < 2:
         raise ConfigError(f"expected two or more reference sequences to measure the members on, got {len(sequences)}.")
     paths = [os.path.expanduser(path) for path in members]
