@@ -5,17 +5,29 @@ The classes here say how to read the columns. Bradley-Terry rewards have no comm
 member is centred and scaled on one reference set before members are compared. Standard deviations divide by K - 1.
 """
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from numbers import Real
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from plaudit.errors import ConfigError
 
-__all__ = ["AGGREGATES", "MemberUncertainty", "Uncertainty", "check_aggregate"]
+__all__ = [
+    "AGGREGATES",
+    "Aggregate",
+    "MemberUncertainty",
+    "Uncertainty",
+    "check_aggregate",
+    "checked_uncertainty",
+    "uncertainty_from_dict",
+]
 
-AGGREGATES = ("mean", "min", "mean-std", "mean-var")
+Aggregate = Literal["mean", "min", "mean-std", "mean-var"]
+AGGREGATES: tuple[str, ...] = get_args(Aggregate)
 
 
 class Uncertainty(Protocol):
@@ -130,13 +142,57 @@ class MemberUncertainty:
         }  # fmt: skip
 
 
-def check_aggregate(how: str, k: float) -> None:
-    """Raise unless an aggregate exists and its weight is not negative.
+def check_aggregate(how: str, k: float, *, normalize: bool = False) -> None:
+    """Raise unless an aggregate exists, its weight is not negative, and its unit is not normalised a second time.
 
     Raises:
-        ConfigError: It does not, or it is.
+        ConfigError: There is no such aggregate, the weight is no finite number of at least 0, or `normalize` is asked
+            of a conservative reward.
     """
     if how not in AGGREGATES:
         raise ConfigError(f"aggregate: expected one of {', '.join(AGGREGATES)}, got {how!r}.")
-    if not k >= 0:
-        raise ConfigError(f"k: expected a number of at least 0, got {k!r}.")
+    if not (isinstance(k, Real) and 0 <= k < math.inf):
+        raise ConfigError(f"k: expected a finite number of at least 0, got {k!r}.")
+    if normalize and how != "mean":
+        raise ConfigError(
+            f"normalize: aggregate={how!r} is in standard deviations of the rewards already. Leave `normalize` out."
+        )
+
+
+def checked_uncertainty(
+    uncertainty: Uncertainty | None, name: str, aggregate: str = "mean", k: float = 1.0, *, needed_by: str | None = None
+) -> Uncertainty | None:
+    """Return the uncertainty of a model, after a check that it can give what is asked for.
+
+    Args:
+        uncertainty: The uncertainty; `None` for a single model.
+        name: Name of the model, for the error.
+        aggregate: The aggregate that is asked for.
+        k: Its weight of the spread.
+        needed_by: Name of another option that a single model cannot serve, if one is set.
+
+    Raises:
+        ConfigError: The aggregate or its weight cannot be used, or a single model is asked for one.
+    """
+    check_aggregate(aggregate, k)
+    needed_by = f"aggregate={aggregate!r}" if aggregate != "mean" else needed_by
+    if uncertainty is not None:  # an uncertainty may lack an aggregate, and says so of no sequences as well
+        uncertainty.aggregate(np.zeros((0, uncertainty.num_columns), np.float32), aggregate, k)
+    elif needed_by is not None:
+        raise ConfigError(
+            f"{needed_by}: {name} is a single model, which does not say how sure its rewards are. Train one with "
+            "`num_heads=5`, join several by `plaudit ensemble A B C --output FOLDER`, or fit a posterior of its "
+            "head by `plaudit laplace MODEL DATA`."
+        )
+    return uncertainty
+
+
+def uncertainty_from_dict(constants: Mapping[str, Any]) -> Uncertainty:
+    """Rebuild an uncertainty from its constants, as its `to_dict` gives them.
+
+    Raises:
+        ConfigError: The constants are of an unknown kind, as those of a later version of Plaudit may be.
+    """
+    if constants.get("kind") != "members":
+        raise ConfigError(f"uncertainty: expected the kind members, got {constants.get('kind')!r}. Update Plaudit.")
+    return MemberUncertainty(tuple(constants["centers"]), tuple(constants["scales"]), float(constants["reward_std"]))

@@ -154,7 +154,7 @@ def test_rows_that_are_set_aside_stay_in_order_whatever_is_wrong_with_them(make_
         rewards[-1] = np.inf
         return rewards
 
-    monkeypatch.setattr(ScoringEngine, "score", last_is_infinite)
+    monkeypatch.setattr(ScoringEngine, "score_columns", last_is_infinite)
     half, broken = {"text": "half \ud800"}, Unreadable("line 4 is not valid JSON", "{")
     scored = worker.score(chunk_of([half, *texts(2), broken, half, {"text": ""}, *texts(1), broken]))
     assert numbers_of(scored.rejected) == [0, 3, 4, 5, 6, 7]
@@ -164,8 +164,8 @@ def test_rows_that_are_set_aside_stay_in_order_whatever_is_wrong_with_them(make_
 def test_rewards_that_are_not_finite_are_no_rewards(make_worker, chunk_of, monkeypatch):
     worker = make_worker()
     monkeypatch.setattr(
-        ScoringEngine, "score",
-        lambda _, ids, *__: np.float32([1.5 if len(each) < 12 else np.nan for each in ids]),
+        ScoringEngine, "score_columns",
+        lambda _, ids, *__: np.float32([[1.5 if len(each) < 12 else np.nan] for each in ids]),
     )  # fmt: skip
     scored = worker.score(chunk_of(texts(3)))
     assert [row["reward"] for row in scored.rows] == [1.5]
@@ -175,7 +175,7 @@ def test_rewards_that_are_not_finite_are_no_rewards(make_worker, chunk_of, monke
 
 def test_unless_bad_rows_are_skipped_the_model_does_not_run_on_a_chunk_with_one(make_worker, chunk_of, monkeypatch):
     worker = make_worker(skip_bad_rows=False)
-    monkeypatch.setattr(ScoringEngine, "score", lambda *_: pytest.fail("the model ran"))
+    monkeypatch.setattr(ScoringEngine, "score_columns", lambda *_: pytest.fail("the model ran"))
     for bad in ({"text": ""}, {"text": "half \ud800"}):
         scored = worker.score(chunk_of([*texts(3), bad]))
         assert (scored.rows, numbers_of(scored.rejected)) == ([], [3])
