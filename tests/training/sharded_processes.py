@@ -34,6 +34,8 @@ CASES = {
     "accumulated": {"gradient_accumulation_steps": 2},
     "weighted": {"train_dataset": WEIGHTED},
     "adapter": LORA | SAVING,
+    "members": SAVING | {"num_heads": 3},
+    "adapter-members": LORA | SAVING | {"num_heads": 3},
     "tokens": SGD | {"max_tokens_per_batch": 65, "gradient_accumulation_steps": 100, "max_steps": 1},
 }
 
@@ -179,7 +181,7 @@ def main(folder, kind):
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     for name in CASES:
         run(folder, name, processes)
-    for name in ("whole", "adapter"):
+    for name in ("whole", "adapter", "members", "adapter-members"):
         options = CASES[name] | {"save_strategy": "no", "verify_on_save": False}
         run(folder, f"{name}-resumed", processes, resume=str(folder / name / "checkpoint-2"), **options)
     doubted(folder, processes)

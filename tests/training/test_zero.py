@@ -13,7 +13,11 @@ import numpy as np
 import pytest
 import torch
 from peft import AutoPeftModelForSequenceClassification
+from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from plaudit.models.adapters import base_model
+from plaudit.models.member_heads import member_heads
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("sharded_processes.py")
@@ -72,7 +76,7 @@ def plain_rewards(model, folder, rows):
         return model.eval()(**batch).logits[:, 0].view(-1, 2).tolist()
 
 
-@pytest.mark.parametrize("case", ["whole", "accumulated", "weighted", "adapter", "tokens"])
+@pytest.mark.parametrize("case", ["whole", "accumulated", "weighted", "adapter", "tokens", "members"])
 def test_training_takes_the_steps_of_one_process(two, one, script, case):
     both, expected = seen(two, case)["losses"], script.losses_of(one[case])
     assert [entry["step"] for entry in both] == [entry["step"] for entry in expected]
@@ -115,9 +119,27 @@ def test_a_saved_adapter_carries_its_head_and_scores_as_it_did(two, one, script)
     assert not torch.equal(head, trained)
 
 
-@pytest.mark.parametrize("case", ["whole", "adapter"])
+@pytest.mark.parametrize("case", ["members", "adapter-members"])
+def test_the_members_are_those_of_one_process_and_the_saved_head_is_their_mean(two, one, case):
+    heads = load_file(two / case / "heads.safetensors")["weight"]
+    members = member_heads(base_model(one[case].model)).weight.detach()
+    torch.testing.assert_close(heads, members, atol=2e-5, rtol=0)
+    file = "adapter_model.safetensors" if "adapter" in case else "model.safetensors"
+    (head,) = (each for name, each in load_file(two / case / file).items() if name.endswith("score.weight"))
+    torch.testing.assert_close(head[0], heads.mean(0))
+
+
+FILES = {
+    "whole": "model.safetensors",
+    "adapter": "adapter_model.safetensors",
+    "members": "heads.safetensors",
+    "adapter-members": "heads.safetensors",
+}
+
+
+@pytest.mark.parametrize("case", FILES)
 def test_a_checkpoint_resumes_bit_for_bit(two, case):
-    file = {"whole": "model.safetensors", "adapter": "adapter_model.safetensors"}[case]
+    file = FILES[case]
     assert (two / case / file).read_bytes() == (two / f"{case}-resumed" / file).read_bytes()
     assert (two / case / "checkpoint-2" / file).read_bytes() != (two / case / file).read_bytes()
     whole, resumed = (seen(two, name)["losses"] for name in (case, f"{case}-resumed"))
@@ -131,7 +153,7 @@ def test_an_evaluation_counts_every_row_once(two, one):
     assert {name: both[name] for name in names} == pytest.approx({name: alone[name] for name in names}, abs=1e-4)
 
 
-@pytest.mark.parametrize("case", ["whole", "adapter"])
+@pytest.mark.parametrize("case", FILES)
 def test_a_fresh_process_verifies_what_was_saved(two, case):
     assert seen(two, case)["verified"] == "verified"
 

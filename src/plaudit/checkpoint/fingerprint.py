@@ -18,10 +18,11 @@ from transformers import PreTrainedTokenizerBase
 from plaudit.data.render import render
 from plaudit.errors import DataError
 from plaudit.models.adapters import base_model
+from plaudit.models.member_heads import MemberHeads
 from plaudit.models.precision import compute_dtype, rounding_tolerance
 from plaudit.models.reward_head import RewardHead
 
-__all__ = ["Fingerprint", "probe_sequences", "rewards_as_saved", "take_fingerprint", "tolerance"]
+__all__ = ["Fingerprint", "member_rewards", "probe_sequences", "rewards_as_saved", "take_fingerprint", "tolerance"]
 
 # Questions and answers, one line each; no system message, which some templates refuse.
 _PROBES: tuple[tuple[str, ...], ...] = (
@@ -49,17 +50,23 @@ class Fingerprint:
         ids: N lists of token ids, by which a changed tokenizer or template is told apart from changed weights.
         rewards: Rewards [N].
         dtype: The precision they were computed in, such as "float32".
+        members: Rewards of the members of an ensemble, [N][K]; `None` for a single model.
     """
 
     probes: list[Any]
     ids: list[list[int]]
     rewards: list[float]
     dtype: str
+    members: list[list[float]] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the entry for `reward.json`."""
         columns = zip(self.probes, self.ids, self.rewards, strict=True)
-        rows = [{"sequence": probe, "ids": " ".join(map(str, ids)), "reward": reward} for probe, ids, reward in columns]
+        rows: list[dict[str, Any]] = [
+            {"sequence": probe, "ids": " ".join(map(str, ids)), "reward": reward} for probe, ids, reward in columns
+        ]
+        for row, members in zip(rows, self.members or (), strict=False):
+            row["members"] = members
         return {"dtype": self.dtype, "probes": rows}
 
     @classmethod
@@ -67,7 +74,8 @@ class Fingerprint:
         """Read what `as_json` returned."""
         rows = described["probes"]
         ids = [[int(each) for each in row["ids"].split()] for row in rows]
-        return cls([row["sequence"] for row in rows], ids, [row["reward"] for row in rows], described["dtype"])
+        members = [row["members"] for row in rows if "members" in row] or None
+        return cls([row["sequence"] for row in rows], ids, [row["reward"] for row in rows], described["dtype"], members)
 
 
 def tolerance(rewards: list[float], *dtypes: str) -> float:
@@ -112,7 +120,6 @@ def probe_sequences(tokenizer: PreTrainedTokenizerBase, *, conversational: bool)
     return accepted or [" ".join(turns) for turns in _PROBES]
 
 
-@torch.no_grad()
 def rewards_as_saved(model: nn.Module, sequences: list[list[int]], *, sharded: bool = False) -> list[float]:
     """Return the rewards [N] of N lists of token ids, scored one at a time, as the saved model will give them.
 
@@ -122,17 +129,40 @@ def rewards_as_saved(model: nn.Module, sequences: list[list[int]], *, sharded: b
         sharded: Whether `model` is a wrapper around weights on several devices. All processes must then call this
             function, and the wrapper, which gathers the weights, decides the precision.
     """
+    return [columns[0] for columns in _columns_as_saved(model, sequences, sharded)]
+
+
+def member_rewards(model: nn.Module, sequences: list[list[int]], *, sharded: bool = False) -> list[list[float]]:
+    """Return the rewards [N][K] of N lists of token ids by the members of an ensemble; the arguments are as above."""
+    return [columns[1:] for columns in _columns_as_saved(model, sequences, sharded)]
+
+
+@torch.no_grad()
+def _columns_as_saved(model: nn.Module, sequences: list[list[int]], sharded: bool) -> list[list[float]]:
     # accelerate wraps the forward in autocast, and keeps the plain one under this name.
     forward = model if sharded else vars(model).get("_original_forward", model)
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     try:
-        with _rounded_head(model), _no_tf32():
+        with _rounded_head(model), _own_head(model), _no_tf32():
             inputs = (torch.tensor([ids], device=device) for ids in sequences)
-            return [forward(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.item() for ids in inputs]
+            return [forward(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].tolist() for ids in inputs]
     finally:
         model.train(was_training)
+
+
+@contextmanager
+def _own_head(model: nn.Module) -> Iterator[None]:
+    """Have the first column of an ensemble come from the model's own head, which is saved, and not from the members."""
+    members = [module for module in model.modules() if isinstance(module, MemberHeads) and module.are_ahead]
+    for each in members:
+        each.are_ahead = False
+    try:
+        yield
+    finally:
+        for each in members:
+            each.are_ahead = True
 
 
 @contextmanager
@@ -152,7 +182,8 @@ def _no_tf32() -> Iterator[None]:
 def _rounded_head(model: nn.Module) -> Iterator[None]:
     """Round the head's float32 parameters to the backbone's precision, and restore them at the end."""
     heads = [module for module in model.modules() if isinstance(module, RewardHead)]
-    exact = {parameter: parameter.data.clone() for head in heads for parameter in head.parameters()}
+    # Under ZeRO-3 a parameter may be empty here and gathered by the time it would be restored.
+    exact = {each: each.data.clone() for head in heads for each in head.parameters() if each.numel()}
     dtype = compute_dtype(base_model(getattr(model, "module", model)))
     try:
         for parameter, data in exact.items():

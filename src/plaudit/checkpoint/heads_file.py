@@ -44,8 +44,9 @@ class SavedHeads:
         }
         if self.bias is not None:
             tensors["bias"] = self.bias.contiguous()
-        about = {"reward_std": json.dumps(self.constants.reward_std), "measured_on": self.measured_on}
-        write_atomically(folder / HEADS_FILE, save(tensors, about | {"format": "pt"}))
+        about = json.dumps({"reward_std": self.constants.reward_std, "measured_on": self.measured_on})
+        # One entry, since safetensors writes several in an order that changes from call to call.
+        write_atomically(folder / HEADS_FILE, save(tensors, {"about": about}))
 
     @classmethod
     def read(cls, path_or_id: str | Path, **hub: Any) -> "SavedHeads | None":
@@ -65,8 +66,8 @@ class SavedHeads:
         try:
             with safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-                about = file.metadata() or {}
-        except SafetensorError as error:
+                about = json.loads((file.metadata() or {}).get("about", "{}"))
+        except (SafetensorError, ValueError) as error:
             raise CheckpointError(f"{path} is not whole ({error}). Copy or save it again.") from error
         missing = [name for name in ("weight", "center", "scale") if name not in tensors]
         if missing or "reward_std" not in about:
@@ -80,6 +81,6 @@ class SavedHeads:
         if weight.ndim != 2 or len(weight) < 2 or set(lengths.values()) != {len(weight)}:
             raise CheckpointError(f"{path}: expected two or more members in all of its tensors, got {lengths}.")
         constants = MemberUncertainty(
-            tuple(tensors["center"].tolist()), tuple(tensors["scale"].tolist()), float(json.loads(about["reward_std"]))
+            tuple(tensors["center"].tolist()), tuple(tensors["scale"].tolist()), float(about["reward_std"])
         )
         return cls(weight, bias, constants, about.get("measured_on", "unknown"))

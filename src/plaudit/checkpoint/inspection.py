@@ -13,6 +13,7 @@ from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from plaudit.checkpoint.heads_file import HEADS_FILE, SavedHeads
 from plaudit.checkpoint.metadata import read_metadata, template_hash
 from plaudit.errors import CheckpointError, ModelError
 from plaudit.models.load import load_tokenizer
@@ -75,6 +76,12 @@ class SavedModel:
             return _read_shapes(self.folder / name)
         shards = sorted(set(_read_json(index)["weight_map"].values()))
         return {name: shape for shard in shards for name, shape in _read_shapes(self.folder / shard).items()}
+
+    @property
+    def members_file(self) -> Path | None:
+        """The file of the members of an ensemble on one backbone, if the folder holds it."""
+        path = self.folder / HEADS_FILE
+        return path if path.is_file() else None
 
     @property
     def has_tokenizer(self) -> bool:
@@ -143,7 +150,7 @@ def inspect_files(saved: SavedModel) -> list[Finding]:
     """Check each layer of the contract that concerns the model; stop at one whose files cannot be read."""
     layers: tuple[tuple[str, Callable[[SavedModel], tuple[bool | None, str] | None]], ...] = (
         ("weights", _weights), ("labels", _labels), ("head", _head), ("tokenizer", _tokenizer), ("padding", _padding),
-        ("configuration", _configuration), (BASE_TOKENIZER, _base_tokenizer),
+        ("configuration", _configuration), ("members", _members), (BASE_TOKENIZER, _base_tokenizer),
     )  # fmt: skip
     findings: list[Finding] = []
     for layer, check in layers:
@@ -231,6 +238,23 @@ def _configuration(saved: SavedModel) -> tuple[bool, str] | None:
     if lacking:
         return False, f"config.json lacks {' and '.join(lacking)}. Add it."
     return True, "config.json has what vLLM and OpenRLHF read"
+
+
+def _members(saved: SavedModel) -> tuple[bool, str] | None:
+    """Check the file of the members of an ensemble; `None` where nothing is wrong, since `verify` proves the rest."""
+    recorded = saved.metadata.get("members")
+    heads = SavedHeads.read(saved.folder)
+    if recorded and heads is None:
+        return False, f"reward.json names {recorded} members, and {HEADS_FILE} is missing. Copy it, or save it again."
+    if heads is None or saved.head is None:
+        return None
+    members, features = heads.weight.shape
+    if features != saved.shapes[saved.head][1] or (recorded and recorded != members):
+        return False, (
+            f"{HEADS_FILE} holds {members} members of {features} features, and the model has {recorded or 'a head'} of "
+            f"{saved.shapes[saved.head][1]}: it is of another model. Copy its own, or remove the file."
+        )
+    return None
 
 
 def _base_tokenizer(saved: SavedModel) -> tuple[bool | None, str] | None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from plaudit.checkpoint.atomic import recover, staged_folder
 from plaudit.checkpoint.card import write_model_card
-from plaudit.checkpoint.fingerprint import rewards_as_saved, take_fingerprint
+from plaudit.checkpoint.fingerprint import member_rewards, rewards_as_saved, take_fingerprint
+from plaudit.checkpoint.heads_file import SavedHeads
 from plaudit.checkpoint.metadata import (
     library_versions,
     read_metadata,
@@ -23,9 +25,10 @@ from plaudit.checkpoint.verify import Reload, Verification, verify_and_record
 from plaudit.errors import ConfigError, ModelError
 from plaudit.models.adapters import base_model, has_virtual_tokens, is_peft_model
 from plaudit.models.load import load_model, load_tokenizer, max_positions
+from plaudit.models.member_heads import MemberHeads, attach_member_heads
 from plaudit.models.precision import compute_dtype
 from plaudit.models.quantization import dequantize
-from plaudit.models.reward_head import bind_reward_forward, head_names
+from plaudit.models.reward_head import attach_uncertainty, bind_reward_forward, head_names
 from plaudit.models.saved_adapter import SavedAdapter
 
 if TYPE_CHECKING:
@@ -77,6 +80,11 @@ def merge_adapter(
         dtype=compute_dtype(base_model(model)),
         longest=max_positions(base_model(model)),
     )
+    heads = SavedHeads.read(adapter)
+    if heads is not None:
+        attach_member_heads(base_model(model), MemberHeads(heads.weight, heads.bias), is_trainable=False)
+        fingerprint = replace(fingerprint, members=member_rewards(model, fingerprint.ids))
+        attach_uncertainty(base_model(model), None)
     merged = _merge(model, adapter)
     if dtype is not None:
         merged = merged.to(getattr(torch, dtype))
@@ -91,6 +99,8 @@ def merge_adapter(
     metadata = {"rendering": rendering} | recorded | changed
     with staged_folder(output) as folder:
         _save(folder, merged, tokenizer, metadata)
+        if heads is not None:
+            heads.write(folder)
         _write_card(folder, output, adapter, metadata)
     return verify_and_record(output, trust_remote_code=trust_remote_code, reload=reload)
 

@@ -33,11 +33,13 @@ def score(path: str, sequences: list[Any], ids: list[list[int]] | None = None, *
         sequences: N texts or conversations; their token ids are returned as `rendered`.
         ids: The N lists of token ids to score in place of these, so that a changed tokenizer is told apart from changed
             weights.
-        **options: `trust_remote_code`; for an adapter the `dtype` and `quantization` its base was trained with.
+        **options: `trust_remote_code`; `heads`, the path of the members of an ensemble; for an adapter the `dtype` and
+            `quantization` its base was trained with.
 
     Returns:
-        `rendered` [N] token ids; rewards [N] `alone` and `batched` (`None` without a pad token); `as_trl`, an
-        adapter's rewards as TRL loads it, or why it cannot be; `dtype`; `engine`, the versions of the libraries.
+        `rendered` [N] token ids; rewards [N] `alone` and `batched` (`None` without a pad token); `members`, the rewards
+        [N][K] with each member in place of the head, or `None`; `as_trl`, an adapter's rewards as TRL loads it, or why
+        it cannot be; `dtype`; `engine`, the versions of the libraries.
     """
     from transformers import AutoTokenizer
 
@@ -45,6 +47,7 @@ def score(path: str, sequences: list[Any], ids: list[list[int]] | None = None, *
     # (https://github.com/pytorch/pytorch/issues/188792).
     torch.zeros(1).cos()
     code = {"trust_remote_code": options.pop("trust_remote_code", False)}
+    heads = options.pop("heads", None)
     adapter = Path(path, "adapter_config.json").is_file()
     model = evaluation_mode(load(path, adapter, **options, **code))
     tokenizer = AutoTokenizer.from_pretrained(path, **code)
@@ -56,12 +59,14 @@ def score(path: str, sequences: list[Any], ids: list[list[int]] | None = None, *
     pad = model.config.get_text_config().pad_token_id
     batched = None if pad is None else model(**tensors(ids, pad)).logits[:, 0].tolist()
     dtype = str(model.dtype).removeprefix("torch.")
+    members = None if heads is None else score_members(model, ids, heads)
     del model  # frees the memory before the next model is loaded
     used = ("transformers", "peft", "torch") if adapter else ("transformers", "torch")
     return {
         "rendered": rendered,
         "alone": alone,
         "batched": batched,
+        "members": members,
         "as_trl": score_as_trl(path, ids, **code) if adapter else None,
         "dtype": dtype,
         "engine": ", ".join(f"{name} {version(name)}" for name in used),
@@ -94,6 +99,23 @@ def evaluation_mode(model: torch.nn.Module) -> Any:
 def score_alone(model: Any, ids: list[list[int]]) -> list[float]:
     """Score N sequences one at a time."""
     return [model(**tensors([each], 0)).logits[0, 0].item() for each in ids]
+
+
+def score_members(model: Any, ids: list[list[int]], heads: str) -> list[list[float]]:
+    """Score N sequences with each of K members in place of the model's head: [N][K]. The head is lost."""
+    from safetensors.torch import load_file
+
+    members = load_file(heads)
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    for name, module in plain.named_modules():
+        is_inside = name.startswith(f"{plain.base_model_prefix}.")
+        if isinstance(module, torch.nn.Linear) and module.out_features == 1 and not is_inside:  # under PEFT, two
+            module.float()
+            module.weight = torch.nn.Parameter(members["weight"])
+            if "bias" in members:
+                module.bias = torch.nn.Parameter(members["bias"])
+            module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+    return [model(**tensors([each], 0)).logits[0].tolist() for each in ids]
 
 
 def score_as_trl(path: str, ids: list[list[int]], **code: Any) -> dict[str, Any] | str:

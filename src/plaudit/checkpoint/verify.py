@@ -25,7 +25,7 @@ Reload = Callable[[dict[str, Any]], dict[str, Any] | Finding]
 _NEEDED = ("weights", "labels", "head")  # without them a plain load fails, or makes a random head
 _TRL_LOADER = "TRL's loader"
 _OTHER_LOADERS = (BASE_TOKENIZER, _TRL_LOADER)  # these layers concern other programs that load an adapter's folder
-_MEASURED = ("batches", "rewards")
+_MEASURED = ("batches", "members", "rewards")
 _LIBRARIES = 1 << 30  # bytes of a process with torch and transformers loaded, before any model
 
 
@@ -174,6 +174,8 @@ def _request(saved: SavedModel, fingerprint: Fingerprint | None) -> dict[str, An
         sequences, ids = fingerprint.probes, fingerprint.ids
     path, code = str(saved.folder.resolve()), saved.trust_remote_code
     request: dict[str, Any] = {"path": path, "sequences": sequences, "ids": ids, "trust_remote_code": code}
+    if saved.members_file is not None:
+        request["heads"] = str(saved.members_file.resolve())
     if saved.adapter is not None:
         request |= {"dtype": _dtype(saved, fingerprint), "quantization": saved.metadata.get("quantization")}
     return request
@@ -186,6 +188,8 @@ def _compare(
     if isinstance(answer, Finding):
         return Verification([*findings, answer])
     findings = [*findings, _batches(saved, answer)]
+    if answer.get("members") is not None:
+        findings.append(_members(fingerprint, answer))
     if answer["as_trl"] is not None:
         findings.append(_trl_loader(answer))
     if fingerprint is None:
@@ -222,6 +226,22 @@ def _batches(saved: SavedModel, answer: dict[str, Any]) -> Finding:
     if "num_virtual_tokens" in (saved.adapter or {}):  # plain PEFT finds no pad token among embeddings
         return Finding("batches", None, f"{message} With prompt tuning, plain PEFT scores one sequence at a time.")
     return Finding("batches", False, message)
+
+
+def _members(fingerprint: Fingerprint | None, answer: dict[str, Any]) -> Finding:
+    """Compare the mean of the members with the model's head, and each member with its rewards in training."""
+    alone, members = answer["alone"], answer["members"]
+    _, mean = _differences(alone, [sum(each) / len(each) for each in members])
+    if not mean <= tolerance(alone, answer["dtype"]):
+        message = f"their mean differs from the model's rewards by {mean:.2g}: members and weights are of two models."
+        return Finding("members", False, message)
+    if fingerprint is None or fingerprint.members is None:
+        return Finding("members", True, f"the mean of {len(members[0])} members scores as the model does")
+    recorded, found = ([reward for each in rewards for reward in each] for rewards in (fingerprint.members, members))
+    difference, mean = _differences(recorded, found)
+    if not mean <= tolerance(recorded, fingerprint.dtype, answer["dtype"]):
+        return Finding("members", False, f"members score otherwise than in training, by up to {difference:.2g}.")
+    return Finding("members", True, f"{len(members[0])} members score as in training, and their mean as the model")
 
 
 def _trl_loader(answer: dict[str, Any]) -> Finding:

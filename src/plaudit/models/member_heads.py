@@ -1,6 +1,7 @@
 """The heads of an ensemble on one backbone: K linear heads, whose mean is the head that is saved as the model's own."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +19,9 @@ __all__ = [
     "add_member_heads",
     "attach_member_heads",
     "is_mean_of_members",
+    "mean_head_is_saved",
     "member_heads",
+    "whole_heads",
     "write_mean_head",
 ]
 
@@ -35,22 +38,23 @@ class MemberHeads(nn.Module):
 
     Attributes:
         num_columns: K.
+        are_ahead: Whether the members train, so that the model's own head is not yet their mean again.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight.detach().float().clone())
         self.bias = None if bias is None else nn.Parameter(bias.detach().float().clone())
-        self.num_columns = len(weight)
+        self.num_columns, self.are_ahead = len(weight), False
 
     def forward(self, features: torch.Tensor, rewards: torch.Tensor) -> torch.Tensor:
         """Map features [..., hidden] and rewards [..., 1] to [..., 1 + K], the reward first.
 
-        While the members train, the model's own head is behind them, and the first column is the members' mean.
+        While the members train, the first column is their mean rather than what the model's own head gives.
         """
         bias = None if self.bias is None else self.bias.float()
         members = nn.functional.linear(features, self.weight.float(), bias)
-        first = members.mean(-1, keepdim=True) if self.weight.requires_grad else rewards
+        first = members.mean(-1, keepdim=True) if self.are_ahead else rewards
         return torch.cat([first, members], -1)
 
 
@@ -72,27 +76,39 @@ def add_member_heads(model: "PreTrainedModel", count: int, seed: int, *, around_
     """
     head = _trained_head(model)
     std = getattr(model.config.get_text_config(), "initializer_range", 0.02)
-    drawn = torch.empty(count, head.in_features).normal_(0, std, generator=torch.Generator().manual_seed(seed))
+    weight = torch.empty(count, head.in_features).normal_(0, std, generator=torch.Generator().manual_seed(seed))
+    bias = None if head.bias is None else torch.zeros(count)
     if around_head:
-        drawn = drawn - drawn.mean(0) + head.weight.detach().float().cpu()
-    bias = None if head.bias is None else head.bias.detach().float().expand(count)
-    attach_member_heads(model, MemberHeads(drawn.to(head.weight.device), bias), is_trainable=True)
+        weight = weight - weight.mean(0) + _whole(head.weight)
+        bias = None if bias is None else bias + _whole(head.bias)
+    attach_member_heads(model, MemberHeads(weight, bias), is_trainable=True)
     write_mean_head(model)
 
 
 def attach_member_heads(model: "PreTrainedModel", members: MemberHeads, *, is_trainable: bool) -> None:
-    """Give a model member heads; with `is_trainable` they train, and the model's own head is frozen."""
+    """Give a model member heads; with `is_trainable` they train, and the model's own head is frozen.
+
+    Raises:
+        ModelError: The members do not fit the model's head.
+    """
     head = _trained_head(model)
     if members.weight.shape[1] != head.in_features or (members.bias is None) != (head.bias is None):
         raise ModelError(
-            f"expected member heads of {head.in_features} features{'' if head.bias is None else ' with a bias each'}, "
-            f"as the model's head has, got {members.weight.shape[1]} features"
-            f"{'' if members.bias is None else ' with a bias each'}."
+            f"expected members of {head.in_features} features {'without' if head.bias is None else 'with'} a bias, as "
+            f"the model's head has, got {members.weight.shape[1]} {'without' if members.bias is None else 'with'} one."
         )
     attach_uncertainty(model, members.to(head.weight.device).requires_grad_(is_trainable))
+    members.are_ahead = is_trainable
     if is_trainable:
         for name in head_names(model):
             model.get_submodule(name).requires_grad_(False)
+
+
+def whole_heads(model: "PreTrainedModel") -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return weight [K, hidden] and bias [K] of the members, on the CPU; of a sharded model all processes call this."""
+    members = member_heads(model)
+    assert members is not None
+    return _whole(members.weight), None if members.bias is None else _whole(members.bias)
 
 
 @torch.no_grad()
@@ -104,10 +120,28 @@ def write_mean_head(model: "PreTrainedModel") -> None:
     head = _trained_head(model)
     pairs = [(head.weight, members.weight)] + ([] if members.bias is None else [(head.bias, members.bias)])
     for own, each in pairs:
-        with _gathered([own, each]):
-            whole = each.full_tensor() if isinstance(each, DTensor) else each
-            mean = whole.mean(0).view(own.shape).to(own.dtype)
+        mean = _whole(each).mean(0)
+        with _gathered(own):
+            mean = mean.view(own.shape).to(own.device, own.dtype)
             own.copy_(distribute_tensor(mean, own.device_mesh, own.placements) if isinstance(own, DTensor) else mean)
+
+
+@contextmanager
+def mean_head_is_saved(model: "PreTrainedModel") -> Iterator[None]:
+    """Let the frozen mean of the members count as trained while a model is saved.
+
+    Of an adapter under ZeRO-3 only parameters that train are gathered, and PEFT looks for its whole head among them.
+    """
+    frozen = (
+        [] if member_heads(model) is None else [p for p in _trained_head(model).parameters() if not p.requires_grad]
+    )
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
 def is_mean_of_members(model: "PreTrainedModel") -> bool:
@@ -119,13 +153,21 @@ def is_mean_of_members(model: "PreTrainedModel") -> bool:
     return bool((members.weight.mean(0) - head.weight[0]).abs().max() <= 2 * allowed)
 
 
-def _gathered(parameters: list[torch.Tensor]) -> AbstractContextManager[None]:
-    """Return a context in which parameters are whole under ZeRO-3, and are shared out with their changes at its end."""
-    if not any(hasattr(each, "ds_id") for each in parameters):
+@torch.no_grad()
+def _whole(parameter: torch.Tensor) -> torch.Tensor:
+    """Return a copy of a parameter on the CPU, put together from its shards under FSDP2 and ZeRO-3."""
+    with _gathered(parameter):
+        whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+        return whole.detach().float().cpu().clone()
+
+
+def _gathered(parameter: torch.Tensor) -> AbstractContextManager[None]:
+    """Return a context in which a parameter is whole under ZeRO-3; at its end its shards have what was changed."""
+    if not hasattr(parameter, "ds_id"):
         return nullcontext()
     from deepspeed import zero  # type: ignore[import-not-found]  # not a dependency
 
-    return zero.GatheredParameters(parameters, modifier_rank=0)
+    return zero.GatheredParameters(parameter, modifier_rank=0)
 
 
 def _trained_head(model: "PreTrainedModel") -> RewardHead:

@@ -157,7 +157,7 @@ class RewardModel(BaseRewardModel):
         options.setdefault("scale", _saved_scale(metadata, base_model(model).config))
         options.setdefault("temperature", (metadata.get("calibration") or {}).get("temperature"))
         options.setdefault("trained_on", rendering.get("sequences"))
-        options.setdefault("uncertainty", attach_saved_uncertainty(model, name, **hub))
+        options.setdefault("uncertainty", attach_saved_uncertainty(model, name, metadata.get("members"), **hub))
         loaded = cls(model, tokenizer, **options)
         loaded.name = name  # the configuration of an adapter names its base
         if metadata.get("fingerprint"):

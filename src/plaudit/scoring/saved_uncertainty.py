@@ -16,21 +16,29 @@ if TYPE_CHECKING:
 __all__ = ["attach_saved_uncertainty"]
 
 
-def attach_saved_uncertainty(model: "PreTrainedModel | PeftModel", path_or_id: str, **hub: Any) -> Uncertainty | None:
+def attach_saved_uncertainty(
+    model: "PreTrainedModel | PeftModel", path_or_id: str, recorded: int | None = None, **hub: Any
+) -> Uncertainty | None:
     """Attach the member heads that are saved with a model, if there are any.
 
     Args:
         model: The loaded model. Changed in place.
         path_or_id: The folder or hub id that the model was loaded from.
+        recorded: The number of members that the model's `reward.json` names, if it does.
         **hub: `revision`, `subfolder`, `token`, ..., as for `from_pretrained`.
 
     Returns:
         The reader of the columns that the model now gives; `None` for a model that gives the reward alone.
 
     Raises:
-        CheckpointError: The file is not whole, or of another model.
+        CheckpointError: The file is missing, not whole, or of another model.
     """
     heads = SavedHeads.read(path_or_id, **hub)
+    if heads is None and recorded:
+        raise CheckpointError(
+            f"{path_or_id}: reward.json names {recorded} members, and {HEADS_FILE}, which holds them, is missing. Copy "
+            "it to the other files; or remove `members` from reward.json to use the members' mean alone."
+        )
     if heads is None:
         return None
     base = base_model(model)

@@ -38,6 +38,7 @@ class Batch:
             [C].
         row_number: The index of each row in the dataset that it comes from, shape [R].
         prompt_key: A number for each row that rows of the same prompt share, shape [R].
+        member_weight: The weight of each row for each member of an ensemble, shape [R, K].
     """
 
     model_inputs: dict[str, torch.Tensor]
@@ -52,6 +53,7 @@ class Batch:
     unit: torch.Tensor | None = None
     row_number: torch.Tensor | None = None
     prompt_key: torch.Tensor | None = None
+    member_weight: torch.Tensor | None = None
 
     @classmethod
     def of(cls, inputs: "Batch | Mapping[str, Any]") -> "Batch":

@@ -44,6 +44,8 @@ class RewardConfig(RewardOptions, TrainingArguments):
             value = getattr(self, option)
             if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{option}: expected a whole number above 0, got {value!r}.")
+        if self.num_heads is not None and (not isinstance(self.num_heads, int) or self.num_heads < 1):
+            raise ConfigError(f"num_heads: expected a whole number above 0, got {self.num_heads!r}.")
         if not isinstance(self.learning_rate, (int, float)) or self.learning_rate < 0:
             raise ConfigError(f"learning_rate: expected a number of at least 0, got {self.learning_rate!r}.")
         if self.max_steps <= 0 and self.num_train_epochs <= 0:

@@ -18,6 +18,7 @@ from plaudit.forest.sampler import TokenBudgetBatchSampler
 from plaudit.forest.trie import SHARED_TOKENS, common_tokens
 from plaudit.training.batch import Batch
 from plaudit.training.config import RewardConfig
+from plaudit.training.member_weights import WithMemberWeights
 
 __all__ = [
     "make_batch_sampler",
@@ -60,6 +61,8 @@ def make_train_loader(
     """
     seeding = partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index)
     options = _options(collator, args) | {"worker_init_fn": seeding}
+    if args.num_heads is not None and args.num_heads > 1:
+        options["collate_fn"] = WithMemberWeights(options["collate_fn"], args.num_heads, args.seed)
     if isinstance(dataset, IterableDataset):
         if args.world_size > 1 or args.dataloader_num_workers > 1:
             dataset = dataset.remove_columns("row_number")  # each of several readers numbers its own rows from 0

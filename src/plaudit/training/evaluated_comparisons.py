@@ -14,6 +14,7 @@ from transformers.trainer_utils import denumpify_detensorize
 from plaudit.errors import ConfigError, DataError
 from plaudit.metrics import preference_metrics
 from plaudit.training.batch import Batch
+from plaudit.uncertainty import MemberUncertainty
 
 __all__ = ["EvaluatedComparisons"]
 
@@ -39,6 +40,8 @@ class EvaluatedComparisons:
         prompts: A number that comparisons of the same prompt share, shape [C].
         tokens: Real tokens of the sequences of the row, at its first comparison, shape [C].
         predictions: What `compute_metrics` is given: [C, 2], or what `preprocess_logits_for_metrics` made of it.
+        members: Rewards of both sequences by each member of an ensemble, float32, shape [C, 2, K]; K is 0 for a single
+            model.
     """
 
     numbers: NDArray[np.int64]
@@ -52,6 +55,7 @@ class EvaluatedComparisons:
     prompts: NDArray[np.int64]
     tokens: NDArray[np.int64]
     predictions: NDArray[Any]
+    members: NDArray[np.float32]
 
     @classmethod
     def of_batch(
@@ -59,9 +63,10 @@ class EvaluatedComparisons:
         batch: Batch,
         rewards: torch.Tensor,
         losses: torch.Tensor,
+        members: torch.Tensor,
         preprocess: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
     ) -> "EvaluatedComparisons":
-        """Make the table of one batch from its rewards [N] and losses [C]."""
+        """Make the table of one batch from its rewards [N], losses [C] and the rewards of members [N, K]."""
         if batch.row_number is None or batch.prompt_key is None:
             raise ConfigError("the batches of an evaluation loader of your own lack `row_number` and `prompt_key`.")
         row = batch.comparison_row
@@ -75,6 +80,7 @@ class EvaluatedComparisons:
             ones if batch.loss_weight is None else batch.loss_weight, ones if batch.unit is None else batch.unit,
             batch.share, batch.prompt_key[row], tokens,
             pairs if preprocess is None else preprocess(pairs, _labels(batch.preference)),
+            members[batch.comparisons],
         )  # fmt: skip
         return cls(*(column.detach().cpu().numpy() for column in columns))
 
@@ -122,6 +128,13 @@ class EvaluatedComparisons:
         """Return the mean and the standard deviation of all rewards."""
         rewards = np.concatenate([self.first, self.second]).astype(np.float64)
         return float(rewards.mean()), float(rewards.std())
+
+    def member_constants(self) -> MemberUncertainty | None:
+        """Return centre and scale of each member over all rewards; `None` for a single model."""
+        if not self.members.shape[-1]:
+            return None
+        sides = self.members.transpose(1, 0, 2).reshape(-1, self.members.shape[-1])
+        return MemberUncertainty.measure(sides, np.concatenate([self.first, self.second]))
 
     def _compute(self, compute_metrics: Callable[..., dict[str, Any]], args: TrainingArguments) -> dict[str, Any]:
         """Call the user's `compute_metrics` once or, with `batch_eval_metrics`, for each batch."""

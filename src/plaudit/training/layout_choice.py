@@ -137,7 +137,7 @@ def _difference(trainer: "RewardTrainer", model: nn.Module, rows: list[dict[str,
         forward = vars(model).get("_original_forward", model) if float32 else model
         with nullcontext() if float32 else trainer.accelerator.autocast():
             outputs = forward(**{name: tensor.to(args.device) for name, tensor in inputs.items()})
-        return outputs.logits.float().squeeze(-1)
+        return outputs.logits[:, 0].float()
 
     base = base_model(trainer.model)
     dtype = args.mixed_dtype or compute_dtype(base)

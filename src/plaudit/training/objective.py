@@ -113,6 +113,16 @@ class Objective(nn.Module):
             losses = losses + self.args.center_rewards_coefficient * centering(first, second)
         return losses
 
+    def of_members(self, members: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Return the mean over K members of the loss of each comparison [C], from their rewards [N, K].
+
+        Each member's loss is multiplied by the weight of the row for this member.
+        """
+        losses = torch.stack([self(rewards, batch) for rewards in members.unbind(-1)], dim=-1)  # [C, K]
+        if batch.member_weight is not None:
+            losses = losses * batch.member_weight[batch.comparison_row]
+        return losses.mean(-1)
+
 
 def _ranking_losses(rewards: torch.Tensor, batch: Batch, options: dict[str, Any]) -> torch.Tensor:
     """Return for each comparison [C] the mean over the places of the ranking of its row.

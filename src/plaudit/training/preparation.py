@@ -10,12 +10,20 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from plaudit.checkpoint.heads_file import SavedHeads
 from plaudit.data.special_tokens import choose_pad_token, set_chat_template, set_eos_token
 from plaudit.data.tokenize import TokenizationReport, TokenizationRules, tokenize_dataset
 from plaudit.errors import ConfigError, DataError, ModelError
 from plaudit.models.adapters import add_adapter, base_model, check_head_is_trained
 from plaudit.models.load import embedding_rows, grow_embedding, load_model, load_tokenizer
-from plaudit.models.reward_head import bind_reward_forward, check_one_label, reset_head
+from plaudit.models.member_heads import MemberHeads, add_member_heads, attach_member_heads, member_heads
+from plaudit.models.reward_head import (
+    attach_uncertainty,
+    bind_reward_forward,
+    check_one_label,
+    head_names,
+    reset_head,
+)
 from plaudit.training.config import RewardConfig
 from plaudit.training.dataloaders import read_stream
 
@@ -30,6 +38,7 @@ __all__ = [
     "name_of",
     "prepare_model",
     "quiet_all_but_the_first",
+    "settle_member_heads",
     "tokenization_rules",
     "tokenize_split",
 ]
@@ -58,6 +67,8 @@ def prepare_model(
     base = base_model(model)
     tokenizer = tokenizer if tokenizer is not None else _load_tokenizer(source, base, args)
     adapted = peft_config is not None or isinstance(model, PeftModel)
+    heads = {name.split(".")[0] for name in head_names(base)}
+    has_new_head = not isinstance(model, PeftModel) and bool(heads & {*getattr(base, "new_modules", ())})
     settle_tokens(base, tokenizer, args, frozen_base=adapted)
     if peft_config is not None:
         revision = args.load_options.get("revision") if source else None
@@ -70,9 +81,52 @@ def prepare_model(
     bind_reward_forward(base)
     if args.reinit_head:
         reset_head(base, args.seed)
+    args.num_heads = settle_member_heads(base, source, args, has_new_head=has_new_head)
     if args.disable_dropout:
         disable_dropout(model)
     return model, tokenizer
+
+
+def settle_member_heads(model: PreTrainedModel, source: str | None, args: RewardConfig, *, has_new_head: bool) -> int:
+    """Give a model the heads that the options ask for, those that are saved with it where there are any.
+
+    Args:
+        model: The model with its one forward, not wrapped in PEFT. Changed in place.
+        source: The folder or hub id that the model was loaded from; `None` for a model that was passed as an object.
+        args: The options of the run.
+        has_new_head: Whether the model had no head before this run.
+
+    Returns:
+        The number of heads.
+
+    Raises:
+        ConfigError: `num_heads` is another number than the model has.
+        CheckpointError: The saved members are not whole.
+    """
+    hub = {name: value for name, value in args.load_options.items() if name in ("cache_dir", "revision", "token")}
+    saved = SavedHeads.read(os.path.expanduser(source), **hub) if source else None
+    members = member_heads(model) or (None if saved is None else MemberHeads(saved.weight, saved.bias))
+    found = 1 if members is None else members.num_columns
+    count = args.num_heads or found
+    if members is not None and not args.reinit_head:
+        if count not in (1, found):
+            raise ConfigError(
+                f"num_heads={count}: the model has {found} heads. Leave `num_heads` out to train them on, say 1 to "
+                "train their mean on as one head, or set `reinit_head=True` for new ones."
+            )
+        if count == 1:
+            attach_uncertainty(model, None)
+            logger.info("num_heads=1: the mean of the model's %d heads trains on as one head", found)
+        else:
+            attach_member_heads(model, members, is_trainable=True)
+    elif count > 1:
+        is_new = has_new_head or args.reinit_head
+        add_member_heads(model, count, args.seed, around_head=not is_new)
+        logger.info(
+            "%d reward heads, each on a bootstrap sample of the prompts; %s", count,
+            "all are new" if is_new else "they start around the model's one head, and their mean gives its rewards",
+        )  # fmt: skip
+    return count
 
 
 def _load_or_check(

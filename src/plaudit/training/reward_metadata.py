@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from datasets import Dataset
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from plaudit.checkpoint.card import write_model_card
-from plaudit.checkpoint.fingerprint import Fingerprint, rewards_as_saved, take_fingerprint
+from plaudit.checkpoint.fingerprint import Fingerprint, member_rewards, rewards_as_saved, take_fingerprint
+from plaudit.checkpoint.heads_file import HEADS_FILE, SavedHeads
 from plaudit.checkpoint.metadata import (
     METADATA_FILE,
     library_versions,
@@ -25,10 +28,12 @@ from plaudit.checkpoint.verify import Verification, verify_and_record
 from plaudit.errors import CheckpointError
 from plaudit.models.adapters import base_model
 from plaudit.models.load import max_positions
+from plaudit.models.member_heads import member_heads, whole_heads, write_mean_head
 from plaudit.models.precision import compute_dtype
 from plaudit.models.quantization import describe_quantization
 from plaudit.models.reward_head import head_names
 from plaudit.training.distributed import greatest_over_processes, is_sharded
+from plaudit.uncertainty import MemberUncertainty
 
 if TYPE_CHECKING:
     from plaudit.training.trainer import RewardTrainer
@@ -38,11 +43,13 @@ __all__ = ["RewardMetadata"]
 logger = logging.getLogger(__name__)
 
 _SAMPLED_ROWS = 16  # of the training data, for the scale of a model that was never evaluated
+_SAMPLED_ROWS_OF_MEMBERS = 64  # since members are compared by their scales
 
 # The options that the model card shows; training_args.bin holds all.
 _CARD_OPTIONS = (
     "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
     "max_tokens_per_batch", "max_length", "overlong", "loss_type", "center_rewards_coefficient", "bf16", "fp16", "seed",
+    "num_heads",
 )  # fmt: skip
 
 
@@ -54,12 +61,15 @@ class RewardMetadata:
 
     Attributes:
         reward_scale: Mean and standard deviation of the rewards in the last evaluation; `None` before.
+        member_constants: Centre and scale of the members of an ensemble in the last evaluation; `None` before.
         verification: The result of the last verification of a save; `None` before.
     """
 
     def __init__(self, trainer: "RewardTrainer") -> None:
         self.trainer = trainer
         self.reward_scale: tuple[float, float] | None = None
+        self.member_constants: MemberUncertainty | None = None
+        self._heads: SavedHeads | None = None  # of the model that is being saved
         self.verification: Verification | None = None
         self._verified: dict[str, Any] = {}  # fingerprint and verification of the last save that was verified
 
@@ -74,9 +84,11 @@ class RewardMetadata:
         trainer = self.trainer
         base = self._base()
         _check_finite(trainer)
+        write_mean_head(base)
         head, weights = head_names(base)[0].split(".")[0], str(base.dtype).removeprefix("torch.")
         fingerprint = self._take_fingerprint(base)
         mean, std, origin = self._scale()
+        self._heads = self._member_heads(base)
         set_contract(base.config, head, mean, std)
         args = trainer.args
         metadata = {
@@ -89,6 +101,7 @@ class RewardMetadata:
                 max_length=args.max_length,
             ),
             "head": {"name": head, "trained_in": "float32"},
+            "members": None if self._heads is None else len(self._heads.weight),
             "training": {
                 "weights": weights,
                 "precision": "bf16 mixed" if args.bf16 else "fp16 mixed" if args.fp16 else weights,
@@ -105,19 +118,22 @@ class RewardMetadata:
         return metadata
 
     def write(self, folder: Path, metadata: dict[str, Any]) -> None:
-        """Write `reward.json` and the model card into a folder in which the model lies."""
+        """Write `reward.json`, the members of an ensemble and the model card into a folder in which the model lies."""
         write_metadata(folder, metadata)
+        if self._heads is not None:
+            self._heads.write(folder)
         self.write_card(folder)
 
     def copy_for_push(self, checkpoint: Path) -> None:
-        """Copy `reward.json` and the card of a checkpoint to the folder that the Trainer uploads with it.
+        """Copy `reward.json`, the members and the card of a checkpoint to the folder that the Trainer uploads with it.
 
         The Trainer copies the files of a checkpoint that it knows of.
         """
         args = self.trainer.args
         if args.push_to_hub and args.should_save:
             Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-            for name in (METADATA_FILE, "README.md"):
+            members = () if self._heads is None else (HEADS_FILE,)
+            for name in (METADATA_FILE, "README.md", *members):
                 shutil.copy(checkpoint / name, Path(args.output_dir, name))
 
     def verify(self, folder: Path, *, again: bool) -> None:
@@ -145,11 +161,33 @@ class RewardMetadata:
             logger.warning("NOT VERIFIED: it is not proven that '%s' scores as the model did in training", folder)
 
     def restore(self, checkpoint: Path) -> None:
-        """Take over the scale of rewards and the tie threshold of a checkpoint that a run resumes from."""
+        """Take over the members, the scale of rewards and the tie threshold of a checkpoint that a run resumes from.
+
+        Raises:
+            CheckpointError: The checkpoint has another number of members than the run.
+        """
         metadata = read_metadata(checkpoint)
         if metadata.get("rewards", {}).get("of") == "evaluation":
             self.reward_scale = metadata["rewards"]["mean"], metadata["rewards"]["std"]
         self.trainer.objective.restore(metadata)
+        self._restore_members(checkpoint)
+
+    def _restore_members(self, checkpoint: Path) -> None:
+        heads, members = SavedHeads.read(checkpoint), member_heads(self._base())
+        found, expected = (1 if each is None else len(each.weight) for each in (heads, members))
+        if found != expected:
+            raise CheckpointError(
+                f"the checkpoint '{checkpoint}' has {found} heads, and the run has {expected}. Set `num_heads={found}`."
+            )
+        if heads is None or members is None:
+            return
+        if heads.measured_on == "evaluation":
+            self.member_constants = heads.constants
+        if not isinstance(members.weight, DTensor):  # FSDP and DeepSpeed load the members with all other weights
+            with torch.no_grad():
+                for parameter, saved in ((members.weight, heads.weight), (members.bias, heads.bias)):
+                    if parameter is not None and saved is not None and parameter.numel():
+                        parameter.copy_(saved)
 
     def write_card(self, folder: Path, model_name: str | None = None, tags: tuple[str, ...] = ()) -> None:
         """Write the model card into a folder."""
@@ -186,17 +224,35 @@ class RewardMetadata:
         model = trainer.model_wrapped if sharded else trainer.accelerator.unwrap_model(trainer.model)
         return rewards_as_saved(model, sequences, sharded=sharded)
 
+    def _member_rewards(self, sequences: list[list[int]]) -> list[list[float]]:
+        trainer, sharded = self.trainer, is_sharded(self.trainer)
+        model = trainer.model_wrapped if sharded else trainer.accelerator.unwrap_model(trainer.model)
+        return member_rewards(model, sequences, sharded=sharded)
+
+    def _member_heads(self, base: PreTrainedModel) -> SavedHeads | None:
+        """Return the members with their constants, of the last evaluation or of a sample of the training data."""
+        if member_heads(base) is None:
+            return None
+        constants, origin = self.member_constants, "evaluation"
+        if constants is None:
+            rewards = self._member_rewards(self._sampled_sequences())
+            constants, origin = MemberUncertainty.measure(rewards), f"{len(rewards)} training sequences"
+        return SavedHeads(*whole_heads(base), constants, origin)
+
     def _take_fingerprint(self, base: PreTrainedModel) -> Fingerprint | None:
         """Return the rewards of the probes; `None`, with a warning, if the model cannot be run here."""
         args = self.trainer.args
         try:
-            return take_fingerprint(
+            fingerprint = take_fingerprint(
                 self._rewards,
                 self.trainer.processing_class,
                 conversational=self.trainer.conversational,
                 dtype=(is_sharded(self.trainer) and args.mixed_dtype) or compute_dtype(base),
                 longest=max_positions(base),
             )
+            if member_heads(base) is not None:
+                fingerprint = replace(fingerprint, members=self._member_rewards(fingerprint.ids))
+            return fingerprint
         except RuntimeError as error:  # out of memory, or a kernel for half precision only: the save goes on
             logger.warning("the fingerprint could not be taken, so the model cannot be verified: %s", error)
             return None
@@ -215,12 +271,14 @@ class RewardMetadata:
 
     def _sampled_sequences(self) -> list[list[int]]:
         """Return the sequences of a few training rows, taken evenly from all; of a stream, of the first rows."""
-        data = self.trainer.train_dataset
+        data, count = self.trainer.train_dataset, _SAMPLED_ROWS
+        if member_heads(self._base()) is not None:
+            count = _SAMPLED_ROWS_OF_MEMBERS
         if isinstance(data, Dataset):
-            rows = data.select(np.linspace(0, len(data) - 1, min(_SAMPLED_ROWS, len(data)), dtype=int)).to_list()
+            rows = data.select(np.linspace(0, len(data) - 1, min(count, len(data)), dtype=int)).to_list()
         else:
             with self.trainer.reports["train"].unchanged():
-                rows = list(islice(iter(data), _SAMPLED_ROWS))
+                rows = list(islice(iter(data), count))
         return [ids for row in rows for ids in row.get("sequence_ids") or (row["chosen_ids"], row["rejected_ids"])]
 
 

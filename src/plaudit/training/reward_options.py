@@ -47,6 +47,10 @@ class RewardOptions:
     reinit_head: bool = field(
         default=False, metadata={"help": "Draw the reward head anew instead of training on the one the model has."}
     )
+    num_heads: int | None = field(
+        default=None,
+        metadata={"help": "Reward heads of an ensemble on one backbone; unset: as many as the model has."},
+    )
     chat_template_path: str | None = field(
         default=None, metadata={"help": "Chat template: a Jinja file, a tokenizer folder or a hub id."}
     )

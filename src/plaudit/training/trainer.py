@@ -21,6 +21,7 @@ from plaudit.data.tokenize import TokenizationReport
 from plaudit.errors import ConfigError
 from plaudit.forest.sampler import TokenBudgetBatchSampler
 from plaudit.models.adapters import base_model
+from plaudit.models.member_heads import mean_head_is_saved
 from plaudit.training.activation_offloading import offload_activations
 from plaudit.training.batch import Batch
 from plaudit.training.callbacks.finite import FiniteGuard, check_rewards_are_finite
@@ -153,6 +154,11 @@ class RewardTrainer(Trainer):
         self._own_callbacks: list[TrainerCallback] = []
         self._eval_loaders: dict[int, tuple[Any, DataLoader]] = {}
         self._has_own_loss = type(self).compute_loss is not RewardTrainer.compute_loss
+        if self._has_own_loss and args.num_heads != 1:
+            raise ConfigError(
+                f"num_heads={args.num_heads}: `compute_loss` is your own, and the heads train by the trainer's. Leave "
+                "one of the two out."
+            )
         own_code = "`data_collator`" if data_collator is not None else "`compute_loss`" if self._has_own_loss else None
         layout = choose_layout(model, args, own_code=own_code)
         super().__init__(
@@ -310,18 +316,20 @@ class RewardTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Return the loss of a batch, from its rewards and comparisons alone.
+        """Return the loss of a batch, from its rewards and comparisons alone; of K heads, the mean of their losses.
 
         Args:
-            model: Called once with the inputs of the batch; gives `logits` [N, 1].
+            model: Called once with the inputs of the batch; gives `logits` [N, 1], or [N, 1 + K] with K heads.
             inputs: A `Batch`, or a dict in TRL's shape.
             return_outputs: Also return the model's outputs, with `losses` [C] added.
             num_items_in_batch: Comparisons of the whole optimiser step; the mean over this batch if `None`.
         """
         batch = Batch.of(inputs)
         outputs = model(**batch.model_inputs)
-        rewards = outputs.logits.float().squeeze(-1)  # [N]
-        losses = self.objective(rewards, batch)  # [C]
+        rewards, members = outputs.logits.float().tensor_split([1], dim=-1)  # [N, 1], [N, K]
+        rewards = rewards.squeeze(-1)
+        trains_members = self.model.training and members.shape[-1] > 0
+        losses = self.objective.of_members(members, batch) if trains_members else self.objective(rewards, batch)  # [C]
         if self.model.training:
             self.guard.note(rewards, losses)
             self.reward_log.add(batch, rewards)
@@ -382,8 +390,10 @@ class RewardTrainer(Trainer):
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
         # A loss of a subclass gives no loss for each comparison: each then has the mean of its batch.
         losses = outputs["losses"] if "losses" in outputs else loss.expand(len(inputs.comparisons))
-        rewards = outputs.logits.float().squeeze(-1)
-        table = EvaluatedComparisons.of_batch(inputs, rewards, losses, self.preprocess_logits_for_metrics)
+        rewards, members = outputs.logits.float().tensor_split([1], dim=-1)
+        table = EvaluatedComparisons.of_batch(
+            inputs, rewards.squeeze(-1), losses, members, self.preprocess_logits_for_metrics
+        )
         self._evaluated.append(table)
         return None, None, None
 
@@ -410,6 +420,7 @@ class RewardTrainer(Trainer):
         check_rewards_are_finite(compared, dataloader.dataset, self.processing_class, metric_key_prefix)
         if description == "Evaluation":  # and not a prediction, which may be on any data at all
             self.metadata.reward_scale = compared.scale()
+            self.metadata.member_constants = compared.member_constants()
         figures = output.metrics | compared.metrics(metric_key_prefix, self.compute_metrics, self.args)
         return EvalLoopOutput(compared.predictions, compared.labels, figures, len(compared))
 
@@ -443,7 +454,8 @@ class RewardTrainer(Trainer):
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _write_model(self, folder: Path, metadata: dict[str, Any]) -> None:
-        super().save_model(str(folder), _internal_call=True)
+        with mean_head_is_saved(base_model(self.accelerator.unwrap_model(self.model))):
+            super().save_model(str(folder), _internal_call=True)
         if self.is_fsdp_enabled and "FULL" not in str(self.accelerator.state.fsdp_plugin.state_dict_type):
             self._save(str(folder), state_dict=self.accelerator.get_state_dict(self.model))  # beside the shards
         if self.args.should_save:
