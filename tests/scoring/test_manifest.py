@@ -115,3 +115,14 @@ def test_a_place_may_be_named_by_way_of_the_home_folder(tmp_path, monkeypatch):
     assert input_manifest(Source("~/in.jsonl")) == input_manifest(Source(str(tmp_path / "in.jsonl")))
     assert model_manifest("~/model") == model_manifest(str(tmp_path / "model"))
     assert [each.rows for each in Source("~/in.jsonl").chunks(2)] == [[{"text": "Yes."}]]
+
+
+def test_a_conservative_reward_is_an_option_of_the_job_and_the_mean_is_as_before(hub):
+    source = Source("someone/one")
+    mean, less, least = (
+        job_manifest(source, ScoringConfig("someone/one", **options))
+        for options in ({"k": 2.0}, {"aggregate": "mean-std"}, {"aggregate": "mean-std", "k": 2.0})
+    )
+    assert "aggregate" not in mean["options"]
+    assert differences(mean, less) == ["options: aggregate was None, is mean-std", "options: k was None, is 1.0"]
+    assert differences(less, least) == ["options: k was 1.0, is 2.0"]

@@ -62,6 +62,52 @@ def test_normalized_rewards_use_the_scale_that_was_saved_with_the_model(make_wor
     assert normal == close([(reward - 1.5) / 0.25 for reward in raw])
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"aggregate": "min"}, {"aggregate": "mean-std", "k": 2.0}, {"normalize": True}]
+)
+def test_an_ensemble_gives_rewards_with_their_deviations(make_worker, chunk_of, ensemble_folder, options):
+    pair = {"prompt": "Is it?", "chosen": " Yes.", "rejected": " No, the sky is blue."}
+    group = {"prompt": "Is it?", "completions": [" Yes.", " No.", " It is the dog."]}
+    scored = make_worker(ensemble_folder, **options).score(chunk_of([pair, group])).rows
+    model = RewardModel.from_pretrained(ensemble_folder, device="cpu")
+    whole = ["Is it?" + each for each in (pair["chosen"], pair["rejected"], *group["completions"])]
+    rewards, stds = model.score(whole, return_std=True, **options)
+    assert list(scored[0])[3:] == ["chosen_reward", "rejected_reward", "chosen_reward_std", "rejected_reward_std"]
+    assert list(scored[0].values())[3:] == close([*rewards[:2], *stds[:2]])
+    assert list(scored[1])[2:] == ["reward", "reward_std"]
+    assert scored[1]["reward"] == close(rewards[2:])
+    assert scored[1]["reward_std"] == close(stds[2:])
+    (best,) = make_worker(ensemble_folder, columns=RewardColumns(best_of=True), **options).score(chunk_of([group])).rows
+    place = int(np.argmax(rewards[2:]))
+    assert best["completion"] == group["completions"][place]
+    assert (best["reward"], best["reward_std"]) == (close(rewards[2 + place]), close(stds[2 + place]))
+
+
+def test_a_column_of_deviations_is_in_the_way_of_an_ensemble_alone(make_worker, chunk_of, ensemble_folder):
+    rows = [{"text": "Is it? Yes.", "reward_std": 1}]
+    assert make_worker().score(chunk_of(rows)).rows[0]["reward_std"] == 1
+    with pytest.raises(ConfigError, match="row 0 has a column 'reward_std' already"):
+        make_worker(ensemble_folder).score(chunk_of(rows))
+
+
+def test_a_conservative_reward_of_a_single_model_is_refused_before_any_row(make_worker):
+    with pytest.raises(ConfigError, match="aggregate='min': .* is a single model"):
+        make_worker(aggregate="min")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"aggregate": "median"}, "aggregate: expected one of mean, min"),
+        ({"aggregate": "min", "k": -1.0}, "k: expected a finite number of at least 0"),
+        ({"aggregate": "min", "normalize": True}, "normalize: .* standard deviations of the rewards already"),
+    ],
+)
+def test_options_of_a_conservative_reward_are_checked_before_a_model_is_loaded(options, said):
+    with pytest.raises(ConfigError, match=said):
+        ScoringConfig("there is no such model", **options)
+
+
 def test_a_model_without_a_scale_cannot_normalize(make_model, tokenizer, make_worker, tmp_path):
     model = make_model(pad_token_id=0)
     for part in (model, tokenizer):
@@ -147,7 +193,7 @@ def test_a_bad_row_is_set_aside_with_its_number_its_reason_and_its_content(
 
 
 def test_rows_that_are_set_aside_stay_in_order_whatever_is_wrong_with_them(make_worker, chunk_of, monkeypatch):
-    worker, plain = make_worker(), ScoringEngine.score
+    worker, plain = make_worker(), ScoringEngine.score_columns
 
     def last_is_infinite(engine, ids, *more):
         rewards = plain(engine, ids, *more)

@@ -215,7 +215,7 @@ class ServedModel:
 
     def _uncertainty_for(self, request: ScoringRequest) -> Uncertainty | None:
         """Return the uncertainty of the model, after a check that it can give what the request asks for."""
-        param = "aggregate" if request.aggregate != "mean" else "members"
+        param = "members" if request.aggregate == "mean" else "normalize" if request.normalize else "aggregate"
         try:
             check_aggregate(request.aggregate, request.k, normalize=request.normalize)
             return checked_uncertainty(
@@ -248,7 +248,8 @@ def _with_uncertainty(
     scored: Scored, request: ScoringRequest, columns: NDArray[np.float32], uncertainty: Uncertainty
 ) -> Scored:
     """Return rewards with their standard deviations and whatever else of the uncertainty a request asks for."""
-    rewards = uncertainty.aggregate(columns, request.aggregate, request.k)
+    with np.errstate(over="ignore"):
+        rewards = uncertainty.aggregate(columns, request.aggregate, request.k)
     if not np.isfinite(rewards).all():
         raise ServingError("invalid", "k: the conservative rewards are too large for float32. Lower it.", param="k")
     return replace(
