@@ -94,7 +94,7 @@ class RemoteRewardModel(BaseRewardModel):
 
     @property
     def uncertainty(self) -> Uncertainty | None:  # type: ignore[override]  # asked of the server, whose weights change
-        """How to read the columns of a model that says how sure it is, as the server tells it; `None` for others."""
+        """The uncertainty of the model, as the server tells it now; `None` for a single model."""
         constants = self.info().get("uncertainty")
         return None if constants is None else uncertainty_from_dict(constants)
 
