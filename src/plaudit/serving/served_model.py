@@ -114,11 +114,14 @@ class ServedModel:
             pieces = await self._in_pool(self._renderer.pieces, whole, tokens)
             sequences, truncated = [whole[:stop] for stop in tokens], [False] * (len(tokens) - 1) + truncated
         outcome = await asyncio.wrap_future(await self._submit(sequences, client, deadline))
-        values = ((outcome.rewards - np.float32(shift)) / np.float32(scale)).astype(np.float32)
-        if request.activation == "sigmoid":
-            values = expit(values.astype(np.float64)).astype(np.float32)
+        rewards = values = _floats(outcome.rewards)
+        if (shift, scale, request.activation) != (0.0, 1.0, "identity"):
+            changed = ((outcome.rewards - np.float32(shift)) / np.float32(scale)).astype(np.float32)
+            if request.activation == "sigmoid":
+                changed = expit(changed.astype(np.float64)).astype(np.float32)
+            values = _floats(changed)
         scored = Scored(
-            self.info.name, self.info.weight_version, _floats(outcome.rewards), _floats(values), tokens, truncated,
+            self.info.name, self.info.weight_version, rewards, values, tokens, truncated,
             outcome.distinct_tokens, outcome.started - arrived, outcome.finished - outcome.started, pieces,
             self.info.label,
         )  # fmt: skip
