@@ -69,6 +69,7 @@ CASES = {
     # One step sees all rows: on two processes in batches of as many tokens as fit, unequal in rows.
     "tokens": SGD | {"max_tokens_per_batch": 65, "gradient_accumulation_steps": 100, "max_steps": 1},
     "adapter": SGD | {"peft_config": LoraConfig(), "gradient_checkpointing": True},
+    "members": SGD | {"num_heads": 3, "peft_config": LoraConfig()},
 }
 
 

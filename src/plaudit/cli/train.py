@@ -163,6 +163,7 @@ def _show_plan(trainer: "RewardTrainer", model: "ModelConfig") -> None:
         [
             ("model", escape(f"{model.model_name_or_path} ({type(trainer.model).__name__})")),
             ("parameters", f"{sum(sizes):,}, of which {trained:,} train"),
+            *([] if args.num_heads == 1 else [("heads", f"{args.num_heads}; their mean is the reward")]),
             *((name, _describe_split(report)) for name, report in trainer.reports.items()),
             ("batch", f"{rows} x {args.gradient_accumulation_steps} accumulated x {processes}"),
             ("layout", "token forest" if trainer.layout == "forest" else "padded"),

@@ -2,11 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from plaudit.errors import ModelError
 from plaudit.models.reward_head import RewardHead, attach_uncertainty, head_names
@@ -122,8 +121,7 @@ def write_mean_head(model: "PreTrainedModel") -> None:
     for own, each in pairs:
         mean = _whole(each).mean(0)
         with _gathered(own):
-            mean = mean.view(own.shape).to(own.device, own.dtype)
-            own.copy_(distribute_tensor(mean, own.device_mesh, own.placements) if isinstance(own, DTensor) else mean)
+            own.copy_(_distributed_like(own, mean.view(own.shape).to(own.device, own.dtype)))
 
 
 @contextmanager
@@ -157,8 +155,17 @@ def is_mean_of_members(model: "PreTrainedModel") -> bool:
 def _whole(parameter: torch.Tensor) -> torch.Tensor:
     """Return a copy of a parameter on the CPU, put together from its shards under FSDP2 and ZeRO-3."""
     with _gathered(parameter):
-        whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+        whole = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
         return whole.detach().float().cpu().clone()
+
+
+def _distributed_like(parameter: Any, value: torch.Tensor) -> torch.Tensor:
+    """Return a whole value, shared out over devices as a parameter is under FSDP2; elsewhere as it is."""
+    if not hasattr(parameter, "device_mesh"):
+        return value
+    from torch.distributed.tensor import distribute_tensor  # takes a second to import
+
+    return distribute_tensor(value, parameter.device_mesh, parameter.placements)
 
 
 def _gathered(parameter: torch.Tensor) -> AbstractContextManager[None]:

@@ -1,0 +1,111 @@
+"""What the spread of members is, and that no member's zero or unit decides a conservative reward."""
+
+import doctest
+import json
+
+import numpy as np
+import pytest
+
+import plaudit.uncertainty
+from plaudit.errors import ConfigError
+from plaudit.uncertainty import (
+    AGGREGATES,
+    MemberUncertainty,
+    check_aggregate,
+    checked_uncertainty,
+    uncertainty_from_dict,
+)
+
+CONSERVATIVE = [name for name in AGGREGATES if name != "mean"]
+
+
+@pytest.fixture
+def members():
+    return np.random.default_rng(0).normal(size=(50, 4)) * [1, 2, 3, 4] + [5, -5, 0, 1]
+
+
+def columns_of(members):
+    return np.column_stack([members.mean(1), members])
+
+
+def test_the_examples_of_the_docstrings_hold():
+    assert doctest.testmod(plaudit.uncertainty).failed == 0
+
+
+def test_members_are_standardised_on_the_reference_set(members):
+    values = MemberUncertainty.measure(members).standardize(members)
+    np.testing.assert_allclose(values.mean(0), 0, atol=1e-12)
+    np.testing.assert_allclose(values.std(0), 1)
+
+
+@pytest.mark.parametrize("how", CONSERVATIVE)
+def test_a_shift_or_a_scale_of_one_member_changes_no_conservative_reward(members, how):
+    changed = members.copy()
+    changed[:, 1] = 7 + 30 * changed[:, 1]
+    one, other = (MemberUncertainty.measure(each).aggregate(columns_of(each), how, 0.7) for each in (members, changed))
+    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_conservative_rewards_by_hand():
+    uncertainty = MemberUncertainty((0.0, 1.0, 2.0), (1.0, 1.0, 2.0), reward_std=3.0)
+    columns = [[9.0, 1.0, 3.0, 8.0]]  # standardised: 1, 2, 3
+    by_name = {how: uncertainty.aggregate(columns, how, 0.5).tolist() for how in AGGREGATES}
+    assert by_name == {"mean": [9.0], "min": [1.0], "mean-std": [1.5], "mean-var": [1.5]}
+    assert uncertainty.std(columns).tolist() == [3.0]
+    assert uncertainty.members(columns).tolist() == [[1.0, 3.0, 8.0]]
+
+
+def test_without_weight_the_spread_changes_nothing_and_with_more_it_lowers(members):
+    uncertainty, columns = MemberUncertainty.measure(members), columns_of(members)
+    least, less, most = (uncertainty.aggregate(columns, "mean-std", k) for k in (0, 1, 2))
+    np.testing.assert_allclose(least, uncertainty.standardize(members).mean(1), rtol=1e-5, atol=1e-6)
+    assert (most < less).all()
+    assert (less < least).all()
+
+
+def test_members_that_agree_have_no_spread(members):
+    same = np.repeat(members[:, :1], 3, axis=1)
+    assert MemberUncertainty.measure(same).std(columns_of(same)) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_member_that_never_changes_keeps_its_unit():
+    assert MemberUncertainty.measure([[1.0, 2.0], [1.0, 3.0]]).scales == (1.0, 0.5)
+
+
+@pytest.mark.parametrize(("how", "k", "message"), [("median", 1.0, "one of mean, min"), ("min", -1.0, "at least 0")])
+def test_other_aggregates_and_negative_weights_are_refused(members, how, k, message):
+    with pytest.raises(ConfigError, match=message):
+        MemberUncertainty.measure(members).aggregate(columns_of(members), how, k)
+
+
+def test_an_uncertainty_is_rebuilt_from_the_values_that_it_gives_out(members):
+    uncertainty = MemberUncertainty.measure(members)
+    assert uncertainty_from_dict(json.loads(json.dumps(uncertainty.to_dict()))) == uncertainty
+    with pytest.raises(ConfigError, match="kind"):
+        uncertainty_from_dict({"kind": "of a later version"})
+
+
+class Mean(MemberUncertainty):
+    """An uncertainty that has no conservative reward."""
+
+    def aggregate(self, columns, how, k=1.0):
+        if how != "mean":
+            raise ConfigError(f"{how}: there is none.")
+        return super().aggregate(columns, how, k)
+
+
+def test_what_a_model_cannot_give_is_refused_before_anything_is_scored(members):
+    uncertainty = MemberUncertainty.measure(members)
+    assert checked_uncertainty(uncertainty, "a", "min", needed_by="members") is uncertainty
+    assert checked_uncertainty(None, "a") is None
+    for options in ({"aggregate": "min"}, {"needed_by": "members"}):
+        with pytest.raises(ConfigError, match="^(aggregate='min'|members): a is a single model"):
+            checked_uncertainty(None, "a", **options)
+    with pytest.raises(ConfigError, match="min: there is none"):
+        checked_uncertainty(Mean((0.0, 1.0), (1.0, 1.0), 1.0), "a", "min")
+
+
+@pytest.mark.parametrize("k", [-1, float("nan"), float("inf"), "1", None])
+def test_the_weight_of_the_spread_is_a_finite_number(k):
+    with pytest.raises(ConfigError, match="^k: expected a finite number of at least 0"):
+        check_aggregate("min", k)
