@@ -1,4 +1,4 @@
-"""What the spread of members is, and that no member's zero or unit decides a conservative reward."""
+"""The spread of members, and the posterior of a head: no zero and no unit decides a conservative reward."""
 
 import doctest
 import json
@@ -11,6 +11,7 @@ from plaudit.errors import ConfigError
 from plaudit.uncertainty import (
     AGGREGATES,
     MemberUncertainty,
+    PosteriorUncertainty,
     check_aggregate,
     checked_uncertainty,
     uncertainty_from_dict,
@@ -78,22 +79,6 @@ def test_other_aggregates_and_negative_weights_are_refused(members, how, k, mess
         MemberUncertainty.measure(members).aggregate(columns_of(members), how, k)
 
 
-def test_an_uncertainty_is_rebuilt_from_the_values_that_it_gives_out(members):
-    uncertainty = MemberUncertainty.measure(members)
-    assert uncertainty_from_dict(json.loads(json.dumps(uncertainty.to_dict()))) == uncertainty
-    with pytest.raises(ConfigError, match="kind"):
-        uncertainty_from_dict({"kind": "of a later version"})
-
-
-class Mean(MemberUncertainty):
-    """An uncertainty that has no conservative reward."""
-
-    def aggregate(self, columns, how, k=1.0):
-        if how != "mean":
-            raise ConfigError(f"{how}: there is none.")
-        return super().aggregate(columns, how, k)
-
-
 def test_what_a_model_cannot_give_is_refused_before_anything_is_scored(members):
     uncertainty = MemberUncertainty.measure(members)
     assert checked_uncertainty(uncertainty, "a", "min", needed_by="members") is uncertainty
@@ -101,11 +86,57 @@ def test_what_a_model_cannot_give_is_refused_before_anything_is_scored(members):
     for options in ({"aggregate": "min"}, {"needed_by": "members"}):
         with pytest.raises(ConfigError, match="^(aggregate='min'|members): a is a single model"):
             checked_uncertainty(None, "a", **options)
-    with pytest.raises(ConfigError, match="min: there is none"):
-        checked_uncertainty(Mean((0.0, 1.0), (1.0, 1.0), 1.0), "a", "min")
+    with pytest.raises(ConfigError, match="a posterior has no least member"):
+        checked_uncertainty(PosteriorUncertainty(0.0, 1.0), "a", "min")
 
 
 @pytest.mark.parametrize("k", [-1, float("nan"), float("inf"), "1", None])
 def test_the_weight_of_the_spread_is_a_finite_number(k):
     with pytest.raises(ConfigError, match="^k: expected a finite number of at least 0"):
         check_aggregate("min", k)
+
+
+# The posterior of one head
+
+COLUMNS = np.array([[5.0, 1.0, 4.0, 6.0], [1.0, 3.0, -2.0, 4.0]], dtype=np.float32)
+POSTERIOR = PosteriorUncertainty(reward_mean=1.0, reward_std=2.0, num_samples=2)
+
+
+def test_the_columns_are_reward_standard_deviation_and_samples():
+    assert POSTERIOR.num_columns == 4
+    assert POSTERIOR.std(COLUMNS).tolist() == [1.0, 3.0]
+    assert POSTERIOR.members(COLUMNS).tolist() == [[4.0, 6.0], [-2.0, 4.0]]
+    assert POSTERIOR.standardize(POSTERIOR.members(COLUMNS)).tolist() == [[1.5, 2.5], [-1.5, 1.5]]
+
+
+@pytest.mark.parametrize(
+    ("how", "k", "expected"),
+    [("mean", 9.0, [5.0, 1.0]), ("mean-std", 1.0, [1.5, -1.5]), ("mean-std", 0.0, [2.0, 0.0]),
+     ("mean-var", 2.0, [1.5, -4.5])],
+)  # fmt: skip
+def test_conservative_rewards_of_a_posterior_are_in_standard_deviations_of_the_rewards(how, k, expected):
+    assert POSTERIOR.aggregate(COLUMNS, how, k).tolist() == expected
+
+
+@pytest.mark.parametrize("how", ["mean-std", "mean-var"])
+def test_the_zero_and_the_unit_of_the_rewards_change_no_conservative_reward(how):
+    moved = PosteriorUncertainty(reward_mean=13.0, reward_std=6.0, num_samples=2)
+    columns = COLUMNS * 3 + np.array([10, 0, 10, 10], dtype=np.float32)
+    np.testing.assert_allclose(moved.aggregate(columns, how), POSTERIOR.aggregate(COLUMNS, how), rtol=1e-6)
+
+
+def test_the_minimum_of_a_posterior_is_refused():
+    with pytest.raises(ConfigError, match="a posterior has no least member.*'mean-std'"):
+        POSTERIOR.aggregate(COLUMNS, "min")
+
+
+@pytest.mark.parametrize("uncertainty", [POSTERIOR, MemberUncertainty((0.0, 1.0), (1.0, 2.0), 0.5)])
+def test_the_constants_survive_json(uncertainty):
+    assert uncertainty_from_dict(json.loads(json.dumps(uncertainty.to_dict()))) == uncertainty
+
+
+@pytest.mark.parametrize("described", [{}, {"kind": "oracle"}, {"kind": "members", "centers": [0.0]},
+                                       {"kind": "posterior", "reward_std": 1.0}])  # fmt: skip
+def test_constants_of_no_known_kind_are_refused(described):
+    with pytest.raises(ConfigError, match="uncertainty: expected"):
+        uncertainty_from_dict(described)

@@ -6,7 +6,6 @@ member is centred and scaled on one reference set before members are compared. S
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal, Protocol, get_args
@@ -20,6 +19,7 @@ __all__ = [
     "AGGREGATES",
     "Aggregate",
     "MemberUncertainty",
+    "PosteriorUncertainty",
     "Uncertainty",
     "check_aggregate",
     "checked_uncertainty",
@@ -142,6 +142,110 @@ class MemberUncertainty:
         }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class PosteriorUncertainty:
+    """The constants of a Gaussian posterior of one head (`plaudit laplace`), measured on one reference set.
+
+    The columns are the reward, its standard deviation, which is exact, and the rewards of heads that were sampled from
+    the posterior. The samples stand for the members of an ensemble. They share the zero and the unit of the model's
+    rewards, so all of them have its center and its scale.
+
+    Attributes:
+        reward_mean: Mean of the rewards of the model.
+        reward_std: Standard deviation of the rewards of the model, above 0.
+        num_samples: Number K of sampled heads.
+    """
+
+    reward_mean: float
+    reward_std: float
+    num_samples: int = 64
+
+    @property
+    def num_columns(self) -> int:
+        """The number of columns: the reward, its standard deviation, and K samples."""
+        return 2 + self.num_samples
+
+    @property
+    def centers(self) -> tuple[float, ...]:
+        """The mean reward of the model for each of the K samples."""
+        return (self.reward_mean,) * self.num_samples
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """The standard deviation of the rewards of the model for each of the K samples."""
+        return (self.reward_std,) * self.num_samples
+
+    def standardize(self, members: ArrayLike) -> NDArray[np.float64]:
+        """Return rewards of any shape, centred and scaled by the rewards of the model on the reference set."""
+        return (np.asarray(members, dtype=np.float64) - self.reward_mean) / self.reward_std
+
+    def members(self, columns: ArrayLike) -> NDArray[np.float32]:
+        """Return the raw rewards of the sampled heads [N, K]."""
+        return np.asarray(columns, dtype=np.float32)[:, 2:]
+
+    def std(self, columns: ArrayLike) -> NDArray[np.float32]:
+        """Return the standard deviation of each reward [N] under the posterior, in the unit of the reward."""
+        return np.asarray(columns, dtype=np.float32)[:, 1]
+
+    def aggregate(self, columns: ArrayLike, how: str, k: float = 1.0) -> NDArray[np.float32]:
+        """Return one reward [N] for each sequence.
+
+        Args:
+            columns: The reward, its standard deviation and the samples, shape [N, 2 + K].
+            how: "mean" is the reward of the model. "mean-std" and "mean-var" are that minus k standard deviations or
+                variances under the posterior, in standard deviations of the rewards of the reference set.
+            k: The weight of the spread.
+
+        Raises:
+            ConfigError: There is no such aggregate, or `k` is negative; or `how` is "min".
+
+        Example:
+            >>> PosteriorUncertainty(1.0, 2.0, num_samples=0).aggregate([[5.0, 1.0]], "mean-std")
+            array([1.5], dtype=float32)
+        """
+        check_aggregate(how, k)
+        if how == "min":
+            raise ConfigError(
+                "aggregate: a posterior has no least member, since the minimum of samples falls with their number. "
+                "Use 'mean-std' or 'mean-var'."
+            )
+        rewards = np.asarray(columns, dtype=np.float32)[:, 0]
+        if how == "mean":
+            return rewards
+        spread = self.std(columns) / self.reward_std
+        return (self.standardize(rewards) - k * (spread if how == "mean-std" else spread**2)).astype(np.float32)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the constants in JSON values."""
+        return {
+            "kind": "posterior", "reward_mean": self.reward_mean, "reward_std": self.reward_std,
+            "num_samples": self.num_samples,
+        }  # fmt: skip
+
+
+def uncertainty_from_dict(described: dict[str, Any]) -> MemberUncertainty | PosteriorUncertainty:
+    """Return the uncertainty whose `to_dict` gave these values.
+
+    Raises:
+        ConfigError: The values are of no known kind, or one is missing.
+
+    Example:
+        >>> uncertainty_from_dict(PosteriorUncertainty(1.0, 2.0).to_dict())
+        PosteriorUncertainty(reward_mean=1.0, reward_std=2.0, num_samples=64)
+    """
+    kind, values = described.get("kind"), {name: value for name, value in described.items() if name != "kind"}
+    try:
+        if kind == "members":
+            return MemberUncertainty(tuple(values.pop("centers")), tuple(values.pop("scales")), **values)
+        if kind == "posterior":
+            return PosteriorUncertainty(**values)
+    except (KeyError, TypeError) as error:
+        raise ConfigError(
+            f"uncertainty: expected the constants of the kind {kind!r}, got {described!r:.200}"
+        ) from error
+    raise ConfigError(f"uncertainty: expected the kind 'members' or 'posterior', got {described!r:.200}")
+
+
 def check_aggregate(how: str, k: float, *, normalize: bool = False) -> None:
     """Raise unless an aggregate exists, its weight is not negative, and its unit is not normalised a second time.
 
@@ -185,14 +289,3 @@ def checked_uncertainty(
             "head by `plaudit laplace MODEL DATA`."
         )
     return uncertainty
-
-
-def uncertainty_from_dict(constants: Mapping[str, Any]) -> Uncertainty:
-    """Rebuild an uncertainty from its constants, as its `to_dict` gives them.
-
-    Raises:
-        ConfigError: The constants are of an unknown kind, as those of a later version of Plaudit may be.
-    """
-    if constants.get("kind") != "members":
-        raise ConfigError(f"uncertainty: expected the kind members, got {constants.get('kind')!r}. Update Plaudit.")
-    return MemberUncertainty(tuple(constants["centers"]), tuple(constants["scales"]), float(constants["reward_std"]))

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from plaudit.cli import cli, main
 from plaudit.errors import ConfigError
 
-COMMANDS = ["quickstart", "audit", "train", "verify", "eval", "compare", "report", "merge", "score", "serve"]
+COMMANDS = ["quickstart", "audit", "train", "verify", "eval", "compare", "report", "merge", "laplace", "score", "serve"]
 HELP = f"""
 import sys
 from click.testing import CliRunner

@@ -23,6 +23,7 @@ _COMMANDS = {
     "compare": "Compare reward models on the same data: is one better, or could chance explain the difference?",
     "report": "Write one HTML report on a reward model: what is wrong, figures, pictures, wrong pairs.",
     "merge": "Merge an adapter into its base model, and check that the rewards stay the same.",
+    "laplace": "Fit how sure the rewards of a model with one head are, from the data that it was trained on.",
     "score": "Add rewards to the rows of a file or a hub dataset; an interrupted run can be resumed.",
     "serve": "Serve a reward model over HTTP, for RL frameworks, rerankers and a page to compare responses.",
 }

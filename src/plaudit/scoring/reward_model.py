@@ -63,7 +63,8 @@ class RewardModel(BaseRewardModel):
         temperature: Divisor of the rewards that makes probabilities fit the data it was fitted to, for
             `calibrated=True`.
         trained_on: "texts" or "conversations", if known: a sequence of the other form brings one warning.
-        uncertainty: How to read the columns beside the reward, if the model has any.
+        uncertainty: How to read the columns beside the reward, if the model has any. With `None`, `from_pretrained`
+            leaves what is saved beside the weights unread.
 
     Attributes:
         name: The folder or hub id that the model was loaded from.
@@ -157,7 +158,8 @@ class RewardModel(BaseRewardModel):
         options.setdefault("scale", _saved_scale(metadata, base_model(model).config))
         options.setdefault("temperature", (metadata.get("calibration") or {}).get("temperature"))
         options.setdefault("trained_on", rendering.get("sequences"))
-        options.setdefault("uncertainty", attach_saved_uncertainty(model, name, metadata.get("members"), **hub))
+        if "uncertainty" not in options:
+            options["uncertainty"] = attach_saved_uncertainty(model, name, metadata.get("members"), **hub)
         loaded = cls(model, tokenizer, **options)
         loaded.name = name  # the configuration of an adapter names its base
         if metadata.get("fingerprint"):

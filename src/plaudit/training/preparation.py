@@ -106,6 +106,7 @@ def settle_member_heads(model: PreTrainedModel, source: str | None, args: Reward
     hub = {name: value for name, value in args.load_options.items() if name in ("cache_dir", "revision", "token")}
     saved = SavedHeads.read(os.path.expanduser(source), **hub) if source else None
     members = member_heads(model) or (None if saved is None else MemberHeads(saved.weight, saved.bias))
+    attach_uncertainty(model, None)  # such as a posterior of the head, which training makes untrue
     found = 1 if members is None else members.num_columns
     count = args.num_heads or found
     if members is not None and not args.reinit_head:
@@ -115,7 +116,6 @@ def settle_member_heads(model: PreTrainedModel, source: str | None, args: Reward
                 "train their mean on as one head, or set `reinit_head=True` for new ones."
             )
         if count == 1:
-            attach_uncertainty(model, None)
             logger.info("num_heads=1: the mean of the model's %d heads trains on as one head", found)
         else:
             attach_member_heads(model, members, is_trainable=True)
