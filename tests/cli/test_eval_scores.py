@@ -8,10 +8,12 @@ import datasets
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from ensemble_data import ensemble_scores
 
 from plaudit import RewardModel, cli
 from plaudit.errors import ConfigError, DataError
-from plaudit.evaluation.score_files import read_scores
+from plaudit.evaluation.score_files import read_scores, write_scores
+from plaudit.evaluation.scores import ScoredRow, Scores
 
 
 @pytest.fixture(autouse=True)
@@ -122,6 +124,8 @@ def test_a_score_file_is_evaluated_without_importing_torch(data, tmp_path):
         (["--scores", "a.jsonl", "--probes", "all"], "--probes and --save_temperature need MODEL"),
         (["--scores", "a.jsonl", "--split", "test"], "belong to a dataset: name it with --data"),
         (["model", "data", "--probes", "lengths"], "lengths"),
+        (["--scores", "a.jsonl", "--aggregate", "min"], "--aggregate and --k: expected --best_of_n with them"),
+        (["model", "data", "--best_of_n", "--aggregate", "max"], "expected one of mean, min, mean-std, mean-var"),
         (["model", "a", "b", "--save_temperature"], "--save_temperature: expected one dataset"),
         (["org/model", "a", "--save_temperature"], "expected the model's folder, got 'org/model'"),
         (["model", "--benchmark", "llmbar", "--probes", "all"], "not a benchmark"),
@@ -190,6 +194,55 @@ def test_best_of_n_takes_the_scores_of_groups_as_gold(tmp_path):
             write(tmp_path / "pairs.jsonl", [{"prompt": "Q", "chosen": " =1", "rejected": " =0"}]),
             "--best_of_n",
         )
+
+
+def test_best_of_n_chooses_by_a_conservative_reward_of_an_ensemble(tmp_path):
+    header = ensemble_scores("told", 1, members=2).header
+    members = [[3.0, 0.0], [1.0, 1.0], [0.0, 0.0]]  # the mean prefers the first response, the minimum the second
+    rows = [
+        ScoredRow(n, [1.5, 1.0, 0.0], comparisons=[(1, 0)], members=members, gold=[0.0, 1.0, 0.5]) for n in range(12)
+    ]
+    path, output = str(tmp_path / "groups.jsonl"), str(tmp_path / "result.json")
+
+    def best(*options):
+        run("--scores", path, "--best_of_n", "--output", output, *options)
+        return json.loads((tmp_path / "result.json").read_text())["datasets"][0]["best_of_n"]["gold"][-1]
+
+    write_scores(path, Scores(header, rows))
+    assert best() == 0.0
+    assert best("--aggregate", "min") == best("--aggregate", "mean-std", "--k", "1") == 1.0
+    assert best("--aggregate", "mean-std", "--k", "0") == 0.0
+    write_scores(path, Scores({"model": "single"}, [ScoredRow(0, [1.0, 0.0], gold=[1.0, 0.0])]))
+    with pytest.raises(ConfigError, match="aggregate='min': single is a single model"):
+        best("--aggregate", "min")
+
+
+def test_a_conservative_reward_of_a_model_is_checked_before_rows_are_scored(tmp_path, monkeypatch):
+    class Single(RewardModel):
+        def __init__(self):
+            self.truncated, self.name, self.uncertainty = 0, "single", None
+
+    monkeypatch.setattr("plaudit.evaluation.evaluate.evaluate", lambda *_, **__: pytest.fail("rows were scored"))
+    monkeypatch.setattr(RewardModel, "from_pretrained", lambda path, **_: Single())
+    data = write(tmp_path / "groups.jsonl", [{"prompt": "Q", "completions": [" =1", " =3"], "scores": [1.0, 2.0]}])
+    with pytest.raises(ConfigError, match="aggregate='min': single is a single model"):
+        run("model", data, "--best_of_n", "--aggregate", "min")
+
+
+def test_the_uncertainty_of_an_ensemble_has_a_table_and_is_written(tmp_path):
+    path, output = str(tmp_path / "scores.jsonl"), str(tmp_path / "result.json")
+    write_scores(path, ensemble_scores("follows", 1500))
+    shown = run("--scores", path, "--output", output)
+    assert "Uncertainty: the spread of 5 members" in shown
+    assert "The uncertainty does not earn its place" in shown
+    (entry,) = json.loads((tmp_path / "result.json").read_text())["datasets"]
+    assert entry["uncertainty"]["earns_its_place"] is False
+    assert f"{entry['uncertainty']['adjusted_auroc']:.3f}" in shown
+    write_scores(path, ensemble_scores("alike", 12))
+    shown = run("--scores", path)
+    assert "The members make the same errors: they are one model." in shown
+    assert "Cannot tell: fewer than 10 prompts have an error" in shown
+    assert "nan" not in shown
 
 
 def test_the_temperature_is_written_into_the_models_folder(data, tmp_path):

@@ -5,11 +5,13 @@ import sys
 
 import numpy as np
 import pytest
+from ensemble_data import ensemble_scores
 from matplotlib import colors
 from matplotlib.figure import Figure
 from report_data import BEST_OF_N, COMPARISON, LEARNING_CURVE, LOG, PROBES
 
 from plaudit.evaluation import plots
+from plaudit.evaluation.evaluate import evaluate_scores
 
 
 @pytest.fixture
@@ -27,6 +29,7 @@ FIGURES = {
     "hard $x$": {"accuracy": 0.4, "accuracy_low": 0.3, "accuracy_high": 0.5, "longer_wins": 0.5},
 }
 MARGINS = np.linspace(-2, 3, 200)
+UNCERTAINTY = evaluate_scores(ensemble_scores("told", 300)).uncertainty
 PICTURES = {
     "reliability_diagram": (MARGINS,),
     "margin_histogram": (MARGINS,),
@@ -39,6 +42,10 @@ PICTURES = {
     "learning_curve": (LEARNING_CURVE,),
     "best_of_n": (BEST_OF_N,),
     "training_log": (LOG,),
+    "accuracy_by_spread": (UNCERTAINTY,),
+    "accuracy_by_coverage": (UNCERTAINTY,),
+    "error_correlations": (UNCERTAINTY.to_dict(),),
+    "reliability_with_spread": (UNCERTAINTY.to_dict(),),
 }
 
 
@@ -142,3 +149,23 @@ def test_marks_and_lines_differ_from_the_page_for_every_reader():
         )
         contrast = 1.05 / (0.2126 * red + 0.7152 * green + 0.0722 * blue + 0.05)
         assert contrast > 3, name  # WCAG 2.2, 1.4.11
+
+
+def test_rankings_by_spread_and_by_difference_meet_where_all_comparisons_are_answered(ax):
+    plots.accuracy_by_coverage(UNCERTAINTY, ax=ax)
+    ends = [line.get_ydata()[-1] for line in ax.lines]
+    assert ends == pytest.approx([ends[0]] * 3)
+    assert labels(ax) == ["by spread", "by difference", "by both"]
+
+
+def test_the_matrix_of_correlations_holds_a_number_for_each_two_members(ax):
+    plots.error_correlations(UNCERTAINTY, ax=ax)
+    assert len(ax.texts) == len(ax.patches) == 25
+    assert ax.texts[0].get_text() == "1.00"
+    assert ax.patches[0].get_alpha() > ax.patches[1].get_alpha()
+
+
+def test_what_was_not_fitted_is_not_drawn(ax):
+    few = evaluate_scores(ensemble_scores("told", 12)).to_dict()["uncertainty"]
+    plots.accuracy_by_coverage(few, ax=ax)
+    assert np.isnan(ax.lines[2].get_ydata()).all()

@@ -7,13 +7,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from ensemble_data import ensemble_scores
 
 import plaudit
 from plaudit import RewardModel
-from plaudit.errors import DataError
+from plaudit.errors import ConfigError, DataError
 from plaudit.evaluation.evaluate import evaluate_scores, join_dataset
 from plaudit.evaluation.score_files import read_scores, write_scores
-from plaudit.evaluation.scores import Scores
+from plaudit.evaluation.scores import ScoredRow, Scores
+from plaudit.models.member_heads import add_member_heads
+from plaudit.models.reward_head import bind_reward_forward
+from plaudit.uncertainty import MemberUncertainty, PosteriorUncertainty
 
 
 def number_in(text):
@@ -89,6 +93,87 @@ def test_the_header_and_the_lines_of_a_real_model_hold_what_decides_its_rewards(
     for cut, row in zip(scores.rows, whole.rows, strict=True):
         assert cut.truncated == [tokens > 6 for tokens in row.tokens]
     assert any(any(row.truncated) for row in scores.rows)
+
+
+@pytest.fixture
+def ensemble(make_model, tokenizer):
+    model = make_model()
+    bind_reward_forward(model)
+    add_member_heads(model, 3, seed=0, around_head=False)
+    return RewardModel(model, tokenizer, uncertainty=MemberUncertainty((0.1, 0.2, 0.3), (0.1, 0.2, 0.1), 0.2))
+
+
+def test_the_members_of_an_ensemble_are_in_its_rows_and_give_the_same_figures_again(ensemble, text_rows, tmp_path):
+    rows = [row | {"prompt": f"{row['prompt']} {n}"} for n, row in enumerate(text_rows * 5)]
+    evaluation = plaudit.evaluate(ensemble, rows)
+    scores = evaluation.scores
+    assert scores.header["uncertainty"] == ensemble.uncertainty.to_dict()
+    assert scores.members.shape == (len(scores.rewards), 3)
+    assert scores.members.mean(1) == pytest.approx(scores.rewards, rel=1e-4, abs=1e-6)
+    chosen = ensemble.score([rows[0]["prompt"] + rows[0]["chosen"]], return_members=True)
+    assert scores.rows[0].members[0] == pytest.approx(chosen[0].tolist(), rel=1e-5)
+    assert evaluation.uncertainty.members == 3
+    write_scores(tmp_path / "scores.jsonl.gz", scores)
+    again = evaluate_scores(read_scores(tmp_path / "scores.jsonl.gz")).to_dict()
+    assert again["uncertainty"] == evaluation.to_dict()["uncertainty"]
+
+
+def test_a_single_model_has_no_members(evaluation):
+    assert evaluation.scores.members is None
+    assert evaluation.uncertainty is None
+    assert evaluation.to_dict()["uncertainty"] is None
+
+
+def test_a_conservative_reward_is_that_of_the_model_row_by_row(ensemble, text_rows):
+    scores = plaudit.evaluate(ensemble, text_rows).scores
+    texts = [row["prompt"] + row[side] for row in text_rows for side in ("chosen", "rejected")]
+    for how in ("mean", "min", "mean-std", "mean-var"):
+        expected = ensemble.score(texts, aggregate=how, k=2.0).reshape(-1, 2)
+        assert np.array(scores.aggregate(how, 2.0)) == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
+def test_sampled_heads_of_a_posterior_stand_for_members_in_the_unit_of_the_reward(tmp_path):
+    rows = [
+        replace(row, rewards=[np.mean(row.members[0]), 0.0]) for row in ensemble_scores("told", 300, members=8).rows
+    ]
+    posterior = PosteriorUncertainty(reward_mean=1.0, reward_std=2.0, num_samples=8)
+    write_scores(tmp_path / "scores.jsonl", Scores({"model": "laplace", "uncertainty": posterior.to_dict()}, rows))
+    scores = read_scores(tmp_path / "scores.jsonl")
+    spread = [np.std(row.members[0], ddof=1) for row in rows]
+    assert scores.member_differences.std(1, ddof=1) == pytest.approx(spread)
+    assert evaluate_scores(scores).uncertainty.kind == "posterior"
+    lowered = [(row.rewards[0] - 1) / 2 - std / 2 for row, std in zip(rows, spread, strict=True)]
+    assert [each[0] for each in scores.aggregate("mean-std")] == pytest.approx(lowered, rel=1e-5)
+    with pytest.raises(ConfigError, match="a posterior has no least member"):
+        scores.aggregate("min")
+
+
+def test_a_conservative_reward_of_a_single_model_says_how_to_get_one():
+    single = Scores({"model": "single"}, [ScoredRow(0, [1.0, 0.0])])
+    assert [each.tolist() for each in single.aggregate("mean")] == [[1.0, 0.0]]
+    with pytest.raises(ConfigError, match=r"aggregate='min': single is a single model.*num_heads=5"):
+        single.aggregate("min")
+    with pytest.raises(ConfigError, match="expected one of mean, min, mean-std, mean-var"):
+        single.aggregate("max")
+
+
+@pytest.mark.parametrize(
+    ("members", "header", "message"),
+    [
+        ([[1.0, 2.0], [1.0]], None, "expected 2 finite numbers for each response in `members` of row 0.*got \\[1.0\\]"),
+        ([[1.0, 2.0], [1.0, None]], None, "expected 2 finite numbers"),
+        ([1.0, 2.0], None, "expected 2 finite numbers"),
+        ([[1.0, 2.0]], None, "expected 2 values in `members`"),
+        ([[1.0, 2.0], [1.0, 3.0]], {"uncertainty": None}, "expected the constants of the `members` in the header"),
+    ],
+)
+def test_members_that_do_not_fit_are_named(members, header, message, tmp_path):
+    scores = ensemble_scores("told", 1, members=2)
+    write_scores(
+        tmp_path / "scores.jsonl", Scores(scores.header | (header or {}), [replace(scores.rows[0], members=members)])
+    )
+    with pytest.raises(DataError, match=message):
+        read_scores(tmp_path / "scores.jsonl")
 
 
 @pytest.mark.parametrize("batch_layout", ["forest", "padded"])

@@ -45,6 +45,11 @@ __all__ = ["command"]
     help="Probe the model by changes of the texts: all, or names, such as padding,swap. May be repeated.",
 )  # fmt: skip
 @click.option("--best_of_n", is_flag=True, help="Best-of-n curve of groups with `scores`, which are taken as gold.")
+@click.option(
+    "--aggregate", default="mean", metavar="NAME",
+    help="The reward that --best_of_n chooses by: mean, or for a model with members min, mean-std or mean-var.",
+)  # fmt: skip
+@click.option("--k", default=1.0, help="Weight of the spread in --aggregate.  [default: 1]")
 @click.option("--save_temperature", is_flag=True, help="Write the temperature fitted on DATA into MODEL's reward.json.")
 @model_options
 @click.option("--output", help="JSON file for all figures.")
@@ -67,6 +72,8 @@ def command(
     scores: str | None,
     probes: tuple[str, ...],
     best_of_n: bool,
+    aggregate: str,
+    k: float,
     save_temperature: bool,
     output: str | None,
     fail_under: tuple[str, ...],
@@ -85,6 +92,7 @@ def command(
     limits = [parse_limit(text, upper=False) for text in fail_under]
     limits += [parse_limit(text, upper=True) for text in fail_over]
     check_output("--output", output)
+    _check_aggregate(aggregate, k, best_of_n)
     data_options = {"split": split, "dataset_config": dataset_config, "dataset_format": dataset_format}
     if model is not None and not data and not benchmarks and copy is None and _are_rows_and_scores(model, scores):
         model, copy = None, model  # a model is a folder or a hub id, and never a file
@@ -101,7 +109,12 @@ def command(
         sources = [*data, *benchmarks]
         files = _score_files(scores, sources)
         display.show_log_messages()
-        found = _evaluations(model, data, benchmarks, copy, data_options, options, probes, files)
+        reward_model = _open_model(model, options)
+        if aggregate != "mean":
+            reward_model.score(
+                [], aggregate=aggregate, k=k
+            )  # refuses what the model cannot give, before rows are scored
+        found = _evaluations(reward_model, data, benchmarks, copy, data_options, probes, files)
     entries, evaluations = [], []
     for evaluation, probed in found:
         evaluation_tables.show_evaluation(evaluation)
@@ -110,7 +123,7 @@ def command(
             evaluation_tables.show_probes(probed)
             entry["probes"] = [each.to_dict() for each in probed]
         if best_of_n:
-            entry["best_of_n"] = _best_of_n(evaluation)
+            entry["best_of_n"] = _best_of_n(evaluation, aggregate, k)
         entries.append(entry)
         evaluations.append(evaluation)
     if save_temperature and model is not None:
@@ -224,12 +237,11 @@ def _score_files(scores: str | None, sources: list[str]) -> list[Path | None]:
 
 
 def _evaluations(
-    model: str,
+    reward_model: "BaseRewardModel",
     data: tuple[str, ...],
     benchmarks: tuple[str, ...],
     copy: str | None,
     data_options: dict[str, Any],
-    options: dict[str, Any],
     probes: tuple[str, ...],
     files: list[Path | None],
 ) -> Iterator[tuple["Evaluation", Any]]:
@@ -238,7 +250,6 @@ def _evaluations(
     from plaudit.evaluation.benchmark_scores import score_benchmark
     from plaudit.evaluation.score_files import write_scores
 
-    reward_model = _open_model(model, options)
     for number, (source, file) in enumerate(zip([*data, *benchmarks], files, strict=True)):
         if number >= len(data):
             place = Path(copy, source) if copy is not None and len(benchmarks) > 1 else copy
@@ -288,14 +299,23 @@ def _read_scores(path: str, dataset: str | None, data_options: dict[str, Any]) -
     return evaluate_scores(scores), None
 
 
-def _best_of_n(evaluation: "Evaluation") -> dict[str, Any]:
+def _check_aggregate(aggregate: str, k: float, best_of_n: bool) -> None:
+    from plaudit.uncertainty import check_aggregate
+
+    check_aggregate(aggregate, k)
+    if (aggregate != "mean" or k != 1) and not best_of_n:
+        raise ConfigError("--aggregate and --k: expected --best_of_n with them; figures of pairs are of the reward.")
+
+
+def _best_of_n(evaluation: "Evaluation", aggregate: str, k: float) -> dict[str, Any]:
     from plaudit.evaluation.best_of_n import best_of_n
 
-    groups = [row for row in evaluation.scores.rows if row.gold is not None]
+    rewards = evaluation.scores.aggregate(aggregate, k)
+    groups = [(row, each) for row, each in zip(evaluation.scores.rows, rewards, strict=True) if row.gold is not None]
     if not groups:
         raise ConfigError(f"--best_of_n: expected ranked groups with `scores` in {evaluation.dataset}, got none.")
     curve = best_of_n(
-        [row.rewards for row in groups], [row.gold or [] for row in groups], [row.prompt for row in groups]
+        [each for _, each in groups], [row.gold or [] for row, _ in groups], [row.prompt for row, _ in groups]
     )
     evaluation_tables.show_best_of_n(curve)
     return curve.to_dict()

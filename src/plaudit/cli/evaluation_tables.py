@@ -15,8 +15,16 @@ if TYPE_CHECKING:
     from plaudit.evaluation.best_of_n import BestOfN
     from plaudit.evaluation.evaluate import Evaluation
     from plaudit.evaluation.probes import ProbeResult
+    from plaudit.evaluation.uncertainty_figures import UncertaintyFigures
 
-__all__ = ["probe_cells", "show_best_of_n", "show_evaluation", "show_no_header", "show_probes", "show_summary"]
+__all__ = [
+    "probe_cells",
+    "show_best_of_n",
+    "show_evaluation",
+    "show_no_header",
+    "show_probes",
+    "show_summary",
+]
 
 
 def show_evaluation(evaluation: "Evaluation") -> None:
@@ -35,6 +43,36 @@ def show_evaluation(evaluation: "Evaluation") -> None:
         _show_official(evaluation.official)
     elif len(evaluation.subsets) > 1:
         _show_by_name("subset", evaluation.subsets.items())
+    if evaluation.uncertainty is not None:
+        _show_uncertainty(evaluation.uncertainty)
+
+
+def _show_uncertainty(figures: "UncertaintyFigures") -> None:
+    """Print the figures of the members' spread, and what they say."""
+    half = next((each for each in figures.coverage if each["coverage"] == 0.5), dict.fromkeys(_RANKINGS, math.nan))
+    ranked = "{spread} by spread, {margin} by difference, {both} by both"
+    auroc = {name: f"{getattr(figures, f'{name}_auroc'):.3f}" for name in _RANKINGS}
+    adjusted = (figures.adjusted_auroc, figures.adjusted_auroc_low, figures.adjusted_auroc_high)
+    errors = f"{percent(figures.calibration_error)}, with spread {percent(figures.calibration_error_with_spread)}"
+    of_whom = "members" if figures.kind == "members" else "sampled heads"
+    rows = {
+        "spread": f"median {figures.spread:.3g}, in the unit of the reward",
+        "AUROC for errors": ranked.format(**auroc),
+        "at equal difference": "{:.3f} (95% interval {:.3f} to {:.3f}); 0.5 adds nothing".format(*adjusted),
+        "accuracy of half": ranked.format(**{name: percent(half[name]) for name in _RANKINGS}),
+        "log loss": f"{figures.log_loss:.4f}, with spread {figures.log_loss_with_spread:.4f}",
+        "calibration error": errors,
+        "correlated errors": f"mean correlation {figures.error_correlation:.3f}",
+    }
+    title = f"Uncertainty: the spread of {figures.members} {of_whom}"
+    display.show_table(title, [(name, text.replace("nan", "-")) for name, text in rows.items()])
+    colour = "yellow" if figures.earns_its_place is False else "default"
+    display.console.print(f"[{colour}]{escape(figures.verdict)}[/{colour}]", soft_wrap=True)
+    if figures.members_are_alike:
+        display.console.print("[yellow]The members make the same errors: they are one model.[/yellow]")
+
+
+_RANKINGS = ("spread", "margin", "both")
 
 
 def _show_official(official: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from plaudit.evaluation.preference_data import Comparisons, PreferenceData, read
 from plaudit.evaluation.score_files import join_scores
 from plaudit.evaluation.scorer import Scorer, score_sequences
 from plaudit.evaluation.scores import Scores, scored_rows
+from plaudit.evaluation.uncertainty_figures import UncertaintyFigures, uncertainty_figures
 
 if TYPE_CHECKING:
     from plaudit.scoring.reward_model import RewardModel
@@ -52,6 +53,7 @@ class Evaluation:
         cut: Number of sequences that were truncated, as they had more tokens than the model takes.
         official: Of a benchmark, its name as `benchmark`, its `rule`, and what the rule gives: `overall`, `parts` and
             `missing`.
+        uncertainty: The figures of the members' spread; `None` for a model without members.
         scores: The rewards of the rows, which `plaudit.evaluation.score_files.write_scores` saves.
     """
 
@@ -62,11 +64,13 @@ class Evaluation:
     calibration: list[dict[str, float]]
     cut: int = 0
     official: dict[str, Any] | None = None
+    uncertainty: UncertaintyFigures | None = None
     scores: Scores = field(default_factory=lambda: Scores({}, []))
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields for JSON, with `None` for figures that are not finite; of the scores, the header alone."""
         fields = {name: value for name, value in vars(self).items() if name != "scores"}
+        fields["uncertainty"] = None if self.uncertainty is None else self.uncertainty.to_dict()
         return finite_or_none(fields) | {"header": self.scores.header}
 
 
@@ -135,6 +139,7 @@ def evaluate_scores(scores: Scores) -> Evaluation:
         calibration=calibration_table(comparisons, scores.rewards),
         cut=sum(sum(row.truncated or ()) for row in scores.rows),
         official=official_figures(scores),
+        uncertainty=uncertainty_figures(scores),
         scores=scores,
     )
 

@@ -23,21 +23,25 @@ from plaudit.evaluation.chart_numbers import (
 
 try:
     from matplotlib.axes import Axes
-    from matplotlib.patches import PathPatch
+    from matplotlib.patches import PathPatch, Rectangle
     from matplotlib.path import Path
     from matplotlib.ticker import LogLocator
 except ImportError as error:
     raise ConfigError(f"the pictures need matplotlib ({error}). Install it: pip install 'plaudit[report]'") from error
 
 __all__ = [
+    "accuracy_by_coverage",
     "accuracy_by_length_difference",
+    "accuracy_by_spread",
     "best_of_n",
     "comparison_forest",
     "dots",
+    "error_correlations",
     "learning_curve",
     "margin_histogram",
     "probe_forest",
     "reliability_diagram",
+    "reliability_with_spread",
     "reward_against_length",
     "reward_distribution",
     "training_log",
@@ -259,6 +263,81 @@ def best_of_n(curve: Any, *, ax: Axes | None = None) -> Axes:
         ax.plot(curve["sqrt_kl"], middle, style, color=colour, markersize=4, label=label)
         ax.fill_between(curve["sqrt_kl"], low, high, color=colour, alpha=0.15, linewidth=0)
     return _finish(ax, "y")
+
+
+def accuracy_by_spread(uncertainty: Any, *, ax: Axes | None = None) -> Axes:
+    """Draw the accuracy in tenths of the comparisons by the members' spread, and by it at equal differences of rewards.
+
+    Args:
+        uncertainty: The figures of an uncertainty, `UncertaintyFigures` or their JSON.
+        ax: The axes to draw on.
+    """
+    uncertainty = _as_dict(uncertainty)
+    ax = _prepare(ax, "Accuracy by spread", "comparisons, least spread first", "accuracy")
+    series = {"spread_bins": (FIRST, "o", "by spread"), "adjusted_bins": (SECOND, "s", "at equal differences")}
+    for shift, (name, (colour, marker, label)) in zip((-0.006, 0.006), series.items(), strict=True):
+        bins = uncertainty[name]
+        counts = np.array([each["comparisons"] for each in bins])
+        middle, low, high = (np.array([each[f"accuracy{end}"] for each in bins]) for end in _ENDS)
+        places = (np.cumsum(counts) - counts / 2) / counts.sum() + shift
+        ends = np.abs([low - middle, high - middle])
+        ax.errorbar(places, middle, ends, color=colour, fmt=marker, markersize=4, linewidth=1.2, label=label)
+    return _finish(ax, "xy", above=True)
+
+
+def accuracy_by_coverage(uncertainty: Any, *, ax: Axes | None = None) -> Axes:
+    """Draw the accuracy of the share of comparisons that a ranking by spread, difference or both is surest of.
+
+    Arguments are those of `accuracy_by_spread`.
+    """
+    records = _as_dict(uncertainty)["coverage"]
+    ax = _prepare(ax, "Accuracy by coverage", "share of comparisons that is answered", "accuracy")
+    columns = {name: np.array([each[name] for each in records], dtype=np.float64) for name in records[0]}
+    lines = {"spread": (FIRST, "o-"), "margin": (BASELINE, "^:"), "both": (SECOND, "s--")}
+    for name, (colour, style) in lines.items():
+        label = {"spread": "by spread", "margin": "by difference", "both": "by both"}[name]
+        ax.plot(columns["coverage"], columns[name], style, color=colour, markersize=4, label=label)
+    ends = columns["spread_low"], columns["spread_high"]
+    ax.fill_between(columns["coverage"], *ends, color=FIRST, alpha=0.15, linewidth=0)
+    return _finish(ax, "xy", above=True)
+
+
+def error_correlations(uncertainty: Any, *, ax: Axes | None = None) -> Axes:
+    """Draw the correlation of the errors of each two members, of up to 12 members, as a matrix.
+
+    Arguments are those of `accuracy_by_spread`.
+    """
+    matrix = np.array(_as_dict(uncertainty)["error_correlations"], dtype=np.float64)
+    ax = _prepare(ax, "Correlation of errors", "member", "member")
+    ax.grid(visible=False)
+    ax.set_axisbelow(True)
+    for (row, column), value in np.ndenumerate(matrix):
+        shade = 0.45 * max(float(np.nan_to_num(value)), 0.0)  # light enough for the number in either mode of a page
+        ax.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, linewidth=0, color=FIRST, alpha=shade))
+        ax.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=INK)
+    ticks, names = range(len(matrix)), [str(number) for number in range(1, len(matrix) + 1)]
+    ax.set_xticks(ticks, names)
+    ax.set_yticks(ticks, names)
+    ax.set_xlim(-0.5, len(matrix) - 0.5)
+    ax.set_ylim(len(matrix) - 0.5, -0.5)
+    return ax
+
+
+def reliability_with_spread(uncertainty: Any, *, ax: Axes | None = None) -> Axes:
+    """Draw how often the greater reward is right against its confidence, fitted without and with the members' spread.
+
+    Arguments are those of `accuracy_by_spread`.
+    """
+    uncertainty = _as_dict(uncertainty)
+    ax = _prepare(ax, "Reliability with spread", "confidence, fitted on other prompts", "share that is right")
+    ax.plot([0.5, 1], [0.5, 1], color=MUTED, linestyle=":", label="perfect")
+    lines = {"reliability": ("o-", FIRST, "without spread"), "reliability_with_spread": ("s--", SECOND, "with spread")}
+    for name, (style, colour, label) in lines.items():
+        bins = uncertainty[name]
+        columns = ([each[end] for each in bins] for end in ("confidence", "accuracy"))
+        ax.plot(*columns, style, color=colour, markersize=4, label=label)
+    ax.set_xlim(0.49, 1.01)
+    return _finish(ax, "xy")
 
 
 def _as_dict(result: Any) -> Any:

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from plaudit.data.file_formats import explain_errors
-from plaudit.errors import DataError
+from plaudit.errors import ConfigError, DataError
 from plaudit.evaluation.preference_data import PreferenceData
 from plaudit.evaluation.scores import ScoredRow, Scores, scored_rows
+from plaudit.uncertainty import uncertainty_from_dict
 
 __all__ = ["join_scores", "read_scores", "write_scores"]
 
@@ -56,6 +57,7 @@ def read_scores(path: str | Path) -> Scores:
     _check_unique((row.row for row in rows), str(path))
     if not rows:
         raise DataError(f"{path}: expected scored rows, got none. Write the file again with `plaudit eval --scores`.")
+    _check_members(header, rows, str(path))
     _check_complete(header, [row.row for row in rows], str(path))
     return Scores(header or {"model": str(path)}, rows)
 
@@ -159,7 +161,7 @@ def _read_row(record: dict[str, Any], place: str, has_header: bool, position: in
         value = values.get(name, 1.0)
         if not isinstance(value, (int, float)) or not least <= value <= most or not math.isfinite(value):
             raise DataError(f"{place}: expected a number from {least:g} to {most:g} in `{name}`, got {value!r:.80}.")
-    for name in ("characters", "tokens", "truncated", "gold"):
+    for name in ("characters", "tokens", "truncated", "members", "gold"):
         value = values.get(name)
         if value is not None and (not isinstance(value, list) or len(value) != len(rewards)):
             raise DataError(f"{place}: expected {len(rewards)} values in `{name}`, got {value!r:.80}.")
@@ -203,6 +205,23 @@ def _check_complete(header: Mapping[str, Any], rows: list[int], path: str) -> No
         f"{path}: the header declares {declared:,} rows, but {what}. The file may have been cut: write it again with "
         "`plaudit eval --scores`, or correct `rows` in its header and number the rows from 0."
     )
+
+
+def _check_members(header: Mapping[str, Any], rows: list[ScoredRow], path: str) -> None:
+    """Refuse members without their constants, and those that are not one finite number for each set of constants."""
+    given = [(row.row, each) for row in rows for each in row.members or ()]
+    if not given:
+        return
+    try:
+        uncertainty = uncertainty_from_dict(header.get("uncertainty") or {})
+    except (ConfigError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: expected the constants of the `members` in the header ({error}).") from error
+    count = uncertainty.members(np.zeros((0, uncertainty.num_columns))).shape[1]
+    for number, each in given:
+        values = each if isinstance(each, list) and len(each) == count else [None]
+        if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in values):
+            expected = f"{count} finite numbers for each response in `members` of row {number}"
+            raise DataError(f"{path}: expected {expected}, as the header has {count} members, got {each!r:.80}.")
 
 
 def _check_unique(rows: Iterable[int], path: str) -> None:

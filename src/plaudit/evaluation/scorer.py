@@ -19,7 +19,7 @@ class Scorer(Protocol):
 
 def score_sequences(
     model: Any, sequences: list[Any], options: list[dict[str, Any]] | None = None, names: list[str] | None = None
-) -> tuple[NDArray[np.float64], dict[str, Any], tuple[Any, Any]]:
+) -> tuple[NDArray[np.float64], dict[str, Any], tuple[Any, Any, Any]]:
     """Score N texts or conversations with a reward model or any other scorer.
 
     Args:
@@ -29,8 +29,9 @@ def score_sequences(
         names: N names for error messages.
 
     Returns:
-        The rewards [N]; the properties of the model for the header of a score file; and the lengths in tokens [N] and
-        the flags of truncated sequences [N], both `None` where the scorer does not tell them.
+        The rewards [N]; the properties of the model for the header of a score file; and the lengths in tokens [N], the
+        flags of truncated sequences [N] and the raw rewards of the members [N, K], `None` where the scorer does not
+        tell them. The members have six digits, which a score file keeps.
 
     Raises:
         ModelError: The scorer returns another number of rewards, or a reward is not finite.
@@ -41,9 +42,13 @@ def score_sequences(
     else:
         scored = model.score(sequences, options=options, names=names) if hasattr(model, "score") else model(sequences)
     header: dict[str, Any] = {"model": getattr(model, "name", None) or getattr(model, "__name__", type(model).__name__)}
-    details: tuple[Any, Any] = (None, None)
+    details: tuple[Any, Any, Any] = (None, None, None)
     if is_reward_model and isinstance(scored, tuple):  # a subclass may leave the details out
-        scored, details, header = scored[0], (scored[1], scored[2]), model.describe(sequences[0])
+        header, members = model.describe(sequences[0]), None
+        uncertainty, columns = getattr(model, "uncertainty", None), scored[3]
+        if uncertainty is not None and columns.shape[1] > 1:
+            header, members = header | {"uncertainty": uncertainty.to_dict()}, _six_digits(uncertainty.members(columns))
+        scored, details = scored[0], (scored[1], scored[2], members)
     rewards = np.asarray(scored, dtype=np.float64)
     if rewards.shape != (len(sequences),):
         raise ModelError(
@@ -52,6 +57,11 @@ def score_sequences(
         )
     _check_finite(rewards, names or [f"sequence {number}" for number in range(len(sequences))])
     return rewards, header, details
+
+
+def _six_digits(values: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return numbers rounded to the digits that float32 can tell apart, which are short as text."""
+    return np.array([[float(f"{each:.6g}") for each in row] for row in values.tolist()], dtype=np.float64)
 
 
 def _check_finite(rewards: NDArray[np.float64], names: list[str]) -> None:

@@ -14,6 +14,7 @@ from plaudit.data.prompts import prompt_key
 from plaudit.errors import DataError
 from plaudit.evaluation.preference_data import Comparisons, PreferenceData
 from plaudit.scoring.completions import count_characters
+from plaudit.uncertainty import checked_uncertainty, uncertainty_from_dict
 
 __all__ = ["ScoredRow", "Scores", "scored_rows"]
 
@@ -37,6 +38,7 @@ class ScoredRow:
         characters: K lengths in characters, prompt included.
         tokens: K lengths in tokens, as they were scored.
         truncated: K flags: the sequence had more tokens than the model takes, and was cut.
+        members: Of a model with members, K lists of the members' raw rewards of each response.
         gold: K values of the dataset's column `scores`, which annotators gave and not the model; greater is better.
         fields: The columns of a benchmark's row that its rule reads.
     """
@@ -55,6 +57,7 @@ class ScoredRow:
     characters: list[int] | None = None
     tokens: list[int] | None = None
     truncated: list[bool] | None = None
+    members: list[list[float]] | None = None
     gold: list[float] | None = None
     fields: dict[str, Any] = field(default_factory=dict)
 
@@ -70,8 +73,8 @@ class Scores:
 
     Attributes:
         header: `model`, `fingerprint`, `dtype`, `attention`, `layout`, `quantization`, `chat_template`, `bos`, `eos`,
-            `max_length`, `versions`, `dataset` (`path`, `split`, `config`, `format`, `rows`, `hash`) and `benchmark`;
-            a property that is not known is `None` or not there.
+            `max_length`, `versions`, `uncertainty`, `dataset` (`path`, `split`, `config`, `format`, `rows`, `hash`) and
+            `benchmark`; a property that is not known is `None` or not there.
         rows: The rows in the order of the dataset, R.
     """
 
@@ -103,6 +106,46 @@ class Scores:
         return self.rewards[self.comparisons.better] - self.rewards[self.comparisons.worse]
 
     @cached_property
+    def members(self) -> NDArray[np.float64] | None:
+        """The raw rewards of the M members for all responses, shape [N, M]; `None` where a row has none."""
+        of_rows = [row.members for row in self.rows if row.members is not None]
+        return np.concatenate(of_rows).astype(np.float64) if 0 < len(of_rows) == len(self.rows) else None
+
+    @cached_property
+    def member_differences(self) -> NDArray[np.float64] | None:
+        """The members' rewards of the better minus those of the other responses, shape [C, M]; `None` as for `members`.
+
+        Each member is scaled by its constant in the header, so that all are in the unit of the model's reward; samples
+        of one head, which have no such constants, are in that unit already.
+        """
+        if self.members is None:
+            return None
+        constants = self.header["uncertainty"]
+        scale = constants["reward_std"] / np.array(constants["scales"]) if "scales" in constants else 1.0
+        return (self.members[self.comparisons.better] - self.members[self.comparisons.worse]) * scale
+
+    def aggregate(self, how: str, k: float = 1.0) -> list[NDArray[np.float64]]:
+        """Return the rewards of each row, or a conservative reward made of its members (`plaudit.uncertainty`).
+
+        Args:
+            how: One of `plaudit.uncertainty.AGGREGATES`.
+            k: The weight of the standard deviation or variance.
+
+        Raises:
+            ConfigError: There is no such aggregate, or the model has no members.
+        """
+        constants = self.header.get("uncertainty") if self.members is not None else None
+        uncertainty = None if constants is None else uncertainty_from_dict(constants)
+        checked_uncertainty(uncertainty, self.name, how, k)
+        rewards = self.rewards
+        if uncertainty is not None and self.members is not None and how != "mean":
+            columns = [rewards[:, None], self.members]
+            if uncertainty.num_columns > 1 + self.members.shape[1]:  # a posterior has its standard deviation first
+                columns.insert(1, self.members.std(1, ddof=1, keepdims=True))
+            rewards = uncertainty.aggregate(np.concatenate(columns, 1), how, k).astype(np.float64)
+        return np.split(rewards, np.cumsum([len(row.rewards) for row in self.rows])[:-1])
+
+    @cached_property
     def comparisons(self) -> Comparisons:
         """The comparisons of all rows; `better` and `worse` are indices into `rewards`.
 
@@ -132,6 +175,7 @@ def scored_rows(
     rewards: Sequence[float] | NDArray[np.float64],
     tokens: Sequence[int] | None = None,
     truncated: Sequence[bool] | None = None,
+    members: NDArray[np.float64] | None = None,
 ) -> list[ScoredRow]:
     """Return the rows of read preferences with the rewards of their responses.
 
@@ -140,6 +184,7 @@ def scored_rows(
         rewards: N rewards.
         tokens: N lengths in tokens, if they are known.
         truncated: N flags for sequences that were cut, if they are known.
+        members: Raw rewards of the members of the model, shape [N, M], if it has any.
     """
     local: list[list[tuple[int, int]]] = [[] for _ in data.subsets]
     labels, weights = [1.0] * len(local), [0.0] * len(local)
@@ -170,6 +215,7 @@ def scored_rows(
             characters=[count_characters(each) for each in data.sequences[at]],
             tokens=part(tokens, at),
             truncated=part(truncated, at),
+            members=part(members, at),
             gold=data.scores[number],
         )
         for number, at in enumerate(slices)

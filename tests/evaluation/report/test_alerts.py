@@ -64,6 +64,25 @@ def test_unknown_lengths_are_no_alert():
     assert verdicts(dict.fromkeys(names)) == {}
 
 
+UNCERTAIN = {
+    "members_are_alike": False, "error_correlation": 0.6, "earns_its_place": True,
+    "adjusted_auroc": 0.51, "adjusted_auroc_low": 0.48, "adjusted_auroc_high": 0.54,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, {}),
+        ({"earns_its_place": None, "error_correlation": None}, {}),
+        ({"earns_its_place": False}, {"The uncertainty does not earn its place.": "warning"}),
+        ({"members_are_alike": True}, {"The members of the ensemble are one model.": "warning"}),
+    ],
+)
+def test_an_uncertainty_that_says_nothing_is_an_alert(changes, expected):
+    assert verdicts(uncertainty=UNCERTAIN | changes) == expected
+
+
 def test_cut_responses_are_counted():
     assert verdicts(cut=5) == {"Responses were cut to the maximum length.": "note"}
     assert verdicts(cut=200) == {"Responses were cut to the maximum length.": "warning"}

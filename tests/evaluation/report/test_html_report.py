@@ -5,6 +5,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+from ensemble_data import ensemble_scores
 from report_data import (
     AUDIT,
     BEST_OF_N,
@@ -88,6 +89,21 @@ def test_everything_that_is_given_is_shown(make, scores):
         assert text in page.text, text
     assert "Not in this report" not in page.text
     assert len(page.named("svg")) == html.count("<summary>Numbers") == 13
+
+
+def test_the_uncertainty_of_an_ensemble_has_its_pictures(make):
+    report, _, page = make(scores=[ensemble_scores("follows", 1500)])
+    for text in ("Accuracy by spread", "Accuracy by coverage", "Reliability with spread", "Correlation of errors"):
+        assert f"Numbers of: {text}" in page.text
+    assert "The uncertainty does not earn its place." in [alert.verdict for alert in report.alerts]
+    assert len(page.ids) == len(set(page.ids))
+    assert "mean correlation of" in page.text
+    two = make(scores=[ensemble_scores("told", 200, members=2)])[2].text
+    assert "Correlation of errors" not in two
+    assert "The errors of the 2 members have a mean correlation of" in two
+    few = make(scores=[ensemble_scores("told", 12)])[2].text
+    assert "Cannot tell: fewer than 10 prompts" in few
+    assert "Reliability with spread" not in few
 
 
 def test_the_page_is_well_formed_and_its_identifiers_occur_once(make, scores):

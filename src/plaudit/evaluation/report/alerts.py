@@ -50,6 +50,8 @@ def evaluation_alerts(evaluation: Mapping[str, Any]) -> Iterator[Alert]:
     figures = {name: math.nan if value is None else value for name, value in evaluation["overall"].items()}
     yield from _accuracy_alerts(figures)
     yield from _probability_alerts(figures)
+    if uncertainty := evaluation.get("uncertainty"):
+        yield from _uncertainty_alerts(uncertainty)
     if below := {name: each for name, each in evaluation["subsets"].items() if (each["accuracy_high"] or 1) < 0.5}:
         listed = ", ".join(f"{name} ({each['accuracy']:.1%})" for name, each in below.items())
         advice = f"{len(below)} of {len(evaluation['subsets'])}, with their whole interval below one half: {listed}."
@@ -99,6 +101,19 @@ def _probability_alerts(figures: Mapping[str, float]) -> Iterator[Alert]:
         yield Alert("grave" if loss > math.log(2) else "warning", "The model is overconfident.", advice)
     elif 0 < temperature < 0.9 and loss - calibrated > 0.01:
         yield Alert("note", "The model is underconfident.", advice)
+
+
+def _uncertainty_alerts(uncertainty: Mapping[str, Any]) -> Iterator[Alert]:
+    if uncertainty["members_are_alike"]:
+        correlation = f"The mean correlation of their errors is {uncertainty['error_correlation']:.3f}."
+        advice = f"{correlation} Train members on other data, with other seeds or from other base models."
+        yield Alert("warning", "The members of the ensemble are one model.", advice)
+    if uncertainty["earns_its_place"] is False:
+        advice = (
+            "The AUROC of the spread for errors at equal differences of rewards is {adjusted_auroc:.3f} (95% "
+            "{adjusted_auroc_low:.3f} to {adjusted_auroc_high:.3f}); 0.5 adds nothing. Rely on the difference instead."
+        )
+        yield Alert("warning", "The uncertainty does not earn its place.", advice.format(**uncertainty))
 
 
 def baseline_alerts(figures: Mapping[str, Any], baselines: Mapping[str, Mapping[str, Any]]) -> Iterator[Alert]:

@@ -81,8 +81,46 @@ def score_charts(scores: Scores, evaluation: Mapping[str, Any], reference: Score
         parts = (f"{name}: mean {np.mean(each):.3g}, deviation {np.std(each):.3g}" for name, each in rewards.items())
         draw = partial(plots.reward_distribution, rewards)
         yield _chart("distribution", "Rewards", "; ".join(parts) + ".", reward_bins(rewards), draw)
+    if evaluation["uncertainty"]:
+        yield from _uncertainty_charts(evaluation["uncertainty"])
     if len(evaluation["subsets"]) > 1:
         yield accuracy_chart("subsets", "Accuracy by subset", evaluation["subsets"])
+
+
+def _uncertainty_charts(uncertainty: Mapping[str, Any]) -> Iterator[Chart]:
+    """Yield the charts of the members' spread: accuracy by it, coverage, probabilities, and the members' errors."""
+    of_whom = "members" if uncertainty["kind"] == "members" else "sampled heads"
+    mean = cell(uncertainty["error_correlation"])
+    correlation = f"The errors of the {uncertainty['members']} {of_whom} have a mean correlation of {mean}."
+    matrix = uncertainty["error_correlations"] if uncertainty["members"] > 2 else []
+    if uncertainty["coverage"]:
+        of = {"by spread": uncertainty["spread_bins"], "at equal differences": uncertainty["adjusted_bins"]}
+        records = [{"tenths": name, **each} for name, bins in of.items() for each in bins]
+        caption = uncertainty["verdict"] + ("" if matrix else f" {correlation}")
+        draw = partial(plots.accuracy_by_spread, uncertainty)
+        yield _chart("spread", "Accuracy by spread", caption, records, draw)
+        texts = ", ".join(f"{cell(uncertainty[f'{name}_auroc'])} {words}" for name, words in _RANKINGS.items())
+        caption = f"AUROC for errors: {texts}. The difference needs no members: what counts is what the spread adds."
+        draw = partial(plots.accuracy_by_coverage, uncertainty)
+        yield _chart("coverage", "Accuracy by coverage", caption, uncertainty["coverage"], draw)
+    if uncertainty["reliability"]:
+        parts = {"without spread": "", "with it": "_with_spread"}
+        shown = [(words, *(uncertainty[f"{name}{end}"] for name in ("log_loss", "calibration_error")))
+                 for words, end in parts.items()]  # fmt: skip
+        texts = "; ".join(f"{words} {loss:.3f}, error {percent(error)}" for words, loss, error in shown)
+        caption = f"Log loss and calibration error, fitted on other prompts: {texts}."
+        records = [{"fit": words, **each} for words, end in parts.items() for each in uncertainty[f"reliability{end}"]]
+        draw = partial(plots.reliability_with_spread, uncertainty)
+        yield _chart("reliability-with-spread", "Reliability with spread", caption, records, draw)
+    if matrix:
+        records = [
+            {"member": str(n), **{str(m): each for m, each in enumerate(row, 1)}} for n, row in enumerate(matrix, 1)
+        ]
+        draw = partial(plots.error_correlations, uncertainty)
+        yield _chart("error-correlations", "Correlation of errors", correlation, records, draw)
+
+
+_RANKINGS = {"spread": "by spread", "margin": "by difference of rewards", "both": "by both"}
 
 
 def accuracy_chart(key: str, title: str, figures: Mapping[str, Mapping[str, Any]]) -> Chart:
