@@ -1,20 +1,25 @@
 """Uncertainty over HTTP: what the server says of an ensemble is what the model in process says."""
 
 import random
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import requests
+import torch
 from running_server import running
 
-from plaudit import RewardFunction, RewardModel
+from plaudit import RewardFunction, RewardModel, evaluate
+from plaudit.checkpoint.laplace_file import SavedLaplace
 from plaudit.errors import ConfigError, ServerError
+from plaudit.models.load import load_model
 from plaudit.scoring.remote_model import RemoteRewardModel
 from plaudit.serving.application import create_application
 from plaudit.serving.scoring_service import ScoringService
 from plaudit.serving.served_model import ServedModel
 from plaudit.serving.server_limits import ServerLimits
+from plaudit.uncertainty import PosteriorUncertainty
 
 TEXTS = [f"Is the {noun} {colour}? {end}" for noun in ("sky", "dog") for colour in ("blue", "green") for end in "abc"]
 PROMPT, RESPONSES = "Is the sky blue?", [" Yes, the sky is blue.", " No.", " It is green!", " Thank you very much."]
@@ -32,9 +37,20 @@ def local(ensemble_folder):
 
 
 @pytest.fixture(scope="module")
-def service(ensemble_folder, model_folder, rendering_pool):
+def posterior_folder(tmp_path_factory, model_folder):
+    """The model of `model_folder` with a posterior of its head."""
+    folder = shutil.copytree(model_folder, tmp_path_factory.mktemp("models") / "posterior")
+    head = load_model(str(folder)).score.weight.detach()[0]
+    factor = torch.randn(len(head), len(head), generator=torch.Generator().manual_seed(0)) / 10
+    constants = PosteriorUncertainty(reward_mean=0.25, reward_std=1.5)
+    SavedLaplace(factor + factor.T, torch.zeros(len(head)), head, constants, 1.0, "a test").write(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def service(ensemble_folder, posterior_folder, model_folder, rendering_pool):
     service = ScoringService(ServerLimits())
-    folders = {"ensemble": ensemble_folder, "single": model_folder}
+    folders = {"ensemble": ensemble_folder, "single": model_folder, "posterior": posterior_folder}
     service.serve(
         ServedModel(name, RewardModel.from_pretrained(folder), pool=rendering_pool) for name, folder in folders.items()
     )
@@ -105,7 +121,7 @@ def test_each_prefix_has_its_deviation(url, local):
 
 
 def test_the_server_describes_the_uncertainty(url, local):
-    ensemble, single = requests.get(f"{url}/info", timeout=30).json()["models"]
+    ensemble, single, _ = requests.get(f"{url}/info", timeout=30).json()["models"]
     assert ensemble["uncertainty"] == local.uncertainty.to_dict()
     assert single["uncertainty"] is None
 
@@ -128,6 +144,7 @@ def test_a_single_model_answers_as_before(url):
     [
         ("single", {"aggregate": "min"}, "aggregate", "aggregate='min': single is a single model"),
         ("single", {"members": True}, "members", "members: single is a single model"),
+        ("posterior", {"aggregate": "min"}, "aggregate", "a posterior has no least member"),
         ("ensemble", {"aggregate": "min", "normalize": True}, "normalize", "in standard deviations"),
         ("ensemble", {"aggregate": "min", "calibrated": True}, "calibrated", "its own unit"),
         ("ensemble", {"aggregate": "worst"}, "aggregate", "'mean', 'min', 'mean-std' or 'mean-var'"),
@@ -165,6 +182,26 @@ def test_the_client_gives_what_the_model_gives(url, local, options):
     ]
     assert client.best_of(PROMPT, RESPONSES, **options) == local.best_of(PROMPT, RESPONSES, **options)
     assert client.score([], return_members=True).shape == (0, 3)
+
+
+@pytest.mark.parametrize("options", [{}, {"aggregate": "mean-std"}, {"aggregate": "mean-var", "k": 0.5}])
+def test_a_posterior_is_served_as_an_ensemble_is(url, posterior_folder, options):
+    here, there = RewardModel.from_pretrained(posterior_folder), remote(url, model="posterior")
+    rewards, stds = here.score(TEXTS, return_std=True, **options)
+    whole = answer(url, "/v1/rewards", model="posterior", items=items(TEXTS), members=True, **options)
+    assert (whole["rewards"], whole["reward_stds"]) == (close(rewards), close(stds))
+    assert whole["members"] == close(here.score(TEXTS, return_members=True))
+    assert there.uncertainty == here.uncertainty
+    assert there.score(TEXTS, **options) == close(rewards)
+    assert there.score(TEXTS, return_members=True) == close(whole["members"])
+
+
+def test_an_evaluation_of_the_address_is_that_of_the_model(url, local, text_rows):
+    there, here = (evaluate(model, text_rows) for model in (remote(url, model="ensemble"), local))
+    for name, value in here.overall.items():
+        assert there.overall[name] == pytest.approx(value, abs=1e-4, nan_ok=True), name
+    members = [np.array([row.members for row in each.scores.rows]) for each in (there, here)]
+    assert members[0] == pytest.approx(members[1], abs=1e-4)
 
 
 def test_the_client_of_a_single_model_says_how_to_get_an_ensemble(url):
