@@ -4,6 +4,7 @@ import gc
 import inspect
 import logging
 import os
+import shutil
 import signal
 from collections import Counter
 from functools import cache, partial
@@ -191,6 +192,23 @@ def model_folder(tmp_path_factory, new_tokenizer):
     torch.nn.init.normal_(model.score.weight, std=0.5)
     for part in (model, tokenizer):
         part.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ensemble_folder(tmp_path_factory, model_folder):
+    """The model of `model_folder` with three heads of its own. Not to be changed: copy it."""
+    from plaudit.checkpoint.heads_file import SavedHeads
+    from plaudit.uncertainty import MemberUncertainty
+
+    folder = tmp_path_factory.mktemp("models") / "ensemble"
+    shutil.copytree(model_folder, folder)
+    model = AutoModelForSequenceClassification.from_pretrained(model_folder)
+    members = torch.randn(3, model.config.hidden_size, generator=torch.Generator().manual_seed(1)) / 2
+    model.score.weight.data = members.mean(0, keepdim=True)
+    model.save_pretrained(folder)
+    constants = MemberUncertainty(centers=(0.5, -1.0, 2.0), scales=(1.0, 2.0, 3.0), reward_std=0.75)
+    SavedHeads(members, None, constants, measured_on="a test").write(folder)
     return folder
 
 

@@ -3,12 +3,14 @@
 import importlib
 import re
 from dataclasses import fields
+from inspect import signature
 from pathlib import Path
 
 import pytest
 from transformers import TrainingArguments
 
-from plaudit import RewardConfig
+from plaudit import RewardConfig, RewardFunction
+from plaudit.cli.score import command as score
 from plaudit.cli.serve import command as serve
 from plaudit.serving.dialects.native import NATIVE
 from plaudit.serving.dialects.registry import DIALECTS
@@ -39,6 +41,24 @@ def test_the_page_on_serving_describes_every_option():
     options = {name for each in serve.params for name in each.opts if name.startswith("--")}
     described = set(re.findall(r"`(--\w+)`", table))
     assert options == described, f"docs/serving.md: {sorted(options ^ described)}"
+
+
+def test_the_page_on_serving_names_every_field_of_the_native_api():
+    page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(\w+)`", page[page.index("## The native API") : page.index("| request header |")]))
+    fields = {name for endpoint in NATIVE.endpoints for name in endpoint.body.model_fields}
+    assert fields <= named, f"docs/serving.md: {sorted(fields - named)}"
+
+
+def test_the_page_on_files_names_the_options_of_an_uncertain_model_and_that_on_policies_every_option():
+    page = (ROOT / "docs" / "score.md").read_text(encoding="utf-8")
+    names = [name for each in score.params for name in each.opts if each.name in ("aggregate", "k", "normalize")]
+    assert all(f"`{name}" in page for name in names)
+    page = (ROOT / "docs" / "rl.md").read_text(encoding="utf-8")
+    described = set(re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE))
+    options = {each.name for each in signature(RewardFunction).parameters.values() if each.kind is each.KEYWORD_ONLY}
+    assert options <= described, f"docs/rl.md: {sorted(options - described)}"
+    assert all(f"{name}=" in page for name in options)
 
 
 @pytest.mark.parametrize("dialect", [NATIVE, *DIALECTS.values()], ids=lambda dialect: dialect.name)

@@ -8,7 +8,14 @@ import pytest
 
 import plaudit.uncertainty
 from plaudit.errors import ConfigError
-from plaudit.uncertainty import AGGREGATES, MemberUncertainty, PosteriorUncertainty, uncertainty_from_dict
+from plaudit.uncertainty import (
+    AGGREGATES,
+    MemberUncertainty,
+    PosteriorUncertainty,
+    check_aggregate,
+    checked_uncertainty,
+    uncertainty_from_dict,
+)
 
 CONSERVATIVE = [name for name in AGGREGATES if name != "mean"]
 
@@ -70,6 +77,23 @@ def test_a_member_that_never_changes_keeps_its_unit():
 def test_other_aggregates_and_negative_weights_are_refused(members, how, k, message):
     with pytest.raises(ConfigError, match=message):
         MemberUncertainty.measure(members).aggregate(columns_of(members), how, k)
+
+
+def test_what_a_model_cannot_give_is_refused_before_anything_is_scored(members):
+    uncertainty = MemberUncertainty.measure(members)
+    assert checked_uncertainty(uncertainty, "a", "min", needed_by="members") is uncertainty
+    assert checked_uncertainty(None, "a") is None
+    for options in ({"aggregate": "min"}, {"needed_by": "members"}):
+        with pytest.raises(ConfigError, match="^(aggregate='min'|members): a is a single model"):
+            checked_uncertainty(None, "a", **options)
+    with pytest.raises(ConfigError, match="a posterior has no least member"):
+        checked_uncertainty(PosteriorUncertainty(0.0, 1.0), "a", "min")
+
+
+@pytest.mark.parametrize("k", [-1, float("nan"), float("inf"), "1", None])
+def test_the_weight_of_the_spread_is_a_finite_number(k):
+    with pytest.raises(ConfigError, match="^k: expected a finite number of at least 0"):
+        check_aggregate("min", k)
 
 
 # The posterior of one head

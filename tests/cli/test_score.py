@@ -20,9 +20,10 @@ from stub_server import StubServer
 
 from plaudit import RewardModel
 from plaudit.cli import cli
-from plaudit.cli.score import WorkerRange
+from plaudit.cli.score import WorkerRange, command
 from plaudit.errors import PlauditError
 from plaudit.scoring.worker import Worker
+from plaudit.uncertainty import AGGREGATES
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "score_kills.py"
 EVERY_KIND = [
@@ -159,6 +160,49 @@ def test_each_format_is_chosen_by_its_suffix(score, tmp_path, output):
     assert [row["text"] for row in rows] == [row["text"] for row in texts(5)]
     assert [float(row["reward"]) for row in rows] == [close(row["again"]) for row in rows]
     assert not list(tmp_path.glob("_*"))
+
+
+def test_an_ensemble_gives_deviations_and_conservative_rewards(score, ensemble_folder, tmp_path):
+    rows = [{"text": "Is the sky blue? Yes."}, {"text": "Two plus two? Five."}]
+    options = ("--model", ensemble_folder, "--aggregate", "mean-std", "--k", "0.5")
+    score(rows, *options)
+    written = read(tmp_path / "out.jsonl")
+    model = RewardModel.from_pretrained(ensemble_folder, device="cpu")
+    rewards, stds = model.score([row["text"] for row in rows], aggregate="mean-std", k=0.5, return_std=True)
+    assert [row["reward"] for row in written] == close(rewards)
+    assert [row["reward_std"] for row in written] == close(stds)
+
+
+def test_a_conservative_reward_needs_an_ensemble_and_a_job_keeps_to_its_aggregate(
+    score, refused, ensemble_folder, tmp_path
+):
+    assert "is a single model" in refused(texts(4), "--aggregate", "min", output="other.jsonl")
+    assert "standard deviations of the rewards already" in refused(texts(4), "--aggregate", "min", "--normalize")
+    options = ("--model", ensemble_folder, "--batch_rows", "2")
+    stopped = [*texts(4), {"text": ""}]
+    refused(stopped, *options, "--aggregate", "min", output="careful.jsonl")
+    assert "aggregate was min, is None" in refused(stopped, *options, output="careful.jsonl")
+    score(texts(4))
+    assert "reward_std" not in read(tmp_path / "out.jsonl")[0]
+
+
+def test_a_server_gives_the_deviations_of_its_ensemble(score, ensemble_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    group = {"prompt": "Is it?", "completions": [" Yes.", " No."]}
+    options = ("--aggregate", "mean-std")
+    score([*texts(4), group], "--model", ensemble_folder, *options)
+    with StubServer(RewardModel.from_pretrained(ensemble_folder)) as server:
+        arguments = [tmp_path / "in.jsonl", "--model", server.url, "--output", tmp_path / "remote.jsonl", *options]
+        result = CliRunner().invoke(cli, ["score", *map(str, arguments)])
+        assert result.exit_code == 0, result.exception
+    for there, here in zip(read(tmp_path / "remote.jsonl"), read(tmp_path / "out.jsonl"), strict=True):
+        assert list(there) == list(here)
+        assert [there[name] for name in ("reward", "reward_std")] == [close(here["reward"]), close(here["reward_std"])]
+
+
+def test_the_aggregates_of_the_command_are_those_of_the_library():
+    (option,) = (each for each in command.params if each.name == "aggregate")
+    assert tuple(option.type.choices) == AGGREGATES
 
 
 def test_a_folder_is_read_by_split(score, refused, tmp_path):

@@ -43,6 +43,11 @@ def reward_of(text):
     return sum((zlib.crc32(piece.strip().encode()) % 100 - 45) / 100 for piece in pieces_of(text))
 
 
+def std_of(text):
+    """The standard deviation that the stub gives the reward of a text where its model has an uncertainty."""
+    return 0.05 + len(pieces_of(text)) % 7 / 20
+
+
 def softmax(rewards):
     powers = [math.exp(reward - max(rewards)) for reward in rewards]
     return [power / sum(powers) for power in powers]
@@ -58,6 +63,7 @@ class PageStub:
         trained_on: What `/info` says of the first model.
         truncates: Whether `/info` says that texts which are too long are truncated.
         models: How many models `/info` lists.
+        is_ensemble: Whether the models give standard deviations.
         most_at_once: The most requests for rewards that were under way at the same time.
         arrived: Released by each request for rewards.
         gate: Requests for rewards wait for it.
@@ -69,7 +75,7 @@ class PageStub:
 
     def reset(self):
         self.bodies, self.refusals, self.key_refused, self.trained_on, self.models = [], 0, False, "texts", 1
-        self.most_at_once, self.at_once, self.truncates = 0, 0, False
+        self.most_at_once, self.at_once, self.truncates, self.is_ensemble = 0, 0, False, False
         self.arrived = threading.Semaphore(0)
         self.gate.set()
 
@@ -96,7 +102,7 @@ class PageStub:
         model = {
             "weight_version": "3f9c1a", "created": 1767225600, "dtype": "bfloat16", "max_length": MAX_LENGTH,
             "trained_on": self.trained_on, "has_chat_template": True, "temperature": 1.7, "scale": None,
-            "layout": "forest", "fingerprint": None,
+            "layout": "forest", "fingerprint": None, "uncertainty": {"kind": "members"} if self.is_ensemble else None,
         }  # fmt: skip
         models = [{"name": f"reward-{n}", **model} for n in range(self.models)]
         limits = {"max_items": 2048}
@@ -124,6 +130,10 @@ class PageStub:
         timing = {"queued_ms": 0.2, "run_ms": 11.5, "total_ms": 12.1}
         return {"model": "reward-0", "weight_version": "3f9c1a", "usage": usage, "timing": timing}, tokens
 
+    def stds(self, texts):
+        """The field of standard deviations that an answer has."""
+        return {"reward_stds": [std_of(text) for text in texts]} if self.is_ensemble else {}
+
     def refused(self, texts, names):
         """An error where a text is too long or makes the model fail, as the word FAULT does here."""
         for text, name in zip(texts, names, strict=True):
@@ -142,7 +152,11 @@ class PageStub:
         rewards = [reward_of(text) for text in texts]
         shares = softmax(rewards)
         order = sorted(range(len(texts)), key=lambda n: -rewards[n])
-        results = [{"index": n, "reward": rewards[n], "win_probability": shares[n]} for n in order]
+        results = [
+            {"index": n, "reward": rewards[n], "win_probability": shares[n]}
+            | ({"reward_std": std_of(texts[n])} if self.is_ensemble else {})
+            for n in order
+        ]
         truncated = ["TRUNCATED" in text for text in texts]
         return JSONResponse({"results": results, "tokens": tokens, "truncated": truncated, **common})
 
@@ -158,7 +172,8 @@ class PageStub:
                 return error
             common, tokens = self.common(texts)
             rewards = [reward_of(text) for text in texts]
-            return JSONResponse({"rewards": rewards, "tokens": tokens, "truncated": [False] * len(texts), **common})
+            values = {"rewards": rewards, "tokens": tokens, "truncated": [False] * len(texts)}
+            return JSONResponse(values | self.stds(texts) | common)
         finally:
             self.at_once -= 1
 
@@ -170,7 +185,8 @@ class PageStub:
         ends = [n for n in range(1, len(pieces) + 1) if n % body["every"] == 0 or n == len(pieces)]
         starts = [0, *ends[:-1]]
         common, tokens = self.common([text])
-        rewards = [reward_of("".join(pieces[:end])) for end in ends]
+        prefixes = ["".join(pieces[:end]) for end in ends]
+        rewards = [reward_of(prefix) for prefix in prefixes]
         added = ["".join(pieces[start:end]) for start, end in zip(starts, ends, strict=True)]
         answer = {"positions": ends, "pieces": added, "rewards": rewards, "tokens": tokens[0], "truncated": False}
-        return JSONResponse(answer | common)
+        return JSONResponse(answer | self.stds(prefixes) | common)

@@ -33,7 +33,7 @@ class StubServer:
         self.info = {
             "name": "served", "fingerprint": "abc", "weight_version": "v1", "dtype": "float32", "layout": "forest",
             "max_length": model.max_length, "temperature": model.temperature,
-            "trained_on": model.trained_on,
+            "trained_on": model.trained_on, "uncertainty": model.uncertainty and model.uncertainty.to_dict(),
         }  # fmt: skip
 
     def __enter__(self):
@@ -62,8 +62,10 @@ class StubServer:
         except DataError as error:
             return _error(422, "invalid", str(error), re.match(r"items\[\d+\]", str(error))[0])
         version = self.versions.pop(0) if len(self.versions) > 1 else self.versions[0]
-        columns = {name: column.tolist() for name, column in scored._asdict().items()}
-        return 200, {"model": "served", "weight_version": version} | columns
+        values = {name: column.tolist() for name, column in scored._asdict().items()}
+        if self.model.uncertainty is None:
+            del values["columns"]
+        return 200, {"model": "served", "weight_version": version} | values
 
 
 def _error(status, kind, message, param=None):

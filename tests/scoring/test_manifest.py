@@ -130,3 +130,14 @@ def test_an_ensemble_is_the_same_as_long_as_all_of_its_members_are(tmp_path):
     assert before == model_manifest(str(tmp_path / "both"))
     os.utime(tmp_path / "two" / "model.safetensors", (1, 1))
     assert model_manifest(str(tmp_path / "both")) != before
+
+
+def test_a_conservative_reward_is_an_option_of_the_job_and_the_mean_is_as_before(hub):
+    source = Source("someone/one")
+    mean, less, least = (
+        job_manifest(source, ScoringConfig("someone/one", **options))
+        for options in ({"k": 2.0}, {"aggregate": "mean-std"}, {"aggregate": "mean-std", "k": 2.0})
+    )
+    assert "aggregate" not in mean["options"]
+    assert differences(mean, less) == ["options: aggregate was None, is mean-std", "options: k was None, is 1.0"]
+    assert differences(less, least) == ["options: k was 1.0, is 2.0"]

@@ -54,6 +54,20 @@ def test_rewards_come_behind_the_columns_of_the_row(kind, rewards):
     assert list(written) == [*row, *rewards]
 
 
+def test_deviations_come_behind_the_rewards():
+    named = RewardColumns(reward_column="r")
+    for kind, stds in (
+        ("pair", {"chosen_r_std": 0.1, "rejected_r_std": 0.2}), ("group", {"r_std": [0.1, 0.2]}),
+        ("text", {"r_std": 0.1}),
+    ):  # fmt: skip
+        row, sequences = ROWS[kind]
+        count = len(sequences)
+        parsed = parse_row(row, 0, named, with_std=True)
+        written = row_with_rewards(parsed, [0.5, 1.5][:count], named, [0.1, 0.2][:count])
+        assert list(written)[-len(stds) :] == list(stds)
+        assert written.items() >= stds.items()
+
+
 def test_the_best_completion_takes_the_place_of_the_group():
     row = {"id": 7, "prompt": "Is it?", "completions": [" Yes.", " No.", " Thank you."]}
     assert scored(row, [0.5, 1.5, 1.5], RewardColumns(best_of=True)) == {

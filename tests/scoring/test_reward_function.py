@@ -119,6 +119,24 @@ def test_normalized_then_clipped_then_the_penalty(make_model, tokenizer):
         assert RewardFunction(scorer, **options)(PROMPTS, TEXTS) == pytest.approx(expected, abs=1e-5), options
 
 
+@pytest.mark.parametrize("aggregate", ["mean", "min", "mean-std", "mean-var"])
+def test_a_conservative_reward_is_that_of_the_model_and_is_clipped_in_its_own_unit(ensemble_folder, aggregate):
+    model = RewardModel.from_pretrained(ensemble_folder)
+    expected = model.score(PROMPTS, TEXTS, aggregate=aggregate, k=0.5)
+    for source in (model, ensemble_folder):
+        function = RewardFunction(source, aggregate=aggregate, k=0.5, clip=0.5, length_penalty=0.01)
+        penalty = 0.01 * np.array([len(text) for text in TEXTS])
+        assert function(PROMPTS, TEXTS) == pytest.approx(expected.clip(-0.5, 0.5) - penalty, abs=2e-6)
+
+
+def test_a_conservative_reward_of_a_single_model_is_refused_before_a_policy_generates(scorer, folder):
+    with pytest.raises(ConfigError, match="aggregate='min': .* is a single model"):
+        RewardFunction(scorer, aggregate="min")
+    function = RewardFunction(folder, aggregate="min")
+    with pytest.raises(ConfigError, match="aggregate='min': .*my-reward is a single model"):
+        _ = function.reward_model
+
+
 def test_the_penalty_counts_what_the_assistant_wrote(scorer):
     completion = [
         {"role": "assistant", "content": "Is it?"},
@@ -142,6 +160,9 @@ def test_the_penalty_counts_what_the_assistant_wrote(scorer):
         ({"length_penalty": "0.1"}, "length_penalty"),
         ({"clip": "5"}, "clip: expected a number above 0, or a least and a greatest reward, got '5'"),
         ({"clip": (1, 2, 3)}, "clip"),
+        ({"aggregate": "worst"}, "aggregate: expected one of mean, min, mean-std, mean-var, got 'worst'"),
+        ({"aggregate": "min", "k": "1"}, "k: expected a finite number of at least 0, got '1'"),
+        ({"aggregate": "min", "normalize": True}, "normalize: .* standard deviations of the rewards already"),
     ],
 )
 def test_options_that_cannot_work_are_refused_at_once(options, said):
@@ -202,6 +223,13 @@ def test_an_address_rewards_as_the_model_there(server, scorer):
     rewards = function(prompts, completions, **columns)
     assert rewards == pytest.approx(expected(prompts, completions, **columns), abs=2e-6)
     assert function([], []) == []
+
+
+def test_an_address_gives_conservative_rewards(ensemble_folder):
+    model = RewardModel.from_pretrained(ensemble_folder)
+    expected = RewardFunction(model, aggregate="mean-var", k=0.5)(PROMPTS, TEXTS)
+    with StubServer(model) as server:
+        assert RewardFunction(server.url, aggregate="mean-var", k=0.5)(PROMPTS, TEXTS) == pytest.approx(expected)
 
 
 def test_its_name_is_the_last_part_of_the_address(server):
@@ -274,6 +302,16 @@ def test_a_combination_is_the_weighted_sum(scorer):
     expected = 2 * np.array(RewardFunction(scorer)(PROMPTS, TEXTS)) - 0.5 * np.array(length(TEXTS))
     assert both(prompts=PROMPTS, completions=TEXTS, answer=["?"] * 3) == pytest.approx(expected, abs=1e-5)
     assert both.__name__ == "combined"
+
+
+def test_parts_of_a_combination_may_be_conservative(ensemble_folder):
+    model = RewardModel.from_pretrained(ensemble_folder)
+    parts = [RewardFunction(model, name="mean"), RewardFunction(model, aggregate="mean-std", k=2.0, name="careful")]
+    mean, careful = (part(PROMPTS, TEXTS) for part in parts)
+    combined = combine(dict(zip(parts, [1.0, 0.5], strict=True)))
+    assert combined(PROMPTS, TEXTS) == pytest.approx(np.array(mean) + 0.5 * np.array(careful), abs=1e-5)
+    assert pickle.loads(pickle.dumps(parts[1]))(PROMPTS, TEXTS) == pytest.approx(careful, abs=1e-5)
+    assert careful != mean
 
 
 def test_a_model_or_a_path_may_stand_for_its_function(scorer, folder):

@@ -62,6 +62,52 @@ def test_normalized_rewards_use_the_scale_that_was_saved_with_the_model(make_wor
     assert normal == close([(reward - 1.5) / 0.25 for reward in raw])
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"aggregate": "min"}, {"aggregate": "mean-std", "k": 2.0}, {"normalize": True}]
+)
+def test_an_ensemble_gives_rewards_with_their_deviations(make_worker, chunk_of, ensemble_folder, options):
+    pair = {"prompt": "Is it?", "chosen": " Yes.", "rejected": " No, the sky is blue."}
+    group = {"prompt": "Is it?", "completions": [" Yes.", " No.", " It is the dog."]}
+    scored = make_worker(ensemble_folder, **options).score(chunk_of([pair, group])).rows
+    model = RewardModel.from_pretrained(ensemble_folder, device="cpu")
+    whole = ["Is it?" + each for each in (pair["chosen"], pair["rejected"], *group["completions"])]
+    rewards, stds = model.score(whole, return_std=True, **options)
+    assert list(scored[0])[3:] == ["chosen_reward", "rejected_reward", "chosen_reward_std", "rejected_reward_std"]
+    assert list(scored[0].values())[3:] == close([*rewards[:2], *stds[:2]])
+    assert list(scored[1])[2:] == ["reward", "reward_std"]
+    assert scored[1]["reward"] == close(rewards[2:])
+    assert scored[1]["reward_std"] == close(stds[2:])
+    (best,) = make_worker(ensemble_folder, columns=RewardColumns(best_of=True), **options).score(chunk_of([group])).rows
+    place = int(np.argmax(rewards[2:]))
+    assert best["completion"] == group["completions"][place]
+    assert (best["reward"], best["reward_std"]) == (close(rewards[2 + place]), close(stds[2 + place]))
+
+
+def test_a_column_of_deviations_is_in_the_way_of_an_ensemble_alone(make_worker, chunk_of, ensemble_folder):
+    rows = [{"text": "Is it? Yes.", "reward_std": 1}]
+    assert make_worker().score(chunk_of(rows)).rows[0]["reward_std"] == 1
+    with pytest.raises(ConfigError, match="row 0 has a column 'reward_std' already"):
+        make_worker(ensemble_folder).score(chunk_of(rows))
+
+
+def test_a_conservative_reward_of_a_single_model_is_refused_before_any_row(make_worker):
+    with pytest.raises(ConfigError, match="aggregate='min': .* is a single model"):
+        make_worker(aggregate="min")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"aggregate": "median"}, "aggregate: expected one of mean, min"),
+        ({"aggregate": "min", "k": -1.0}, "k: expected a finite number of at least 0"),
+        ({"aggregate": "min", "normalize": True}, "normalize: .* standard deviations of the rewards already"),
+    ],
+)
+def test_options_of_a_conservative_reward_are_checked_before_a_model_is_loaded(options, said):
+    with pytest.raises(ConfigError, match=said):
+        ScoringConfig("there is no such model", **options)
+
+
 def test_a_model_without_a_scale_cannot_normalize(make_model, tokenizer, make_worker, tmp_path):
     model = make_model(pad_token_id=0)
     for part in (model, tokenizer):
@@ -147,14 +193,14 @@ def test_a_bad_row_is_set_aside_with_its_number_its_reason_and_its_content(
 
 
 def test_rows_that_are_set_aside_stay_in_order_whatever_is_wrong_with_them(make_worker, chunk_of, monkeypatch):
-    worker, plain = make_worker(), ScoringEngine.score
+    worker, plain = make_worker(), ScoringEngine.score_columns
 
     def last_is_infinite(engine, ids, *more):
         rewards = plain(engine, ids, *more)
         rewards[-1] = np.inf
         return rewards
 
-    monkeypatch.setattr(ScoringEngine, "score", last_is_infinite)
+    monkeypatch.setattr(ScoringEngine, "score_columns", last_is_infinite)
     half, broken = {"text": "half \ud800"}, Unreadable("line 4 is not valid JSON", "{")
     scored = worker.score(chunk_of([half, *texts(2), broken, half, {"text": ""}, *texts(1), broken]))
     assert numbers_of(scored.rejected) == [0, 3, 4, 5, 6, 7]
@@ -164,8 +210,8 @@ def test_rows_that_are_set_aside_stay_in_order_whatever_is_wrong_with_them(make_
 def test_rewards_that_are_not_finite_are_no_rewards(make_worker, chunk_of, monkeypatch):
     worker = make_worker()
     monkeypatch.setattr(
-        ScoringEngine, "score",
-        lambda _, ids, *__: np.float32([1.5 if len(each) < 12 else np.nan for each in ids]),
+        ScoringEngine, "score_columns",
+        lambda _, ids, *__: np.float32([[1.5 if len(each) < 12 else np.nan] for each in ids]),
     )  # fmt: skip
     scored = worker.score(chunk_of(texts(3)))
     assert [row["reward"] for row in scored.rows] == [1.5]
@@ -175,7 +221,7 @@ def test_rewards_that_are_not_finite_are_no_rewards(make_worker, chunk_of, monke
 
 def test_unless_bad_rows_are_skipped_the_model_does_not_run_on_a_chunk_with_one(make_worker, chunk_of, monkeypatch):
     worker = make_worker(skip_bad_rows=False)
-    monkeypatch.setattr(ScoringEngine, "score", lambda *_: pytest.fail("the model ran"))
+    monkeypatch.setattr(ScoringEngine, "score_columns", lambda *_: pytest.fail("the model ran"))
     for bad in ({"text": ""}, {"text": "half \ud800"}):
         scored = worker.score(chunk_of([*texts(3), bad]))
         assert (scored.rows, numbers_of(scored.rejected)) == ([], [3])

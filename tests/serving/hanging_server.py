@@ -23,7 +23,7 @@ if __name__ == "__main__":
     def die(_sequences):
         raise SystemExit("an exception that nobody expects")
 
-    model.engine.score = hang if way == "hang" else die
+    model.engine.score_columns = hang if way == "hang" else die
     service.serve([served])
     application = create_application(service)
     sys.exit(run(application, service, listen("127.0.0.1", 0), on_ready=lambda url: print(url, flush=True)))

@@ -11,7 +11,7 @@ import zipfile
 import pytest
 import requests
 from chromium import colour, contrast, luminance, needs_chromium, started_chromium
-from page_stub import MAX_LENGTH, PageStub, pieces_of, reward_of, softmax
+from page_stub import MAX_LENGTH, PageStub, pieces_of, reward_of, softmax, std_of
 from running_server import running
 
 from plaudit.serving.application import create_application
@@ -277,6 +277,72 @@ def test_a_key_that_is_refused_is_told(show, stub):
     stub.key_refused = True
     compare(page, PROMPT, GOOD, POOR)
     assert page.inner_text("#compare-form .general") == "The key was refused. Reload the page to sign in again."
+
+
+# Uncertainty
+
+
+def interval(text):
+    """The reward of a text and its standard deviation, as the page writes them."""
+    return f"{reward_of(text):.3f}\u00a0±\u00a0{std_of(text):.3f}".replace("-", "\u2212")
+
+
+def test_the_rewards_of_an_ensemble_have_intervals_in_every_view(show, stub, tmp_path):
+    stub.is_ensemble = True
+    page = show()
+    assert "rewards with standard deviations" in page.inner_text("#facts")
+    page.click("#tab-history")
+    page.check("#keep")
+    compare(page, PROMPT, GOOD, POOR)
+    best, worst = sorted((PROMPT + GOOD, PROMPT + POOR), key=reward_of, reverse=True)
+    assert page.locator("#ranking data").all_inner_texts()[::2] == [interval(best), interval(worst)]
+    assert interval(best) in page.inner_text("#compare-summary")
+    assert "one standard deviation" in page.inner_text("#compare-source")
+    page.click("#tab-history")
+    assert interval(best) in page.inner_text("#entries")
+    draw_curve(page, PROMPT, GOOD)
+    assert interval(PROMPT + GOOD) in page.inner_text("#curve-summary")
+    assert interval(PROMPT + GOOD) in page.inner_text("#readout")
+    assert interval(PROMPT + GOOD) in page.get_by_role("slider").get_attribute("aria-valuetext")
+    assert page.locator("#chart .band").count() == 1
+    page.click("#curve-table summary")
+    assert page.locator("#curve-table tbody td:nth-child(3)").last.inner_text() == interval(PROMPT + GOOD)
+    score_file(page, as_lines(tmp_path / "rows.jsonl", [{"text": GOOD}, {"chosen": GOOD, "rejected": POOR}]))
+    single, pair = results(page)
+    assert single["reward_std"] == pair["chosen_reward_std"] == std_of(GOOD)
+    assert pair["rejected_reward_std"] == std_of(POOR)
+    assert f"{(2 * std_of(GOOD) + std_of(POOR)) / 3:.3f}" in page.inner_text("#file-figures")
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+def test_an_interval_is_drawn_as_a_whisker_on_a_line_that_holds_them_all(show, stub, width):
+    stub.is_ensemble = True
+    page = show(viewport={"width": width, "height": 800})
+    responses = [GOOD, POOR, "It depends on the wine."]
+    compare(page, PROMPT, *responses)
+    texts = sorted((PROMPT + response for response in responses), key=reward_of, reverse=True)
+    ends = [(reward_of(text) - std_of(text), reward_of(text) + std_of(text)) for text in texts]
+    low, high = min(end[0] for end in ends), max(end[1] for end in ends)
+    boxes = "all => all.map(each => each.getBoundingClientRect())"
+    axes, drawn = (page.locator(f".range line:nth-child({n})").evaluate_all(boxes) for n in (1, 2))
+    for axis, whisker, (left, right) in zip(axes, drawn, ends, strict=True):
+        assert whisker["left"] - axis["left"] == pytest.approx(axis["width"] * (left - low) / (high - low), abs=1)
+        assert whisker["width"] == pytest.approx(axis["width"] * (right - left) / (high - low), abs=1)
+    words = [f"{end:.3f}".replace("-", "\u2212") for end in (*ends[0], low, high)]
+    label = "The interval from {} to {}, on a line from {} to {}".format(*words)
+    assert page.get_by_role("img", name=label).count() == 1
+    assert axes[0]["width"] > 150
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= width
+
+
+def test_a_single_model_has_no_interval(show, tmp_path):
+    page = show()
+    compare(page, PROMPT, GOOD, POOR)
+    draw_curve(page, PROMPT, GOOD)
+    score_file(page, as_lines(tmp_path / "rows.jsonl", [{"text": GOOD}]))
+    assert "±" not in page.inner_text("body")
+    assert page.locator(".whisker, .band").count() == 0
+    assert "reward_std" not in results(page)[0]
 
 
 # The server itself

@@ -15,11 +15,16 @@ from plaudit.serving.scheduler import Scheduler
 from plaudit.serving.serving_errors import ServingError
 
 WAIT = 30  # seconds after which a test gives up
-POISON, NAN, HALF_SENT = 66_666, 77_777, 88_888  # token ids on which the engine below fails
+POISON, NAN, NAN_BESIDE, HALF_SENT = 66_666, 77_777, 77_778, 88_888  # token ids on which the engine below fails
 
 
 class Engine:
-    """The reward of a sequence is its last token id. Each call waits until the test lets it go on."""
+    """The reward of a sequence is its last token id, with half of it as a second column.
+
+    Each call waits until the test lets it go on.
+    """
+
+    num_columns = 2
 
     def __init__(self, *, is_open=True, layout="forest", max_tokens_per_batch=1_000):
         self.layout, self.max_tokens_per_batch = layout, max_tokens_per_batch
@@ -28,16 +33,17 @@ class Engine:
         if is_open:
             self.gate.set()
 
-    def score(self, sequences):
+    def score_columns(self, sequences):
         self.calls.append([np.asarray(ids, dtype=np.int64).tolist() for ids in sequences])
         self.entered.release()
         assert self.gate.wait(WAIT)
         rewards = np.array([ids[-1] for ids in sequences], dtype=np.float32)
         if any(POISON in ids for ids in sequences):
             raise ModelError(f"cannot score {POISON}")
-        if any(NAN in ids for ids in sequences):
-            return np.full_like(rewards, np.nan)
-        return rewards[:-1] if any(HALF_SENT in ids for ids in sequences) else rewards
+        columns = np.stack([rewards, rewards / 2], axis=1)
+        for number, bad in enumerate((NAN, NAN_BESIDE)):
+            columns[[bad in ids for ids in sequences], number] = np.nan
+        return columns[:-1] if any(HALF_SENT in ids for ids in sequences) else columns
 
 
 @pytest.fixture
@@ -84,7 +90,8 @@ def test_rewards_are_in_the_order_of_the_sequences(serve):
     scheduler = serve(engine)
     outcome = submit(scheduler, ids(3, 30), ids(1, 10), ids(2, 20), ids(1, 10)).result(WAIT)
     assert outcome.rewards.tolist() == [30, 10, 20, 10]
-    assert outcome.rewards.dtype == np.float32
+    assert outcome.columns.tolist() == [[30, 15], [10, 5], [20, 10], [10, 5]]
+    assert outcome.rewards.dtype == outcome.columns.dtype == np.float32
     assert (outcome.distinct_tokens, len(engine.calls)) == (8, 1)
     assert outcome.started <= outcome.finished == scheduler.last_step_finished
 
@@ -208,7 +215,10 @@ def test_what_would_be_late_at_the_end_of_the_step_does_not_run(serve):
     assert len(engine.calls) == 1
 
 
-@pytest.mark.parametrize("fault", [POISON, NAN, HALF_SENT], ids=["exception", "not finite", "a reward is missing"])
+@pytest.mark.parametrize(
+    "fault", [POISON, NAN, NAN_BESIDE, HALF_SENT],
+    ids=["exception", "not finite", "not finite beside the reward", "a reward is missing"],
+)  # fmt: skip
 def test_only_the_culprit_of_a_failed_step_fails(serve, fault, caplog):
     engine = Engine(is_open=False)
     scheduler = serve(engine)
@@ -254,7 +264,7 @@ def test_a_failure_of_the_thread_itself_is_the_end(serve):
 @pytest.mark.skipif(not hasattr(torch, "AcceleratorError"), reason="this torch has no type for a fault of the device")
 def test_a_fault_of_the_device_is_the_end(serve):
     class Lost(Engine):
-        def score(self, sequences):
+        def score_columns(self, sequences):
             raise torch.AcceleratorError("device-side assert")
 
     scheduler = serve(Lost())

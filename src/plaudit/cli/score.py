@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["WorkerRange", "command"]
 
 _KINDS = ("pair", "group", "completion", "messages", "text")
+_AGGREGATES = ("mean", "min", "mean-std", "mean-var")
 _SECONDS_BETWEEN_LINES = 10
 _MODEL = (
     "The reward model: a folder, an adapter's folder, a hub id, or the address of a `plaudit serve`, whose key is read "
@@ -54,6 +55,14 @@ class WorkerRange(click.ParamType):
 @click.option("--best_of", is_flag=True, help="Keep only the best of `completions`, as `completion`.")
 @click.option("--normalize", is_flag=True, help="Use the mean and standard deviation saved with the model.")
 @click.option(
+    "--aggregate", type=click.Choice(_AGGREGATES), default="mean", show_default=True,
+    help="The reward to write: that of the model, or, if it says how sure it is, a conservative one.",
+)  # fmt: skip
+@click.option(
+    "--k", type=click.FloatRange(0), default=1.0, show_default=True,
+    help="Weight of the standard deviation or variance in a conservative reward.",
+)  # fmt: skip
+@click.option(
     "--on_error", type=click.Choice(["error", "skip"]), default="error", show_default=True,
     help="Stop at a row that cannot be scored, or write it to OUTPUT.rejected.jsonl and go on.",
 )  # fmt: skip
@@ -79,6 +88,8 @@ def command(
     reward_column: str,
     best_of: bool,
     normalize: bool,
+    aggregate: str,
+    k: float,
     on_error: str,
     batch_rows: int,
     device: str | None,
@@ -106,7 +117,7 @@ def command(
     executor = _ray_executor(workers) if engine == "ray" else None
     config = ScoringConfig(
         model, device, threads, normalize, RewardColumns(kind, reward_column, best_of), on_error == "skip", batch_rows,
-        options,
+        options, aggregate, k,
     )  # fmt: skip
     rows, path, live = Source(source, dataset_config, split), Path(output).expanduser(), _LiveProgress()
     try:

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from plaudit.data.formats import TextOrChat
-from plaudit.errors import ConfigError, DataError
+from plaudit.errors import ConfigError, DataError, ServerError
 from plaudit.scoring.completions import join_completions
-from plaudit.uncertainty import Uncertainty, UnmeasuredMembers, check_aggregate
+from plaudit.uncertainty import Uncertainty, UnmeasuredMembers, check_aggregate, checked_uncertainty
 
-__all__ = ["BaseRewardModel", "ChunkScoring", "Ranked", "ScoredSequences"]
+__all__ = ["BaseRewardModel", "ChunkScoring", "Ranked", "ScoredSequences", "join_scored"]
 
 logger = logging.getLogger(__name__)
 
@@ -134,52 +134,33 @@ class BaseRewardModel(ABC):
             ConfigError: `normalize` is set, and the model was saved without a scale; or members, standard deviations or
                 a conservative reward are asked of a model without an uncertainty; or two options exclude each other.
         """
-        uncertainty = self._checked_uncertainty(
-            aggregate, k, normalize=normalize, return_members=return_members, return_std=return_std
-        )
+        check_aggregate(aggregate, k, normalize=normalize)
+        needed_by = "return_members" if return_members else "return_std" if return_std else None
         if return_details + return_members + return_std > 1:
             raise ConfigError("return_details, return_members, return_std: expected at most one of them.")
+        uncertainty = None
+        if aggregate != "mean" or needed_by is not None:
+            uncertainty = checked_uncertainty(self.uncertainty, self.name, aggregate, k, needed_by=needed_by)
         chunks = list(self._score_chunks(sequences, completions, options, names, normalize))
-        details = _join(chunks, 1 if uncertainty is None else uncertainty.num_columns)
-        if uncertainty is not None and return_members:
-            return uncertainty.members(details.columns)
-        if uncertainty is not None and aggregate != "mean":
-            details = details._replace(rewards=uncertainty.aggregate(details.columns, aggregate, k))
-        if uncertainty is not None and return_std:
-            return details.rewards, uncertainty.std(details.columns)
+        details = join_scored(chunks, 1 if uncertainty is None else uncertainty.num_columns)
+        if uncertainty is not None:
+            self._check_unchanged(uncertainty)
+            if return_members:
+                return uncertainty.members(details.columns)
+            if aggregate != "mean":
+                details = details._replace(rewards=uncertainty.aggregate(details.columns, aggregate, k))
+            if return_std:
+                return details.rewards, uncertainty.std(details.columns)
         return details if return_details else details.rewards
 
-    def _checked_uncertainty(
-        self,
-        aggregate: str,
-        k: float,
-        *,
-        normalize: bool = False,
-        return_members: bool = False,
-        return_std: bool = False,
-    ) -> Uncertainty | None:
-        """Return the uncertainty of the model, after a check that it can give what a call asks for."""
-        check_aggregate(aggregate, k)
-        asked = {f"aggregate={aggregate!r}": aggregate != "mean", "return_members": return_members}
-        asked |= {"return_std": return_std}
-        option = next((name for name, is_set in asked.items() if is_set), None)
-        if option is not None and self.uncertainty is None:
-            raise ConfigError(
-                f"{option}: {self.name} is a single model, which does not say how sure its rewards are. Train one with "
-                "`num_heads=5`, join several by `plaudit ensemble A B C --output FOLDER`, or fit a posterior of its "
-                "head by `plaudit laplace MODEL DATA`."
+    def _check_unchanged(self, uncertainty: Uncertainty) -> None:
+        """Raise if the model has another uncertainty than at the start of a call, as new weights of a server have."""
+        now = self.uncertainty
+        if now is not uncertainty and (now is None or now.to_dict() != uncertainty.to_dict()):
+            raise ServerError(
+                f"{self.name}: the weights changed during the call, and with them the constants that compare members. "
+                "Call again."
             )
-        if normalize and aggregate != "mean":
-            raise ConfigError(
-                f"normalize: aggregate={aggregate!r} is in standard deviations of the rewards already. Leave "
-                "`normalize` out."
-            )
-        if self.uncertainty is not None:  # refuses what it lacks before any sequence runs
-            nothing = np.zeros((0, self.uncertainty.num_columns), np.float32)
-            self.uncertainty.aggregate(nothing, aggregate, k)
-            if return_std:
-                self.uncertainty.std(nothing)
-        return self.uncertainty
 
     def stream(
         self, sequences: Iterable[Any], completions: Iterable[Any] | None = None, *, normalize: bool = False
@@ -211,10 +192,13 @@ class BaseRewardModel(ABC):
                 asked of a single model.
         """
         temperature = self._saved_temperature() if calibrated else 1.0
-        uncertainty = self._checked_uncertainty(aggregate, k)
+        check_aggregate(aggregate, k)
+        asked = checked_uncertainty(self.uncertainty, self.name, aggregate, k) if aggregate != "mean" else None
         completions = completions if isinstance(completions, str) else list(completions)  # `score` refuses a string
         details = self.score([prompt] * len(completions), completions, return_details=True)
-        raw = details.rewards
+        raw, uncertainty = details.rewards, self.uncertainty if details.columns.shape[1] > 1 else None
+        if asked is not None:
+            self._check_unchanged(asked)
         shares = np.exp((raw - raw.max(initial=-np.inf)) / temperature, dtype=np.float64)
         shares = shares / shares.sum()
         rewards = raw if uncertainty is None else uncertainty.aggregate(details.columns, aggregate, k)
@@ -294,8 +278,9 @@ class BaseRewardModel(ABC):
             logger.warning("%d of %d sequences had %s and were truncated from the left", truncated, done, what)
 
 
-def _join(chunks: list[ScoredSequences], num_columns: int) -> ScoredSequences:
-    """Join the results of chunks; of no chunks, into empty arrays."""
+def join_scored(chunks: list[ScoredSequences], num_columns: int = 1) -> ScoredSequences:
+    """Join the results of chunks; of no chunks, into empty arrays with this number of columns."""
+    num_columns = chunks[0].columns.shape[1] if chunks else num_columns
     nothing = np.zeros((0, num_columns), np.float32)
     empty = ScoredSequences(nothing[:, 0], np.zeros(0, np.int64), np.zeros(0, np.bool_), nothing)
     return ScoredSequences(*(np.concatenate(parts) for parts in zip(empty, *chunks, strict=True)))

@@ -11,8 +11,15 @@ import numpy as np
 
 from plaudit.data.formats import TextOrChat, read_sequence
 from plaudit.errors import ConfigError, DataError, ModelError, ServerError
-from plaudit.scoring.base_reward_model import BaseRewardModel, ChunkScoring, ScoredSequences, logger
+from plaudit.scoring.base_reward_model import (
+    BaseRewardModel,
+    ChunkScoring,
+    ScoredSequences,
+    join_scored,
+    logger,
+)
 from plaudit.scoring.server_connection import ServerConnection
+from plaudit.uncertainty import Uncertainty, uncertainty_from_dict
 
 __all__ = ["RemoteRewardModel"]
 
@@ -85,6 +92,12 @@ class RemoteRewardModel(BaseRewardModel):
         """Digest of the fingerprint that was saved with the model, as the server tells it."""
         return self.info().get("fingerprint")
 
+    @property
+    def uncertainty(self) -> Uncertainty | None:  # type: ignore[override]  # asked of the server, whose weights change
+        """The uncertainty of the model, as the server tells it now; `None` for a single model."""
+        constants = self.info().get("uncertainty")
+        return None if constants is None else uncertainty_from_dict(constants)
+
     def info(self) -> dict[str, Any]:
         """Return the properties of the model that the server gives out.
 
@@ -130,7 +143,7 @@ class RemoteRewardModel(BaseRewardModel):
         Args:
             normalize: Subtract the mean and divide by the standard deviation that were saved with the model.
         """
-        previous: str | None = None  # version of the weights in the answer before
+        previous: _Answer | None = None
 
         def score_chunk(
             sequences: list[TextOrChat],
@@ -140,18 +153,17 @@ class RemoteRewardModel(BaseRewardModel):
         ) -> ScoredSequences:
             nonlocal previous
             self._ask_server()
-            count = len(sequences)
-            columns = np.zeros((count, 1), np.float32)
-            scored = ScoredSequences(columns[:, 0], np.zeros(count, np.int64), np.zeros(count, np.bool_), columns)
             requests = list(self._requests(sequences, options, names, normalize))
             self._warn_of_other_form(sequences, names, lambda index: _is_rendered(sequences[index]))
+            parts = []
             for request, answer in zip(requests, self._send(requests), strict=True):
-                scored.rewards[request.places] = answer.rewards
-                scored.tokens[request.places] = answer.tokens
-                scored.truncated[request.places] = answer.truncated
-                self._check_version(answer.weight_version, previous)
-                self.weight_version = previous = answer.weight_version
+                self._check_version(answer, previous)
+                parts.append(answer.scored)
+                self.weight_version, previous = answer.weight_version, answer
                 on_scored(len(request.places))
+            order = np.argsort([place for request in requests for place in request.places])
+            rewards, tokens, truncated, columns = join_scored(parts)
+            scored = ScoredSequences(rewards[order], tokens[order], truncated[order], columns[order])
             self.truncated += int(scored.truncated.sum())
             return scored
 
@@ -174,7 +186,8 @@ class RemoteRewardModel(BaseRewardModel):
         templates = [_json(each, name) for each, name in zip(options or [{}] * len(items), names, strict=True)]
         order = sorted(range(len(items)), key=lambda place: (templates[place], items[place]))
         for template, group in groupby(order, key=templates.__getitem__):
-            fields: dict[str, Any] = {"truncation": "left" if self.overlong == "truncate" else "error"}
+            truncation = "left" if self.overlong == "truncate" else "error"
+            fields: dict[str, Any] = {"truncation": truncation, "columns": True}
             fields |= {"normalize": True} if normalize else {}
             fields |= {} if self._model_name is None else {"model": self._model_name}
             head = json.dumps(fields).encode()[:-1] + b', "template_kwargs": ' + template + b', "items": ['
@@ -191,29 +204,43 @@ class RemoteRewardModel(BaseRewardModel):
 
     def _answer(self, request: "_Request") -> "_Answer":
         content = self._connection.post("/v1/rewards", request.body, request.names)
-        columns: list[Any] = [content.get(name) for name in ("rewards", "tokens", "truncated")]
-        for values in columns:
-            if not isinstance(values, list) or len(values) != len(request.places) or not all(map(_is_number, values)):
-                raise ServerError(f"{self.url}: expected {len(request.places)} numbers, got {values!r:.80}.")
-        answer = _Answer(columns[0], columns[1], columns[2], str(content.get("weight_version")))
-        with np.errstate(over="ignore"):
-            invalid = np.flatnonzero(~np.isfinite(np.array(answer.rewards, np.float32))).tolist()
+        count = len(request.places)
+        lists: list[Any] = [content.get(name) for name in ("rewards", "tokens", "truncated")]
+        for values in lists:
+            if not isinstance(values, list) or len(values) != count or not all(map(_is_number, values)):
+                raise ServerError(f"{self.url}: expected {count} numbers, got {values!r:.80}.")
+        rewards, tokens, truncated = lists
+        try:
+            with np.errstate(over="ignore"):
+                values = np.array(rewards, np.float32)
+                columns = np.array(content.get("columns", values[:, None]), np.float32).reshape(count, -1)
+        except (TypeError, ValueError) as error:
+            raise ServerError(f"{self.url}: expected {count} lists of numbers as columns ({error}).") from error
+        invalid = np.flatnonzero(~(np.isfinite(values) & np.isfinite(columns).all(1))).tolist()
         for place in invalid[:1]:
-            name, reward = request.names[place], answer.rewards[place]
+            name, reward = request.names[place], rewards[place]
             raise ModelError(f"{name}: expected a finite reward from {self.url}, got {reward}.")
-        return answer
+        scored = ScoredSequences(values, np.array(tokens, np.int64), np.array(truncated, np.bool_), columns)
+        return _Answer(scored, str(content.get("weight_version")))
 
-    def _check_version(self, version: str, previous: str | None) -> None:
+    def _check_version(self, answer: "_Answer", previous: "_Answer | None") -> None:
         """Refuse rewards of other weights than the accepted ones, and warn of two versions in one call."""
+        version = answer.weight_version
         if self.only_version not in (None, version):
             raise ConfigError(
                 f"the weights at {self.url} were {self.only_version}, and are {version} now: their rewards must not be "
                 "mixed. Serve the earlier weights again, or score all rows anew."
             )
-        if previous not in (None, version):
+        widths = [each.scored.columns.shape[1] for each in (previous, answer) if each is not None]
+        if len(set(widths)) > 1:
+            raise ServerError(
+                f"the weights at {self.url} changed during a call, and the new ones give {widths[-1]} columns for each "
+                f"sequence, not {widths[0]}. Call again."
+            )
+        if previous is not None and previous.weight_version != version:
             logger.warning(
                 "The weights at %s changed during a call: some of its rewards are of version %s, some of version %s",
-                self.url, previous, version,
+                self.url, previous.weight_version, version,
             )  # fmt: skip
 
 
@@ -227,9 +254,9 @@ class _Request:
 
 
 class _Answer(NamedTuple):
-    rewards: list[Any]
-    tokens: list[Any]
-    truncated: list[Any]
+    """The scored sequences of a request, in its order, and the version of the weights."""
+
+    scored: ScoredSequences
     weight_version: str
 
 

@@ -30,7 +30,8 @@ class RewardColumns:
 
     Attributes:
         kind: The kind of every row, a key of `KINDS`; each row's columns decide if `None`.
-        reward_column: Name of the column of rewards; in a pair "chosen_" and "rejected_" are put before it.
+        reward_column: Name of the column of rewards; in a pair "chosen_" and "rejected_" are put before it. The column
+            of standard deviations, of a model with an uncertainty, has the same name with "_std" behind it.
         best_of: Keep only the best completion of a group, in the column `completion`.
     """
 
@@ -38,10 +39,10 @@ class RewardColumns:
     reward_column: str = "reward"
     best_of: bool = False
 
-    def of_kind(self, kind: str) -> list[str]:
-        """Return the names of the columns of rewards of a row of this kind."""
+    def of_kind(self, kind: str, suffix: str = "") -> list[str]:
+        """Return the names of the columns of rewards of a row of this kind; with "_std", of standard deviations."""
         sides = ("chosen_", "rejected_") if kind == "pair" else ("",)
-        return [side + self.reward_column for side in sides]
+        return [side + self.reward_column + suffix for side in sides]
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,10 @@ class ScorableRow:
     template_options: dict[str, Any]
 
 
-def parse_row(row: Row | Unreadable, number: int, columns: RewardColumns) -> ScorableRow:
+def parse_row(row: Row | Unreadable, number: int, columns: RewardColumns, *, with_std: bool = False) -> ScorableRow:
     """Find the sequences to score in the row with index `number` of the source.
+
+    With `with_std`, the row is to have columns of standard deviations as well.
 
     Raises:
         DataError: The row has nothing to score, is ambiguous, or is malformed.
@@ -75,7 +78,7 @@ def parse_row(row: Row | Unreadable, number: int, columns: RewardColumns) -> Sco
     if isinstance(row, Unreadable):
         raise DataError(f"row {number}: {row.reason}")
     kind = _kind_of(row, number, columns)
-    _check_new_columns(row, number, kind, columns)
+    _check_new_columns(row, number, kind, columns, with_std=with_std)
     prompt, responses = row.get("prompt"), _responses_of(row, number, kind)
     if kind in ("text", "messages"):
         prompt = None
@@ -87,19 +90,23 @@ def parse_row(row: Row | Unreadable, number: int, columns: RewardColumns) -> Sco
     return ScorableRow(number, row, kind, sequences, names, options)
 
 
-def row_with_rewards(scorable: ScorableRow, rewards: list[float], columns: RewardColumns) -> Row:
-    """Return the row with its rewards [K], in columns behind its own.
+def row_with_rewards(
+    scorable: ScorableRow, rewards: list[float], columns: RewardColumns, stds: list[float] | None = None
+) -> Row:
+    """Return the row with its rewards [K] and, of a model with an uncertainty, their standard deviations [K].
 
-    With `best_of`, the completion with the greatest reward (the first of equals) replaces the column `completions`.
+    The new columns stand behind the row's own. With `best_of`, the completion with the greatest reward (the first of
+    equals) replaces the column `completions`.
     """
-    row, names = scorable.row, columns.of_kind(scorable.kind)
+    row, kind = scorable.row, scorable.kind
+    added = [(columns.of_kind(kind), rewards)] + ([] if stds is None else [(columns.of_kind(kind, "_std"), stds)])
     if columns.best_of:
         best = max(range(len(rewards)), key=rewards.__getitem__)
         rest = {name: value for name, value in row.items() if name != "completions"}
-        return rest | {"completion": row["completions"][best], names[0]: rewards[best]}
-    if scorable.kind == "group":
-        return row | {names[0]: rewards}
-    return row | dict(zip(names, rewards, strict=True))
+        return rest | {"completion": row["completions"][best]} | {names[0]: values[best] for names, values in added}
+    if kind == "group":
+        return row | {names[0]: values for names, values in added}
+    return row | {name: value for names, values in added for name, value in zip(names, values, strict=True)}
 
 
 def _kind_of(row: Row, number: int, columns: RewardColumns) -> str:
@@ -124,8 +131,9 @@ def _kind_of(row: Row, number: int, columns: RewardColumns) -> str:
     return kinds[0]
 
 
-def _check_new_columns(row: Row, number: int, kind: str, columns: RewardColumns) -> None:
-    for name in [*columns.of_kind(kind), *(["completion"] if columns.best_of else [])]:
+def _check_new_columns(row: Row, number: int, kind: str, columns: RewardColumns, *, with_std: bool) -> None:
+    names = columns.of_kind(kind) + (columns.of_kind(kind, "_std") if with_std else [])
+    for name in [*names, *(["completion"] if columns.best_of else [])]:
         if row.get(name) is not None:
             raise ConfigError(
                 f"row {number} has a column '{name}' already. Rename that column, or the rewards with --reward_column."

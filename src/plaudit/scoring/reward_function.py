@@ -17,6 +17,7 @@ from plaudit.scoring.completions import count_characters
 from plaudit.scoring.remote_model import RemoteRewardModel
 from plaudit.scoring.reward_model import RewardModel
 from plaudit.scoring.server_connection import is_server_url
+from plaudit.uncertainty import check_aggregate, checked_uncertainty
 
 __all__ = ["RewardFunction", "combine"]
 
@@ -26,7 +27,8 @@ logger = logging.getLogger(__name__)
 class RewardFunction:
     """A reward model with the signature that TRL's GRPO and RLOO, and trainers like them, call.
 
-    It returns `clip(normalize(reward)) - length_penalty * characters`, each part only if its option is set.
+    It returns `clip(normalize(reward)) - length_penalty * characters`, each part only if its option is set. A
+    conservative `aggregate` is in standard deviations of the rewards, and so are its `clip` and `length_penalty`.
 
     Args:
         path_or_model: A folder or hub id, as for `RewardModel.from_pretrained`; the address of a `plaudit serve`, such
@@ -36,6 +38,9 @@ class RewardFunction:
         key: Key for the server; that of the environment variable PLAUDIT_API_KEY if `None`. A key that is given is
             pickled with the function.
         normalize: Subtract the mean and divide by the standard deviation that were saved with the model.
+        aggregate: "mean", or for a model with an uncertainty "min", "mean-std" or "mean-var", as in
+            `RewardModel.score`. A conservative aggregate has its own unit, so that it excludes `normalize`.
+        k: The weight of the standard deviation or variance in a conservative aggregate.
         clip: The greatest distance of a reward from 0, or the least and the greatest reward.
         length_penalty: Reward that each character of a completion costs; in a list of messages, each character of the
             assistant's. Characters are counted and not tokens, since a policy and its reward model may have different
@@ -43,7 +48,9 @@ class RewardFunction:
         name: The name under which trainers log the rewards; the last part of the path or address by default.
 
     Raises:
-        ConfigError: An option has no such value, or `path_or_model` is neither a path nor a reward model.
+        ConfigError: An option has no such value, `path_or_model` is neither a path nor a reward model, or a
+            `RewardModel` without an uncertainty is to give a conservative aggregate. For a path or a server the first
+            call finds that out.
     """
 
     def __init__(
@@ -52,6 +59,8 @@ class RewardFunction:
         *,
         key: str | None = None,
         normalize: bool = False,
+        aggregate: str = "mean",
+        k: float = 1.0,
         clip: float | tuple[float, float] | None = None,
         length_penalty: float | None = None,
         name: str | None = None,
@@ -72,6 +81,10 @@ class RewardFunction:
                 f"path_or_model: expected a folder, a hub id or a RewardModel, got a {type(path_or_model).__name__}. "
                 f"For a model in memory: RewardModel(model, tokenizer)."
             )
+        check_aggregate(aggregate, k, normalize=normalize)
+        self.aggregate, self.k = aggregate, k
+        if self._model is not None and not isinstance(self._model, RemoteRewardModel):
+            self._check_uncertainty(self._model)
         self.normalize, self.bounds = normalize, _bounds(clip)
         if length_penalty is not None and not (isinstance(length_penalty, Real) and 0 <= length_penalty < math.inf):
             raise ConfigError(f"length_penalty: expected a number of 0 or more, got {length_penalty!r}.")
@@ -83,8 +96,14 @@ class RewardFunction:
         """The reward model; a path is loaded at the first use."""
         if self._model is None:
             assert self._path is not None
-            self._model = RewardModel.from_pretrained(self._path)
+            loaded = RewardModel.from_pretrained(self._path)
+            self._check_uncertainty(loaded)
+            self._model = loaded
         return self._model
+
+    def _check_uncertainty(self, model: BaseRewardModel) -> None:
+        """Refuse a conservative aggregate of a single model before a trainer generates anything."""
+        checked_uncertainty(model.uncertainty, model.name, self.aggregate, self.k)
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
         """Return the rewards of N completions, in their order.
@@ -97,12 +116,15 @@ class RewardFunction:
 
         Raises:
             DataError: A prompt or completion is malformed, or their numbers differ.
-            ConfigError: `normalize` is set, and the model was saved without mean and standard deviation.
+            ConfigError: `normalize` is set, and the model was saved without mean and standard deviation; or a
+                conservative aggregate is asked of a single model.
             ModelError: A reward is not finite; TRL would leave such a completion out.
             ServerError: A server does not answer in time.
         """
         options = _template_options(columns, len(completions))
-        rewards = self.reward_model.score(prompts, completions, options, normalize=self.normalize).astype(np.float64)
+        rewards = self.reward_model.score(
+            prompts, completions, options, normalize=self.normalize, aggregate=self.aggregate, k=self.k
+        ).astype(np.float64)
         invalid = np.flatnonzero(~np.isfinite(rewards))
         if len(invalid):
             raise ModelError(

@@ -5,7 +5,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from plaudit.scoring.remote_model import RemoteRewardModel
 from plaudit.scoring.reward_columns import RewardColumns, ScorableRow, parse_row, row_with_rewards
 from plaudit.scoring.reward_model import RewardModel
 from plaudit.scoring.server_connection import is_server_url
+from plaudit.uncertainty import Uncertainty, check_aggregate, checked_uncertainty
 
 __all__ = ["ScoredChunk", "ScoringConfig", "Worker"]
 
@@ -37,6 +38,11 @@ class ScoringConfig:
         skip_bad_rows: Set rows that cannot be scored aside instead of stopping at the first one.
         chunk_rows: Rows of a chunk, which share batches with each other and with no other row.
         model_options: More options of `RewardModel.from_pretrained`, or of `RemoteRewardModel`.
+        aggregate: The reward to write, "mean" or a conservative one, as in `RewardModel.score`.
+        k: The weight of the standard deviation or variance in a conservative reward.
+
+    Raises:
+        ConfigError: There is no such aggregate, or it excludes `normalize`.
     """
 
     model: str
@@ -47,6 +53,11 @@ class ScoringConfig:
     skip_bad_rows: bool = False
     chunk_rows: int = 512
     model_options: dict[str, Any] = field(default_factory=dict)
+    aggregate: str = "mean"
+    k: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_aggregate(self.aggregate, self.k, normalize=self.normalize)
 
 
 @dataclass(frozen=True)
@@ -75,6 +86,8 @@ class ScoredChunk:
 class _Scorer(Protocol):
     """A reward model as a worker uses it: what cannot be scored is found before a chunk is scored."""
 
+    uncertainty: Uncertainty | None
+
     @property
     def truncated(self) -> int:
         """Number of sequences that have been truncated so far."""
@@ -82,8 +95,16 @@ class _Scorer(Protocol):
     def prepare(self, sequences: list[TextOrChat], options: list[dict[str, Any]], names: list[str]) -> list[Any]:
         """Return for each of N sequences what `score` needs; raise `DataError` or `ModelError` for one that fails."""
 
-    def score(self, prepared: list[Any], on_scored: Callable[[int], object]) -> tuple[NDArray[np.float32], int]:
-        """Return the rewards [N] of prepared sequences, and the sum of their tokens."""
+    def score(self, prepared: list[Any], on_scored: Callable[[int], object]) -> "_Rewards":
+        """Return the rewards of prepared sequences."""
+
+
+class _Rewards(NamedTuple):
+    """The rewards of N sequences, the raw columns that an uncertainty reads, and the sum of their tokens."""
+
+    rewards: NDArray[np.float32]  # [N]
+    columns: NDArray[np.float32]  # [N, C]
+    tokens: int
 
 
 class _LocalScorer:
@@ -94,6 +115,7 @@ class _LocalScorer:
             torch.set_num_threads(config.threads)
         self._model = RewardModel.from_pretrained(config.model, device=config.device, **config.model_options)
         self._scale = self._model.normalization() if config.normalize else None
+        self.uncertainty = self._model.uncertainty
         self._model.warm_up()  # so that the layout of batches is the same in each process and after each start
 
     @property
@@ -103,11 +125,12 @@ class _LocalScorer:
     def prepare(self, sequences: list[TextOrChat], options: list[dict[str, Any]], names: list[str]) -> list[Any]:
         return self._model.token_ids(sequences, options, names)
 
-    def score(self, prepared: list[Any], on_scored: Callable[[int], object]) -> tuple[NDArray[np.float32], int]:
-        rewards = self._model.engine.score(prepared, on_scored)
+    def score(self, prepared: list[Any], on_scored: Callable[[int], object]) -> _Rewards:
+        columns = self._model.engine.score_columns(prepared, on_scored)
+        rewards = columns[:, 0]
         if self._scale is not None:
             rewards = (rewards - self._scale[0]) / self._scale[1]
-        return rewards, sum(map(len, prepared))
+        return _Rewards(rewards, columns, sum(map(len, prepared)))
 
 
 class _RemoteScorer:
@@ -117,6 +140,7 @@ class _RemoteScorer:
         weights = RemoteRewardModel(config.model).info().get("weight_version")
         self._model = RemoteRewardModel(config.model, only_version=weights, **config.model_options)
         self._score = self._model.begin_call(config.normalize)
+        self.uncertainty = self._model.uncertainty
 
     @property
     def truncated(self) -> int:
@@ -124,11 +148,12 @@ class _RemoteScorer:
 
     def prepare(self, sequences: list[TextOrChat], options: list[dict[str, Any]], names: list[str]) -> list[Any]:
         scored = self._score(sequences, options, names, lambda _: None)
-        return list(zip(scored.rewards, scored.tokens, strict=True))
+        return list(zip(scored.rewards, scored.columns, scored.tokens, strict=True))
 
-    def score(self, prepared: list[Any], on_scored: Callable[[int], object]) -> tuple[NDArray[np.float32], int]:
+    def score(self, prepared: list[Any], on_scored: Callable[[int], object]) -> _Rewards:
         on_scored(len(prepared))
-        return np.array([reward for reward, _ in prepared], np.float32), sum(int(tokens) for _, tokens in prepared)
+        rewards, columns, tokens = zip(*prepared, strict=True) if prepared else ((), (), ())
+        return _Rewards(np.array(rewards, np.float32), np.array(columns, np.float32), int(sum(tokens)))
 
 
 class Worker:
@@ -146,6 +171,7 @@ class Worker:
     def __init__(self, config: ScoringConfig) -> None:
         self._config = config
         self._model: _Scorer = _RemoteScorer(config) if is_server_url(config.model) else _LocalScorer(config)
+        checked_uncertainty(self._model.uncertainty, config.model, config.aggregate, config.k)
 
     def score(self, chunk: Chunk, on_batch: Callable[[float], object] = lambda _: None) -> ScoredChunk:
         """Score the rows of a chunk.
@@ -169,23 +195,26 @@ class Worker:
             scorable, prepared = self._prepare(scorable, rejected)
         if rejected and not self._config.skip_bad_rows:
             return ScoredChunk(chunk.number, [], rejected, 0, 0, chunk.fraction_read)
-        rewards, tokens = self._rewards(prepared, on_batch)
-        remaining, rows = iter(rewards), []
+        rewards, stds, tokens = self._rewards(prepared, on_batch)
+        end, rows = 0, []
         for row in scorable:
-            own = [next(remaining) for _ in row.sequences]
-            if all(map(math.isfinite, own)):
-                rows.append(row_with_rewards(row, own, self._config.columns))
+            start, end = end, end + len(row.sequences)
+            own, own_stds = rewards[start:end], None if stds is None else stds[start:end]
+            if all(map(math.isfinite, own + (own_stds or []))):
+                rows.append(row_with_rewards(row, own, self._config.columns, own_stds))
             else:
-                reason = f"row {row.number}: expected finite rewards, got {own}. Try --dtype float32."
+                what = "" if own_stds is None else f" with standard deviations {own_stds}"
+                reason = f"row {row.number}: expected finite rewards, got {own}{what}. Try --dtype float32."
                 rejected.append(_rejection(row.number, row.row, reason))
         rejected.sort(key=lambda each: each["row"])
         truncated = self._model.truncated - truncated_before
         return ScoredChunk(chunk.number, rows, rejected, tokens, truncated, chunk.fraction_read)
 
     def _parse(self, chunk: Chunk, rejected: list[Row]) -> Iterator[ScorableRow]:
+        with_std = self._model.uncertainty is not None
         for number, row in enumerate(chunk.rows, chunk.first):
             try:
-                yield parse_row(row, number, self._config.columns)
+                yield parse_row(row, number, self._config.columns, with_std=with_std)
             except DataError as error:
                 rejected.append(_rejection(number, row, str(error)))
 
@@ -206,7 +235,10 @@ class Worker:
         parts = [self._prepare(half, rejected) for half in (rows[:middle], rows[middle:])]
         return [row for kept, _ in parts for row in kept], [each for _, prepared in parts for each in prepared]
 
-    def _rewards(self, prepared: list[Any], on_batch: Callable[[float], object]) -> tuple[list[float], int]:
+    def _rewards(
+        self, prepared: list[Any], on_batch: Callable[[float], object]
+    ) -> tuple[list[float], list[float] | None, int]:
+        """Return rewards, of a model with an uncertainty their standard deviations, and the sum of the tokens."""
         scored = 0
 
         def count(sequences: int) -> None:
@@ -214,9 +246,18 @@ class Worker:
             scored += sequences
             on_batch(scored / len(prepared))
 
-        rewards, tokens = self._model.score(prepared, count)
-        # The shortest decimal of each float32.
-        return [float(str(reward)) for reward in rewards.astype("float32")], tokens
+        rewards, columns, tokens = self._model.score(prepared, count)
+        uncertainty = self._model.uncertainty
+        if uncertainty is None or not prepared:
+            return _decimals(rewards), None, tokens
+        if self._config.aggregate != "mean":
+            rewards = uncertainty.aggregate(columns, self._config.aggregate, self._config.k)
+        return _decimals(rewards), _decimals(uncertainty.std(columns)), tokens
+
+
+def _decimals(values: NDArray[np.float32]) -> list[float]:
+    """Return the shortest decimal of each float32."""
+    return [float(str(value)) for value in values.astype("float32")]
 
 
 def _rejection(number: int, row: Row | Unreadable, reason: str) -> Row:

@@ -1,7 +1,6 @@
 """`Scheduler`: one thread that runs the engine of one model, step by step, on whatever sequences wait."""
 
 import logging
-import math
 import threading
 import time
 import traceback
@@ -31,7 +30,7 @@ _SURE_SHARE = 0.8
 
 
 class Engine(Protocol):
-    """An engine such as `plaudit.engine.ScoringEngine`: one call at a time, token ids to rewards."""
+    """An engine such as `plaudit.engine.ScoringEngine`: one call at a time, token ids to columns."""
 
     @property
     def layout(self) -> str:
@@ -41,8 +40,12 @@ class Engine(Protocol):
     def max_tokens_per_batch(self) -> int:
         """The most tokens of a step. The engine may lower it after running out of memory."""
 
-    def score(self, sequences: Sequence[Any]) -> NDArray[np.float32]:
-        """Return the rewards [N] of N sequences of token ids."""
+    @property
+    def num_columns(self) -> int:
+        """The number C of columns of each sequence."""
+
+    def score_columns(self, sequences: Sequence[Any]) -> NDArray[np.float32]:
+        """Return the columns [N, C] of N sequences of token ids: the reward, and what its uncertainty is made of."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ class Scheduler:
     ) -> None:
         self.state: Literal["running", "dead", "stopped"] = "running"
         self.last_step_finished: float | None = None
-        self._engine, self._on_step = engine, on_step
+        self._engine, self._on_step, self._num_columns = engine, on_step, engine.num_columns
         self._device_lock = device_lock or threading.Lock()
         self._linger, self._hung_after = linger, hung_after
         self._changed = threading.Condition()  # guards all that follows; never held while the engine runs
@@ -127,7 +130,7 @@ class Scheduler:
             ServingError: The scheduler is stopped or dead.
             ValueError: There is no sequence, a sequence is empty, or a token id is not 0 to 2**32 - 1.
         """
-        submission, queued = Submission.of(sequences, client, deadline)
+        submission, queued = Submission.of(sequences, client, deadline, self._num_columns)
         with self._changed:
             if self.state != "running":
                 raise _ended_error(self.state)
@@ -235,31 +238,31 @@ class Scheduler:
 
     def _score(self, step: list[QueuedSequence]) -> float:
         """Score a step, one by one if it fails together. Return the seconds in which the device was not free."""
-        rewards, elsewhere = self._call_engine(step)
-        if rewards is not None:
-            for sequence, reward in zip(step, rewards, strict=True):
-                sequence.submission.deliver(sequence.index, float(reward), sequence.new_tokens)
+        columns, elsewhere = self._call_engine(step)
+        if columns is not None:
+            for sequence, own in zip(step, columns, strict=True):
+                sequence.submission.deliver(sequence.index, own, sequence.new_tokens)
             return elsewhere
         for sequence in step:
             if sequence.submission.future.done():
                 continue
-            rewards, waited = self._call_engine([sequence])
+            columns, waited = self._call_engine([sequence])
             elsewhere += waited
-            if rewards is not None:
-                sequence.submission.deliver(sequence.index, float(rewards[0]), len(sequence))
+            if columns is not None:
+                sequence.submission.deliver(sequence.index, columns[0], len(sequence))
             else:
                 message = f"the model gave no finite reward for a sequence of {len(sequence):,} tokens"
                 sequence.submission.fail(ServingError("model_fault", message))
         return elsewhere
 
-    def _call_engine(self, step: list[QueuedSequence]) -> tuple[list[float] | None, float]:
-        """Return the rewards, or `None` if the engine failed or one is not finite, and the wait for the device."""
+    def _call_engine(self, step: list[QueuedSequence]) -> tuple[NDArray[np.float32] | None, float]:
+        """Return the columns, or `None` if the engine failed or one is not finite, and the wait for the device."""
         asked = time.monotonic()
         with self._device_lock:
             self._call_started = time.monotonic()
             elsewhere = self._call_started - asked
             try:
-                rewards = self._engine.score([sequence.ids for sequence in step]).tolist()
+                columns = self._engine.score_columns([sequence.ids for sequence in step])
             except Exception as error:
                 if isinstance(error, _DEVICE_LOST):
                     raise
@@ -267,8 +270,8 @@ class Scheduler:
                 return None, elsewhere
             finally:
                 self._call_started = None
-        if len(rewards) == len(step) and all(map(math.isfinite, rewards)):
-            return rewards, elsewhere
+        if len(columns) == len(step) and np.isfinite(columns).all():
+            return columns, elsewhere
         logger.error("a step of %d sequences has a reward that is not finite", len(step))
         return None, elsewhere
 

@@ -78,6 +78,10 @@ class ScoringRequest:
             `None` is the server's default.
         max_length: The most tokens of a sequence, at most the server's own limit; `None` for that limit.
         prefix_step: Score every prefix whose length is a multiple of this, and the whole sequence; needs one item.
+        aggregate: The reward to answer and to sort by, "mean" or a conservative one, as in `RewardModel.score`.
+        k: The weight of the standard deviation or variance in a conservative reward.
+        members: Give the raw rewards of the members.
+        columns: Give the raw columns that the model's uncertainty reads.
     """
 
     items: list[Item]
@@ -89,6 +93,10 @@ class ScoringRequest:
     truncation: Literal["error", "left", "right"] | None = None
     max_length: int | None = None
     prefix_step: int | None = None
+    aggregate: str = "mean"
+    k: float = 1.0
+    members: bool = False
+    columns: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,9 +106,9 @@ class Scored:
     Attributes:
         model: Name of the model that scored them.
         weight_version: Version of its weights, the same for all rewards of the request.
-        rewards: N raw rewards, finite. (Sort by these: a sigmoid saturates into ties.)
-        values: N rewards after the normalisation, calibration or activation that the request asked for; `rewards`
-            themselves where it asked for none.
+        rewards: N raw rewards, or the conservative ones that the request asked for; finite. (Sort by these: a sigmoid
+            saturates into ties.)
+        values: N raw rewards after the normalisation, calibration or activation that the request asked for, if any.
         tokens: Tokens of each sequence as the model saw it.
         truncated: Whether each sequence was truncated.
         distinct_tokens: Tokens that the model ran for this request; a prefix shared with another sequence of the same
@@ -109,6 +117,9 @@ class Scored:
         run_seconds: Time from there to its last reward.
         pieces: With `prefix_step`: the text that each prefix adds to the one before it.
         label: The model's name of its one label, which some dialects repeat in every answer.
+        stds: N standard deviations, in the unit of raw rewards, of a model with an uncertainty; else none.
+        members: With `members`: the raw rewards of the members of each of N sequences.
+        columns: With `columns`: the raw columns of each of N sequences, of a model with an uncertainty; else none.
     """
 
     model: str
@@ -122,6 +133,9 @@ class Scored:
     run_seconds: float = 0.0
     pieces: list[str] = field(default_factory=list)
     label: str = "LABEL_0"
+    stds: list[float] = field(default_factory=list)
+    members: list[list[float]] = field(default_factory=list)
+    columns: list[list[float]] = field(default_factory=list)
 
     @property
     def truncated_items(self) -> int:
@@ -146,6 +160,8 @@ class ModelInfo:
         scale: Saved mean and standard deviation of the rewards, if any.
         layout: Layout of the batches: "forest", "padded" or "alone".
         fingerprint: Digest of the fingerprint that was saved with the model, if any.
+        uncertainty: The constants of the model's uncertainty, which `uncertainty_from_dict` reads; `None` for a single
+            model.
     """
 
     name: str
@@ -160,6 +176,7 @@ class ModelInfo:
     scale: tuple[float, float] | None = None
     layout: str = "forest"
     fingerprint: str | None = None
+    uncertainty: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

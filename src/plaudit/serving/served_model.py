@@ -2,9 +2,11 @@
 
 import asyncio
 import hashlib
+import json
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -14,12 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
+from plaudit.errors import ConfigError
 from plaudit.scoring.reward_model import RewardModel
 from plaudit.serving.item_rendering import ItemRenderer
 from plaudit.serving.scheduler import Scheduler, Step
 from plaudit.serving.scoring_request import ModelInfo, Scored, ScoringRequest
 from plaudit.serving.serving_errors import ServingError
 from plaudit.serving.submission import Outcome
+from plaudit.uncertainty import Uncertainty, check_aggregate, checked_uncertainty
 
 __all__ = ["ServedModel", "load_in_passing_thread"]
 
@@ -100,6 +104,7 @@ class ServedModel:
     ) -> Scored:
         arrived = time.monotonic()
         shift, scale = self._transformation(request)
+        uncertainty = self._uncertainty_for(request)
         sequences, truncated = await self._sequences(request)
         tokens, pieces = [len(each) for each in sequences], []
         on_tokens(sum(tokens))  # prefixes run once together, so they count as the one sequence that they are of
@@ -109,14 +114,20 @@ class ServedModel:
             pieces = await self._in_pool(self._renderer.pieces, whole, tokens)
             sequences, truncated = [whole[:stop] for stop in tokens], [False] * (len(tokens) - 1) + truncated
         outcome = await asyncio.wrap_future(await self._submit(sequences, client, deadline))
-        values = ((outcome.rewards - np.float32(shift)) / np.float32(scale)).astype(np.float32)
-        if request.activation == "sigmoid":
-            values = expit(values.astype(np.float64)).astype(np.float32)
-        return Scored(
-            self.info.name, self.info.weight_version, _floats(outcome.rewards), _floats(values), tokens, truncated,
+        rewards = values = _floats(outcome.rewards)
+        if (shift, scale, request.activation) != (0.0, 1.0, "identity"):
+            changed = ((outcome.rewards - np.float32(shift)) / np.float32(scale)).astype(np.float32)
+            if request.activation == "sigmoid":
+                changed = expit(changed.astype(np.float64)).astype(np.float32)
+            values = _floats(changed)
+        scored = Scored(
+            self.info.name, self.info.weight_version, rewards, values, tokens, truncated,
             outcome.distinct_tokens, outcome.started - arrived, outcome.finished - outcome.started, pieces,
             self.info.label,
         )  # fmt: skip
+        if uncertainty is None:
+            return scored
+        return await self._in_pool(_with_uncertainty, scored, request, outcome.columns, uncertainty)
 
     async def _submit(self, sequences: list[NDArray[np.int64]], client: str, deadline: float) -> "Future[Outcome]":
         submit = partial(self.scheduler.submit, sequences, client=client, deadline=deadline)
@@ -205,6 +216,18 @@ class ServedModel:
     async def _in_pool(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
 
+    def _uncertainty_for(self, request: ScoringRequest) -> Uncertainty | None:
+        """Return the uncertainty of the model, after a check that it can give what the request asks for."""
+        param = "members" if request.aggregate == "mean" else "normalize" if request.normalize else "aggregate"
+        try:
+            check_aggregate(request.aggregate, request.k, normalize=request.normalize)
+            return checked_uncertainty(
+                self.reward_model.uncertainty, self.info.name, request.aggregate, request.k,
+                needed_by="members" if request.members else None,
+            )  # fmt: skip
+        except ConfigError as error:
+            raise ServingError("invalid", str(error), param=param) from None
+
     def _transformation(self, request: ScoringRequest) -> tuple[float, float]:
         """Return what is subtracted from the rewards, and what they are divided by."""
         if request.normalize and request.calibrated:
@@ -222,6 +245,23 @@ class ServedModel:
                 )
             return 0.0, self.info.temperature
         return 0.0, 1.0
+
+
+def _with_uncertainty(
+    scored: Scored, request: ScoringRequest, columns: NDArray[np.float32], uncertainty: Uncertainty
+) -> Scored:
+    """Return rewards with their standard deviations and whatever else of the uncertainty a request asks for."""
+    with np.errstate(over="ignore"):
+        rewards = uncertainty.aggregate(columns, request.aggregate, request.k)
+    if not np.isfinite(rewards).all():
+        raise ServingError("invalid", "k: the conservative rewards are too large for float32. Lower it.", param="k")
+    return replace(
+        scored,
+        rewards=_floats(rewards),
+        stds=_floats(uncertainty.std(columns)),
+        members=[_floats(each) for each in uncertainty.members(columns)] if request.members else [],
+        columns=[_floats(each) for each in columns] if request.columns else [],
+    )
 
 
 def _prefix_lengths(length: int, step: int) -> list[int]:
@@ -253,12 +293,12 @@ def load_in_passing_thread(load: Callable[[], ServedModel]) -> ServedModel:
 
 
 def _describe(name: str, reward_model: RewardModel) -> ModelInfo:
-    config = reward_model.model.config
+    config, uncertainty = reward_model.model.config, reward_model.uncertainty
     labels = getattr(config, "id2label", None) or {}
     scale = reward_model.scale
     return ModelInfo(
         name=name,
-        weight_version=reward_model.fingerprint or _folder_version(reward_model.name),
+        weight_version=_weight_version(reward_model),
         created=int(time.time()),
         dtype=str(reward_model.model.dtype).removeprefix("torch."),
         max_length=reward_model.max_length,
@@ -269,7 +309,17 @@ def _describe(name: str, reward_model: RewardModel) -> ModelInfo:
         scale=scale if scale is not None and scale[1] > 0 else None,
         layout=reward_model.engine.layout,
         fingerprint=reward_model.fingerprint,
+        uncertainty=None if uncertainty is None else uncertainty.to_dict(),
     )
+
+
+def _weight_version(reward_model: RewardModel) -> str:
+    """Return 16 hexadecimal digits that differ for other weights, and for the same ones with other constants."""
+    version = reward_model.fingerprint or _folder_version(reward_model.name)
+    if reward_model.uncertainty is None:
+        return version
+    constants = json.dumps(reward_model.uncertainty.to_dict(), sort_keys=True)
+    return hashlib.sha256(f"{version} {constants}".encode()).hexdigest()[:16]
 
 
 def _folder_version(name: str) -> str:

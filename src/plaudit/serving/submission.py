@@ -18,20 +18,25 @@ _numbers = itertools.count()  # the order of arrival of all sequences
 
 @dataclass(frozen=True)
 class Outcome:
-    """The rewards of a submission of N sequences.
+    """The rewards of a submission of N sequences, and what the model says of its uncertainty.
 
     Attributes:
-        rewards: Rewards [N], in the order of the sequences.
+        columns: Columns [N, C] in the order of the sequences: the reward, and those of the model's uncertainty.
         distinct_tokens: Tokens that ran for this submission; a shared prefix counts for the sequence that brought it
             into the step.
         started: `time.monotonic()` before the first step that had one of the sequences.
         finished: `time.monotonic()` after the last one.
     """
 
-    rewards: NDArray[np.float32]
+    columns: NDArray[np.float32]
     distinct_tokens: int
     started: float
     finished: float
+
+    @property
+    def rewards(self) -> NDArray[np.float32]:
+        """Rewards [N], the first of the columns."""
+        return self.columns[:, 0]
 
 
 @dataclass(eq=False, slots=True)
@@ -65,7 +70,7 @@ class Submission:
     Attributes:
         client: Name of whoever is charged.
         deadline: `time.monotonic()` after which no sequence of it starts.
-        rewards: Rewards [N], filled in by the steps.
+        columns: Columns [N, C], filled in by the steps.
         future: The future that the caller waits for. It stays pending until the end, so that it can be cancelled.
         waiting: Number of sequences in the queue, kept by the queue.
         waiting_tokens: Their tokens, whole lengths, kept by the queue.
@@ -77,7 +82,7 @@ class Submission:
 
     client: str
     deadline: float
-    rewards: NDArray[np.float32]
+    columns: NDArray[np.float32]
     future: "Future[Outcome]" = field(default_factory=Future)
     waiting: int = 0
     waiting_tokens: int = 0
@@ -88,7 +93,7 @@ class Submission:
 
     @classmethod
     def of(
-        cls, sequences: Sequence[NDArray[np.int64]], client: str, deadline: float
+        cls, sequences: Sequence[NDArray[np.int64]], client: str, deadline: float, num_columns: int = 1
     ) -> tuple["Submission", list[QueuedSequence]]:
         """Return a submission and its sequences, sorted so that common prefixes are neighbours.
 
@@ -96,6 +101,7 @@ class Submission:
             sequences: N arrays of one or more token ids, each 0 to 2**32 - 1.
             client: Name of whoever is charged.
             deadline: `time.monotonic()` after which no sequence of it starts.
+            num_columns: The number C of columns of each sequence.
 
         Raises:
             ValueError: There is no sequence, a sequence is empty, or a token id is outside the range.
@@ -104,7 +110,8 @@ class Submission:
             raise ValueError("expected one or more sequences of one or more token ids each")
         if any(int(ids.min()) < 0 or int(ids.max()) >= 2**32 for ids in sequences):
             raise ValueError("expected token ids of 0 to 2**32 - 1")
-        submission = cls(client, deadline, np.zeros(len(sequences), dtype=np.float32), missing=len(sequences))
+        columns = np.zeros((len(sequences), num_columns), dtype=np.float32)
+        submission = cls(client, deadline, columns, missing=len(sequences))
         # Four big-endian bytes a token: the order of the bytes is the order of the ids, in half the memory of int64.
         keys = [ids.astype(">u4").tobytes() for ids in sequences]
         queued = [
@@ -113,16 +120,16 @@ class Submission:
         ]
         return submission, queued
 
-    def deliver(self, index: int, reward: float, new_tokens: int) -> None:
-        """Note the reward of one sequence."""
-        self.rewards[index] = reward
+    def deliver(self, index: int, columns: NDArray[np.float32], new_tokens: int) -> None:
+        """Note the columns [C] of one sequence."""
+        self.columns[index] = columns
         self.distinct_tokens += new_tokens
         self.missing -= 1
 
     def finish(self, now: float) -> None:
         """Hand the rewards over if none is missing; do nothing if the submission has ended already."""
         if not self.missing:
-            outcome = Outcome(self.rewards, self.distinct_tokens, self.started, now)
+            outcome = Outcome(self.columns, self.distinct_tokens, self.started, now)
             with contextlib.suppress(InvalidStateError):
                 self.future.set_result(outcome)
 

@@ -32,7 +32,8 @@ def test_a_long_list_of_wrong_elements_is_refused_at_the_first(path, value, para
             "/v1/rewards",
             {"items": [{"text": "a"}], "normalise": True},
             "The body: A field is not known here; "
-            "expected only: model, truncation, template_kwargs, items, normalize, calibrated.",
+            "expected only: model, truncation, template_kwargs, aggregate, k, items, normalize, calibrated, members, "
+            "columns.",
         ),
         (
             "/v1/rewards",

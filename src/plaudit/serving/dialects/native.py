@@ -12,6 +12,8 @@ from pydantic_core import PydanticCustomError
 from plaudit.serving.dialects.dialect import Body, Dialect, Endpoint, Information, template_kwargs
 from plaudit.serving.dialects.vllm import list_models
 from plaudit.serving.scoring_request import Conversation, Item, Pair, Scored, ScoringRequest, ServerInfo, Text, TokenIds
+from plaudit.serving.serving_errors import ServingError
+from plaudit.uncertainty import Aggregate
 
 __all__ = ["NATIVE"]
 
@@ -65,13 +67,20 @@ class _Options(_Strict):
     template_kwargs: dict[str, Any] = Field(default_factory=dict)
 
 
-class _Rewards(_Options):
+class _Aggregated(_Options):
+    aggregate: Aggregate = "mean"
+    k: Annotated[float, Field(ge=0)] = 1.0
+
+
+class _Rewards(_Aggregated):
     items: Annotated[list[_Item], Field(min_length=1, fail_fast=True)]
     normalize: bool = False
     calibrated: bool = False
+    members: bool = False
+    columns: bool = False
 
 
-class _Rank(_Options):
+class _Rank(_Aggregated):
     prompt: _Part
     responses: Annotated[list[_Part], Field(min_length=1, fail_fast=True)]
     calibrated: bool = False
@@ -84,6 +93,9 @@ class _PrefixRewards(_Options):
 
 
 def _read_rewards(body: _Rewards) -> ScoringRequest:
+    if body.calibrated and body.aggregate != "mean":
+        message = "calibrated: a conservative aggregate has its own unit, which no temperature fits. Leave it out."
+        raise ServingError("invalid", message, param="calibrated")
     options = template_kwargs(body.template_kwargs, param="template_kwargs")
     return ScoringRequest(
         items=[each.item(options) for each in body.items],
@@ -92,6 +104,10 @@ def _read_rewards(body: _Rewards) -> ScoringRequest:
         normalize=body.normalize,
         calibrated=body.calibrated,
         truncation=body.truncation,
+        aggregate=body.aggregate,
+        k=body.k,
+        members=body.members,
+        columns=body.columns,
     )
 
 
@@ -104,6 +120,8 @@ def _read_rank(body: _Rank) -> ScoringRequest:
         model=body.model,
         calibrated=body.calibrated,
         truncation=body.truncation,
+        aggregate=body.aggregate,
+        k=body.k,
     )
 
 
@@ -118,8 +136,10 @@ def _read_prefixes(body: _PrefixRewards) -> ScoringRequest:
     )
 
 
-def _answer_rewards(_: _Rewards, scored: Scored) -> dict[str, Any]:
-    return {"rewards": scored.values} | _common(scored)
+def _answer_rewards(body: _Rewards, scored: Scored) -> dict[str, Any]:
+    rewards = scored.values if body.aggregate == "mean" else scored.rewards
+    columns = {"reward_stds": scored.stds, "members": scored.members, "columns": scored.columns}
+    return {"rewards": rewards} | {name: values for name, values in columns.items() if values} | _common(scored)
 
 
 def _answer_rank(body: _Rank, scored: Scored) -> dict[str, Any]:
@@ -129,6 +149,7 @@ def _answer_rank(body: _Rank, scored: Scored) -> dict[str, Any]:
     order = np.argsort(-np.array(scored.rewards), kind="stable").tolist()[: body.top_n]
     results = [
         {"index": number, "reward": scored.rewards[number], "win_probability": float(shares[number])}
+        | ({"reward_std": scored.stds[number]} if scored.stds else {})
         for number in order
     ]
     return {"results": results} | _common(scored)
@@ -137,7 +158,8 @@ def _answer_rank(body: _Rank, scored: Scored) -> dict[str, Any]:
 def _answer_prefixes(_: _PrefixRewards, scored: Scored) -> dict[str, Any]:
     common = _common(scored) | {"tokens": scored.tokens[-1], "truncated": scored.truncated[-1]}
     common["usage"]["tokens"] = scored.tokens[-1]
-    return {"positions": scored.tokens, "pieces": scored.pieces, "rewards": scored.rewards} | common
+    stds = {"reward_stds": scored.stds} if scored.stds else {}
+    return {"positions": scored.tokens, "pieces": scored.pieces, "rewards": scored.rewards} | stds | common
 
 
 def _common(scored: Scored) -> dict[str, Any]:

@@ -50,6 +50,8 @@ const copyOf = (id) => byId(id).content.firstElementChild.cloneNode(true);
 
 const signed = (number, digits = 3) => (number < 0 ? "−" : "+") + Math.abs(number).toFixed(digits);
 const decimal = (number, digits = 3) => (number < 0 ? "−" : "") + Math.abs(number).toFixed(digits);
+/** Write a reward, with its standard deviation where the model gives one. */
+const rewardText = (reward, std) => decimal(reward) + (std === undefined ? "" : `\u00a0±\u00a0${decimal(std)}`);
 const whole = (number) => Math.round(number).toLocaleString("en");
 const plural = (number, noun) => `${whole(number)} ${noun}${number === 1 ? "" : "s"}`;
 const percent = (share) =>
@@ -93,6 +95,8 @@ let server = { version: "", models: [] };
 const model = () => server.models[byId("model").value] ?? {};
 const settings = () => ({ model: model().name, truncation: byId("truncate").checked ? "left" : "error" });
 
+const EXPLANATION = "± is one standard deviation of a reward, as the model estimates it.";
+
 /** Return where an answer comes from, in a line. */
 function sourceOf({ model: name, weight_version, usage, timing }) {
   const shared = usage.distinct_tokens < usage.tokens ? `, ${whole(usage.distinct_tokens)} of them run` : "";
@@ -109,10 +113,11 @@ function noteOfForm({ name, trained_on }, form, subject) {
 
 /** Show what the selected model is, and set what depends on it. */
 function showModel() {
-  const { name, weight_version, dtype, max_length, trained_on, temperature, has_chat_template } = model();
+  const { name, weight_version, dtype, max_length, trained_on, temperature, has_chat_template, uncertainty } = model();
   const limit = max_length ? `at most ${whole(max_length)} tokens` : "texts of any length";
   const training = trained_on && `trained on ${trained_on}`;
-  const facts = [`weights ${weight_version}`, dtype, limit, training, `Plaudit ${server.version}`];
+  const deviations = uncertainty && "rewards with standard deviations";
+  const facts = [`weights ${weight_version}`, dtype, limit, training, deviations, `Plaudit ${server.version}`];
   say(byId("facts"), element("strong", {}, name), ` · ${facts.filter(Boolean).join(" · ")}`);
   byId("calibrated-choice").hidden = !temperature;
   byId("as-conversation").checked = trained_on === "conversations";
@@ -341,16 +346,23 @@ function compare() {
 
 /**
  * Draw the place of a reward among those compared: a line from the lowest to the highest of them, with a dot. A reward
- * has no meaningful zero, so that only differences are drawn.
+ * has no meaningful zero, so that only differences are drawn. Where the model gives standard deviations, the line spans
+ * all rewards with theirs, and a whisker reaches one standard deviation to both sides of the dot.
  */
-function rangeOf(reward, low, high) {
-  const share = high > low ? (reward - low) / (high - low) : 1;
-  const label = high > low
-    ? `${percent(share)} of the way from the lowest reward, ${decimal(low)}, to the highest, ${decimal(high)}`
-    : "All rewards are equal";
+function rangeOf({ reward, reward_std: std }, low, high) {
+  const place = (value) => `${100 * (high > low ? (value - low) / (high - low) : 1)}%`;
+  const way = `${percent((reward - low) / (high - low))} of the way from the lowest reward, ${decimal(low)}, ` +
+    `to the highest, ${decimal(high)}`;
+  const interval = `The interval from ${decimal(reward - std)} to ${decimal(reward + std)}, on a line from ` +
+    `${decimal(low)} to ${decimal(high)}`;
+  const label = high > low ? (std === undefined ? way : interval) : "All rewards are equal";
+  const line = (x1, x2, more) => element("line", { x1: place(x1), x2: place(x2), y1: "50%", y2: "50%", ...more });
+  const end = (x) => line(x, x, { class: "whisker", y1: "10%", y2: "90%" });
+  const [from, to] = [reward - std, reward + std];
+  const whisker = std === undefined ? [] : [line(from, to, { class: "whisker" }), end(from), end(to)];
   return element("svg", { class: "range", role: "img", "aria-label": label },
-    element("line", { x1: 0, x2: "100%", y1: "50%", y2: "50%" }),
-    element("circle", { cx: `${100 * share}%`, cy: "50%", r: 6 }));
+    element("line", { x1: 0, x2: "100%", y1: "50%", y2: "50%" }), ...whisker,
+    element("circle", { cx: place(reward), cy: "50%", r: 6 }));
 }
 
 /** Draw a bar whose length is a share of its track. */
@@ -370,7 +382,10 @@ function passage(text) {
 function showRanking(prompt, texts, answer) {
   const rewards = answer.results.map(({ reward }) => reward);
   const [low, high] = [Math.min(...rewards), Math.max(...rewards)];
-  const card = ({ index, reward, win_probability }, rank) => {
+  const ends = answer.results.flatMap(({ reward, reward_std: std = 0 }) => [reward - std, reward + std]);
+  const [left, right] = [Math.min(...ends), Math.max(...ends)];
+  const card = (result, rank) => {
+    const { index, reward, reward_std: std, win_probability } = result;
     const same = texts.flatMap((text, n) => (n !== index && text === texts[index] ? [n + 1] : []));
     const notes = [
       rank > 0 && `${signed(reward - rewards[0])} to the best`,
@@ -384,21 +399,25 @@ function showRanking(prompt, texts, answer) {
     return element("li", { class: rank === 0 ? "card best" : "card" },
       element("div", { class: "row spread" }, heading, curve),
       passage(texts[index]),
-      element("div", { class: "measure" },
-        element("span", {}, "Reward"), rangeOf(reward, low, high),
-        element("data", { value: reward }, decimal(reward)),
+      element("div", { class: std === undefined ? "measure" : "measure long" },
+        element("span", {}, "Reward"), rangeOf(result, left, right),
+        element("data", { value: reward }, rewardText(reward, std)),
         element("span", {}, "Win probability"), bar(win_probability),
         element("data", { value: win_probability }, percent(win_probability))),
       element("p", { class: "quiet" }, notes.filter(Boolean).join(" · ")));
   };
   const best = answer.results[0];
-  const numbers = `reward ${decimal(best.reward)}, win probability ${percent(best.win_probability)}`;
+  const numbers = `reward ${rewardText(best.reward, best.reward_std)}, win probability ${percent(best.win_probability)}`;
   const ranked = `Response ${best.index + 1} is the best of ${texts.length}: ${numbers}.`;
-  const range = `The rewards range from ${decimal(low)} to ${decimal(high)}; each line below spans that range.`;
+  const spans = left < low || right > high ? `spans ${decimal(left)} to ${decimal(right)}, all rewards with their ` +
+    "standard deviations" : "spans that range";
+  const range = `The rewards range from ${decimal(low)} to ${decimal(high)}; each line below ${spans}.`;
   const equal = `All ${texts.length} responses have the same reward, ${decimal(low)}.`;
   say(byId("compare-summary"), high > low ? `${ranked} ${range}` : equal);
   say(byId("ranking"), ...answer.results.map(card));
-  say(byId("compare-source"), `${sourceOf(answer)} · The win probability is that of being preferred to all the others.`);
+  const explanation = best.reward_std === undefined ? "" : ` ${EXPLANATION}`;
+  say(byId("compare-source"),
+    `${sourceOf(answer)} · The win probability is that of being preferred to all the others.${explanation}`);
 }
 
 // ---------------------------------------------------------------------------------------------------------- curve
@@ -441,14 +460,14 @@ function startOfResponse(pieces, response) {
 
 function showCurve() {
   const { answer, response } = curve;
-  const { pieces, rewards, positions } = answer;
+  const { pieces, rewards, reward_stds: stds, positions } = answer;
   curve.first = startOfResponse(pieces, response);
   curve.changes = rewards.map((reward, n) => (n ? reward - rewards[n - 1] : 0));
   const shown = curve.changes.slice(curve.first);
   const [fall, rise] = [Math.min(...shown), Math.max(...shown)];
   curve.largest = Math.max(-fall, rise);
   const at = (change) => named(pieces[curve.first + shown.indexOf(change)]);
-  say(byId("curve-summary"), `Reward ${decimal(rewards.at(-1))} for all ${plural(answer.tokens, "token")}` +
+  say(byId("curve-summary"), `Reward ${rewardText(rewards.at(-1), stds?.at(-1))} for all ${plural(answer.tokens, "token")}` +
     (answer.truncated ? ", truncated" : "") + (rise > 0 ? `; greatest rise ${signed(rise)} at ${at(rise)}` : "") +
     (fall < 0 ? `; greatest fall ${signed(fall)} at ${at(fall)}` : "") + ".");
   say(byId("legend"), "The reward ",
@@ -456,7 +475,7 @@ function showCurve() {
     element("span", { class: "token down3" }, `falls, by at most ${decimal(Math.max(-fall, 0))}`),
     "; a paler token changes it less. ↵ is a line break, ∅ a token without text.");
   say(byId("tokens"), ...pieces.slice(curve.first).map((piece, n) => tokenElement(piece, curve.first + n)));
-  say(byId("curve-source"), sourceOf(answer));
+  say(byId("curve-source"), sourceOf(answer) + (stds ? ` · ${EXPLANATION}` : ""));
   Object.assign(byId("curve-table"), { open: false });
   chart.setAttribute("aria-valuemin", positions[curve.first]);
   chart.setAttribute("aria-valuemax", positions.at(-1));
@@ -488,7 +507,9 @@ function drawChart() {
   const [width, height, left, right, top, bottom] = [Math.max(chart.clientWidth, 200), 240, 56, 12, 12, 34];
   const rewards = answer.rewards.slice(first);
   const positions = answer.positions.slice(first);
-  const [low, high] = [Math.min(...rewards), Math.max(...rewards)];
+  const stds = answer.reward_stds?.slice(first) ?? [];
+  const [below, above] = [-1, 1].map((side) => rewards.map((reward, n) => reward + side * (stds[n] ?? 0)));
+  const [low, high] = [Math.min(...below), Math.max(...above)];
   const margin = (high - low) * 0.08 || 0.5;
   const [begin, end] = [positions[0], positions.at(-1)];
   const x = (position) => left + ((position - begin) / (end - begin || 1)) * (width - left - right);
@@ -502,11 +523,13 @@ function drawChart() {
   });
   const xTicks = roundNumbers(begin, end, width / 60).filter(Number.isInteger).map((position) =>
     element("text", { x: x(position), y: curve.base + 16, "text-anchor": "middle" }, whole(position)));
-  const place = (position, n) => `${x(position).toFixed(1)} ${y(rewards[n]).toFixed(1)}`;
+  const path = (values) => values.map((value, n) => `${x(positions[n]).toFixed(1)} ${y(value).toFixed(1)}`);
+  const around = [...path(above), ...path(below).reverse()].join("L");
+  const band = stds.length ? [element("path", { class: "band", d: `M${around}Z` })] : [];
   const size = { width, height, viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" };
-  say(chart, element("svg", size, ...yTicks, ...xTicks,
+  say(chart, element("svg", size, ...yTicks, ...xTicks, ...band,
     element("text", { x: width - right, y: height - 4, "text-anchor": "end" }, "tokens"),
-    element("path", { class: "curve", d: `M${positions.map(place).join("L")}` }), curve.cursor));
+    element("path", { class: "curve", d: `M${path(rewards).join("L")}` }), curve.cursor));
 }
 
 /** Put the cursor on a point: in the chart, in the tokens and in words. */
@@ -515,7 +538,8 @@ function moveTo(n) {
   curve.point = Math.min(Math.max(n, first), answer.rewards.length - 1);
   const [reward, position, piece] = [answer.rewards, answer.positions, answer.pieces].map((each) => each[curve.point]);
   const change = curve.point > 0 ? `, ${signed(changes[curve.point])}` : "";
-  const words = `token ${position} of ${answer.tokens}, ${named(piece)}: reward ${decimal(reward)}${change}`;
+  const words = `token ${position} of ${answer.tokens}, ${named(piece)}: reward ` +
+    `${rewardText(reward, answer.reward_stds?.[curve.point])}${change}`;
   say(curve.cursor, element("line", { x1: x(position), x2: x(position), y1: curve.top, y2: curve.base }),
     element("circle", { cx: x(position), cy: y(reward), r: 5 }));
   chart.setAttribute("aria-valuenow", position);
@@ -548,7 +572,7 @@ byId("curve-table").addEventListener("toggle", () => {
   if (!byId("curve-table").open) return;
   const { answer, changes, first } = curve;
   const rowOf = (reward, n) =>
-    [whole(answer.positions[n]), named(answer.pieces[n]), decimal(reward), n ? signed(changes[n]) : ""];
+    [whole(answer.positions[n]), named(answer.pieces[n]), rewardText(reward, answer.reward_stds?.[n]), n ? signed(changes[n]) : ""];
   const line = (tag, cells, more = {}) => element("tr", {}, ...cells.map((cell) => element(tag, more, cell)));
   say(byId("curve-table").querySelector(".scroll"), element("table", {},
     element("thead", {}, line("th", ["Token", "Text", "Reward", "Change"], { scope: "col" })),
@@ -723,7 +747,7 @@ async function scoreRows(rows, keyword, state) {
     let next = 0;
     for (const row of rows) {
       const [from, to] = [next, (next += row.items.length)];
-      Object.assign(row, { rewards: answer.rewards.slice(from, to), tokens: answer.tokens.slice(from, to),
+      Object.assign(row, { rewards: answer.rewards.slice(from, to), stds: answer.reward_stds?.slice(from, to), tokens: answer.tokens.slice(from, to),
         truncated: answer.truncated.slice(from, to), version: answer.weight_version });
     }
   } catch (failure) {
@@ -740,11 +764,13 @@ async function scoreRows(rows, keyword, state) {
 }
 
 /** Write the result of a row as a line of JSON. */
-function resultLine({ number, error, rewards, tokens, truncated, version }) {
+function resultLine({ number, error, rewards, stds, tokens, truncated, version }) {
   if (error) return JSON.stringify({ row: number, error });
   const [reward, rejected] = rewards;
-  const single = { reward, tokens: tokens[0], truncated: truncated[0] };
-  const pair = { chosen_reward: reward, rejected_reward: rejected, margin: reward - rejected, tokens, truncated };
+  const [std, rejectedStd] = stds ?? []; // JSON has no undefined values: their names are left out
+  const single = { reward, reward_std: std, tokens: tokens[0], truncated: truncated[0] };
+  const pair = { chosen_reward: reward, rejected_reward: rejected, chosen_reward_std: std,
+    rejected_reward_std: rejectedStd, margin: reward - rejected, tokens, truncated };
   return JSON.stringify({ row: number, ...(rewards.length === 1 ? single : pair), weight_version: version });
 }
 
@@ -765,6 +791,7 @@ function addBatch(batch, state) {
       state.right += reward > rejected ? 1 : reward === rejected ? 0.5 : 0;
       state.ties += reward === rejected ? 1 : 0;
     }
+    for (const std of row.stds ?? []) state.stds.push(std);
     state.forms[formOf(row.items)] += 1;
     state.tokens += sum(row.tokens);
     state.truncated += sum(row.truncated.map(Number));
@@ -793,7 +820,7 @@ function basisOfAccuracy({ right, ties, pairs: { count } }) {
 }
 
 function showState(state) {
-  const { rows, failed, singles, pairs, tokens, truncated, versions } = state;
+  const { rows, failed, singles, pairs, stds, tokens, truncated, versions } = state;
   const seconds = Math.max((performance.now() - state.started) / 1000, 0.001);
   const speed = `${plural(rows, "row")} in ${seconds.toFixed(1)} s · ${whole(rows / seconds)} rows a second`;
   byId("file-progress").value = state.size ? state.bytes / state.size : 1;
@@ -804,6 +831,7 @@ function showState(state) {
     figures.push(["Accuracy", percent(state.right / pairs.count), basisOfAccuracy(state)],
       ["Mean margin", signed(pairs.total / pairs.count)]);
   }
+  if (stds.count) figures.push(["Mean deviation", decimal(stds.total / stds.count), "standard deviation of a reward"]);
   figures.push(["Tokens", whole(tokens)], ["Truncated", whole(truncated)], ["Weights", [...versions].join(", ") || "none"]);
   const figure = ([name, value, basis]) => element("div", {}, element("dt", {}, name), element("dd", {}, value),
     ...(basis ? [element("dd", { class: "quiet" }, basis)] : []));
@@ -823,7 +851,7 @@ function startScoring(file) {
   const state = {
     control, signal: control.signal, model: model(), settings: settings(), started: performance.now(), waiting: "",
     size: file.size, bytes: 0, rows: 0, failed: 0, tokens: 0, truncated: 0, right: 0, ties: 0,
-    forms: { texts: 0, conversations: 0 }, singles: tally(), pairs: tally(), versions: new Set(), kept: 0, lines: [],
+    forms: { texts: 0, conversations: 0 }, singles: tally(), pairs: tally(), stds: tally(), versions: new Set(), kept: 0, lines: [],
   };
   scoring = state;
   for (const place of [byId("file-errors"), byId("file").querySelector(".general")]) say(place, "");
@@ -918,7 +946,8 @@ function showHistory() {
       goTo("compare");
     };
     const words = typeof prompt === "string" ? prompt : prompt.map(({ content }) => content).join(" ");
-    const result = `Response ${best.index + 1} was the best of ${texts.length}: reward ${decimal(best.reward)}`;
+    const result = `Response ${best.index + 1} was the best of ${texts.length}: ` +
+      `reward ${rewardText(best.reward, best.reward_std)}`;
     return element("li", { class: "card" },
       element("div", { class: "row spread" }, element("h3", {}, new Date(time).toLocaleString()), button("Open", open)),
       passage(words),
