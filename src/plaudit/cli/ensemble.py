@@ -57,4 +57,6 @@ def command(
         output, [(f"member {number}", f"{escape(path)}: mean {center:+.3f}, standard deviation {scale:.3f}")
                  for number, (path, center, scale) in enumerate(described, 1)],
     )  # fmt: skip
-    display.console.print(f"The ensemble is in [bold]{escape(output)}[/bold]; its reward is the mean of the members.")
+    display.console.print(
+        f"The ensemble is in [bold]{escape(output)}[/bold]; its reward is the mean of the members.", soft_wrap=True
+    )

@@ -41,4 +41,4 @@ def command(models: tuple[str, ...], output: str, average: bool, dtype: str | No
         else:
             verification = merge_adapter(models[0], output, dtype=dtype, trust_remote_code=trust_remote_code)
     show_verification(output, verification)
-    display.console.print(f"The merged reward model is in [bold]{escape(output)}[/bold]")
+    display.console.print(f"The merged reward model is in [bold]{escape(output)}[/bold]", soft_wrap=True)
