@@ -78,6 +78,15 @@ def test_members_keep_the_order_of_the_list_whoever_shares_a_base(wholes, adapte
     assert members == pytest.approx(score_alone(mixed), abs=1e-5)
 
 
+def test_adapters_that_change_their_base_have_one_each(tmp_path, base_folder, tokenizer, loads):
+    """PiSSA takes the principal components out of the base, when it is trained and whenever it is loaded."""
+    paths = [save_adapter(tmp_path / f"{n}", base_folder, tokenizer, n, init_lora_weights="pissa") for n in range(2)]
+    loads.clear()
+    members = RewardModel.from_pretrained(paths).score(TEXTS, return_members=True)
+    assert len(loads) == 2
+    assert members == pytest.approx(score_alone(paths), abs=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["lora", "dora", "head"])
 def test_few_short_sequences_score_as_many_long_ones_whether_or_not_adapters_can_be_mixed(
     tmp_path, base_folder, tokenizer, kind
