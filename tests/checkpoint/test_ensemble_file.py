@@ -38,7 +38,20 @@ def test_a_folder_is_named_from_the_file_when_it_is_given_from_the_working_direc
     SavedEnsemble(tmp_path / "out/ensemble.json", ("models/a", "models/a"), (None,) * 2, CONSTANTS, "").write(
         tmp_path / "out"
     )
-    assert SavedEnsemble.read("out").members == ("models/a",) * 2
+    assert SavedEnsemble.read("out").members == (str(tmp_path / "models/a"),) * 2
+
+
+def test_a_folder_that_is_written_or_read_through_a_link_names_its_members(tmp_path):
+    (tmp_path / "data/models/a").mkdir(parents=True)
+    (tmp_path / "data/models/ensemble").mkdir()
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/models").symlink_to(tmp_path / "data/models")
+    (tmp_path / "home/mine").symlink_to(tmp_path / "data/models/ensemble")
+    linked, mine = tmp_path / "home/models", tmp_path / "home/mine"
+    SavedEnsemble(mine / "ensemble.json", (str(linked / "a"),) * 2, (None,) * 2, CONSTANTS, "").write(mine)
+    assert [each["folder"] for each in json.loads((mine / "ensemble.json").read_text())["members"]] == ["../a"] * 2
+    for folder in (mine, linked / "ensemble", tmp_path / "data/models/ensemble"):
+        assert SavedEnsemble.read(folder).members == (str(tmp_path / "data/models/a"),) * 2
 
 
 def test_a_folder_without_the_file_is_no_ensemble(tmp_path):

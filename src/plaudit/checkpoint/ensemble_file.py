@@ -41,7 +41,7 @@ class SavedEnsemble:
 
     def write(self, folder: Path) -> None:
         """Write the file into `folder`, whole or not at all; it names the members as they are seen from `file`."""
-        root = self.file.absolute().parent
+        root = self.file.parent.resolve()  # `..` leads from where the folder is, not from a link to it
         members: list[dict[str, str | None]] = [
             {**_seen_from(root, path), "fingerprint": digest}
             for path, digest in zip(self.members, self.digests, strict=True)
@@ -68,7 +68,7 @@ class SavedEnsemble:
         except OSError:  # there is no such file or place, or the hub cannot be reached
             return None
         entries, constants, measured_on = _parse(file)
-        root = file.parent
+        root = file.parent.resolve()  # the folder and not the file, which the hub's cache keeps elsewhere
         if not Path(path_or_id).is_dir() and any(folder for folder, _, _ in entries):
             root = Path(snapshot_download(str(path_or_id), revision=hub.get("revision"), token=hub.get("token")))
         members = [str(hub_id) if folder is None else os.path.normpath(root / folder) for folder, hub_id, _ in entries]
@@ -124,6 +124,7 @@ def _seen_from(root: Path, path: str) -> dict[str, str]:
     if not Path(path).is_dir() and not Path(path).is_absolute():
         return {"hub_id": path}
     try:
-        return {"folder": Path(os.path.relpath(path, root)).as_posix()}
+        place = Path(path).parent.resolve() / Path(path).name  # a member that is a link itself is named as the link
+        return {"folder": Path(os.path.relpath(place, root)).as_posix()}
     except ValueError:  # on another drive of Windows
         return {"folder": str(Path(path).absolute())}
