@@ -88,3 +88,24 @@ def test_members_of_another_model_are_refused(folder):
     SavedHeads(heads.weight + 1, None, heads.constants, "evaluation").write(folder)
     with pytest.raises(CheckpointError, match="not the mean of the members"):
         RewardModel.from_pretrained(folder)
+
+
+def test_members_of_another_size_are_refused_with_the_name_of_the_file(folder):
+    heads = SavedHeads.read(folder)
+    SavedHeads(torch.zeros(4, 7), None, heads.constants, "evaluation").write(folder)
+    with pytest.raises(CheckpointError, match=r"ensemble: heads.safetensors is of another model: .*got 7 without"):
+        RewardModel.from_pretrained(folder)
+
+
+def test_constants_that_are_passed_replace_the_saved_ones(folder, ensemble):
+    constants = MemberUncertainty((0.0,) * 4, (1.0,) * 4, reward_std=1.0)
+    scorer = RewardModel.from_pretrained(folder, uncertainty=constants)
+    members = scorer.score(TEXTS, return_members=True)
+    np.testing.assert_allclose(members, ensemble.score(TEXTS, return_members=True), atol=1e-6)
+    np.testing.assert_allclose(scorer.score(TEXTS, aggregate="min"), members.min(1), atol=1e-6)
+    assert RewardModel.from_pretrained(folder, uncertainty=None).uncertainty is None
+
+
+def test_constants_of_another_number_of_members_are_refused(folder):
+    with pytest.raises(ConfigError, match="uncertainty: expected constants of the 5 columns .*, got those of 3"):
+        RewardModel.from_pretrained(folder, uncertainty=MemberUncertainty((0.0, 0.0), (1.0, 1.0), 1.0))

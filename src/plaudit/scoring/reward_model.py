@@ -66,8 +66,9 @@ class RewardModel(BaseRewardModel):
         temperature: Divisor of the rewards that makes probabilities fit the data it was fitted to, for
             `calibrated=True`.
         trained_on: "texts" or "conversations", if known: a sequence of the other form brings one warning.
-        uncertainty: How to read the columns beside the reward, if the model has any. With `None`, `from_pretrained`
-            leaves what is saved beside the weights unread.
+        uncertainty: How to read the columns beside the reward, if the model has any. `from_pretrained` attaches the
+            members or the posterior that are saved beside the weights, with these constants for the saved ones; with
+            `None` it leaves them unread.
 
     Attributes:
         name: The folder or hub id that the model was loaded from.
@@ -94,6 +95,11 @@ class RewardModel(BaseRewardModel):
         if max_length is not None and max_length < 2:
             raise ConfigError(f"max_length: expected a whole number above 1, got {max_length!r}.")
         self.engine: ScoringEngine | EnsembleEngine = ScoringEngine(model, max_tokens_per_batch)
+        if uncertainty is not None and uncertainty.num_columns != self.engine.num_columns:
+            raise ConfigError(
+                f"uncertainty: expected constants of the {self.engine.num_columns} columns that the model gives, got "
+                f"those of {uncertainty.num_columns}."
+            )
         self.tokenizer = tokenizer
         self.max_length, self.overlong = max_length or max_positions(base_model(model)), overlong
         self.scale, self.trained_on, self.truncated = scale, trained_on, 0
@@ -173,8 +179,9 @@ class RewardModel(BaseRewardModel):
         options.setdefault("scale", _saved_scale(metadata, base_model(model).config))
         options.setdefault("temperature", (metadata.get("calibration") or {}).get("temperature"))
         options.setdefault("trained_on", rendering.get("sequences"))
-        if "uncertainty" not in options:
-            options["uncertainty"] = attach_saved_uncertainty(model, name, metadata.get("members"), **hub)
+        if options.get("uncertainty", "saved") is not None:
+            saved_uncertainty = attach_saved_uncertainty(model, name, metadata.get("members"), **hub)
+            options.setdefault("uncertainty", saved_uncertainty)
         loaded = cls(model, tokenizer, **options)
         loaded.name = name  # the configuration of an adapter names its base
         if metadata.get("fingerprint"):

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from plaudit.checkpoint.heads_file import HEADS_FILE, SavedHeads
 from plaudit.checkpoint.laplace_file import LAPLACE_FILE, SavedLaplace
-from plaudit.errors import CheckpointError
+from plaudit.errors import CheckpointError, ModelError
 from plaudit.models.adapters import base_model
 from plaudit.models.laplace_head import LaplaceHead
 from plaudit.models.member_heads import MemberHeads, attach_member_heads, is_mean_of_members
@@ -46,7 +46,12 @@ def attach_saved_uncertainty(
         posterior = SavedLaplace.read(path_or_id, **hub)
         return None if posterior is None else attach_posterior(model, posterior, path_or_id)
     base = _bound_base(model)
-    attach_member_heads(base, MemberHeads(heads.weight, heads.bias), is_trainable=False)
+    try:
+        attach_member_heads(base, MemberHeads(heads.weight, heads.bias), is_trainable=False)
+    except ModelError as error:
+        raise CheckpointError(
+            f"{path_or_id}: {HEADS_FILE} is of another model: {error} Copy the model's own."
+        ) from error
     if not is_mean_of_members(base):
         raise CheckpointError(
             f"{path_or_id}: the head of the model is not the mean of the members in {HEADS_FILE}, so the weights and "
