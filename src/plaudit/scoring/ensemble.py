@@ -58,8 +58,8 @@ def load_ensemble(members: Sequence[str | Path], *, saved: SavedEnsemble | None 
     ensemble.max_length = min(lengths, default=None)
     constants = _own_constants(read) if saved is None else saved.constants
     ensemble.uncertainty = own.get("uncertainty", constants)
-    measured = constants if isinstance(constants, MemberUncertainty) else None
-    ensemble.scale = own.get("scale", measured and (float(np.mean(measured.centers)), measured.reward_std))
+    scale = float(np.mean(constants.centers)), constants.reward_std
+    ensemble.scale = own.get("scale", None if isinstance(constants, UnmeasuredMembers) else scale)
     ensemble.temperature = own.get("temperature")
     forms = [each.rendering["sequences"] for each in read if "sequences" in each.rendering]
     ensemble.trained_on = own.get("trained_on", next(iter(forms), None))
@@ -116,12 +116,13 @@ def _load_members(paths: list[str], options: dict[str, Any]) -> tuple[list[Rewar
     return loaded, placed
 
 
-def _own_constants(members: list[SavedMember]) -> MemberUncertainty | UnmeasuredMembers:
+def _own_constants(members: list[SavedMember]) -> MemberUncertainty:
     """Return the constants that the training runs of the members measured, each on its own data."""
     scales = []
     for each in members:
         if each.scale is None:
-            return UnmeasuredMembers(len(members), each.path)
+            placeholders = [1.0] * len(members)
+            return UnmeasuredMembers(tuple(placeholders), tuple(placeholders), 1.0, lacking=each.path)
         scales.append(each.scale)
     centers, stds = zip(*scales, strict=True)
     return MemberUncertainty(centers, stds, reward_std=float(np.mean(stds)))
