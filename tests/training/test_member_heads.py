@@ -321,10 +321,11 @@ def test_a_merged_adapter_keeps_its_members(train, tmp_path, kind):
     np.testing.assert_allclose(*rewards, atol=1e-4)
 
 
-def test_reward_json_names_the_number_of_members(train):
+def test_reward_json_and_the_card_name_the_number_of_members(train):
     folder = Path(train().args.output_dir)
     described = json.loads((folder / "reward.json").read_text())
     assert described["members"] == 3
+    assert "The model has 3 heads" in (folder / "README.md").read_text()
     assert all(len(row["members"]) == 3 for row in described["fingerprint"]["probes"])
 
 

@@ -29,7 +29,7 @@ from plaudit.models.load import max_positions
 from plaudit.models.member_heads import member_heads, set_member_heads, whole_heads, write_mean_head
 from plaudit.models.precision import compute_dtype
 from plaudit.models.quantization import describe_quantization
-from plaudit.models.reward_head import head_names
+from plaudit.models.reward_head import further_columns, head_names
 from plaudit.training.distributed import greatest_over_processes, is_sharded
 from plaudit.uncertainty import MemberUncertainty
 
@@ -205,6 +205,7 @@ class RewardMetadata:
             adapter=base is not trainer.accelerator.unwrap_model(trainer.model),
             dtype=str(base.dtype).removeprefix("torch."),
             quantized=describe_quantization(base) is not None,
+            members=further_columns(base),
             tags=tags,
         )
 
