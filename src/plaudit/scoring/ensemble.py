@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 from transformers.utils import find_adapter_config_file
 
-from plaudit.checkpoint.atomic import staged_folder
+from plaudit.checkpoint.atomic import new_folder, staged_folder
 from plaudit.checkpoint.ensemble_file import ENSEMBLE_FILE, SavedEnsemble
 from plaudit.checkpoint.member_agreement import SavedMember, check_agreement
-from plaudit.checkpoint.merge import new_folder
 from plaudit.checkpoint.metadata import fingerprint_digest, training_dtype
 from plaudit.data.formats import TextOrChat
 from plaudit.engine import ScoringEngine
