@@ -17,7 +17,7 @@ from plaudit.errors import CheckpointError, ConfigError, ModelError
 from plaudit.models.adapters import add_adapter
 from plaudit.models.load import load_model
 from plaudit.scoring.ensemble import save_ensemble
-from plaudit.scoring.head_features import features_as_columns
+from plaudit.scoring.saved_uncertainty import features_as_columns
 from plaudit.uncertainty import MemberUncertainty
 
 TEXTS = ["Is the sky blue? Yes, the sky", "Is the dog green? No, it is", "sorry", "Is it two? Thank you " * 9]

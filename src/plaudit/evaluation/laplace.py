@@ -146,8 +146,7 @@ def fit_laplace(
     import torch
 
     from plaudit.checkpoint.laplace_file import SavedLaplace
-    from plaudit.scoring.head_features import features_as_columns
-    from plaudit.scoring.saved_uncertainty import attach_posterior
+    from plaudit.scoring.saved_uncertainty import attach_posterior, features_as_columns
 
     rows, split = load_rows(
         dataset, split=split, dataset_config=dataset_config, dataset_format=dataset_format, defaults=("train",)
