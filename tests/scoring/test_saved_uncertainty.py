@@ -10,6 +10,7 @@ from plaudit import RewardModel
 from plaudit.checkpoint.heads_file import SavedHeads
 from plaudit.errors import CheckpointError, ConfigError
 from plaudit.models.load import load_model
+from plaudit.scoring.saved_uncertainty import attach_saved_uncertainty
 from plaudit.uncertainty import AGGREGATES, MemberUncertainty
 
 TEXTS = ["Is the sky blue? Yes, the sky is blue.", "What is two plus two? five", "sorry, thank you", "No"]
@@ -109,3 +110,17 @@ def test_constants_that_are_passed_replace_the_saved_ones(folder, ensemble):
 def test_constants_of_another_number_of_members_are_refused(folder):
     with pytest.raises(ConfigError, match="uncertainty: expected constants of the 5 columns .*, got those of 3"):
         RewardModel.from_pretrained(folder, uncertainty=MemberUncertainty((0.0, 0.0), (1.0, 1.0), 1.0))
+
+
+def test_on_the_hub_one_file_is_looked_for_where_no_members_are_named(monkeypatch):
+    names = []
+
+    def look_up(_, name, **hub):
+        names.append(name)
+        raise OSError
+
+    monkeypatch.setattr("plaudit.checkpoint.constants_file.cached_file", look_up)
+    assert attach_saved_uncertainty(None, "someone/model") is None
+    assert names == ["laplace.safetensors"]
+    with pytest.raises(CheckpointError, match=r"reward.json names 3 members, and heads.safetensors"):
+        attach_saved_uncertainty(None, "someone/ensemble", 3)

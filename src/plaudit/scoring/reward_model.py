@@ -144,19 +144,20 @@ class RewardModel(BaseRewardModel):
         """
         _check_options(options, list(signature(cls).parameters)[2:])
         device = resolve_device(device)
-        of_all = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
-        of_all |= {"allow_random_head": allow_random_head, "model_init_kwargs": model_init_kwargs} | options
+        shared = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
+        shared |= {"allow_random_head": allow_random_head, "model_init_kwargs": model_init_kwargs} | options
         if not isinstance(path_or_id, (str, Path)):
-            return _load_ensemble(list(path_or_id), None, of_all)
+            return _load_ensemble(list(path_or_id), None, shared)
         name = os.path.expanduser(path_or_id)
         hub = {option: value for option, value in (model_init_kwargs or {}).items() if option in _HUB_OPTIONS}
-        if saved := SavedEnsemble.read(name, **hub):
-            calibration = read_metadata(name, **hub).get("calibration") or {}  # of `plaudit eval --save_temperature`
-            of_all.setdefault("temperature", calibration.get("temperature"))
-            ensemble = _load_ensemble(list(saved.members), saved, of_all)
+        metadata = read_metadata(name, **hub)
+        # The folder of an ensemble has a `reward.json` without `rendering`, or none; a look-up on the hub is spared.
+        if "rendering" not in metadata and (saved := SavedEnsemble.read(name, **hub)):
+            calibration = metadata.get("calibration") or {}  # of `plaudit eval --save_temperature`
+            shared.setdefault("temperature", calibration.get("temperature"))
+            ensemble = _load_ensemble(list(saved.members), saved, shared)
             ensemble.name = name
             return ensemble
-        metadata = read_metadata(name, **hub)
         if dtype is None or dtype == "auto":
             dtype = training_dtype(name, **hub)
         loading = {"dtype": dtype} | (model_init_kwargs or {})

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,7 +44,8 @@ def attach_saved_uncertainty(
     Raises:
         CheckpointError: The file is missing, not whole, or of another model.
     """
-    heads = SavedHeads.read(path_or_id, **hub)
+    # On the hub, where each look-up takes time, only what `reward.json` names is looked up, else a posterior.
+    heads = SavedHeads.read(path_or_id, **hub) if recorded or Path(path_or_id).is_dir() else None
     if heads is None and recorded:
         raise CheckpointError(
             f"{path_or_id}: reward.json names {recorded} members, and {HEADS_FILE}, which holds them, is missing. Copy "
