@@ -112,8 +112,8 @@ def write_model_card(
     """Write `README.md`: data, options, metrics, how to use the model, and the tags that the hub filters by.
 
     `location` is the hub id or folder that the reader loads the model from, `rows` the number of training pairs;
-    `dtype` and `quantized` describe how an adapter's base was loaded; `members` is the number of heads of an ensemble on
-    one backbone. Metrics may be empty.
+    `dtype` and `quantized` describe how an adapter's base was loaded; `members` is the number of heads of an ensemble
+    on one backbone. Metrics may be empty.
     """
     data = ModelCardData(
         base_model=base_model if _is_hub_id(base_model) else None,
