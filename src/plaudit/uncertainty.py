@@ -230,8 +230,8 @@ class UnmeasuredMembers(MemberUncertainty):
         """Raise a `ConfigError` that says how to measure the members."""
         raise ConfigError(
             f"members are compared by the mean and the standard deviation of their rewards, and {self.lacking} was "
-            "saved without them. `plaudit ensemble A B C --output FOLDER --data REFERENCE` measures all members on one "
-            "set, and writes a folder that has these constants."
+            "saved without them. A model with several heads measures its own when it is saved after an evaluation; of "
+            "several models, `plaudit ensemble A B C --output FOLDER --data REFERENCE` measures all on one set."
         )
 
 

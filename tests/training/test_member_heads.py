@@ -203,6 +203,10 @@ def test_members_that_cannot_be_scored_here_do_not_cost_the_save(train, monkeypa
     trainer.save_model()
     assert "the scale of the rewards could not be measured" in caplog.text
     assert torch.equal(SavedHeads.read(trainer.args.output_dir).weight, members_of(trainer))
+    scorer = RewardModel.from_pretrained(trainer.args.output_dir)
+    assert scorer.score(TEXTS, return_members=True).shape == (3, 3)
+    with pytest.raises(ConfigError, match="saved without them"):
+        scorer.score(TEXTS, aggregate="min")
 
 
 def test_a_model_saved_by_itself_has_the_mean_as_its_head(train, tmp_path):

@@ -56,6 +56,8 @@ def average_models(
     paths, output = [os.path.expanduser(path) for path in members], new_folder(output)
     if len(paths) < 2:
         raise ConfigError(f"--average: expected two or more models, got {len(paths)}.")
+    if twice := [path for path in paths if paths.count(path) > 1]:
+        raise ConfigError(f"{twice[0]} is named twice: each model counts once in the average. Name it once.")
     read = [SavedMember.read(path, trust_remote_code=trust_remote_code) for path in paths]
     check_agreement(read)
     model = _mean_model(paths, None if dtype is None else getattr(torch, dtype), trust_remote_code)

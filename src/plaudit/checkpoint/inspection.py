@@ -9,11 +9,13 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from plaudit.checkpoint.heads_file import HEADS_FILE, SavedHeads
+from plaudit.checkpoint.laplace_file import LAPLACE_FILE, SavedLaplace
 from plaudit.checkpoint.metadata import read_metadata, template_hash
 from plaudit.errors import CheckpointError, ModelError
 from plaudit.models.load import load_tokenizer
@@ -76,6 +78,14 @@ class SavedModel:
             return _read_shapes(self.folder / name)
         shards = sorted(set(_read_json(index)["weight_map"].values()))
         return {name: shape for shard in shards for name, shape in _read_shapes(self.folder / shard).items()}
+
+    def weight(self, name: str) -> torch.Tensor:
+        """Return one of the weights that `shapes` names."""
+        for path in sorted(self.folder.glob("*.safetensors")):
+            with safe_open(path, framework="pt") as file:
+                if name in file.keys():  # noqa: SIM118  # not a dict
+                    return file.get_tensor(name)
+        raise CheckpointError(f"{self.folder}: there is no weight {name}. Copy or save the weights again.")
 
     @property
     def members_file(self) -> Path | None:
@@ -150,7 +160,8 @@ def inspect_files(saved: SavedModel) -> list[Finding]:
     """Check each layer of the contract that concerns the model; stop at one whose files cannot be read."""
     layers: tuple[tuple[str, Callable[[SavedModel], tuple[bool | None, str] | None]], ...] = (
         ("weights", _weights), ("labels", _labels), ("head", _head), ("tokenizer", _tokenizer), ("padding", _padding),
-        ("configuration", _configuration), ("members", _members), (BASE_TOKENIZER, _base_tokenizer),
+        ("configuration", _configuration), ("members", _members),
+        ("posterior", _posterior), (BASE_TOKENIZER, _base_tokenizer),
     )  # fmt: skip
     findings: list[Finding] = []
     for layer, check in layers:
@@ -242,10 +253,29 @@ def _configuration(saved: SavedModel) -> tuple[bool, str] | None:
 
 def _members(saved: SavedModel) -> tuple[bool, str] | None:
     """Check the file of the members of an ensemble; `None` where nothing is wrong, since `verify` proves the rest."""
-    recorded = saved.metadata.get("members")
-    if SavedHeads.read(saved.folder) is None and recorded:
+    recorded, heads = saved.metadata.get("members"), SavedHeads.read(saved.folder)
+    if heads is None and recorded:
         return False, f"reward.json names {recorded} members, and {HEADS_FILE} is missing. Copy it, or save it again."
-    return None
+    if heads is None or saved.head is None or heads.weight.shape[1] == saved.shapes[saved.head][1]:
+        return None
+    return False, (
+        f"{HEADS_FILE} holds members of {heads.weight.shape[1]} features, and the model's head has "
+        f"{saved.shapes[saved.head][1]}: it is of another model. Copy the model's own."
+    )
+
+
+def _posterior(saved: SavedModel) -> tuple[bool, str] | None:
+    """Check that a posterior of the head, if there is one, was fitted for the head that is saved."""
+    posterior = SavedLaplace.read(saved.folder)
+    if posterior is None or saved.head is None:
+        return None
+    head = saved.weight(saved.head)
+    if not posterior.is_of_head(head, head.dtype):
+        return (
+            False,
+            f"{LAPLACE_FILE} was fitted for another head. Run `plaudit laplace MODEL DATA` again, or remove it.",
+        )
+    return True, f"{LAPLACE_FILE} was fitted for this head, on {posterior.measured_on}"
 
 
 def _base_tokenizer(saved: SavedModel) -> tuple[bool | None, str] | None:

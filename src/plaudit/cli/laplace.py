@@ -40,11 +40,12 @@ def command(
     # An older posterior is left unread: it may be of the head before it was trained on.
     reward_model = RewardModel.from_pretrained(folder, uncertainty=None, **options)
     fit = fit_laplace(reward_model, data, split=split, dataset_config=dataset_config, dataset_format=dataset_format)
+    is_replaced = (folder / LAPLACE_FILE).exists()
     fit.posterior.write(folder)
-    _show(fit, folder / LAPLACE_FILE)
+    _show(fit, folder / LAPLACE_FILE, "Replaced" if is_replaced else "Wrote")
 
 
-def _show(fit: "LaplaceFit", path: Path) -> None:
+def _show(fit: "LaplaceFit", path: Path, verb: str) -> None:
     """Print what was fitted and where it was written."""
     features = len(fit.posterior.head)
     rows = [
@@ -53,4 +54,4 @@ def _show(fit: "LaplaceFit", path: Path) -> None:
         ("determined by data", f"{fit.well_determined:.1f} of {features} directions of the head"),
     ]
     display.show_table("Posterior of the head", rows)
-    display.console.print(f"Wrote {escape(str(path))}; `score(..., return_std=True)` uses it.", soft_wrap=True)
+    display.console.print(f"{verb} {escape(str(path))}; `score(..., return_std=True)` uses it.", soft_wrap=True)

@@ -31,7 +31,7 @@ from plaudit.models.precision import compute_dtype
 from plaudit.models.quantization import describe_quantization
 from plaudit.models.reward_head import further_columns, head_names
 from plaudit.training.distributed import greatest_over_processes, is_sharded
-from plaudit.uncertainty import MemberUncertainty
+from plaudit.uncertainty import MemberUncertainty, UnmeasuredMembers
 
 if TYPE_CHECKING:
     from plaudit.training.trainer import RewardTrainer
@@ -258,8 +258,9 @@ class RewardMetadata:
         if self.member_constants is not None:
             return scale, SavedHeads(heads, bias, self.member_constants, "evaluation")
         measured = MemberUncertainty.measure(columns[:, 1:], columns[:, 0]) if len(columns) else None
-        unit = MemberUncertainty((0.0,) * len(heads), (1.0,) * len(heads), 1.0)
-        return scale, SavedHeads(heads, bias, measured or unit, sample)
+        ones = (1.0,) * len(heads)
+        unmeasured = UnmeasuredMembers((0.0,) * len(heads), ones, 1.0, lacking=self.trainer.args.output_dir)
+        return scale, SavedHeads(heads, bias, measured or unmeasured, sample)
 
     def _sampled_sequences(self) -> list[list[int]]:
         """Return the sequences of a few training rows, taken evenly from all; of a stream, of the first rows."""
