@@ -38,18 +38,19 @@ def score_sequences(
         ModelError: The scorer returns another number of rewards, or a reward is not finite.
     """
     is_reward_model = hasattr(model, "describe")
+    scored: Any
     if is_reward_model:
-        scored: Any = model.score(sequences, options=options, names=names, return_details=True)
+        scored = model.score(sequences, options=options, names=names, return_details=True)
     else:
         scored = model.score(sequences, options=options, names=names) if hasattr(model, "score") else model(sequences)
     header: dict[str, Any] = {"model": getattr(model, "name", None) or getattr(model, "__name__", type(model).__name__)}
     details: tuple[Any, Any, Any] = (None, None, None)
-    if is_reward_model and isinstance(scored, tuple):  # a subclass may leave the details out
+    if is_reward_model and hasattr(scored, "uncertainty"):  # a subclass may leave the details out
         header, members = model.describe(sequences[0]), None
-        uncertainty, columns = getattr(model, "uncertainty", None), scored[3]
-        if uncertainty is not None and not isinstance(uncertainty, UnmeasuredMembers) and columns.shape[1] > 1:
-            header, members = header | {"uncertainty": uncertainty.to_dict()}, _six_digits(uncertainty.members(columns))
-        scored, details = scored[0], (scored[1], scored[2], members)
+        uncertainty = scored.uncertainty
+        if uncertainty is not None and not isinstance(uncertainty, UnmeasuredMembers):
+            header["uncertainty"], members = uncertainty.to_dict(), _six_digits(uncertainty.members(scored.columns))
+        scored, details = scored.rewards, (scored.tokens, scored.truncated, members)
     rewards = np.asarray(scored, dtype=np.float64)
     if rewards.shape != (len(sequences),):
         raise ModelError(
