@@ -189,12 +189,12 @@ class Worker:
         end, rows = 0, []
         for row in scorable:
             start, end = end, end + len(row.sequences)
-            own, own_stds = rewards[start:end], None if stds is None else stds[start:end]
-            if all(map(math.isfinite, own + (own_stds or []))):
-                rows.append(row_with_rewards(row, own, self._config.columns, own_stds))
+            row_rewards, row_stds = rewards[start:end], None if stds is None else stds[start:end]
+            if all(map(math.isfinite, row_rewards + (row_stds or []))):
+                rows.append(row_with_rewards(row, row_rewards, self._config.columns, row_stds))
             else:
-                what = "" if own_stds is None else f" with standard deviations {own_stds}"
-                reason = f"row {row.number}: expected finite rewards, got {own}{what}. Try --dtype float32."
+                what = "" if row_stds is None else f" with standard deviations {row_stds}"
+                reason = f"row {row.number}: expected finite rewards, got {row_rewards}{what}. Try --dtype float32."
                 rejected.append(_rejection(row.number, row.row, reason))
         rejected.sort(key=lambda each: each["row"])
         truncated = self._model.truncated - truncated_before
