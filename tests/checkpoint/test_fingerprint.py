@@ -5,8 +5,16 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from plaudit.checkpoint.fingerprint import Fingerprint, probe_sequences, rewards_as_saved, take_fingerprint, tolerance
+from plaudit.checkpoint.fingerprint import (
+    Fingerprint,
+    columns_as_saved,
+    probe_sequences,
+    rewards_as_saved,
+    take_fingerprint,
+    tolerance,
+)
 from plaudit.data.render import render
+from plaudit.models.member_heads import add_member_heads
 from plaudit.models.reward_head import bind_reward_forward
 
 
@@ -29,10 +37,20 @@ def test_the_probes_are_a_dozen_and_all_different(tokenizer):
 @pytest.mark.parametrize("conversational", [True, False])
 def test_a_fingerprint_survives_its_file_to_the_last_bit(bound, tokenizer, conversational):
     taken = take_fingerprint(
-        lambda ids: rewards_as_saved(bound, ids), tokenizer, conversational=conversational, dtype=torch.float32
+        lambda ids: columns_as_saved(bound, ids), tokenizer, conversational=conversational, dtype=torch.float32
     )
     assert taken.ids == render(tokenizer, probe_sequences(tokenizer, conversational=conversational))
     assert len(set(taken.rewards)) == 12
+    assert taken.members is None
+    assert Fingerprint.from_json(json.loads(json.dumps(taken.as_json()))) == taken
+
+
+def test_a_fingerprint_of_an_ensemble_has_the_rewards_of_its_members(bound, tokenizer):
+    add_member_heads(bound, 3, seed=0, around_head=True)
+    taken = take_fingerprint(
+        lambda ids: columns_as_saved(bound, ids), tokenizer, conversational=False, dtype=torch.float32
+    )
+    assert taken.rewards == pytest.approx([sum(each) / 3 for each in taken.members], abs=1e-5)
     assert Fingerprint.from_json(json.loads(json.dumps(taken.as_json()))) == taken
 
 
@@ -40,7 +58,7 @@ def test_probes_that_a_model_cannot_hold_are_left_out(bound, tokenizer):
     lengths = sorted(len(ids) for ids in render(tokenizer, probe_sequences(tokenizer, conversational=False)))
 
     def score(ids):
-        return rewards_as_saved(bound, ids)
+        return columns_as_saved(bound, ids)
 
     some = take_fingerprint(score, tokenizer, conversational=False, dtype=torch.float32, longest=lengths[5])
     assert max(map(len, some.ids)) <= lengths[5]
@@ -51,7 +69,7 @@ def test_probes_that_a_model_cannot_hold_are_left_out(bound, tokenizer):
 
 def test_probes_that_a_template_refuses_are_left_out_and_are_texts_if_it_refuses_all(bound, tokenizer):
     def score(ids):
-        return rewards_as_saved(bound, ids)
+        return columns_as_saved(bound, ids)
 
     plain = tokenizer.chat_template
     tokenizer.chat_template = "{% if messages|length > 2 %}{{ raise_exception('one turn') }}{% endif %}" + plain

@@ -80,6 +80,15 @@ def test_only_the_members_train_and_the_own_head_follows_when_it_is_written(ense
     torch.testing.assert_close(ensemble.score.weight[0], whole_heads(ensemble)[0].mean(0))
 
 
+@pytest.mark.parametrize("saved", [torch.bfloat16, torch.float16, torch.float32])
+def test_the_mean_is_known_in_the_precision_that_it_was_saved_in(ensemble, saved):
+    ensemble.score.weight.data = ensemble.score.weight.data.to(saved).float()
+    assert is_mean_of_members(ensemble)
+    ensemble.score.weight.data[0, 0] *= 1 + 20 * torch.finfo(saved).eps
+    ensemble.score.weight.data[0, 0] += 20 * torch.finfo(saved).eps * ensemble.score.weight.abs().max()
+    assert not is_mean_of_members(ensemble)
+
+
 def test_copies_and_pickles_hold_members_of_their_own(ensemble):
     expected = columns(ensemble)
     for other in (copy.deepcopy(ensemble), pickle.loads(pickle.dumps(ensemble))):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, BertConfig, BitsAndBytesConfig
 
 from plaudit import RewardModel
+from plaudit.checkpoint.heads_file import SavedHeads
 from plaudit.checkpoint.merge import merge_adapter
 from plaudit.checkpoint.verify import verify
 from plaudit.errors import CheckpointError, ConfigError
@@ -177,6 +178,41 @@ def test_without_an_evaluation_the_constants_are_of_training_sequences(make_trai
     assert all(scale > 0 for scale in scorer.uncertainty.scales)
 
 
+def test_constants_of_an_evaluation_hold_until_the_weights_change(make_trainer, base_folder, text_rows):
+    trainer = make_trainer(model=str(base_folder), num_heads=3, max_steps=4, learning_rate=1e-2, eval_dataset=text_rows)
+    trainer.evaluate()
+    trainer.train()
+    trainer.save_model()
+    stale = SavedHeads.read(trainer.args.output_dir)
+    assert stale.measured_on == "20 training sequences"
+    trainer.evaluate()
+    trainer.save_model()
+    fresh = SavedHeads.read(trainer.args.output_dir)
+    assert fresh.measured_on == "evaluation"
+    np.testing.assert_allclose(stale.constants.scales, fresh.constants.scales, rtol=1e-4)  # of the same ten rows
+
+
+def test_members_that_cannot_be_scored_here_do_not_cost_the_save(train, monkeypatch, caplog):
+    trainer = train(save=False)
+    trainer.metadata.reward_scale = trainer.metadata.member_constants = None
+
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("plaudit.training.reward_metadata.columns_as_saved", fail)
+    trainer.save_model()
+    assert "the scale of the rewards could not be measured" in caplog.text
+    assert torch.equal(SavedHeads.read(trainer.args.output_dir).weight, members_of(trainer))
+
+
+def test_a_model_saved_by_itself_has_the_mean_as_its_head(train, tmp_path):
+    trainer = train(save=False)
+    trainer.model.save_pretrained(tmp_path / "alone")
+    saved = load_file(tmp_path / "alone" / "model.safetensors")
+    torch.testing.assert_close(saved["score.weight"][0], members_of(trainer).mean(0))
+    assert "uncertainty.weight" not in saved
+
+
 def test_an_encoder_has_members_too(make_trainer, text_rows, tokenizer):
     config = BertConfig(
         vocab_size=320, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_labels=1,
@@ -234,7 +270,6 @@ def test_the_best_model_brings_its_members_back(make_trainer, base_folder, text_
 def test_training_continues_on_the_saved_members(train, make_trainer, text_rows, kind):
     first = train(kind)
     again = make_trainer(model=first.args.output_dir, eval_dataset=text_rows)
-    assert again.args.num_heads == 3
     assert torch.equal(members_of(again), members_of(first))
     assert again.evaluate()["eval_loss"] == pytest.approx(first.evaluate()["eval_loss"], rel=1e-5)
     with pytest.raises(ConfigError, match="num_heads=2: the model has 3 heads"):
@@ -244,6 +279,26 @@ def test_training_continues_on_the_saved_members(train, make_trainer, text_rows,
     assert mean.evaluate()["eval_loss"] == pytest.approx(first.evaluate()["eval_loss"], rel=1e-5)
     new = make_trainer(model=first.args.output_dir, num_heads=2, reinit_head=True)
     assert members_of(new).shape[0] == 2
+
+
+def test_a_model_in_memory_goes_on_with_its_members_or_with_their_mean(train, make_trainer, text_rows):
+    first = train()
+    expected = first.evaluate()["eval_loss"]
+    given = {"processing_class": first.processing_class, "eval_dataset": text_rows, "max_steps": 1}
+    again = make_trainer(model=first.model, **given)
+    assert torch.equal(members_of(again), members_of(first))
+    mean = make_trainer(model=first.model, num_heads=1, **given)
+    assert mean.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
+    before = mean.model.score.weight.detach().clone()
+    mean.train()
+    assert not torch.equal(mean.model.score.weight, before)
+
+
+def test_options_that_are_used_again_are_as_they_were_given(make_trainer, base_folder, model_folder):
+    args = make_trainer(model=str(base_folder), num_heads=3).args
+    assert args.num_heads == 3
+    args = make_trainer(model=str(model_folder)).args
+    assert args.num_heads is None
 
 
 def test_a_checkpoint_of_another_number_of_heads_is_refused(make_trainer, base_folder):
@@ -266,10 +321,11 @@ def test_a_merged_adapter_keeps_its_members(train, tmp_path, kind):
     np.testing.assert_allclose(*rewards, atol=1e-4)
 
 
-def test_reward_json_names_the_number_of_members(train):
+def test_reward_json_and_the_card_name_the_number_of_members(train):
     folder = Path(train().args.output_dir)
     described = json.loads((folder / "reward.json").read_text())
     assert described["members"] == 3
+    assert "The model has 3 heads" in (folder / "README.md").read_text()
     assert all(len(row["members"]) == 3 for row in described["fingerprint"]["probes"])
 
 

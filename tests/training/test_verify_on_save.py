@@ -205,7 +205,7 @@ def test_probes_that_cannot_be_scored_here_do_not_cost_the_save(make_trainer, mo
 
     trainer = make_trainer(max_steps=1, verify_on_save=True)
     trainer.train()
-    monkeypatch.setattr("plaudit.training.reward_metadata.rewards_as_saved", fail)
+    monkeypatch.setattr("plaudit.training.reward_metadata.columns_as_saved", fail)
     with caplog.at_level(logging.WARNING, logger="plaudit"):
         trainer.save_model()
     assert trainer.verification.status == "NOT VERIFIED"

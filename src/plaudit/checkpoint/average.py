@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from plaudit.checkpoint.atomic import staged_folder
 from plaudit.checkpoint.card import write_model_card
-from plaudit.checkpoint.fingerprint import rewards_as_saved, take_fingerprint
+from plaudit.checkpoint.fingerprint import columns_as_saved, take_fingerprint
 from plaudit.checkpoint.member_agreement import SavedMember, check_agreement
 from plaudit.checkpoint.merge import merge_into_base, new_folder, save_plain_model
 from plaudit.checkpoint.metadata import library_versions, rendering_metadata, training_dtype
@@ -84,7 +84,7 @@ def _metadata(model: PreTrainedModel, members: list[SavedMember]) -> dict[str, A
     tokenizer, recorded = members[0].tokenizer, members[0].rendering
     conversational = recorded.get("sequences", "conversations") == "conversations"
     fingerprint = take_fingerprint(
-        lambda ids: rewards_as_saved(model, ids),
+        lambda ids: columns_as_saved(model, ids),
         tokenizer,
         conversational=conversational,
         dtype=compute_dtype(model),

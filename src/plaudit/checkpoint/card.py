@@ -37,7 +37,7 @@ reward_model.score([
 ])
 ```
 
-{plain_use}
+{plain_use}{members}
 
 ## Training
 
@@ -82,6 +82,11 @@ _QUANTIZED = """
 The base was quantised: pass the `quantization_config` that `reward.json` has under `quantization`, or the scores are
 those of other weights."""
 
+_MEMBERS = """
+
+The model has {members} heads, which lie in `heads.safetensors`; its reward is their mean. How far they disagree on a
+reward is its standard deviation: `rewards, stds = reward_model.score([...], return_std=True)`."""
+
 _VERSIONS = ("plaudit", "transformers", "torch", "datasets", "tokenizers")
 _LEFT_OUT = ("runtime", "per_second", "epoch", "step", "grad_norm", "learning_rate")  # of the metrics
 
@@ -101,12 +106,14 @@ def write_model_card(
     adapter: bool = False,
     dtype: str = "float32",
     quantized: bool = False,
+    members: int = 0,
     tags: tuple[str, ...] = (),
 ) -> None:
     """Write `README.md`: data, options, metrics, how to use the model, and the tags that the hub filters by.
 
     `location` is the hub id or folder that the reader loads the model from, `rows` the number of training pairs;
-    `dtype` and `quantized` describe how an adapter's base was loaded. Metrics may be empty.
+    `dtype` and `quantized` describe how an adapter's base was loaded; `members` is the number of heads of an ensemble
+    on one backbone. Metrics may be empty.
     """
     data = ModelCardData(
         base_model=base_model if _is_hub_id(base_model) else None,
@@ -132,6 +139,7 @@ def write_model_card(
             dtype=dtype,
             quantization=", quantization_config=..." if quantized else "",
         ),
+        members=_MEMBERS.format(members=members) if members else "",
         options=_table("Option", {name: f"`{json.dumps(value)}`" for name, value in options.items()}),
         evaluation=_metrics(evaluation_metrics),
         last_interval=_metrics(training_metrics),

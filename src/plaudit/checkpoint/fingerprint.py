@@ -22,7 +22,7 @@ from plaudit.models.member_heads import MemberHeads
 from plaudit.models.precision import compute_dtype, rounding_tolerance
 from plaudit.models.reward_head import RewardHead
 
-__all__ = ["Fingerprint", "member_rewards", "probe_sequences", "rewards_as_saved", "take_fingerprint", "tolerance"]
+__all__ = ["Fingerprint", "columns_as_saved", "probe_sequences", "rewards_as_saved", "take_fingerprint", "tolerance"]
 
 # Questions and answers, one line each; no system message, which some templates refuse.
 _PROBES: tuple[tuple[str, ...], ...] = (
@@ -85,7 +85,7 @@ def tolerance(rewards: list[float], *dtypes: str) -> float:
 
 
 def take_fingerprint(
-    score: Callable[[list[list[int]]], list[float]],
+    score: Callable[[list[list[int]]], list[list[float]]],
     tokenizer: PreTrainedTokenizerBase,
     *,
     conversational: bool,
@@ -95,7 +95,7 @@ def take_fingerprint(
     """Score the probes of a model.
 
     Args:
-        score: Takes N lists of token ids and returns N rewards.
+        score: Takes N lists of token ids and returns columns [N][C], the reward and the rewards of members, if any.
         tokenizer: The model's tokenizer.
         conversational: Whether the model was trained on conversations; the probes are of the same kind.
         dtype: The precision that `score` computes in.
@@ -105,7 +105,9 @@ def take_fingerprint(
     ids = render(tokenizer, sequences)
     kept = [n for n, each in enumerate(ids) if longest is None or len(each) <= longest] or [0]
     ids = [ids[n] for n in kept]
-    return Fingerprint([sequences[n] for n in kept], ids, score(ids), str(dtype).removeprefix("torch."))
+    rewards, *members = zip(*score(ids), strict=True)
+    by_probe = [list(each) for each in zip(*members, strict=True)] or None
+    return Fingerprint([sequences[n] for n in kept], ids, list(rewards), str(dtype).removeprefix("torch."), by_probe)
 
 
 def probe_sequences(tokenizer: PreTrainedTokenizerBase, *, conversational: bool) -> list[Any]:
@@ -121,7 +123,15 @@ def probe_sequences(tokenizer: PreTrainedTokenizerBase, *, conversational: bool)
 
 
 def rewards_as_saved(model: nn.Module, sequences: list[list[int]], *, sharded: bool = False) -> list[float]:
-    """Return the rewards [N] of N lists of token ids, scored one at a time, as the saved model will give them.
+    """Return the rewards [N] of N lists of token ids, the first of the columns that `columns_as_saved` returns."""
+    return [columns[0] for columns in columns_as_saved(model, sequences, sharded=sharded)]
+
+
+@torch.no_grad()
+def columns_as_saved(model: nn.Module, sequences: list[list[int]], *, sharded: bool = False) -> list[list[float]]:
+    """Return the columns [N][C] of N lists of token ids, scored one at a time, as the saved model will give them.
+
+    The first column is the reward. The members of an ensemble on one backbone follow.
 
     Args:
         model: A model with the forward of `plaudit.models.reward_head`.
@@ -129,23 +139,13 @@ def rewards_as_saved(model: nn.Module, sequences: list[list[int]], *, sharded: b
         sharded: Whether `model` is a wrapper around weights on several devices. All processes must then call this
             function, and the wrapper, which gathers the weights, decides the precision.
     """
-    return [columns[0] for columns in _columns_as_saved(model, sequences, sharded)]
-
-
-def member_rewards(model: nn.Module, sequences: list[list[int]], *, sharded: bool = False) -> list[list[float]]:
-    """Return the rewards [N][K] of N lists of token ids by the members of an ensemble; the arguments are as above."""
-    return [columns[1:] for columns in _columns_as_saved(model, sequences, sharded)]
-
-
-@torch.no_grad()
-def _columns_as_saved(model: nn.Module, sequences: list[list[int]], sharded: bool) -> list[list[float]]:
     # accelerate wraps the forward in autocast, and keeps the plain one under this name.
     forward = model if sharded else vars(model).get("_original_forward", model)
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     try:
-        with _rounded_head(model), _own_head(model), _no_tf32():
+        with _rounded_head(model), _score_with_saved_head(model), _no_tf32():
             inputs = (torch.tensor([ids], device=device) for ids in sequences)
             return [forward(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].tolist() for ids in inputs]
     finally:
@@ -153,7 +153,7 @@ def _columns_as_saved(model: nn.Module, sequences: list[list[int]], sharded: boo
 
 
 @contextmanager
-def _own_head(model: nn.Module) -> Iterator[None]:
+def _score_with_saved_head(model: nn.Module) -> Iterator[None]:
     """Have the first column of an ensemble come from the model's own head, which is saved, and not from the members."""
     members = [module for module in model.modules() if isinstance(module, MemberHeads) and module.are_ahead]
     for each in members:

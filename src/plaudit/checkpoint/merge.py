@@ -2,7 +2,6 @@
 
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from plaudit.checkpoint.atomic import recover, staged_folder
 from plaudit.checkpoint.card import write_model_card
-from plaudit.checkpoint.fingerprint import member_rewards, rewards_as_saved, take_fingerprint
+from plaudit.checkpoint.fingerprint import columns_as_saved, take_fingerprint
 from plaudit.checkpoint.heads_file import SavedHeads
 from plaudit.checkpoint.metadata import (
     library_versions,
@@ -70,18 +69,17 @@ def merge_adapter(
     tokenizer = load_tokenizer(adapter, trust_remote_code=trust_remote_code)
     recorded = read_metadata(adapter)
     conversational = recorded.get("rendering", {}).get("sequences", "conversations") == "conversations"
+    heads = SavedHeads.read(adapter)
+    if heads is not None:
+        attach_member_heads(base_model(model), MemberHeads(heads.weight, heads.bias), is_trainable=False)
     fingerprint = take_fingerprint(
-        lambda ids: rewards_as_saved(model, ids),
+        lambda ids: columns_as_saved(model, ids),
         tokenizer,
         conversational=conversational,
         dtype=compute_dtype(base_model(model)),
         longest=max_positions(base_model(model)),
     )
-    heads = SavedHeads.read(adapter)
-    if heads is not None:
-        attach_member_heads(base_model(model), MemberHeads(heads.weight, heads.bias), is_trainable=False)
-        fingerprint = replace(fingerprint, members=member_rewards(model, fingerprint.ids))
-        attach_uncertainty(base_model(model), None)
+    attach_uncertainty(base_model(model), None)
     merged = merge_into_base(model, adapter)
     if dtype is not None:
         merged = merged.to(getattr(torch, dtype))

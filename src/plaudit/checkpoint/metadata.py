@@ -19,6 +19,7 @@ from plaudit.checkpoint.atomic import write_atomically
 from plaudit.errors import CheckpointError
 
 __all__ = [
+    "HUB_OPTIONS",
     "METADATA_FILE",
     "fingerprint_digest",
     "library_versions",
@@ -31,6 +32,8 @@ __all__ = [
 ]
 
 METADATA_FILE = "reward.json"
+# The arguments of `from_pretrained` that say where a file on the hub is, and how to get it.
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 _LABEL = "LABEL_0"  # transformers' own name for a single label; pipelines print it
 
 

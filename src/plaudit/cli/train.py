@@ -145,6 +145,9 @@ def _default_output(given: Namespace) -> str:
 
 
 def _show_plan(trainer: "RewardTrainer", model: "ModelConfig") -> None:
+    from plaudit.models.adapters import base_model
+    from plaudit.models.reward_head import further_columns
+
     if not trainer.is_world_process_zero():
         return
     args, parameters = trainer.args, list(trainer.model.parameters())
@@ -157,13 +160,14 @@ def _show_plan(trainer: "RewardTrainer", model: "ModelConfig") -> None:
     weights = str(trainer.model.dtype).removeprefix("torch.")
     if (bits := 4 * model.load_in_4bit + 8 * model.load_in_8bit) != 0:
         weights = f"{bits} bits and {weights}"
+    members = further_columns(base_model(trainer.model))
     processes = f"{args.world_size} process{'es' if args.world_size > 1 else ''}"
     display.show_table(
         "What will run",
         [
             ("model", escape(f"{model.model_name_or_path} ({type(trainer.model).__name__})")),
             ("parameters", f"{sum(sizes):,}, of which {trained:,} train"),
-            *([] if args.num_heads == 1 else [("heads", f"{args.num_heads}; their mean is the reward")]),
+            *([("heads", f"{members}; their mean is the reward")] if members else []),
             *((name, _describe_split(report)) for name, report in trainer.reports.items()),
             ("batch", f"{rows} x {args.gradient_accumulation_steps} accumulated x {processes}"),
             ("layout", "token forest" if trainer.layout == "forest" else "padded"),

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from plaudit.errors import ModelError
-from plaudit.models.reward_head import RewardHead, attach_uncertainty, head_names
+from plaudit.models.reward_head import attach_uncertainty, head_names, trained_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -20,6 +20,7 @@ __all__ = [
     "is_mean_of_members",
     "mean_head_is_saved",
     "member_heads",
+    "set_member_heads",
     "whole_heads",
     "write_mean_head",
 ]
@@ -73,7 +74,7 @@ def add_member_heads(model: "PreTrainedModel", count: int, seed: int, *, around_
         around_head: Draw the members around the model's head, so that their mean gives its rewards; otherwise around 0,
             as new heads are drawn.
     """
-    head = _trained_head(model)
+    head = trained_head(model)
     std = getattr(model.config.get_text_config(), "initializer_range", 0.02)
     weight = torch.empty(count, head.in_features).normal_(0, std, generator=torch.Generator().manual_seed(seed))
     bias = None if head.bias is None else torch.zeros(count)
@@ -90,7 +91,7 @@ def attach_member_heads(model: "PreTrainedModel", members: MemberHeads, *, is_tr
     Raises:
         ModelError: The members do not fit the model's head.
     """
-    head = _trained_head(model)
+    head = trained_head(model)
     if members.weight.shape[1] != head.in_features or (members.bias is None) != (head.bias is None):
         raise ModelError(
             f"expected members of {head.in_features} features {'without' if head.bias is None else 'with'} a bias, as "
@@ -101,6 +102,17 @@ def attach_member_heads(model: "PreTrainedModel", members: MemberHeads, *, is_tr
     if is_trainable:
         for name in head_names(model):
             model.get_submodule(name).requires_grad_(False)
+
+
+@torch.no_grad()
+def set_member_heads(model: "PreTrainedModel", weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    """Give the members of a model, sharded or not, the values of saved ones: weight [K, hidden] and bias [K]."""
+    members = member_heads(model)
+    assert members is not None
+    for parameter, value in ((members.weight, weight), (members.bias, bias)):
+        if parameter is not None and value is not None:
+            with _gathered(parameter):
+                parameter.copy_(_distributed_like(parameter, value.to(parameter.device)))
 
 
 def whole_heads(model: "PreTrainedModel") -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -116,7 +128,7 @@ def write_mean_head(model: "PreTrainedModel") -> None:
     members = member_heads(model)
     if members is None:
         return
-    head = _trained_head(model)
+    head = trained_head(model)
     pairs = [(head.weight, members.weight)] + ([] if members.bias is None else [(head.bias, members.bias)])
     for own, each in pairs:
         mean = _whole(each).mean(0)
@@ -130,9 +142,7 @@ def mean_head_is_saved(model: "PreTrainedModel") -> Iterator[None]:
 
     Of an adapter under ZeRO-3 only parameters that train are gathered, and PEFT looks for its whole head among them.
     """
-    frozen = (
-        [] if member_heads(model) is None else [p for p in _trained_head(model).parameters() if not p.requires_grad]
-    )
+    frozen = [] if member_heads(model) is None else [p for p in trained_head(model).parameters() if not p.requires_grad]
     for parameter in frozen:
         parameter.requires_grad_(True)
     try:
@@ -143,12 +153,19 @@ def mean_head_is_saved(model: "PreTrainedModel") -> Iterator[None]:
 
 
 def is_mean_of_members(model: "PreTrainedModel") -> bool:
-    """Return whether the model's own head is the mean of its members, up to the rounding of the saved precision."""
-    members, head = member_heads(model), _trained_head(model)
+    """Return whether the model's own head is the mean of its members, up to the precision that it was saved in."""
+    members, head = member_heads(model), trained_head(model)
     if members is None:
         return False
-    allowed = float(torch.finfo(model.dtype).eps) * members.weight.abs().max()
-    return bool((members.weight.mean(0) - head.weight[0]).abs().max() <= 2 * allowed)
+    pairs = [(head.weight, members.weight)] + ([] if members.bias is None else [(head.bias, members.bias)])
+    return all(_is_rounded(own.detach().float().flatten(), each.detach().mean(0).flatten()) for own, each in pairs)
+
+
+def _is_rounded(values: torch.Tensor, exact: torch.Tensor) -> bool:
+    """Return whether values are exact ones, rounded to the coarsest precision that holds the values as they are."""
+    precisions = (torch.bfloat16, torch.float16, torch.float32)
+    precision = next(each for each in precisions if torch.equal(values.to(each).float(), values))
+    return bool((values - exact).abs().max() <= 2 * torch.finfo(precision).eps * exact.abs().max())
 
 
 @torch.no_grad()
@@ -175,10 +192,3 @@ def _gathered(parameter: torch.Tensor) -> AbstractContextManager[None]:
     from deepspeed import zero  # type: ignore[import-not-found]  # not a dependency
 
     return zero.GatheredParameters(parameter, modifier_rank=0)
-
-
-def _trained_head(model: "PreTrainedModel") -> RewardHead:
-    """Return the head that gives the rewards: under PEFT its trained copy, which comes after the original."""
-    head = model.get_submodule(head_names(model)[-1])
-    assert isinstance(head, RewardHead)
-    return head

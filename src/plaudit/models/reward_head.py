@@ -30,6 +30,7 @@ __all__ = [
     "outside_backbone",
     "reads_last_position",
     "reset_head",
+    "trained_head",
 ]
 
 KNOWN_HEADS = ("score", "classifier")  # the head's names in transformers, which PEFT saves for SEQ_CLS
@@ -93,6 +94,17 @@ def head_names(model: "PreTrainedModel") -> list[str]:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and module.out_features == 1 and not name.startswith(backbone)
     ]
+
+
+def trained_head(model: "PreTrainedModel") -> nn.Linear:
+    """Return the head that gives the rewards of a model: under PEFT its trained copy, which comes after the original.
+
+    Args:
+        model: A sequence classifier with one label, not wrapped in PEFT (pass its base model then).
+    """
+    head = model.get_submodule(head_names(model)[-1])
+    assert isinstance(head, nn.Linear)
+    return head
 
 
 def outside_backbone(model: "PreTrainedModel") -> list[str]:

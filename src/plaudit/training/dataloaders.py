@@ -43,7 +43,7 @@ Collator = Callable[[list[dict[str, Any]]], Batch | Mapping[str, Any]]
 
 
 def make_train_loader(
-    dataset: AnyDataset, collator: Collator, args: RewardConfig, *, layout: str, batch_size: int
+    dataset: AnyDataset, collator: Collator, args: RewardConfig, *, layout: str, batch_size: int, members: int = 0
 ) -> tuple[DataLoader, TokenBudgetBatchSampler | None]:
     """Make the training loader, and the batch sampler if the options ask for batches by tokens or prompts.
 
@@ -55,14 +55,15 @@ def make_train_loader(
         args: The options of the run.
         layout: The layout of batches, by which tokens are counted.
         batch_size: Rows of a batch, where no batch sampler decides.
+        members: The number of heads of an ensemble, each of which weighs the rows in its own way.
 
     Raises:
         ConfigError: A row exceeds `max_tokens_per_batch`, or there are fewer rows than processes.
     """
     seeding = partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index)
     options = _options(collator, args) | {"worker_init_fn": seeding}
-    if args.num_heads is not None and args.num_heads > 1:
-        options["collate_fn"] = WithMemberWeights(options["collate_fn"], args.num_heads, args.seed)
+    if members:
+        options["collate_fn"] = WithMemberWeights(options["collate_fn"], members, args.seed)
     if isinstance(dataset, IterableDataset):
         if args.world_size > 1 or args.dataloader_num_workers > 1:
             dataset = dataset.remove_columns("row_number")  # each of several readers numbers its own rows from 0

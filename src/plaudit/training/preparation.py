@@ -11,18 +11,26 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from plaudit.checkpoint.heads_file import SavedHeads
+from plaudit.checkpoint.metadata import HUB_OPTIONS
 from plaudit.data.special_tokens import choose_pad_token, set_chat_template, set_eos_token
 from plaudit.data.tokenize import TokenizationReport, TokenizationRules, tokenize_dataset
 from plaudit.errors import ConfigError, DataError, ModelError
 from plaudit.models.adapters import add_adapter, base_model, check_head_is_trained
 from plaudit.models.load import embedding_rows, grow_embedding, load_model, load_tokenizer
-from plaudit.models.member_heads import MemberHeads, add_member_heads, attach_member_heads, member_heads
+from plaudit.models.member_heads import (
+    MemberHeads,
+    add_member_heads,
+    attach_member_heads,
+    member_heads,
+    write_mean_head,
+)
 from plaudit.models.reward_head import (
     attach_uncertainty,
     bind_reward_forward,
     check_one_label,
     head_names,
     reset_head,
+    trained_head,
 )
 from plaudit.training.config import RewardConfig
 from plaudit.training.dataloaders import read_stream
@@ -36,9 +44,9 @@ __all__ = [
     "check_ties",
     "is_conversational",
     "name_of",
+    "prepare_member_heads",
     "prepare_model",
     "quiet_all_but_the_first",
-    "settle_member_heads",
     "tokenization_rules",
     "tokenize_split",
 ]
@@ -81,13 +89,13 @@ def prepare_model(
     bind_reward_forward(base)
     if args.reinit_head:
         reset_head(base, args.seed)
-    args.num_heads = settle_member_heads(base, source, args, has_new_head=has_new_head)
+    prepare_member_heads(base, source, args, has_new_head=has_new_head)
     if args.disable_dropout:
         disable_dropout(model)
     return model, tokenizer
 
 
-def settle_member_heads(model: PreTrainedModel, source: str | None, args: RewardConfig, *, has_new_head: bool) -> int:
+def prepare_member_heads(model: PreTrainedModel, source: str | None, args: RewardConfig, *, has_new_head: bool) -> None:
     """Give a model the heads that the options ask for, those that are saved with it where there are any.
 
     Args:
@@ -96,16 +104,16 @@ def settle_member_heads(model: PreTrainedModel, source: str | None, args: Reward
         args: The options of the run.
         has_new_head: Whether the model had no head before this run.
 
-    Returns:
-        The number of heads.
-
     Raises:
         ConfigError: `num_heads` is another number than the model has.
         CheckpointError: The saved members are not whole.
     """
-    hub = {name: value for name, value in args.load_options.items() if name in ("cache_dir", "revision", "token")}
+    hub = {name: value for name, value in args.load_options.items() if name in HUB_OPTIONS}
     saved = SavedHeads.read(os.path.expanduser(source), **hub) if source else None
     members = member_heads(model) or (None if saved is None else MemberHeads(saved.weight, saved.bias))
+    if member_heads(model) is not None:  # of a model that was passed as an object
+        write_mean_head(model)
+        trained_head(model).requires_grad_(True)
     attach_uncertainty(model, None)  # such as a posterior of the head, which training makes untrue
     found = 1 if members is None else members.num_columns
     count = args.num_heads or found
@@ -126,7 +134,6 @@ def settle_member_heads(model: PreTrainedModel, source: str | None, args: Reward
             "%d reward heads, each on a bootstrap sample of the prompts; %s", count,
             "all are new" if is_new else "they start around the model's one head, and their mean gives its rewards",
         )  # fmt: skip
-    return count
 
 
 def _load_or_check(

@@ -2,7 +2,6 @@
 
 import logging
 import shutil
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from datasets import Dataset
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from plaudit.checkpoint.card import write_model_card
-from plaudit.checkpoint.fingerprint import Fingerprint, member_rewards, rewards_as_saved, take_fingerprint
+from plaudit.checkpoint.fingerprint import Fingerprint, columns_as_saved, take_fingerprint
 from plaudit.checkpoint.heads_file import HEADS_FILE, SavedHeads
 from plaudit.checkpoint.metadata import (
     METADATA_FILE,
@@ -28,10 +26,10 @@ from plaudit.checkpoint.verify import Verification, verify_and_record
 from plaudit.errors import CheckpointError
 from plaudit.models.adapters import base_model
 from plaudit.models.load import max_positions
-from plaudit.models.member_heads import member_heads, whole_heads, write_mean_head
+from plaudit.models.member_heads import member_heads, set_member_heads, whole_heads, write_mean_head
 from plaudit.models.precision import compute_dtype
 from plaudit.models.quantization import describe_quantization
-from plaudit.models.reward_head import head_names
+from plaudit.models.reward_head import further_columns, head_names
 from plaudit.training.distributed import greatest_over_processes, is_sharded
 from plaudit.uncertainty import MemberUncertainty
 
@@ -61,7 +59,8 @@ class RewardMetadata:
 
     Attributes:
         reward_scale: Mean and standard deviation of the rewards in the last evaluation; `None` before.
-        member_constants: Centre and scale of the members of an ensemble in the last evaluation; `None` before.
+        member_constants: Centre and scale of the members of an ensemble in an evaluation of the weights as they are;
+            `None` without one.
         verification: The result of the last verification of a save; `None` before.
     """
 
@@ -87,8 +86,7 @@ class RewardMetadata:
         write_mean_head(base)
         head, weights = head_names(base)[0].split(".")[0], str(base.dtype).removeprefix("torch.")
         fingerprint = self._take_fingerprint(base)
-        mean, std, origin = self._scale()
-        self._heads = self._member_heads(base)
+        (mean, std, origin), self._heads = self._measure(base)
         set_contract(base.config, head, mean, std)
         args = trainer.args
         metadata = {
@@ -183,11 +181,7 @@ class RewardMetadata:
             return
         if heads.measured_on == "evaluation":
             self.member_constants = heads.constants
-        if not isinstance(members.weight, DTensor):  # FSDP and DeepSpeed load the members with all other weights
-            with torch.no_grad():
-                for parameter, saved in ((members.weight, heads.weight), (members.bias, heads.bias)):
-                    if parameter is not None and saved is not None and parameter.numel():
-                        parameter.copy_(saved)
+        set_member_heads(self._base(), heads.weight, heads.bias)
 
     def write_card(self, folder: Path, model_name: str | None = None, tags: tuple[str, ...] = ()) -> None:
         """Write the model card into a folder."""
@@ -211,6 +205,7 @@ class RewardMetadata:
             adapter=base is not trainer.accelerator.unwrap_model(trainer.model),
             dtype=str(base.dtype).removeprefix("torch."),
             quantized=describe_quantization(base) is not None,
+            members=further_columns(base),
             tags=tags,
         )
 
@@ -219,55 +214,52 @@ class RewardMetadata:
     def _base(self) -> PreTrainedModel:
         return base_model(self.trainer.accelerator.unwrap_model(self.trainer.model))
 
-    def _rewards(self, sequences: list[list[int]]) -> list[float]:
+    def _columns(self, sequences: list[list[int]]) -> list[list[float]]:
         trainer, sharded = self.trainer, is_sharded(self.trainer)
         model = trainer.model_wrapped if sharded else trainer.accelerator.unwrap_model(trainer.model)
-        return rewards_as_saved(model, sequences, sharded=sharded)
-
-    def _member_rewards(self, sequences: list[list[int]]) -> list[list[float]]:
-        trainer, sharded = self.trainer, is_sharded(self.trainer)
-        model = trainer.model_wrapped if sharded else trainer.accelerator.unwrap_model(trainer.model)
-        return member_rewards(model, sequences, sharded=sharded)
-
-    def _member_heads(self, base: PreTrainedModel) -> SavedHeads | None:
-        """Return the members with their constants, of the last evaluation or of a sample of the training data."""
-        if member_heads(base) is None:
-            return None
-        constants, origin = self.member_constants, "evaluation"
-        if constants is None:
-            rewards = self._member_rewards(self._sampled_sequences())
-            constants, origin = MemberUncertainty.measure(rewards), f"{len(rewards)} training sequences"
-        return SavedHeads(*whole_heads(base), constants, origin)
+        return columns_as_saved(model, sequences, sharded=sharded)
 
     def _take_fingerprint(self, base: PreTrainedModel) -> Fingerprint | None:
         """Return the rewards of the probes; `None`, with a warning, if the model cannot be run here."""
         args = self.trainer.args
         try:
-            fingerprint = take_fingerprint(
-                self._rewards,
+            return take_fingerprint(
+                self._columns,
                 self.trainer.processing_class,
                 conversational=self.trainer.conversational,
                 dtype=(is_sharded(self.trainer) and args.mixed_dtype) or compute_dtype(base),
                 longest=max_positions(base),
             )
-            if member_heads(base) is not None:
-                fingerprint = replace(fingerprint, members=self._member_rewards(fingerprint.ids))
-            return fingerprint
         except RuntimeError as error:  # out of memory, or a kernel for half precision only: the save goes on
             logger.warning("the fingerprint could not be taken, so the model cannot be verified: %s", error)
             return None
 
-    def _scale(self) -> tuple[float, float, str]:
-        """Return the mean and standard deviation of rewards, and the origin of both."""
+    def _measure(self, base: PreTrainedModel) -> tuple[tuple[float, float, str], SavedHeads | None]:
+        """Return mean, standard deviation and origin of the rewards, and the members with their constants, if any.
+
+        What no evaluation has measured is measured on a sample of the training data.
+        """
+        has_members = member_heads(base) is not None
+        columns, sample = np.zeros((0, 1)), "nothing"
+        if self.reward_scale is None or (has_members and self.member_constants is None):
+            try:
+                columns = np.array(self._columns(self._sampled_sequences()))
+                sample = f"{len(columns)} training sequences"
+            except RuntimeError as error:  # as for the fingerprint
+                logger.warning("the scale of the rewards could not be measured: %s", error)
+        scale = (0.0, 1.0, sample)
         if self.reward_scale is not None:
-            return *self.reward_scale, "evaluation"
-        try:
-            rewards = self._rewards(self._sampled_sequences())
-        except RuntimeError:
-            rewards = []
-        if not rewards:
-            return 0.0, 1.0, "nothing"
-        return float(np.mean(rewards)), float(np.std(rewards)), f"{len(rewards)} training sequences"
+            scale = *self.reward_scale, "evaluation"
+        elif len(columns):
+            scale = float(columns[:, 0].mean()), float(columns[:, 0].std()), sample
+        if not has_members:
+            return scale, None
+        heads, bias = whole_heads(base)
+        if self.member_constants is not None:
+            return scale, SavedHeads(heads, bias, self.member_constants, "evaluation")
+        measured = MemberUncertainty.measure(columns[:, 1:], columns[:, 0]) if len(columns) else None
+        unit = MemberUncertainty((0.0,) * len(heads), (1.0,) * len(heads), 1.0)
+        return scale, SavedHeads(heads, bias, measured or unit, sample)
 
     def _sampled_sequences(self) -> list[list[int]]:
         """Return the sequences of a few training rows, taken evenly from all; of a stream, of the first rows."""

@@ -21,7 +21,8 @@ from plaudit.data.tokenize import TokenizationReport
 from plaudit.errors import ConfigError
 from plaudit.forest.sampler import TokenBudgetBatchSampler
 from plaudit.models.adapters import base_model
-from plaudit.models.member_heads import mean_head_is_saved
+from plaudit.models.member_heads import mean_head_is_saved, write_mean_head
+from plaudit.models.reward_head import further_columns
 from plaudit.training.activation_offloading import offload_activations
 from plaudit.training.batch import Batch
 from plaudit.training.callbacks.finite import FiniteGuard, check_rewards_are_finite
@@ -154,9 +155,10 @@ class RewardTrainer(Trainer):
         self._own_callbacks: list[TrainerCallback] = []
         self._eval_loaders: dict[int, tuple[Any, DataLoader]] = {}
         self._has_own_loss = type(self).compute_loss is not RewardTrainer.compute_loss
-        if self._has_own_loss and args.num_heads != 1:
+        members = further_columns(base_model(model))
+        if self._has_own_loss and members:
             raise ConfigError(
-                f"num_heads={args.num_heads}: `compute_loss` is your own, and the heads train by the trainer's. Leave "
+                f"num_heads={members}: `compute_loss` is your own, and the heads train by the trainer's. Leave "
                 "one of the two out."
             )
         own_code = "`data_collator`" if data_collator is not None else "`compute_loss`" if self._has_own_loss else None
@@ -228,8 +230,9 @@ class RewardTrainer(Trainer):
         if not is_sharded(self):  # weights of a sharded model are not on their devices yet
             confirm_layout(self, self.model)
         loader, self.sampler = make_train_loader(
-            self.train_dataset, self.data_collator, self.args, layout=self.layout, batch_size=self._train_batch_size
-        )
+            self.train_dataset, self.data_collator, self.args, layout=self.layout, batch_size=self._train_batch_size,
+            members=further_columns(base_model(self.accelerator.unwrap_model(self.model))),
+        )  # fmt: skip
         return prepare_loader(self.accelerator, loader)
 
     def get_eval_dataloader(self, eval_dataset: "str | Dataset | None" = None) -> DataLoader:
@@ -280,6 +283,7 @@ class RewardTrainer(Trainer):
             report.check()
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
             self.metadata.restore(Path(self.state.best_model_checkpoint))
+        write_mean_head(base_model(self.accelerator.unwrap_model(self.model)))  # also for one who saves the model alone
         return output._replace(training_loss=output.metrics["train_loss"])
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
@@ -303,6 +307,7 @@ class RewardTrainer(Trainer):
         with explain_out_of_memory(self.args, inputs), self.activation_offloading():
             loss = super().training_step(model, inputs, num_items_in_batch)
         self.guard.add(inputs, loss)
+        self.metadata.member_constants = None  # those of an evaluation hold until the weights change
         return loss
 
     def activation_offloading(self) -> AbstractContextManager[None]:
