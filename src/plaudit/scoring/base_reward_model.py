@@ -20,6 +20,7 @@ __all__ = ["BaseRewardModel", "ChunkScoring", "Ranked", "ScoredSequences", "join
 
 logger = logging.getLogger(__name__)
 
+_ARRAYS = ("rewards", "tokens", "truncated", "columns")
 _ADVICE = {
     "conversations": 'Give lists of messages; a prompt as [{"role": "user", "content": "..."}].',
     "texts": "Give strings.",
@@ -66,12 +67,7 @@ class ScoredSequences(NamedTuple):
 
     def take(self, places: Any) -> "ScoredSequences":
         """Return the sequences at these indices or in this slice."""
-        return self._replace(
-            rewards=self.rewards[places],
-            tokens=self.tokens[places],
-            truncated=self.truncated[places],
-            columns=self.columns[places],
-        )
+        return self._replace(**{name: getattr(self, name)[places] for name in _ARRAYS})
 
     def stds(self) -> NDArray[np.float32]:
         """Return the standard deviation of each reward [N], in the unit of `rewards`."""
@@ -306,12 +302,8 @@ def join_scored(chunks: list[ScoredSequences], uncertainty: Uncertainty | None =
     nothing = np.zeros((0, 1 if uncertainty is None else uncertainty.num_columns), np.float32)
     empty = ScoredSequences(nothing[:, 0], np.zeros(0, np.int64), np.zeros(0, np.bool_), nothing, uncertainty)
     chunks = chunks or [empty]
-    return chunks[0]._replace(
-        rewards=np.concatenate([each.rewards for each in chunks]),
-        tokens=np.concatenate([each.tokens for each in chunks]),
-        truncated=np.concatenate([each.truncated for each in chunks]),
-        columns=np.concatenate([each.columns for each in chunks]),
-    )
+    arrays: dict[str, Any] = {name: np.concatenate([getattr(each, name) for each in chunks]) for name in _ARRAYS}
+    return chunks[0]._replace(**arrays)
 
 
 def _take(iterator: Iterator[Any], number: int, name: str, before: int) -> list[Any]:
