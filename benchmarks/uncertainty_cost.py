@@ -54,7 +54,7 @@ def main():
     heads = {
         "one head": None,
         "5 members": MemberHeads(torch.randn(5, HIDDEN)),
-        "Laplace": LaplaceHead(torch.randn(HIDDEN, HIDDEN), torch.randn(HIDDEN)),
+        "Laplace": LaplaceHead(torch.randn(HIDDEN, HIDDEN), torch.randn(HIDDEN), num_samples=64),
     }
     for workload, sequences in workloads(np.random.default_rng(0)).items():
         seconds = {name: [] for name in heads}

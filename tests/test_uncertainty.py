@@ -12,6 +12,7 @@ from plaudit.uncertainty import (
     AGGREGATES,
     MemberUncertainty,
     PosteriorUncertainty,
+    UnmeasuredMembers,
     check_aggregate,
     checked_uncertainty,
     uncertainty_from_dict,
@@ -69,8 +70,28 @@ def test_members_that_agree_have_no_spread(members):
     assert MemberUncertainty.measure(same).std(columns_of(same)) == pytest.approx(0, abs=1e-6)
 
 
-def test_a_member_that_never_changes_keeps_its_unit():
-    assert MemberUncertainty.measure([[1.0, 2.0], [1.0, 3.0]]).scales == (1.0, 0.5)
+@pytest.mark.parametrize("same", [1.0, 0.1, 1e7])
+def test_a_member_that_never_changes_keeps_its_unit_and_is_named(same, caplog):
+    """The standard deviation of three times 0.1 is 1.4e-17."""
+    constants = MemberUncertainty.measure([[2.0, same], [3.0, same], [4.0, same]])
+    assert constants.scales == (pytest.approx((2 / 3) ** 0.5), 1.0)
+    assert "member 2 gives the same reward" in caplog.text
+    assert MemberUncertainty.measure([[same, same]] * 3).reward_std == 1.0
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_standard_deviation_that_is_not_above_zero_is_refused(scale):
+    for arguments in (((0.0, 0.0), (1.0, scale), 1.0), ((0.0, 0.0), (1.0, 1.0), scale)):
+        with pytest.raises(ConfigError, match="uncertainty: expected standard deviations above 0"):
+            MemberUncertainty(*arguments)
+    with pytest.raises(ConfigError, match="uncertainty: expected standard deviations above 0"):
+        PosteriorUncertainty(0.0, scale)
+
+
+def test_each_of_two_or_more_members_has_both_constants():
+    for centers, scales in (((0.0, 0.0), (1.0,)), ((0.0,), (1.0,))):
+        with pytest.raises(ConfigError, match="two or more members, got"):
+            MemberUncertainty(centers, scales, 1.0)
 
 
 @pytest.mark.parametrize(("how", "k", "message"), [("median", 1.0, "one of mean, min"), ("min", -1.0, "at least 0")])
@@ -130,13 +151,26 @@ def test_the_minimum_of_a_posterior_is_refused():
         POSTERIOR.aggregate(COLUMNS, "min")
 
 
-@pytest.mark.parametrize("uncertainty", [POSTERIOR, MemberUncertainty((0.0, 1.0), (1.0, 2.0), 0.5)])
+UNMEASURED = UnmeasuredMembers((1.0, 1.0), (1.0, 1.0), 1.0, lacking="models/b")
+
+
+def test_members_without_constants_give_themselves_and_their_mean_only():
+    columns = [[2.0, 1.0, 3.0]]
+    assert UNMEASURED.members(columns).tolist() == [[1.0, 3.0]]
+    assert UNMEASURED.aggregate(columns, "mean").tolist() == [2.0]
+    for figure in (UNMEASURED.std, lambda each: UNMEASURED.aggregate(each, "min")):
+        with pytest.raises(ConfigError, match=r"models/b was saved without them. `plaudit ensemble"):
+            figure(np.zeros((0, 3)))
+
+
+@pytest.mark.parametrize("uncertainty", [POSTERIOR, MemberUncertainty((0.0, 1.0), (1.0, 2.0), 0.5), UNMEASURED])
 def test_the_constants_survive_json(uncertainty):
     assert uncertainty_from_dict(json.loads(json.dumps(uncertainty.to_dict()))) == uncertainty
 
 
-@pytest.mark.parametrize("described", [{}, {"kind": "oracle"}, {"kind": "members", "centers": [0.0]},
-                                       {"kind": "posterior", "reward_std": 1.0}])  # fmt: skip
+@pytest.mark.parametrize("described", [{}, {"kind": "oracle"}, [1.0], {"kind": "members", "centers": [0.0]},
+                                       {"kind": "posterior", "reward_std": 1.0},
+                                       {"kind": "posterior", "reward_mean": 0.0, "reward_std": "x"}])  # fmt: skip
 def test_constants_of_no_known_kind_are_refused(described):
     with pytest.raises(ConfigError, match="uncertainty: expected"):
         uncertainty_from_dict(described)

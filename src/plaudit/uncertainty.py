@@ -5,10 +5,11 @@ The classes here say how to read the columns. Bradley-Terry rewards have no comm
 member is centred and scaled on one reference set before members are compared. Standard deviations divide by K - 1.
 """
 
+import logging
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from numbers import Real
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,28 +28,12 @@ __all__ = [
     "uncertainty_from_dict",
 ]
 
+logger = logging.getLogger(__name__)
+
 Aggregate = Literal["mean", "min", "mean-std", "mean-var"]
 AGGREGATES: tuple[str, ...] = get_args(Aggregate)
 
-
-class Uncertainty(Protocol):
-    """A reader of the columns [N, C] of a model that says how sure its rewards are."""
-
-    @property
-    def num_columns(self) -> int:
-        """The number C of columns."""
-
-    def members(self, columns: ArrayLike) -> NDArray[np.float32]:
-        """Return the raw rewards of the members [N, K]; raise a `ConfigError` where there are no members."""
-
-    def std(self, columns: ArrayLike) -> NDArray[np.float32]:
-        """Return the standard deviation of each reward [N], in the unit of the reward."""
-
-    def aggregate(self, columns: ArrayLike, how: str, k: float = 1.0) -> NDArray[np.float32]:
-        """Return one reward [N] for each sequence."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the constants in JSON values."""
+_ROUNDING = 1e-6  # of the size of rewards, at least 1: float32 rewards that differ by less are the same
 
 
 @dataclass(frozen=True)
@@ -64,10 +49,21 @@ class MemberUncertainty:
     centers: tuple[float, ...]
     scales: tuple[float, ...]
     reward_std: float
+    kind: ClassVar[str] = "members"
+
+    def __post_init__(self) -> None:
+        if not len(self.centers) == len(self.scales) >= 2:
+            raise ConfigError(
+                f"uncertainty: expected a center and a scale for each of two or more members, got {len(self.centers)} "
+                f"centers and {len(self.scales)} scales."
+            )
+        _check_scales(*self.scales, self.reward_std)
 
     @classmethod
     def measure(cls, members: ArrayLike, rewards: ArrayLike | None = None) -> "MemberUncertainty":
         """Measure the constants on the raw rewards of the members [N, K] of a reference set.
+
+        A member whose rewards are all the same, up to rounding, gets the scale 1.0, and a warning names it.
 
         Args:
             members: Raw rewards of the members, shape [N, K].
@@ -78,11 +74,16 @@ class MemberUncertainty:
             MemberUncertainty(centers=(1.0, 20.0), scales=(1.0, 10.0), reward_std=5.5)
         """
         values = np.asarray(members, dtype=np.float64)
-        means = values.mean(1) if rewards is None else np.asarray(rewards, dtype=np.float64)
-        scales = values.std(0)
-        return cls(
-            tuple(values.mean(0).tolist()), tuple(np.where(scales > 0, scales, 1.0).tolist()), float(means.std())
-        )
+        values = np.column_stack([values, values.mean(1) if rewards is None else rewards])
+        means, stds = values.mean(0), values.std(0)
+        varies = stds > _ROUNDING * np.maximum(1, np.abs(means))
+        for number in np.flatnonzero(~varies[:-1]).tolist():
+            logger.warning(
+                "member %d gives the same reward (%.4g) to all %d sequences of the reference set: its scale is 1.0",
+                number + 1, means[number], len(values),
+            )  # fmt: skip
+        *scales, reward_std = np.where(varies, stds, 1.0).tolist()
+        return cls(tuple(means[:-1].tolist()), tuple(scales), reward_std)
 
     @property
     def num_columns(self) -> int:
@@ -137,10 +138,8 @@ class MemberUncertainty:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the constants in JSON values."""
-        return {
-            "kind": "members", "centers": list(self.centers), "scales": list(self.scales),
-            "reward_std": self.reward_std,
-        }  # fmt: skip
+        lists = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return {"kind": self.kind} | lists
 
 
 @dataclass(frozen=True)
@@ -148,8 +147,7 @@ class PosteriorUncertainty:
     """The constants of a Gaussian posterior of one head (`plaudit laplace`), measured on one reference set.
 
     The columns are the reward, its standard deviation, which is exact, and the rewards of heads that were sampled from
-    the posterior. The samples stand for the members of an ensemble. They share the zero and the unit of the model's
-    rewards, so all of them have its center and its scale.
+    the posterior. The samples stand for the members of an ensemble, with the zero and the unit of the model's rewards.
 
     Attributes:
         reward_mean: Mean of the rewards of the model.
@@ -160,21 +158,15 @@ class PosteriorUncertainty:
     reward_mean: float
     reward_std: float
     num_samples: int = 64
+    kind: ClassVar[str] = "posterior"
+
+    def __post_init__(self) -> None:
+        _check_scales(self.reward_std)
 
     @property
     def num_columns(self) -> int:
         """The number of columns: the reward, its standard deviation, and K samples."""
         return 2 + self.num_samples
-
-    @property
-    def centers(self) -> tuple[float, ...]:
-        """The mean reward of the model for each of the K samples."""
-        return (self.reward_mean,) * self.num_samples
-
-    @property
-    def scales(self) -> tuple[float, ...]:
-        """The standard deviation of the rewards of the model for each of the K samples."""
-        return (self.reward_std,) * self.num_samples
 
     def standardize(self, members: ArrayLike) -> NDArray[np.float64]:
         """Return rewards of any shape, centred and scaled by the rewards of the model on the reference set."""
@@ -218,77 +210,58 @@ class PosteriorUncertainty:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the constants in JSON values."""
-        return {
-            "kind": "posterior", "reward_mean": self.reward_mean, "reward_std": self.reward_std,
-            "num_samples": self.num_samples,
-        }  # fmt: skip
+        return {"kind": self.kind} | asdict(self)
 
 
 @dataclass(frozen=True)
-class UnmeasuredMembers:
+class UnmeasuredMembers(MemberUncertainty):
     """Members that give rewards, and cannot be compared: one of them was saved without the scale of its rewards.
 
+    The constants are place holders, of which no figure comes: only members and means can be read.
+
     Attributes:
-        count: The number K of members.
         lacking: The name of the first member without a scale.
     """
 
-    count: int
-    lacking: str
+    lacking: str = ""
+    kind: ClassVar[str] = "unmeasured"
 
-    @property
-    def num_columns(self) -> int:
-        """The number of columns: the reward, and the raw rewards of the K members."""
-        return 1 + self.count
-
-    def members(self, columns: ArrayLike) -> NDArray[np.float32]:
-        """Return the raw rewards of the members [N, K]."""
-        return np.asarray(columns, dtype=np.float32)[:, 1:]
-
-    def std(self, columns: ArrayLike) -> NDArray[np.float32]:  # noqa: ARG002  # of the protocol
+    def standardize(self, members: ArrayLike) -> NDArray[np.float64]:  # noqa: ARG002  # of the base class
         """Raise a `ConfigError` that says how to measure the members."""
-        raise self._error("reward_std")
-
-    def aggregate(self, columns: ArrayLike, how: str, k: float = 1.0) -> NDArray[np.float32]:
-        """Return the mean of the members [N] for "mean"; raise a `ConfigError` for a conservative aggregate."""
-        check_aggregate(how, k)
-        if how != "mean":
-            raise self._error(f"aggregate={how!r}")
-        return np.asarray(columns, dtype=np.float32)[:, 0]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return what is known, in JSON values."""
-        return {"kind": "unmeasured", "count": self.count, "lacking": self.lacking}
-
-    def _error(self, option: str) -> ConfigError:
-        return ConfigError(
-            f"{option}: members are compared by the mean and the standard deviation of their rewards, and "
-            f"{self.lacking} was saved without them. `plaudit ensemble A B C --output FOLDER --data REFERENCE` "
-            "measures all members on one set, and writes a folder that has these constants."
+        raise ConfigError(
+            f"members are compared by the mean and the standard deviation of their rewards, and {self.lacking} was "
+            "saved without them. `plaudit ensemble A B C --output FOLDER --data REFERENCE` measures all members on one "
+            "set, and writes a folder that has these constants."
         )
 
 
-def uncertainty_from_dict(described: dict[str, Any]) -> MemberUncertainty | PosteriorUncertainty:
+Uncertainty = MemberUncertainty | PosteriorUncertainty
+
+
+def _check_scales(*scales: float) -> None:
+    """Raise unless every standard deviation is a finite number above 0."""
+    if not all(0 < scale < math.inf for scale in scales):
+        raise ConfigError(f"uncertainty: expected standard deviations above 0, got {', '.join(map(str, scales))}.")
+
+
+def uncertainty_from_dict(described: dict[str, Any]) -> Uncertainty:
     """Return the uncertainty whose `to_dict` gave these values.
 
     Raises:
-        ConfigError: The values are of no known kind, or one is missing.
+        ConfigError: The values are of no known kind, one is missing, or a standard deviation is not above 0.
 
     Example:
         >>> uncertainty_from_dict(PosteriorUncertainty(1.0, 2.0).to_dict())
         PosteriorUncertainty(reward_mean=1.0, reward_std=2.0, num_samples=64)
     """
-    kind, values = described.get("kind"), {name: value for name, value in described.items() if name != "kind"}
+    kinds: dict[Any, Any] = {each.kind: each for each in (MemberUncertainty, PosteriorUncertainty, UnmeasuredMembers)}
     try:
-        if kind == "members":
-            return MemberUncertainty(tuple(values.pop("centers")), tuple(values.pop("scales")), **values)
-        if kind == "posterior":
-            return PosteriorUncertainty(**values)
-    except (KeyError, TypeError) as error:
+        values = {name: tuple(map(float, v)) if isinstance(v, list) else v for name, v in described.items()}
+        return kinds[values.pop("kind", None)](**values)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"uncertainty: expected the constants of the kind {kind!r}, got {described!r:.200}"
+            f"uncertainty: expected the constants of one of {', '.join(kinds)}, got {described!r:.200} ({error})"
         ) from error
-    raise ConfigError(f"uncertainty: expected the kind 'members' or 'posterior', got {described!r:.200}")
 
 
 def check_aggregate(how: str, k: float, *, normalize: bool = False) -> None:

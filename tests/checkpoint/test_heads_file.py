@@ -1,12 +1,15 @@
 """`heads.safetensors`: read as it was written, and refused with a reason where it is not whole."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from plaudit.checkpoint.constants_file import write_constants_file
 from plaudit.checkpoint.heads_file import HEADS_FILE, SavedHeads
 from plaudit.errors import CheckpointError
-from plaudit.uncertainty import MemberUncertainty
+from plaudit.uncertainty import MemberUncertainty, PosteriorUncertainty
 
 
 @pytest.fixture
@@ -38,14 +41,27 @@ def without_constants(folder):
     save_file(load_file(folder / HEADS_FILE), folder / HEADS_FILE)
 
 
-def without_centers(folder):
-    tensors = load_file(folder / HEADS_FILE)
-    save_file({name: tensors[name] for name in ("weight", "scale")}, folder / HEADS_FILE, {"about": "{}"})
+def without_weight(folder):
+    write_constants_file(folder / HEADS_FILE, {"bias": torch.zeros(2)}, MemberUncertainty((0.0,) * 2, (1.0,) * 2, 1.0))
 
 
 def other_counts(folder):
-    tensors = load_file(folder / HEADS_FILE)
-    save_file(tensors | {"scale": torch.ones(3)}, folder / HEADS_FILE, {"about": '{"reward_std": 1.0}'})
+    constants = MemberUncertainty((0.0,) * 3, (1.0,) * 3, 1.0)
+    write_constants_file(folder / HEADS_FILE, load_file(folder / HEADS_FILE), constants)
+
+
+def other_biases(folder):
+    constants = MemberUncertainty((0.0,) * 2, (1.0,) * 2, 1.0)
+    write_constants_file(folder / HEADS_FILE, load_file(folder / HEADS_FILE) | {"bias": torch.zeros(3)}, constants)
+
+
+def of_a_posterior(folder):
+    write_constants_file(folder / HEADS_FILE, load_file(folder / HEADS_FILE), PosteriorUncertainty(0.0, 1.0))
+
+
+def without_spread(folder):
+    about = {"uncertainty": {"kind": "members", "centers": [0.0, 0.0], "scales": [1.0, 0.0], "reward_std": 1.0}}
+    save_file(load_file(folder / HEADS_FILE), folder / HEADS_FILE, {"about": json.dumps(about)})
 
 
 def cut_short(folder):
@@ -56,9 +72,12 @@ def cut_short(folder):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (without_constants, "reward_std is missing"),
-        (without_centers, "center is missing"),
-        (other_counts, "two or more members in all of its tensors"),
+        (without_constants, "expected the constants of one of members"),
+        (without_weight, "weight is missing"),
+        (other_counts, "expected K members in all of its tensors"),
+        (other_biases, "expected K members in all of its tensors"),
+        (of_a_posterior, "got .* and PosteriorUncertainty"),
+        (without_spread, "expected standard deviations above 0, got 1.0, 0.0"),
         (cut_short, "is not whole"),
     ],
 )

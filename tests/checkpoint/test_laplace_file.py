@@ -1,14 +1,13 @@
 """`laplace.safetensors`: written, read, and refused."""
 
-import json
-
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from plaudit.checkpoint.constants_file import write_constants_file
 from plaudit.checkpoint.laplace_file import LAPLACE_FILE, SavedLaplace
 from plaudit.errors import CheckpointError, ConfigError
-from plaudit.uncertainty import PosteriorUncertainty
+from plaudit.uncertainty import MemberUncertainty, PosteriorUncertainty
 
 
 @pytest.fixture
@@ -50,11 +49,13 @@ def test_a_file_without_constants_or_of_two_sizes_is_refused(saved, tmp_path):
     saved.write(tmp_path)
     tensors = load_file(tmp_path / LAPLACE_FILE)
     save_file(tensors, tmp_path / LAPLACE_FILE)
-    with pytest.raises(CheckpointError, match=r"laplace.safetensors: expected the posterior.*reward_mean is missing"):
+    with pytest.raises(CheckpointError, match=r"laplace.safetensors: uncertainty: expected the constants of one of"):
         SavedLaplace.read(tmp_path)
-    about = json.dumps({"reward_mean": 0.0, "reward_std": 1.0, "prior_precision": 1.0})
-    save_file(tensors | {"head": torch.zeros(4)}, tmp_path / LAPLACE_FILE, {"about": about})
+    write_constants_file(tmp_path / LAPLACE_FILE, tensors | {"head": torch.zeros(4)}, PosteriorUncertainty(0.0, 1.0))
     with pytest.raises(CheckpointError, match=r"expected factor \[H, H\].*got .*'head': \[4\]"):
+        SavedLaplace.read(tmp_path)
+    write_constants_file(tmp_path / LAPLACE_FILE, tensors, MemberUncertainty((0.0,) * 2, (1.0,) * 2, 1.0))
+    with pytest.raises(CheckpointError, match="expected the constants of a posterior, got MemberUncertainty"):
         SavedLaplace.read(tmp_path)
 
 

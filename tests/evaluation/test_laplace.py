@@ -106,7 +106,6 @@ def test_a_fit_leaves_the_rewards_and_gives_each_a_standard_deviation(scorer):
     rewards, std = scorer.score(TEXTS, return_std=True)
     np.testing.assert_allclose(rewards, before, atol=2e-6)
     assert (std > 0).all()
-    assert np.median(std) == pytest.approx(fit.reward_std, rel=1e-4)
     assert fit.comparisons == len(ROWS)
     assert 0 < fit.well_determined < len(ROWS)
     assert fit.posterior.constants.reward_mean == pytest.approx(rewards.mean(), abs=1e-6)
@@ -130,9 +129,6 @@ def test_the_posterior_is_that_of_the_features_of_plain_transformers(scorer, mak
     assert fit.posterior.prior_precision == pytest.approx(expected.prior_precision, rel=1e-4)
     centred = features - features.mean(0)
     np.testing.assert_allclose(stds(scorer), np.linalg.norm(centred @ expected.factor, axis=1), rtol=1e-4)
-    assert fit.comparison_std == pytest.approx(
-        np.median(np.linalg.norm(differences @ expected.factor, axis=1)), rel=1e-4
-    )
 
 
 @pytest.fixture

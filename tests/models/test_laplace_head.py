@@ -19,7 +19,7 @@ def made():
     values, vectors = np.linalg.eigh(covariance)
     factor = torch.tensor((vectors * np.sqrt(values)) @ vectors.T, dtype=torch.float32)
     features = torch.tensor(draw.normal(size=(5, 4)), dtype=torch.float32)
-    return covariance, LaplaceHead(factor, features.mean(0)), features, features[:, :1] * 2
+    return covariance, LaplaceHead(factor, features.mean(0), 64), features, features[:, :1] * 2
 
 
 def test_the_standard_deviation_is_that_of_a_linear_function_of_centred_features(made):
@@ -45,7 +45,7 @@ def test_the_samples_are_linear_heads_whose_mean_is_the_reward(made):
 
 def test_the_covariance_of_the_samples_approaches_the_exact_one():
     """Of many independent features, so that the sampling errors of 64 heads average out."""
-    head = LaplaceHead(torch.eye(600) * 3, torch.zeros(600))
+    head = LaplaceHead(torch.eye(600) * 3, torch.zeros(600), 64)
     samples = head(torch.eye(600), torch.zeros(600, 1))[:, 2:]
     assert samples.pow(2).mean() == pytest.approx(9, rel=0.03)
     covariances = samples @ samples.T / 64 - 9 * torch.eye(600)
@@ -56,7 +56,7 @@ def test_the_covariance_of_the_samples_approaches_the_exact_one():
 def test_all_processes_sample_the_same_heads(made):
     _, head, features, rewards = made
     torch.manual_seed(1)
-    other = pickle.loads(pickle.dumps(LaplaceHead(head.factor, head.feature_mean)))
+    other = pickle.loads(pickle.dumps(LaplaceHead(head.factor, head.feature_mean, 64)))
     assert torch.equal(other(features, rewards), head(features, rewards))
 
 
@@ -64,6 +64,6 @@ def test_a_posterior_is_no_part_of_the_saved_weights(make_model):
     model = make_model()
     before = set(model.state_dict())
     bind_reward_forward(model)
-    attach_uncertainty(model, LaplaceHead(torch.eye(32), torch.zeros(32)))
+    attach_uncertainty(model, LaplaceHead(torch.eye(32), torch.zeros(32), 64))
     assert further_columns(model) == 65
     assert set(model.state_dict()) == before

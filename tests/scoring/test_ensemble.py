@@ -8,7 +8,7 @@ import pytest
 import torch
 from ensemble_members import measured, save_adapter, save_whole
 from peft import PrefixTuningConfig
-from transformers import AutoModelForSequenceClassification, BertConfig, BitsAndBytesConfig
+from transformers import AutoModelForSequenceClassification, BertConfig, BitsAndBytesConfig, ConvBertConfig, set_seed
 
 from plaudit import RewardModel, evaluate
 from plaudit.checkpoint.heads_file import SavedHeads
@@ -17,7 +17,7 @@ from plaudit.errors import CheckpointError, ConfigError, ModelError
 from plaudit.models.adapters import add_adapter
 from plaudit.models.load import load_model
 from plaudit.scoring.ensemble import save_ensemble
-from plaudit.scoring.head_features import features_as_columns
+from plaudit.scoring.saved_uncertainty import features_as_columns
 from plaudit.uncertainty import MemberUncertainty
 
 TEXTS = ["Is the sky blue? Yes, the sky", "Is the dog green? No, it is", "sorry", "Is it two? Thank you " * 9]
@@ -78,6 +78,15 @@ def test_members_keep_the_order_of_the_list_whoever_shares_a_base(wholes, adapte
     assert members == pytest.approx(score_alone(mixed), abs=1e-5)
 
 
+def test_adapters_that_change_their_base_have_one_each(tmp_path, base_folder, tokenizer, loads):
+    """PiSSA takes the principal components out of the base, when it is trained and whenever it is loaded."""
+    paths = [save_adapter(tmp_path / f"{n}", base_folder, tokenizer, n, init_lora_weights="pissa") for n in range(2)]
+    loads.clear()
+    members = RewardModel.from_pretrained(paths).score(TEXTS, return_members=True)
+    assert len(loads) == 2
+    assert members == pytest.approx(score_alone(paths), abs=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["lora", "dora", "head"])
 def test_few_short_sequences_score_as_many_long_ones_whether_or_not_adapters_can_be_mixed(
     tmp_path, base_folder, tokenizer, kind
@@ -101,6 +110,25 @@ def test_plain_lora_runs_few_short_sequences_in_one_forward(adapters):
     assert len(calls) == 1
     ensemble.score(TEXTS * 9)
     assert len(calls) > 3
+
+
+def test_adapters_whose_rewards_change_with_padding_are_mixed_without_it_only(tmp_path, tokenizer):
+    """ConvBERT convolves over padding; the first sequence, which has none, must not decide for later ones."""
+    config = ConvBertConfig(
+        vocab_size=320, hidden_size=32, embedding_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, max_position_embeddings=256, num_labels=1, pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.3,
+    )  # fmt: skip
+    set_seed(0)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "base")
+    targets = {"target_modules": ["query", "value"]}
+    paths = [save_adapter(tmp_path / f"{n}", tmp_path / "base", tokenizer, n, **targets) for n in range(2)]
+    texts = ["Is the sky blue?", "two", "sorry, thank you very much"]
+    expected = score_alone(paths, texts)
+    ensemble = RewardModel.from_pretrained(paths)
+    for _ in range(2):
+        ensemble.score(texts[:1])
+        assert ensemble.score(texts, return_members=True) == pytest.approx(expected, abs=1e-5)
 
 
 def test_adapters_on_a_quantised_base_share_it(tmp_path, base_folder, tokenizer, loads):
@@ -298,3 +326,12 @@ def test_an_ensemble_is_no_member_and_no_single_model(wholes, tmp_path):
         RewardModel.from_pretrained([tmp_path / "ensemble", wholes[0]])
     with pytest.raises(ModelError, match=r"is an ensemble of several models.*--average"):
         load_model(str(tmp_path / "ensemble"))
+
+
+def test_an_ensemble_on_the_hub_is_no_single_model(wholes, tmp_path):
+    snapshot = tmp_path / "hub/models--someone--ensemble/snapshots/0"
+    save_ensemble(wholes, snapshot, TEXTS)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs/main").write_text("0")
+    with pytest.raises(ModelError, match=r"someone/ensemble is an ensemble of several models"):
+        load_model("someone/ensemble", model_init_kwargs={"cache_dir": str(tmp_path / "hub")})

@@ -10,6 +10,7 @@ from plaudit import RewardModel
 from plaudit.checkpoint.heads_file import SavedHeads
 from plaudit.errors import CheckpointError, ConfigError
 from plaudit.models.load import load_model
+from plaudit.scoring.saved_uncertainty import attach_saved_uncertainty
 from plaudit.uncertainty import AGGREGATES, MemberUncertainty
 
 TEXTS = ["Is the sky blue? Yes, the sky is blue.", "What is two plus two? five", "sorry, thank you", "No"]
@@ -104,3 +105,38 @@ def test_members_of_another_model_are_refused(folder):
     SavedHeads(heads.weight + 1, None, heads.constants, "evaluation").write(folder)
     with pytest.raises(CheckpointError, match="not the mean of the members"):
         RewardModel.from_pretrained(folder)
+
+
+def test_members_of_another_size_are_refused_with_the_name_of_the_file(folder):
+    heads = SavedHeads.read(folder)
+    SavedHeads(torch.zeros(4, 7), None, heads.constants, "evaluation").write(folder)
+    with pytest.raises(CheckpointError, match=r"ensemble: heads.safetensors is of another model: .*got 7 without"):
+        RewardModel.from_pretrained(folder)
+
+
+def test_constants_that_are_passed_replace_the_saved_ones(folder, ensemble):
+    constants = MemberUncertainty((0.0,) * 4, (1.0,) * 4, reward_std=1.0)
+    scorer = RewardModel.from_pretrained(folder, uncertainty=constants)
+    members = scorer.score(TEXTS, return_members=True)
+    np.testing.assert_allclose(members, ensemble.score(TEXTS, return_members=True), atol=1e-6)
+    np.testing.assert_allclose(scorer.score(TEXTS, aggregate="min"), members.min(1), atol=1e-6)
+    assert RewardModel.from_pretrained(folder, uncertainty=None).uncertainty is None
+
+
+def test_constants_of_another_number_of_members_are_refused(folder):
+    with pytest.raises(ConfigError, match="uncertainty: expected constants of the 5 columns .*, got those of 3"):
+        RewardModel.from_pretrained(folder, uncertainty=MemberUncertainty((0.0, 0.0), (1.0, 1.0), 1.0))
+
+
+def test_on_the_hub_one_file_is_looked_for_where_no_members_are_named(monkeypatch):
+    names = []
+
+    def look_up(_, name, **hub):
+        names.append(name)
+        raise OSError
+
+    monkeypatch.setattr("plaudit.checkpoint.constants_file.cached_file", look_up)
+    assert attach_saved_uncertainty(None, "someone/model") is None
+    assert names == ["laplace.safetensors"]
+    with pytest.raises(CheckpointError, match=r"reward.json names 3 members, and heads.safetensors"):
+        attach_saved_uncertainty(None, "someone/ensemble", 3)

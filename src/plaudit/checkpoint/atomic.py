@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from plaudit.checkpoint.disk_full import explain_disk_full
+from plaudit.errors import ConfigError
 
-__all__ = ["recover", "remove_folder", "staged_file", "staged_folder", "write_atomically"]
+__all__ = ["new_folder", "recover", "remove_folder", "staged_file", "staged_folder", "write_atomically"]
 
 # Folders inside the final one, in the order of a save. An upload to the hub leaves out names that begin with "_".
 _WRITING, _COMPLETE, _MOVING = "_saving-model", "_saved-model", "_moving-model"
@@ -94,6 +95,19 @@ def staged_folder(final: Path, *, writes: bool = True, barrier: Callable[[], Non
                     final.rmdir()
         raise
     barrier()
+
+
+def new_folder(output: str | Path) -> Path:
+    """Return the path of a folder that a model is to be written to.
+
+    Raises:
+        ConfigError: The folder is there and not empty, or is a file.
+    """
+    output = Path(output)
+    recover(output)  # an earlier save may have been killed while it wrote
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigError(f"'{output}' is not empty. Name a new folder for the output.")
+    return output
 
 
 def recover(folder: Path) -> None:

@@ -9,19 +9,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from plaudit.checkpoint.atomic import staged_folder
-from plaudit.checkpoint.card import write_model_card
-from plaudit.checkpoint.fingerprint import columns_as_saved, take_fingerprint
+from plaudit.checkpoint.atomic import new_folder, staged_folder
 from plaudit.checkpoint.member_agreement import SavedMember, check_agreement
-from plaudit.checkpoint.merge import merge_into_base, new_folder, save_plain_model
-from plaudit.checkpoint.metadata import library_versions, rendering_metadata, training_dtype
+from plaudit.checkpoint.merge import describe_plain_model, load_as_trained, merge_into_base, save_plain_model
 from plaudit.checkpoint.verify import Reload, Verification, verify_and_record
 from plaudit.errors import ConfigError, ModelError
 from plaudit.models.adapters import is_peft_model
-from plaudit.models.load import load_model, max_positions
-from plaudit.models.precision import compute_dtype
 from plaudit.models.quantization import dequantize
-from plaudit.models.reward_head import bind_reward_forward, head_names
+from plaudit.models.reward_head import bind_reward_forward
 
 __all__ = ["average_models"]
 
@@ -64,41 +59,16 @@ def average_models(
     read = [SavedMember.read(path, trust_remote_code=trust_remote_code) for path in paths]
     check_agreement(read)
     model = _mean_model(paths, None if dtype is None else getattr(torch, dtype), trust_remote_code)
-    metadata = _metadata(model, read)
+    origin = [{"path": each.path, "fingerprint": each.digest} for each in read]
+    recorded = {"rendering": read[0].rendering}
+    metadata = describe_plain_model(model, read[0].tokenizer, recorded) | {"averaged_from": origin}
     with staged_folder(output) as folder:
-        save_plain_model(folder, model, read[0].tokenizer, metadata)
-        write_model_card(
-            folder, model_name=output.name, location=str(output), options={"averaged_from": paths},
-            training_metrics={}, evaluation_metrics={},
-            conversational=metadata["rendering"]["sequences"] == "conversations",
-        )  # fmt: skip
+        save_plain_model(folder, model, read[0].tokenizer, metadata, output, {"averaged_from": paths})
     logger.warning(
         "%s is one model: it no longer shows where its %d members disagree. `plaudit ensemble` keeps them apart; "
         "`plaudit eval` tells what the mean of the weights is worth.", output, len(paths),
     )  # fmt: skip
     return verify_and_record(output, trust_remote_code=trust_remote_code, reload=reload)
-
-
-def _metadata(model: PreTrainedModel, members: list[SavedMember]) -> dict[str, Any]:
-    """Return `reward.json` of the mean, which reads text as the first member does."""
-    tokenizer, recorded = members[0].tokenizer, members[0].rendering
-    conversational = recorded.get("sequences", "conversations") == "conversations"
-    fingerprint = take_fingerprint(
-        lambda ids: columns_as_saved(model, ids),
-        tokenizer,
-        conversational=conversational,
-        dtype=compute_dtype(model),
-        longest=max_positions(model),
-    )
-    rendering = rendering_metadata(tokenizer, fingerprint.ids[0], conversational=conversational, max_length=None)
-    return {
-        "versions": library_versions(),
-        "averaged_from": [{"path": each.path, "fingerprint": each.digest} for each in members],
-        "rendering": rendering | recorded,
-        "head": {"name": head_names(model)[0].split(".")[0], "trained_in": "float32"},
-        "quantization": None,
-        "fingerprint": fingerprint.as_json(),
-    }
 
 
 @torch.no_grad()
@@ -127,18 +97,12 @@ def _mean_model(paths: list[str], dtype: torch.dtype | None, trust_remote_code: 
 
 def _load_whole(path: str, trust_remote_code: bool) -> PreTrainedModel:
     """Load a whole model, or an adapter merged into its base, with plain weights."""
-    model = load_model(
-        path,
-        model_init_kwargs={"dtype": training_dtype(path)},
-        trust_remote_code=trust_remote_code,
-        is_trainable=False,
-        new_head=False,
-    )
+    model = load_as_trained(path, trust_remote_code)
     if is_peft_model(model):
         model = merge_into_base(model, path)
     elif getattr(model, "is_quantized", False):
         model = dequantize(model)
-    bind_reward_forward(model)
+    bind_reward_forward(model)  # of the layers that are new
     return model
 
 

@@ -13,8 +13,8 @@ from transformers.utils import cached_file
 from plaudit.checkpoint.atomic import write_atomically
 from plaudit.checkpoint.member_agreement import SavedMember
 from plaudit.checkpoint.metadata import library_versions
-from plaudit.errors import CheckpointError
-from plaudit.uncertainty import MemberUncertainty
+from plaudit.errors import CheckpointError, ConfigError
+from plaudit.uncertainty import MemberUncertainty, uncertainty_from_dict
 
 __all__ = ["ENSEMBLE_FILE", "SavedEnsemble"]
 
@@ -41,9 +41,9 @@ class SavedEnsemble:
 
     def write(self, folder: Path) -> None:
         """Write the file into `folder`, whole or not at all; it names the members as they are seen from `file`."""
-        root = self.file.absolute().parent
+        root = self.file.parent.resolve()  # `..` leads from where the folder is, not from a link to it
         members: list[dict[str, str | None]] = [
-            {**_seen_from(root, path), "fingerprint": digest}
+            {**_entry_of_member(root, path), "fingerprint": digest}
             for path, digest in zip(self.members, self.digests, strict=True)
         ]
         content = {
@@ -68,7 +68,7 @@ class SavedEnsemble:
         except OSError:  # there is no such file or place, or the hub cannot be reached
             return None
         entries, constants, measured_on = _parse(file)
-        root = file.parent
+        root = file.parent.resolve()  # the folder and not the file, which the hub's cache keeps elsewhere
         if not Path(path_or_id).is_dir() and any(folder for folder, _, _ in entries):
             root = Path(snapshot_download(str(path_or_id), revision=hub.get("revision"), token=hub.get("token")))
         members = [str(hub_id) if folder is None else os.path.normpath(root / folder) for folder, hub_id, _ in entries]
@@ -100,30 +100,23 @@ def _parse(file: Path) -> tuple[list[tuple[str | None, str | None, str | None]],
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         entries = [(each.get("folder"), each.get("hub_id"), each.get("fingerprint")) for each in content["members"]]
-        described = content["uncertainty"]
-        constants = MemberUncertainty(
-            tuple(map(float, described["centers"])), tuple(map(float, described["scales"])),
-            float(described["reward_std"]),
-        )  # fmt: skip
+        constants = uncertainty_from_dict(content["uncertainty"])
+        if not isinstance(constants, MemberUncertainty) or len(constants.centers) != len(entries):
+            raise ConfigError(f"{len(entries)} members and the constants {constants}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"{file}: expected `members`, and their constants as `uncertainty` with centers, scales and reward_std "
-            f"({type(error).__name__}: {error}). Write it anew: `plaudit ensemble A B C --output FOLDER --data "
-            "REFERENCE`."
+            f"{file}: expected `members`, and as `uncertainty` the constants of as many ({type(error).__name__}: "
+            f"{error}). Write it anew: `plaudit ensemble A B C --output FOLDER --data REFERENCE`."
         ) from error
-    if not len(entries) == len(constants.centers) == len(constants.scales) >= 2:
-        raise CheckpointError(
-            f"{file}: expected two or more members with as many constants, got {len(entries)} members, "
-            f"{len(constants.centers)} centers and {len(constants.scales)} scales. Write it anew by `plaudit ensemble`."
-        )
     return entries, constants, str(content.get("measured_on", "unknown"))
 
 
-def _seen_from(root: Path, path: str) -> dict[str, str]:
+def _entry_of_member(root: Path, path: str) -> dict[str, str]:
     """Return the entry of a member: a folder relative to `root` where there is such a way, or a hub id."""
     if not Path(path).is_dir() and not Path(path).is_absolute():
         return {"hub_id": path}
     try:
-        return {"folder": Path(os.path.relpath(path, root)).as_posix()}
+        place = Path(path).parent.resolve() / Path(path).name  # a member that is a link itself is named as the link
+        return {"folder": Path(os.path.relpath(place, root)).as_posix()}
     except ValueError:  # on another drive of Windows
         return {"folder": str(Path(path).absolute())}

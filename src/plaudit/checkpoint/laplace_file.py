@@ -1,16 +1,12 @@
 """`laplace.safetensors`: the posterior of a model's head, saved beside the weights that it was fitted for."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from transformers.utils import cached_file
 
-from plaudit.checkpoint.atomic import write_atomically
+from plaudit.checkpoint.constants_file import read_constants_file, write_constants_file
 from plaudit.checkpoint.heads_file import HEADS_FILE
 from plaudit.errors import CheckpointError, ConfigError
 from plaudit.uncertainty import PosteriorUncertainty
@@ -63,10 +59,10 @@ class SavedLaplace:
         folder = Path(folder).expanduser()
         check_folder_of_one_head(folder)
         tensors = {"factor": self.factor, "feature_mean": self.feature_mean, "head": self.head}
-        constants = {"reward_mean": self.constants.reward_mean, "reward_std": self.constants.reward_std}
-        about = json.dumps(constants | {"prior_precision": self.prior_precision, "measured_on": self.measured_on})
-        content = save({name: tensor.contiguous() for name, tensor in tensors.items()}, {"about": about})
-        write_atomically(folder / LAPLACE_FILE, content)
+        write_constants_file(
+            folder / LAPLACE_FILE, tensors, self.constants, prior_precision=self.prior_precision,
+            measured_on=self.measured_on,
+        )  # fmt: skip
 
     @classmethod
     def read(cls, path_or_id: str | Path, **hub: Any) -> "SavedLaplace | None":
@@ -79,28 +75,19 @@ class SavedLaplace:
         Raises:
             CheckpointError: The file is cut short, lacks a tensor or a constant, or its tensors do not fit together.
         """
-        try:
-            path = cached_file(str(path_or_id), LAPLACE_FILE, **hub)
-        except OSError:  # there is no such file or place, or the hub cannot be reached
+        found = read_constants_file(path_or_id, LAPLACE_FILE, ("factor", "feature_mean", "head"), _AGAIN, **hub)
+        if found is None:
             return None
-        try:
-            with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-                about = json.loads((file.metadata() or {}).get("about", "{}"))
-        except (SafetensorError, ValueError) as error:
-            raise CheckpointError(f"{path} is not whole ({error}). {_AGAIN}") from error
-        expected = ("factor", "feature_mean", "head", "reward_mean", "reward_std", "prior_precision")
-        if missing := [name for name in expected if name not in tensors and name not in about]:
-            raise CheckpointError(f"{path}: expected the posterior of a head; {missing[0]} is missing. {_AGAIN}")
-        factor, mean, head = tensors["factor"], tensors["feature_mean"], tensors["head"]
-        shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+        factor, mean, head = (found.tensors[name] for name in ("factor", "feature_mean", "head"))
+        constants, facts = found.constants, found.facts
+        shapes = {name: list(tensor.shape) for name, tensor in found.tensors.items()}
         if factor.shape != (len(head), len(head)) or mean.shape != head.shape or head.ndim != 1:
             raise CheckpointError(
-                f"{path}: expected factor [H, H], feature_mean [H] and head [H], got {shapes}. {_AGAIN}"
+                f"{found.path}: expected factor [H, H], feature_mean [H] and head [H], got {shapes}. {_AGAIN}"
             )
-        constants = PosteriorUncertainty(float(about["reward_mean"]), float(about["reward_std"]))
-        precision, measured_on = float(about["prior_precision"]), about.get("measured_on", "unknown")
-        return cls(factor, mean, head, constants, precision, measured_on)
+        if not isinstance(constants, PosteriorUncertainty) or "prior_precision" not in facts:
+            raise CheckpointError(f"{found.path}: expected the constants of a posterior, got {constants}. {_AGAIN}")
+        return cls(factor, mean, head, constants, facts["prior_precision"], facts.get("measured_on", "unknown"))
 
 
 def check_folder_of_one_head(folder: Path) -> None:

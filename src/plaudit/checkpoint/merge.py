@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from plaudit.checkpoint.atomic import recover, staged_folder
+from plaudit.checkpoint.atomic import new_folder, staged_folder
 from plaudit.checkpoint.card import write_model_card
 from plaudit.checkpoint.fingerprint import columns_as_saved, take_fingerprint
 from plaudit.checkpoint.heads_file import SavedHeads
@@ -21,7 +21,7 @@ from plaudit.checkpoint.metadata import (
     write_metadata,
 )
 from plaudit.checkpoint.verify import Reload, Verification, verify_and_record
-from plaudit.errors import ConfigError, ModelError
+from plaudit.errors import ModelError
 from plaudit.models.adapters import base_model, has_virtual_tokens, is_peft_model
 from plaudit.models.load import load_model, load_tokenizer, max_positions
 from plaudit.models.member_heads import MemberHeads, attach_member_heads
@@ -33,7 +33,7 @@ from plaudit.models.saved_adapter import SavedAdapter
 if TYPE_CHECKING:
     from peft import PeftModel
 
-__all__ = ["merge_adapter", "merge_into_base", "new_folder", "save_plain_model"]
+__all__ = ["describe_plain_model", "load_as_trained", "merge_adapter", "merge_into_base", "save_plain_model"]
 
 
 def merge_adapter(
@@ -65,64 +65,35 @@ def merge_adapter(
         CheckpointError: The merged model does not score the same (its files are kept), or the disk is full.
     """
     adapter, output = os.path.expanduser(adapter), new_folder(output)
-    model = _load(adapter, trust_remote_code)
+    model = load_as_trained(adapter, trust_remote_code)
+    if not is_peft_model(model):
+        raise ModelError(f"{adapter} is a whole model and not an adapter: there is nothing to merge.")
     tokenizer = load_tokenizer(adapter, trust_remote_code=trust_remote_code)
     recorded = read_metadata(adapter)
-    conversational = recorded.get("rendering", {}).get("sequences", "conversations") == "conversations"
     heads = SavedHeads.read(adapter)
     if heads is not None:
         attach_member_heads(base_model(model), MemberHeads(heads.weight, heads.bias), is_trainable=False)
-    fingerprint = take_fingerprint(
-        lambda ids: columns_as_saved(model, ids),
-        tokenizer,
-        conversational=conversational,
-        dtype=compute_dtype(base_model(model)),
-        longest=max_positions(base_model(model)),
-    )
+    metadata = recorded | describe_plain_model(model, tokenizer, recorded) | {"merged_from": adapter}
     attach_uncertainty(base_model(model), None)
     merged = merge_into_base(model, adapter)
     if dtype is not None:
         merged = merged.to(getattr(torch, dtype))
-    rendering = rendering_metadata(tokenizer, fingerprint.ids[0], conversational=conversational, max_length=None)
-    changed = {
-        "versions": library_versions(),
-        "merged_from": adapter,
-        "head": {"name": head_names(merged)[0].split(".")[0], "trained_in": "float32"},
-        "quantization": None,
-        "fingerprint": fingerprint.as_json(),
-    }
-    metadata = {"rendering": rendering} | recorded | changed
     with staged_folder(output) as folder:
-        save_plain_model(folder, merged, tokenizer, metadata)
         if heads is not None:
             heads.write(folder)
-        _write_card(folder, output, adapter, metadata)
+        save_plain_model(folder, merged, tokenizer, metadata, output, {"merged_from": adapter}, _last_metrics(adapter))
     return verify_and_record(output, trust_remote_code=trust_remote_code, reload=reload)
 
 
-def new_folder(output: str | Path) -> Path:
-    """Return the path of a folder that a model is to be written to.
-
-    Raises:
-        ConfigError: The folder is there and not empty, or is a file.
-    """
-    output = Path(output)
-    recover(output)  # an earlier merge may have been killed while it wrote
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigError(f"--output: '{output}' is not empty. Name a new folder.")
-    return output
-
-
-def _load(adapter: str, trust_remote_code: bool) -> "PeftModel":
+def load_as_trained(path: str, trust_remote_code: bool) -> "PreTrainedModel | PeftModel":
+    """Load a model or an adapter on its base for scoring, in the precision that it had in training."""
     model = load_model(
-        adapter,
-        model_init_kwargs={"dtype": training_dtype(adapter)},
+        path,
+        model_init_kwargs={"dtype": training_dtype(path)},
         trust_remote_code=trust_remote_code,
         is_trainable=False,
         new_head=False,
     )
-    if not is_peft_model(model):
-        raise ModelError(f"{adapter} is a whole model and not an adapter: there is nothing to merge.")
     bind_reward_forward(base_model(model))
     return model
 
@@ -144,28 +115,73 @@ def merge_into_base(model: "PeftModel", adapter: str) -> PreTrainedModel:
     return model.merge_and_unload()
 
 
+def describe_plain_model(
+    model: "PreTrainedModel | PeftModel", tokenizer: PreTrainedTokenizerBase, recorded: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the entries of `reward.json` that a plain model has anew, among them the fingerprint of `model`.
+
+    Args:
+        model: The model with the rewards that the plain model must have.
+        tokenizer: Its tokenizer.
+        recorded: The former `reward.json`, whose entries of the rendering stay.
+    """
+    base, said = base_model(model), recorded.get("rendering") or {}
+    conversational = said.get("sequences", "conversations") == "conversations"
+    fingerprint = take_fingerprint(
+        lambda ids: columns_as_saved(model, ids),
+        tokenizer,
+        conversational=conversational,
+        dtype=compute_dtype(base),
+        longest=max_positions(base),
+    )
+    rendering = rendering_metadata(tokenizer, fingerprint.ids[0], conversational=conversational, max_length=None)
+    return {
+        "versions": library_versions(),
+        "rendering": rendering | said,
+        "head": {"name": head_names(base)[0].split(".")[0], "trained_in": "float32"},
+        "quantization": None,
+        "fingerprint": fingerprint.as_json(),
+    }
+
+
 def save_plain_model(
-    folder: Path, merged: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, metadata: dict[str, Any]
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    metadata: dict[str, Any],
+    output: Path,
+    options: dict[str, Any],
+    metrics: tuple[dict[str, Any], dict[str, Any]] = ({}, {}),
 ) -> None:
-    """Write a whole model with its tokenizer, its contract and its `reward.json` into a folder."""
+    """Write a whole model into `folder` with its tokenizer, its contract, its `reward.json` and its card.
+
+    Args:
+        folder: The folder to write into.
+        model: The model.
+        tokenizer: Its tokenizer.
+        metadata: The content of `reward.json`.
+        output: The place that the folder will have, for the card.
+        options: The origin of the model, for the card.
+        metrics: The last metrics of training and of evaluation, for the card.
+    """
     scale = metadata.get("rewards", {})
-    merged.config.pad_token_id = merged.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    set_contract(merged.config, metadata["head"]["name"], scale.get("mean", 0.0), scale.get("std", 1.0))
-    merged.save_pretrained(folder)
+    model.config.pad_token_id = model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    set_contract(model.config, metadata["head"]["name"], scale.get("mean", 0.0), scale.get("std", 1.0))
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     write_metadata(folder, metadata)
+    write_model_card(
+        folder, model_name=output.name, location=str(output), options=options, training_metrics=metrics[0],
+        evaluation_metrics=metrics[1], conversational=metadata["rendering"]["sequences"] == "conversations",
+        members=metadata.get("members") or 0,
+    )  # fmt: skip
 
 
-def _write_card(folder: Path, output: Path, adapter: str, metadata: dict[str, Any]) -> None:
-    """Write the model card, with the figures of the adapter's training if its folder has them."""
+def _last_metrics(adapter: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the last metrics of training and of evaluation, if the folder of an adapter has those of its run."""
     state = Path(adapter, "trainer_state.json")
     history = json.loads(state.read_text(encoding="utf-8"))["log_history"] if state.is_file() else []
-    write_model_card(
-        folder,
-        model_name=output.name,
-        location=str(output),
-        options={"merged_from": adapter},
-        training_metrics=next((entry for entry in reversed(history) if "loss" in entry), {}),
-        evaluation_metrics=next((entry for entry in reversed(history) if "eval_loss" in entry), {}),
-        conversational=metadata["rendering"]["sequences"] == "conversations",
-    )
+    last: dict[str, dict[str, Any]] = {}
+    for entry in history:
+        last |= {name: entry for name in ("loss", "eval_loss") if name in entry}
+    return last.get("loss", {}), last.get("eval_loss", {})

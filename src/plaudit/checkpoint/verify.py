@@ -124,18 +124,13 @@ def _verify_ensemble(folder: Path, trust_remote_code: bool, reload: Reload) -> V
         f"{ensemble.measured_on}"
     )
     findings = [Finding("ensemble", True, message)]
-    verified = []
-    for number, path in enumerate(ensemble.members, 1):
-        each = verify(path, trust_remote_code=trust_remote_code, reload=reload)
-        layers = [
-            finding for finding in each.findings if not finding.holds and finding.layer not in _OTHER_LOADERS
-        ] or each.findings[-1:]
-        holds = {"verified": True, "failed": False, "NOT VERIFIED": None}[each.status]
-        if each.broken and all(finding.layer in _OTHER_LOADERS for finding in each.broken):
-            holds = None if each.difference is None else True  # no other program loads an ensemble
-        text = "; ".join(f"{finding.layer}: {finding.message}" for finding in layers)
-        findings.append(Finding(f"member {number}", holds, f"{path}: {text}"))
-        verified.append(each)
+    verified = [verify(path, trust_remote_code=trust_remote_code, reload=reload) for path in ensemble.members]
+    findings += [
+        replace(finding, layer=f"member {number}, {finding.layer}", message=f"{path}: {finding.message}")
+        for number, (path, each) in enumerate(zip(ensemble.members, verified, strict=True), 1)
+        for finding in each.findings
+        if finding.layer not in _OTHER_LOADERS and (finding.layer == "rewards" or not finding.holds)
+    ]  # no other program loads an ensemble
     differences = [each.difference for each in verified if each.difference is not None]
     if len(differences) < len(verified):
         return Verification(findings)

@@ -46,14 +46,11 @@ def command(
 
 def _show(fit: "LaplaceFit", path: Path) -> None:
     """Print what was fitted and where it was written."""
-    constants, features = fit.posterior.constants, len(fit.posterior.head)
+    features = len(fit.posterior.head)
     rows = [
         ("data", escape(fit.posterior.measured_on)),
         ("prior precision", f"{fit.posterior.prior_precision:.3g}, where the marginal likelihood is greatest"),
         ("determined by data", f"{fit.well_determined:.1f} of {features} directions of the head"),
-        ("rewards", f"mean {constants.reward_mean:.3g}, standard deviation {constants.reward_std:.3g}"),
-        ("std of a reward", f"{fit.reward_std:.3g} (median)"),
-        ("std of a difference", f"{fit.comparison_std:.3g} (median over the comparisons)"),
     ]
     display.show_table("Posterior of the head", rows)
     display.console.print(f"Wrote {escape(str(path))}; `score(..., return_std=True)` uses it.", soft_wrap=True)

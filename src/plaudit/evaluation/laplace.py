@@ -28,8 +28,6 @@ logger = logging.getLogger(__name__)
 
 Array = NDArray[np.float64]
 
-_SAMPLED = 1000  # the most comparisons whose standard deviations are summed up
-
 
 @dataclass(frozen=True)
 class LaplaceFit:
@@ -41,16 +39,12 @@ class LaplaceFit:
         split: The split that was loaded; `None` for rows that were passed in.
         well_determined: Number of directions of the head that the data determine rather than the prior (MacKay's
             gamma), between 0 and the number of features.
-        reward_std: Median standard deviation of a reward under the posterior, over up to 1,000 comparisons.
-        comparison_std: Median standard deviation of the difference of the two rewards of these comparisons.
     """
 
     posterior: "SavedLaplace"
     comparisons: int
     split: str | None
     well_determined: float
-    reward_std: float
-    comparison_std: float
 
 
 class HeadPosterior(NamedTuple):
@@ -146,15 +140,14 @@ def fit_laplace(
     import torch
 
     from plaudit.checkpoint.laplace_file import SavedLaplace
-    from plaudit.scoring.head_features import features_as_columns
-    from plaudit.scoring.saved_uncertainty import attach_posterior
+    from plaudit.scoring.saved_uncertainty import attach_posterior, features_as_columns
 
     rows, split = load_rows(
         dataset, split=split, dataset_config=dataset_config, dataset_format=dataset_format, defaults=("train",)
     )
     data = read_preferences(rows)
     with features_as_columns(reward_model) as head:
-        sums = _Sums(len(head), every=math.ceil(len(data.weights) / _SAMPLED))
+        sums = _Sums(len(head))
         for better, worse, weights in _compared_columns(reward_model, data):
             sums.add(better, worse, weights)
     fitted = head_posterior(sums.hessian, head.double().numpy())
@@ -168,7 +161,7 @@ def fit_laplace(
         measured_on=f"{sums.comparisons} comparisons of {name}" + (f", split {split}" if split else ""),
     )
     reward_model.uncertainty = attach_posterior(reward_model.model, posterior, reward_model.name)
-    return LaplaceFit(posterior, sums.comparisons, split, fitted.well_determined, *sums.median_stds(fitted.factor))
+    return LaplaceFit(posterior, sums.comparisons, split, fitted.well_determined)
 
 
 def _compared_columns(reward_model: "RewardModel", data: PreferenceData) -> Iterator[tuple[Array, Array, Array]]:
@@ -195,13 +188,11 @@ class _Sums:
 
     Args:
         num_features: The number H of features.
-        every: Keep the features of every so many comparisons, to sum up their standard deviations.
     """
 
-    def __init__(self, num_features: int, every: int) -> None:
+    def __init__(self, num_features: int) -> None:
         self.hessian = np.zeros((num_features, num_features))
         self.comparisons = 0
-        self._every, self._kept = every, list[tuple[Array, Array]]()
         self._weight, self._squares = 0.0, 0.0
         self._columns: Array = np.zeros(1 + num_features)
 
@@ -212,8 +203,6 @@ class _Sums:
         self._weight += float(weights.sum())
         self._columns += weights @ (better + worse) / 2
         self._squares += float(weights @ (better[:, 0] ** 2 + worse[:, 0] ** 2)) / 2
-        chosen = slice(-self.comparisons % self._every, None, self._every)
-        self._kept.append((better[chosen, 1:].copy(), worse[chosen, 1:].copy()))  # a view would keep all features
         self.comparisons += len(weights)
 
     @property
@@ -226,10 +215,3 @@ class _Sums:
         mean = self._columns[0] / self._weight
         std = math.sqrt(max(self._squares / self._weight - mean**2, 0.0))
         return PosteriorUncertainty(float(mean), std or 1.0)
-
-    def median_stds(self, factor: Array) -> tuple[float, float]:
-        """Return the median standard deviation of a reward, and that of the difference of the two of a comparison."""
-        better, worse = (np.concatenate(side) for side in zip(*self._kept, strict=True))
-        rewards, differences = np.concatenate([better, worse]) - self.feature_mean, better - worse
-        of_rewards, of_differences = (np.linalg.norm(each @ factor, axis=1) for each in (rewards, differences))
-        return float(np.median(of_rewards)), float(np.median(of_differences))

@@ -5,8 +5,6 @@ from torch import nn
 
 __all__ = ["HeadFeatures", "LaplaceHead"]
 
-_NUM_SAMPLES = 64
-
 
 class HeadFeatures(nn.Module):
     """Columns that are the features at the input of the head, from which a posterior is fitted.
@@ -38,25 +36,26 @@ class LaplaceHead(nn.Module):
     Args:
         factor: L, shape [H, H].
         feature_mean: Mean features of the reference data, shape [H].
+        num_samples: The number K of samples, even: the same heads for all sequences and in all processes.
 
     Attributes:
-        num_columns: The standard deviation and 64 samples, the same heads for all sequences and in all processes.
+        num_columns: 1 + K, the standard deviation and the samples.
     """
 
     factor: torch.Tensor
     feature_mean: torch.Tensor
     normals: torch.Tensor
 
-    def __init__(self, factor: torch.Tensor, feature_mean: torch.Tensor) -> None:
+    def __init__(self, factor: torch.Tensor, feature_mean: torch.Tensor, num_samples: int) -> None:
         super().__init__()
-        half = torch.randn(len(factor), _NUM_SAMPLES // 2, generator=torch.Generator().manual_seed(0))
+        half = torch.randn(len(factor), num_samples // 2, generator=torch.Generator().manual_seed(0))
         buffers = {"factor": factor, "feature_mean": feature_mean, "normals": torch.cat([half, -half], 1)}
         for name, tensor in buffers.items():
             self.register_buffer(name, tensor.detach().float(), persistent=False)
-        self.num_columns = 1 + _NUM_SAMPLES
+        self.num_columns = 1 + num_samples
 
     def forward(self, features: torch.Tensor, rewards: torch.Tensor) -> torch.Tensor:
-        """Map features [..., H] and rewards [..., 1] to [..., 66]: reward, standard deviation, samples."""
+        """Map features [..., H] and rewards [..., 1] to [..., 2 + K]: reward, standard deviation, samples."""
         whitened = (features - self.feature_mean) @ self.factor  # [..., H]
-        samples = rewards + whitened @ self.normals  # [..., 64]
+        samples = rewards + whitened @ self.normals  # [..., K]
         return torch.cat([rewards, whitened.norm(dim=-1, keepdim=True), samples], -1)

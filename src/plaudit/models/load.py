@@ -4,7 +4,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import find_adapter_config_file
+from transformers.utils import cached_file, find_adapter_config_file
 from transformers.utils import logging as transformers_logging
 
 from plaudit.errors import ConfigError, ModelError
@@ -73,17 +73,12 @@ def load_model(
     name = os.path.expanduser(name_or_path)  # a `Path` would turn ./model into the hub id model
     if name.startswith((".", "/")) and not Path(name).is_dir():
         raise ModelError(f"{name}: no model could be loaded from there: there is no such folder.")
-    if Path(name, "ensemble.json").is_file():
-        raise ModelError(
-            f"{name} is an ensemble of several models, which its ensemble.json names, and no single model. Name one of "
-            f"them, or make one model of them: `plaudit merge A B C --average --output FOLDER`. Commands that score "
-            f"take the whole folder."
-        )
     hub = _only(options, _ADAPTER_HUB_OPTIONS)
     try:
         adapter = find_adapter_config_file(name, **hub)
         config = AutoConfig.from_pretrained(name, **_only(options, _HUB_OPTIONS)) if adapter is None else None
     except (OSError, ValueError) as error:
+        _check_no_ensemble(name, hub)
         here = "" if Path(name).is_dir() else " There is no folder of that name, and the hub gave none."
         raise ModelError(f"{name}: no model could be loaded from there ({_first_line(error)}).{here}") from error
     if adapter is not None:
@@ -98,6 +93,17 @@ def load_model(
     _report_keys(model, name, info, new_head)
     model.new_modules = new  # an adapter must save them, since a reload would draw other weights
     return model
+
+
+def _check_no_ensemble(name: str, hub: dict[str, Any]) -> None:
+    """Raise where there is an ensemble of models instead of a model."""
+    with suppress(OSError):  # there is no such file or place
+        cached_file(name, "ensemble.json", **hub)
+        raise ModelError(
+            f"{name} is an ensemble of several models, which its ensemble.json names, and no single model. Name one of "
+            f"them, or make one model of them: `plaudit merge A B C --average --output FOLDER`. Commands that score "
+            f"take the whole folder."
+        )
 
 
 def _load_options(

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 __all__ = ["SavedAdapter"]
 
+# PEFT repeats the initialisation of an adapter when it loads one. Others (PiSSA, OLoRA, CorDA, ...) take weights out of
+# the base, which is then no longer that of the next adapter.
+_KEEPING_THE_BASE = (True, False, "gaussian", "eva", "orthogonal")
+
 
 @dataclass(frozen=True)
 class SavedAdapter:
@@ -104,6 +108,8 @@ class SavedAdapter:
         """A key that is equal for adapters that can lie on one loaded base; `None` for one that cannot share it."""
         config: Any = self.config
         if config.peft_type != "LORA" or config.bias != "none":  # PEFT holds one adapter with biases
+            return None
+        if config.init_lora_weights not in _KEEPING_THE_BASE or config.layer_replication:
             return None
         saved = tuple(sorted(config.modules_to_save or ()))
         return (config.base_model_name_or_path, config.revision, repr(self.quantization), self.has_head, saved)

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 from transformers.utils import find_adapter_config_file
 
-from plaudit.checkpoint.atomic import staged_folder
+from plaudit.checkpoint.atomic import new_folder, staged_folder
 from plaudit.checkpoint.ensemble_file import ENSEMBLE_FILE, SavedEnsemble
 from plaudit.checkpoint.member_agreement import SavedMember, check_agreement
-from plaudit.checkpoint.merge import new_folder
 from plaudit.checkpoint.metadata import fingerprint_digest, training_dtype
 from plaudit.data.formats import TextOrChat
 from plaudit.engine import ScoringEngine
@@ -25,6 +24,7 @@ from plaudit.uncertainty import MemberUncertainty, UnmeasuredMembers
 __all__ = ["load_ensemble", "save_ensemble"]
 
 _HUB_OPTIONS = ("cache_dir", "revision", "token")
+_OF_THE_ENSEMBLE = ("scale", "temperature", "trained_on", "uncertainty")  # options that no single member takes
 
 
 def load_ensemble(members: Sequence[str | Path], *, saved: SavedEnsemble | None = None, **options: Any) -> RewardModel:
@@ -49,20 +49,20 @@ def load_ensemble(members: Sequence[str | Path], *, saved: SavedEnsemble | None 
     read = _read_members(paths, options)
     if saved is not None:
         saved.check_unchanged(read)
-    own = {name: options.pop(name) for name in ("scale", "temperature", "trained_on", "uncertainty") if name in options}
-    loaded, placed = _load_members(paths, options)
+    given = {name: options.pop(name) for name in _OF_THE_ENSEMBLE if name in options}
+    loaded, places = _load_members(paths, options)
     ensemble = loaded[0]
     engines = [each.engine for each in loaded if isinstance(each.engine, ScoringEngine)]  # all: none is an ensemble
-    ensemble.engine = EnsembleEngine(engines, placed)
+    ensemble.engine = EnsembleEngine(engines, places)
     lengths = [each.max_length for each in loaded if each.max_length is not None]
     ensemble.max_length = min(lengths, default=None)
-    constants = _own_constants(read) if saved is None else saved.constants
-    ensemble.uncertainty = own.get("uncertainty", constants)
-    measured = constants if isinstance(constants, MemberUncertainty) else None
-    ensemble.scale = own.get("scale", measured and (float(np.mean(measured.centers)), measured.reward_std))
-    ensemble.temperature = own.get("temperature")
+    constants = _constants_of_training(read) if saved is None else saved.constants
+    ensemble.uncertainty = given.get("uncertainty", constants)
+    scale = float(np.mean(constants.centers)), constants.reward_std
+    ensemble.scale = given.get("scale", None if isinstance(constants, UnmeasuredMembers) else scale)
+    ensemble.temperature = given.get("temperature")
     forms = [each.rendering["sequences"] for each in read if "sequences" in each.rendering]
-    ensemble.trained_on = own.get("trained_on", next(iter(forms), None))
+    ensemble.trained_on = given.get("trained_on", next(iter(forms), None))
     ensemble.name = ", ".join(paths)
     digests = [each.digest for each in read]
     ensemble.fingerprint = None if None in digests else fingerprint_digest([digests, constants.to_dict()])
@@ -97,7 +97,7 @@ def _load_members(paths: list[str], options: dict[str, Any]) -> tuple[list[Rewar
     """Load the models, adapters on one base together; return them, and for each member its model and its adapter."""
     hub = _hub_options(options)
     loaded: list[RewardModel] = []
-    placed: list[tuple[int, str | None]] = []
+    places: list[tuple[int, str | None]] = []
     numbers: dict[Any, int] = {}  # of the loaded models that adapters can share
     for path in paths:
         adapter, key = None, None
@@ -105,23 +105,24 @@ def _load_members(paths: list[str], options: dict[str, Any]) -> tuple[list[Rewar
             adapter = SavedAdapter.read(path, **hub)
             key = adapter.shareable_base and (*adapter.shareable_base, training_dtype(path, **hub))
         if adapter is not None and key in numbers:
-            name = f"member_{len(placed)}"
+            name = f"member_{len(places)}"
             adapter.add_to(loaded[numbers[key]].engine.model, name)
-            placed.append((numbers[key], name))
+            places.append((numbers[key], name))
             continue
         if key is not None:
             numbers[key] = len(loaded)
-        placed.append((len(loaded), None if key is None else "default"))  # the name that PEFT gives the first
+        places.append((len(loaded), None if key is None else "default"))  # the name that PEFT gives the first
         loaded.append(RewardModel.from_pretrained(path, uncertainty=None, **options))
-    return loaded, placed
+    return loaded, places
 
 
-def _own_constants(members: list[SavedMember]) -> MemberUncertainty | UnmeasuredMembers:
+def _constants_of_training(members: list[SavedMember]) -> MemberUncertainty:
     """Return the constants that the training runs of the members measured, each on its own data."""
     scales = []
     for each in members:
         if each.scale is None:
-            return UnmeasuredMembers(len(members), each.path)
+            placeholders = [1.0] * len(members)
+            return UnmeasuredMembers(tuple(placeholders), tuple(placeholders), 1.0, lacking=each.path)
         scales.append(each.scale)
     centers, stds = zip(*scales, strict=True)
     return MemberUncertainty(centers, stds, reward_std=float(np.mean(stds)))

@@ -1,4 +1,4 @@
-"""`EnsembleEngine`: the members of an ensemble behind the face of one scoring engine. The engine knows no text."""
+"""An engine that scores with each member of an ensemble and returns their mean. The engine knows no text."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -27,8 +27,9 @@ class EnsembleEngine:
     """Scores sequences of token ids with each of K members, and gives the columns [mean, member 1, ..., member K].
 
     Members that are adapters on one loaded base run one after the other, each in the layout of its engine. For few and
-    short sequences they run in one padded batch, where PEFT can mix adapters (plain LoRA); the first such batch is
-    compared with one adapter after the other, and decides for all later ones.
+    short sequences they run in one padded batch, where PEFT can mix adapters (plain LoRA) and padding changes no
+    reward; the first such batch, and the first with padding, are compared with one adapter after the other, and decide
+    for all later ones.
 
     Args:
         engines: The engines of the loaded models.
@@ -42,7 +43,7 @@ class EnsembleEngine:
         self._engines, self._members = list(engines), list(members)
         sizes = [each.vocabulary_size for each in engines if each.vocabulary_size is not None]
         self.vocabulary_size = min(sizes, default=None)
-        self._can_mix: dict[int, bool] = {}  # by index of the engine, once it was tried
+        self._can_mix: dict[tuple[int, bool], bool] = {}  # by engine, and whether a batch has padding; once tried
         self._lock = threading.Lock()  # an adapter must stay active until its rewards are there
 
     def __getstate__(self) -> dict[str, Any]:
@@ -93,6 +94,8 @@ class EnsembleEngine:
         """
         rewards = np.zeros((len(sequences), len(self._members)), dtype=np.float32)
         report = _shared_progress(progress, len(self._members))
+        lengths = {len(ids) for ids in sequences}
+        positions = len(sequences) * max(lengths, default=0)
         with self._lock:
             for number, engine in enumerate(self._engines):
                 columns = [column for column, (owner, _) in enumerate(self._members) if owner == number]
@@ -100,17 +103,17 @@ class EnsembleEngine:
                 if not adapters:
                     rewards[:, columns[0]] = engine.score(sequences, report)
                     continue
-                positions = len(sequences) * max(map(len, sequences), default=0)
-                is_small = len(adapters) > 1 and 0 < positions <= _MOST_MIXED_POSITIONS
-                if is_small and self._can_mix.get(number):
+                kind = number, len(lengths) > 1
+                is_small = len(adapters) > 1 and 0 < positions <= _MOST_MIXED_POSITIONS and engine.layout != "alone"
+                if is_small and self._can_mix.get(kind):
                     rewards[:, columns] = engine.score_adapters(sequences, adapters)
                     report(len(sequences) * len(adapters))
                     continue
                 for column, adapter in zip(columns, adapters, strict=True):
                     engine.model.set_adapter(adapter, inference_mode=True)
                     rewards[:, column] = engine.score(sequences, report)
-                if is_small and number not in self._can_mix:
-                    self._can_mix[number] = _mixes(engine, sequences, adapters, rewards[:, columns])
+                if is_small and kind not in self._can_mix:
+                    self._can_mix[kind] = _mixes(engine, sequences, adapters, rewards[:, columns])
         return np.concatenate([rewards.mean(1, keepdims=True), rewards], axis=1)
 
 

@@ -66,8 +66,9 @@ class RewardModel(BaseRewardModel):
         temperature: Divisor of the rewards that makes probabilities fit the data it was fitted to, for
             `calibrated=True`.
         trained_on: "texts" or "conversations", if known: a sequence of the other form brings one warning.
-        uncertainty: How to read the columns beside the reward, if the model has any. With `None`, `from_pretrained`
-            leaves what is saved beside the weights unread.
+        uncertainty: How to read the columns beside the reward, if the model has any. `from_pretrained` attaches the
+            members or the posterior that are saved beside the weights, with these constants for the saved ones; with
+            `None` it leaves them unread.
 
     Attributes:
         name: The folder or hub id that the model was loaded from.
@@ -94,6 +95,11 @@ class RewardModel(BaseRewardModel):
         if max_length is not None and max_length < 2:
             raise ConfigError(f"max_length: expected a whole number above 1, got {max_length!r}.")
         self.engine: ScoringEngine | EnsembleEngine = ScoringEngine(model, max_tokens_per_batch)
+        if uncertainty is not None and uncertainty.num_columns != self.engine.num_columns:
+            raise ConfigError(
+                f"uncertainty: expected constants of the {self.engine.num_columns} columns that the model gives, got "
+                f"those of {uncertainty.num_columns}."
+            )
         self.tokenizer = tokenizer
         self.max_length, self.overlong = max_length or max_positions(base_model(model)), overlong
         self.scale, self.trained_on, self.truncated = scale, trained_on, 0
@@ -138,19 +144,20 @@ class RewardModel(BaseRewardModel):
         """
         _check_options(options, list(signature(cls).parameters)[2:])
         device = resolve_device(device)
-        of_all = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
-        of_all |= {"allow_random_head": allow_random_head, "model_init_kwargs": model_init_kwargs} | options
+        shared = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
+        shared |= {"allow_random_head": allow_random_head, "model_init_kwargs": model_init_kwargs} | options
         if not isinstance(path_or_id, (str, Path)):
-            return _load_ensemble(list(path_or_id), None, of_all)
+            return _load_ensemble(list(path_or_id), None, shared)
         name = os.path.expanduser(path_or_id)
         hub = {option: value for option, value in (model_init_kwargs or {}).items() if option in _HUB_OPTIONS}
-        if saved := SavedEnsemble.read(name, **hub):
-            calibration = read_metadata(name, **hub).get("calibration") or {}  # of `plaudit eval --save_temperature`
-            of_all.setdefault("temperature", calibration.get("temperature"))
-            ensemble = _load_ensemble(list(saved.members), saved, of_all)
+        metadata = read_metadata(name, **hub)
+        # The folder of an ensemble has a `reward.json` without `rendering`, or none; a look-up on the hub is spared.
+        if "rendering" not in metadata and (saved := SavedEnsemble.read(name, **hub)):
+            calibration = metadata.get("calibration") or {}  # of `plaudit eval --save_temperature`
+            shared.setdefault("temperature", calibration.get("temperature"))
+            ensemble = _load_ensemble(list(saved.members), saved, shared)
             ensemble.name = name
             return ensemble
-        metadata = read_metadata(name, **hub)
         if dtype is None or dtype == "auto":
             dtype = training_dtype(name, **hub)
         loading = {"dtype": dtype} | (model_init_kwargs or {})
@@ -173,8 +180,9 @@ class RewardModel(BaseRewardModel):
         options.setdefault("scale", _saved_scale(metadata, base_model(model).config))
         options.setdefault("temperature", (metadata.get("calibration") or {}).get("temperature"))
         options.setdefault("trained_on", rendering.get("sequences"))
-        if "uncertainty" not in options:
-            options["uncertainty"] = attach_saved_uncertainty(model, name, metadata.get("members"), **hub)
+        if options.get("uncertainty", "saved") is not None:
+            saved_uncertainty = attach_saved_uncertainty(model, name, metadata.get("members"), **hub)
+            options.setdefault("uncertainty", saved_uncertainty)
         loaded = cls(model, tokenizer, **options)
         loaded.name = name  # the configuration of an adapter names its base
         if metadata.get("fingerprint"):

@@ -1,22 +1,30 @@
 """The uncertainty that is saved beside the weights of a model, attached to the model when it is loaded for scoring."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from plaudit.checkpoint.heads_file import HEADS_FILE, SavedHeads
 from plaudit.checkpoint.laplace_file import LAPLACE_FILE, SavedLaplace
-from plaudit.errors import CheckpointError
+from plaudit.errors import CheckpointError, ConfigError, ModelError
 from plaudit.models.adapters import base_model
-from plaudit.models.laplace_head import LaplaceHead
-from plaudit.models.member_heads import MemberHeads, attach_member_heads, is_mean_of_members
+from plaudit.models.laplace_head import HeadFeatures, LaplaceHead
+from plaudit.models.member_heads import MemberHeads, attach_member_heads, is_mean_of_members, member_heads
 from plaudit.models.precision import compute_dtype
-from plaudit.models.reward_head import attach_uncertainty, bind_reward_forward, head_names
+from plaudit.models.reward_head import attach_uncertainty, bind_reward_forward, trained_head
+from plaudit.scoring.ensemble_engine import EnsembleEngine
 from plaudit.uncertainty import PosteriorUncertainty, Uncertainty
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-__all__ = ["attach_posterior", "attach_saved_uncertainty"]
+    from plaudit.scoring.reward_model import RewardModel
+
+__all__ = ["attach_posterior", "attach_saved_uncertainty", "features_as_columns"]
 
 
 def attach_saved_uncertainty(
@@ -36,7 +44,8 @@ def attach_saved_uncertainty(
     Raises:
         CheckpointError: The file is missing, not whole, or of another model.
     """
-    heads = SavedHeads.read(path_or_id, **hub)
+    # On the hub, where each look-up takes time, only what `reward.json` names is looked up, else a posterior.
+    heads = SavedHeads.read(path_or_id, **hub) if recorded or Path(path_or_id).is_dir() else None
     if heads is None and recorded:
         raise CheckpointError(
             f"{path_or_id}: reward.json names {recorded} members, and {HEADS_FILE}, which holds them, is missing. Copy "
@@ -46,7 +55,12 @@ def attach_saved_uncertainty(
         posterior = SavedLaplace.read(path_or_id, **hub)
         return None if posterior is None else attach_posterior(model, posterior, path_or_id)
     base = _bound_base(model)
-    attach_member_heads(base, MemberHeads(heads.weight, heads.bias), is_trainable=False)
+    try:
+        attach_member_heads(base, MemberHeads(heads.weight, heads.bias), is_trainable=False)
+    except ModelError as error:
+        raise CheckpointError(
+            f"{path_or_id}: {HEADS_FILE} is of another model: {error} Copy the model's own."
+        ) from error
     if not is_mean_of_members(base):
         raise CheckpointError(
             f"{path_or_id}: the head of the model is not the mean of the members in {HEADS_FILE}, so the weights and "
@@ -69,14 +83,44 @@ def attach_posterior(
         CheckpointError: The head is not the one that the posterior was fitted for.
     """
     base = _bound_base(model)
-    head = base.get_submodule(head_names(base)[-1]).weight  # under PEFT, the trained copy comes after the original
+    head = trained_head(base).weight
     if not posterior.is_of_head(head, compute_dtype(base)):
         raise CheckpointError(
             f"{path_or_id}: {LAPLACE_FILE} was fitted for another head than that of the model, which may have been "
             "trained on since. Run `plaudit laplace MODEL DATA` again, or remove the file to use the rewards alone."
         )
-    attach_uncertainty(base, LaplaceHead(posterior.factor, posterior.feature_mean).to(head.device))
-    return posterior.constants
+    constants = posterior.constants
+    attach_uncertainty(
+        base, LaplaceHead(posterior.factor, posterior.feature_mean, constants.num_samples).to(head.device)
+    )
+    return constants
+
+
+@contextmanager
+def features_as_columns(reward_model: "RewardModel") -> Iterator[torch.Tensor]:
+    """Put the features of each sequence beside its reward within this context: columns [N, 1 + H].
+
+    The features are float32, whatever the precision of the model. `RewardModel.begin_call` gives the columns.
+
+    Args:
+        reward_model: A model with one head. What it said of its uncertainty before holds again at the end.
+
+    Yields:
+        The weight of the head on the CPU, in the precision of the model, shape [H].
+
+    Raises:
+        ConfigError: The model is an ensemble.
+    """
+    model = base_model(reward_model.model)
+    if member_heads(model) is not None or isinstance(reward_model.engine, EnsembleEngine):
+        raise ConfigError(f"{reward_model.name}: expected a model with one head, got an ensemble.")
+    head = trained_head(model).weight
+    before = getattr(model, "uncertainty", None)
+    attach_uncertainty(model, HeadFeatures(head.shape[1]))
+    try:
+        yield head.detach().flatten().to("cpu", compute_dtype(model))
+    finally:
+        attach_uncertainty(model, before)
 
 
 def _bound_base(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel":
