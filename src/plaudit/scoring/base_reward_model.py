@@ -63,7 +63,7 @@ class ScoredSequences(NamedTuple):
             return self
         assert self.uncertainty is not None
         rewards = self.uncertainty.aggregate(self.columns, how, k)
-        return self._replace(rewards=rewards, unit=self.uncertainty.to_dict()["reward_std"])
+        return self._replace(rewards=rewards, unit=self.uncertainty.reward_std)
 
     def take(self, places: Any) -> "ScoredSequences":
         """Return the sequences at these indices or in this slice."""
