@@ -282,7 +282,13 @@ def check_aggregate(how: str, k: float, *, normalize: bool = False) -> None:
 
 
 def checked_uncertainty(
-    uncertainty: Uncertainty | None, name: str, aggregate: str = "mean", k: float = 1.0, *, needed_by: str | None = None
+    uncertainty: Uncertainty | None,
+    name: str,
+    aggregate: str = "mean",
+    k: float = 1.0,
+    *,
+    needed_by: str | None = None,
+    wants_std: bool = False,
 ) -> Uncertainty | None:
     """Return the uncertainty of a model, after a check that it can give what is asked for.
 
@@ -292,14 +298,14 @@ def checked_uncertainty(
         aggregate: The aggregate that is asked for.
         k: Its weight of the spread.
         needed_by: Name of another option that a single model cannot serve, if one is set.
+        wants_std: Standard deviations are asked for.
 
     Raises:
         ConfigError: The aggregate or its weight cannot be used, or a single model is asked for one.
     """
     check_aggregate(aggregate, k)
-    wants_std = needed_by == "return_std"
     needed_by = f"aggregate={aggregate!r}" if aggregate != "mean" else needed_by
-    if uncertainty is not None:  # an uncertainty may lack a figure, and says so of no sequences as well
+    if uncertainty is not None:  # calling it on an empty array raises where the constants are missing
         nothing = np.zeros((0, uncertainty.num_columns), np.float32)
         uncertainty.aggregate(nothing, aggregate, k)
         if wants_std:

@@ -125,7 +125,6 @@ def test_a_score_file_is_evaluated_without_importing_torch(data, tmp_path):
         (["--scores", "a.jsonl", "--split", "test"], "belong to a dataset: name it with --data"),
         (["model", "data", "--probes", "lengths"], "lengths"),
         (["--scores", "a.jsonl", "--aggregate", "min"], "--aggregate and --k: expected --best_of_n with them"),
-        (["model", "data", "--best_of_n", "--aggregate", "max"], "expected one of mean, min, mean-std, mean-var"),
         (["model", "a", "b", "--save_temperature"], "--save_temperature: expected one dataset"),
         (["org/model", "a", "--save_temperature"], "expected the model's folder, got 'org/model'"),
         (["model", "--benchmark", "llmbar", "--probes", "all"], "not a benchmark"),

@@ -20,10 +20,9 @@ from stub_server import StubServer
 
 from plaudit import RewardModel
 from plaudit.cli import cli
-from plaudit.cli.score import WorkerRange, command
+from plaudit.cli.score import WorkerRange
 from plaudit.errors import PlauditError
 from plaudit.scoring.worker import Worker
-from plaudit.uncertainty import AGGREGATES
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "score_kills.py"
 EVERY_KIND = [
@@ -198,11 +197,6 @@ def test_a_server_gives_the_deviations_of_its_ensemble(score, ensemble_folder, t
     for there, here in zip(read(tmp_path / "remote.jsonl"), read(tmp_path / "out.jsonl"), strict=True):
         assert list(there) == list(here)
         assert [there[name] for name in ("reward", "reward_std")] == [close(here["reward"]), close(here["reward_std"])]
-
-
-def test_the_aggregates_of_the_command_are_those_of_the_library():
-    (option,) = (each for each in command.params if each.name == "aggregate")
-    assert tuple(option.type.choices) == AGGREGATES
 
 
 def test_a_folder_is_read_by_split(score, refused, tmp_path):

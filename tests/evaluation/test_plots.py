@@ -154,8 +154,8 @@ def test_marks_and_lines_differ_from_the_page_for_every_reader():
 def test_rankings_by_spread_and_by_difference_meet_where_all_comparisons_are_answered(ax):
     plots.accuracy_by_coverage(UNCERTAINTY, ax=ax)
     ends = [line.get_ydata()[-1] for line in ax.lines]
-    assert ends == pytest.approx([ends[0]] * 3)
-    assert labels(ax) == ["by spread", "by difference", "by both"]
+    assert ends == pytest.approx([ends[0]] * 2)
+    assert labels(ax) == ["by spread", "by difference"]
 
 
 def test_the_matrix_of_correlations_holds_a_number_for_each_two_members(ax):
@@ -163,9 +163,3 @@ def test_the_matrix_of_correlations_holds_a_number_for_each_two_members(ax):
     assert len(ax.texts) == len(ax.patches) == 25
     assert ax.texts[0].get_text() == "1.00"
     assert ax.patches[0].get_alpha() > ax.patches[1].get_alpha()
-
-
-def test_what_was_not_fitted_is_not_drawn(ax):
-    few = evaluate_scores(ensemble_scores("told", 12)).to_dict()["uncertainty"]
-    plots.accuracy_by_coverage(few, ax=ax)
-    assert np.isnan(ax.lines[2].get_ydata()).all()

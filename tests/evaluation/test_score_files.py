@@ -13,6 +13,7 @@ import plaudit
 from plaudit import RewardModel
 from plaudit.errors import ConfigError, DataError
 from plaudit.evaluation.evaluate import evaluate_scores, join_dataset
+from plaudit.evaluation.laplace import fit_laplace
 from plaudit.evaluation.score_files import read_scores, write_scores
 from plaudit.evaluation.scores import ScoredRow, Scores
 from plaudit.models.member_heads import add_member_heads
@@ -134,7 +135,8 @@ def test_a_conservative_reward_is_that_of_the_model_row_by_row(ensemble, text_ro
 
 def test_sampled_heads_of_a_posterior_stand_for_members_in_the_unit_of_the_reward(tmp_path):
     rows = [
-        replace(row, rewards=[np.mean(row.members[0]), 0.0]) for row in ensemble_scores("told", 300, members=8).rows
+        replace(row, rewards=[np.mean(row.members[0]), 0.0], stds=[0.5 + row.row % 2, 0.0])
+        for row in ensemble_scores("told", 300, members=8).rows
     ]
     posterior = PosteriorUncertainty(reward_mean=1.0, reward_std=2.0, num_samples=8)
     write_scores(tmp_path / "scores.jsonl", Scores({"model": "laplace", "uncertainty": posterior.to_dict()}, rows))
@@ -142,10 +144,25 @@ def test_sampled_heads_of_a_posterior_stand_for_members_in_the_unit_of_the_rewar
     spread = [np.std(row.members[0], ddof=1) for row in rows]
     assert scores.member_differences.std(1, ddof=1) == pytest.approx(spread)
     assert evaluate_scores(scores).uncertainty.kind == "posterior"
-    lowered = [(row.rewards[0] - 1) / 2 - std / 2 for row, std in zip(rows, spread, strict=True)]
+    lowered = [(row.rewards[0] - 1) / 2 - row.stds[0] / 2 for row in rows]  # by the exact one, not that of the samples
     assert [each[0] for each in scores.aggregate("mean-std")] == pytest.approx(lowered, rel=1e-5)
     with pytest.raises(ConfigError, match="a posterior has no least member"):
         scores.aggregate("min")
+    for stds in (None, [0.5, -1.0], [0.5, None]):
+        wrong = Scores(scores.header, [replace(rows[0], stds=stds), *rows[1:]])
+        write_scores(tmp_path / "wrong.jsonl", wrong)
+        with pytest.raises(DataError, match="expected a number of 0 or more for each response in `stds` of row 0"):
+            read_scores(tmp_path / "wrong.jsonl")
+
+
+def test_a_conservative_reward_by_a_posterior_is_that_of_the_model(model_folder, text_rows):
+    model = RewardModel.from_pretrained(model_folder)
+    fit_laplace(model, text_rows)
+    scores = plaudit.evaluate(model, text_rows).scores
+    texts = [row["prompt"] + row[side] for row in text_rows for side in ("chosen", "rejected")]
+    for how in ("mean", "mean-std", "mean-var"):
+        expected = model.score(texts, aggregate=how).reshape(-1, 2)
+        assert np.array(scores.aggregate(how)) == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
 def test_a_conservative_reward_of_a_single_model_says_how_to_get_one():

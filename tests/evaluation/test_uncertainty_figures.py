@@ -23,7 +23,7 @@ def test_a_spread_that_tells_errors_is_found():
     assert 0.5 < figures.adjusted_auroc_low < figures.adjusted_auroc < figures.adjusted_auroc_high
     assert figures.verdict.startswith("The uncertainty earns its place: of a wrong and a right comparison with about")
     assert figures.log_loss_with_spread < figures.log_loss
-    assert figures.both_auroc > figures.margin_auroc > figures.spread_auroc > 0.5
+    assert figures.margin_auroc > figures.spread_auroc > 0.5
 
 
 @pytest.mark.parametrize("kind", ["noise", "follows"])
@@ -117,7 +117,7 @@ def test_with_few_errors_nothing_is_fitted_and_the_verdict_is_open():
         figures = uncertainty_figures(Scores(scores.header, rows))
         assert figures.earns_its_place is None
         assert figures.verdict.startswith("Cannot tell: fewer than 10 prompts")
-        assert np.isnan([figures.log_loss, figures.adjusted_auroc_low, figures.both_auroc]).all()
+        assert np.isnan([figures.log_loss, figures.adjusted_auroc_low]).all()
         assert figures.reliability == []
 
 

@@ -32,7 +32,7 @@ class StubServer:
         self.others, self.max_items = [], 10_000
         self.info = {
             "name": "served", "fingerprint": "abc", "weight_version": "v1", "dtype": "float32", "layout": "forest",
-            "max_length": model.max_length, "temperature": model.temperature,
+            "max_length": model.max_length, "temperature": model.temperature, "scale": model.scale,
             "trained_on": model.trained_on, "uncertainty": model.uncertainty and model.uncertainty.to_dict(),
         }  # fmt: skip
 
@@ -62,9 +62,9 @@ class StubServer:
         except DataError as error:
             return _error(422, "invalid", str(error), re.match(r"items\[\d+\]", str(error))[0])
         version = self.versions.pop(0) if len(self.versions) > 1 else self.versions[0]
-        values = {name: column.tolist() for name, column in scored._asdict().items()}
-        if self.model.uncertainty is None:
-            del values["columns"]
+        asked = body.get("columns") and self.model.uncertainty is not None
+        names = ("rewards", "tokens", "truncated", "columns")[: 4 if asked else 3]
+        values = {name: getattr(scored, name).tolist() for name in names}
         return 200, {"model": "served", "weight_version": version} | values
 
 

@@ -350,6 +350,43 @@ def test_rewards_of_other_weights_are_refused_where_only_one_version_is_accepted
         remote.score(TEXTS)
 
 
+@pytest.fixture
+def ensemble_server(ensemble_folder, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with StubServer(RewardModel.from_pretrained(ensemble_folder)) as stub:
+        yield stub
+
+
+def test_columns_are_asked_for_by_calls_that_read_them_of_a_model_that_has_them(server, ensemble_server):
+    for stub, expected in ((server, [False] * 4), (ensemble_server, [False, False, True, True])):
+        remote = RemoteRewardModel(stub.url)
+        remote.score(TEXTS)
+        list(remote.stream(TEXTS))
+        before = len(stub.headers)
+        remote.rank("Is it?", [" Yes.", " No."])
+        remote.score(TEXTS, return_details=True)
+        assert len(stub.headers) - before == 4  # each call asks /info once
+        assert [body.get("columns", False) for body in stub.bodies] == expected
+
+
+def test_rewards_of_other_weights_than_those_of_the_constants_are_refused(ensemble_server):
+    remote, call = RemoteRewardModel(ensemble_server.url), ("Is it?", [" Yes.", " No."])
+    ensemble_server.versions = ["v2"]
+    for ask in (lambda: remote.rank(*call), lambda: remote.score(TEXTS, aggregate="min")):
+        with pytest.raises(ServerError, match="changed during a call, from v1 to v2, .* Call again"):
+            ask()
+    ensemble_server.info["weight_version"] = "v2"
+    assert remote.rank(*call)[0].reward_std > 0
+
+
+@pytest.mark.parametrize("columns", [None, [[1.0, 2.0]] * 2, "many"])
+def test_an_answer_without_the_columns_of_the_uncertainty_is_an_error(ensemble_server, columns):
+    content = {"rewards": [1.0, 2.0], "tokens": [3, 4], "truncated": [False, False], "weight_version": "v1"}
+    ensemble_server.answers = [(200, {}, json.dumps(content | {"columns": columns}))]
+    with pytest.raises(ServerError, match="expected 2 lists of 4 numbers as columns"):
+        RemoteRewardModel(ensemble_server.url).score(["Is it?", "It is."], return_std=True)
+
+
 # Keys, addresses and processes
 
 

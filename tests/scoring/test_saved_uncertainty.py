@@ -45,6 +45,22 @@ def test_members_and_standard_deviations_follow_from_each_other(ensemble):
     np.testing.assert_allclose(std, ensemble.uncertainty.standardize(members).std(1, ddof=1) * 0.25, rtol=1e-5)
 
 
+def test_a_standard_deviation_has_the_unit_of_the_reward_beside_it(ensemble):
+    ensemble.scale = (1.5, 0.5)
+    _, raw = ensemble.score(TEXTS, return_std=True)
+    rewards, normalized = ensemble.score(TEXTS, return_std=True, normalize=True)
+    np.testing.assert_allclose(rewards, (ensemble.score(TEXTS) - 1.5) / 0.5, atol=1e-5)
+    np.testing.assert_allclose(normalized, raw / 0.5, rtol=1e-5)
+    for how in ("min", "mean-std", "mean-var"):
+        _, conservative = ensemble.score(TEXTS, return_std=True, aggregate=how)
+        np.testing.assert_allclose(conservative, raw / 0.25, rtol=1e-5)
+    mean, std = (ensemble.score(TEXTS, return_std=True, aggregate="mean-std", k=k) for k in (0.0, 1.0))
+    np.testing.assert_allclose(mean[0] - std[0], mean[1], atol=1e-5)
+    ranked = ensemble.rank(TEXTS[0], TEXTS[1:], aggregate="min")
+    raw = {each.index: each.reward_std for each in ensemble.rank(TEXTS[0], TEXTS[1:])}
+    assert all(each.reward_std == pytest.approx(raw[each.index] / 0.25, rel=1e-4) for each in ranked)
+
+
 def test_a_batch_has_the_columns_of_its_sequences_alone(ensemble):
     together = ensemble.score(TEXTS, return_members=True)
     alone = [ensemble.score([text], return_members=True)[0] for text in TEXTS]

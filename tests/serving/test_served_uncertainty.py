@@ -98,6 +98,22 @@ def test_rewards_and_their_deviations_are_those_of_the_model_alone_together_and_
     assert "columns" not in whole
 
 
+def test_deviations_have_the_unit_of_the_rewards_beside_them(url, local):
+    raw = local.score(TEXTS, return_std=True)
+    normalized = local.score(TEXTS, return_std=True, normalize=True)
+    body = {"items": items(TEXTS)}
+    there = answer(url, "/v1/rewards", normalize=True, **body)
+    assert (there["rewards"], there["reward_stds"]) == (close(normalized[0]), close(normalized[1]))
+    assert normalized[1] == close(raw[1] / local.scale[1])
+    client = remote(url, model="ensemble").score(TEXTS, return_std=True, normalize=True)
+    assert client[1] == close(normalized[1])
+    ranked = answer(url, "/v1/rank", prompt=PROMPT, responses=RESPONSES, aggregate="min")["results"]
+    plain = {each.index: each.reward_std for each in local.rank(PROMPT, RESPONSES)}
+    assert [each["reward_std"] for each in ranked] == close(
+        [plain[each["index"]] / local.uncertainty.reward_std for each in ranked]
+    )
+
+
 def test_members_are_given_where_they_are_asked_for(url, local):
     assert answer(url, "/v1/rewards", items=items(TEXTS), members=True)["members"] == close(
         local.score(TEXTS, return_members=True)
@@ -273,9 +289,11 @@ def test_the_client_mixes_no_columns_of_two_models_in_a_call(swapping):
         yield from TEXTS[4:]
 
     client.chunk_size = 4
-    with pytest.raises(ServerError, match="changed during a call, .* 1 columns for each sequence, not 4. Call again"):
-        client.score(texts())
+    with pytest.raises(ServerError, match="changed during a call, .* constants that compare members. Call again"):
+        client.score(texts(), return_details=True)
+    swap("ensemble")
+    assert client.score(texts()).shape == (len(TEXTS),)  # rewards alone are mixed with a warning, as of single models
     swap("ensemble")
     client.chunk_size = 4096
-    with pytest.raises(ServerError, match="the weights changed during the call"):
+    with pytest.raises(ServerError, match="the weights at .* changed during a call"):
         client.score((text for n, text in enumerate(TEXTS) if n or not swap("single")), aggregate="min")

@@ -13,6 +13,7 @@ from plaudit.cli import display, evaluation_tables
 from plaudit.cli.model_options import model_options, options_of_server
 from plaudit.cli.output_files import check_output
 from plaudit.errors import ConfigError
+from plaudit.uncertainty import AGGREGATES
 
 if TYPE_CHECKING:
     from plaudit.evaluation.evaluate import Evaluation
@@ -46,10 +47,13 @@ __all__ = ["command"]
 )  # fmt: skip
 @click.option("--best_of_n", is_flag=True, help="Best-of-n curve of groups with `scores`, which are taken as gold.")
 @click.option(
-    "--aggregate", default="mean", metavar="NAME",
-    help="The reward that --best_of_n chooses by: mean, or for a model with members min, mean-std or mean-var.",
+    "--aggregate", type=click.Choice(AGGREGATES), default="mean", show_default=True,
+    help="The reward that --best_of_n chooses by: that of the model, or, if it has members, a conservative one.",
 )  # fmt: skip
-@click.option("--k", default=1.0, help="Weight of the spread in --aggregate.  [default: 1]")
+@click.option(
+    "--k", type=click.FloatRange(0), default=1.0, show_default=True,
+    help="Weight of the standard deviation or variance in a conservative reward.",
+)  # fmt: skip
 @click.option("--save_temperature", is_flag=True, help="Write the temperature fitted on DATA into MODEL's reward.json.")
 @model_options
 @click.option("--output", help="JSON file for all figures.")
@@ -92,7 +96,8 @@ def command(
     limits = [parse_limit(text, upper=False) for text in fail_under]
     limits += [parse_limit(text, upper=True) for text in fail_over]
     check_output("--output", output)
-    _check_aggregate(aggregate, k, best_of_n)
+    if (aggregate != "mean" or k != 1) and not best_of_n:
+        raise ConfigError("--aggregate and --k: expected --best_of_n with them; figures of pairs are of the reward.")
     data_options = {"split": split, "dataset_config": dataset_config, "dataset_format": dataset_format}
     if model is not None and not data and not benchmarks and copy is None and _are_rows_and_scores(model, scores):
         model, copy = None, model  # a model is a folder or a hub id, and never a file
@@ -110,10 +115,7 @@ def command(
         files = _score_files(scores, sources)
         display.show_log_messages()
         reward_model = _open_model(model, options)
-        if aggregate != "mean":
-            reward_model.score(
-                [], aggregate=aggregate, k=k
-            )  # refuses what the model cannot give, before rows are scored
+        reward_model.score([], aggregate=aggregate, k=k)  # refuses what the model cannot give, before rows are scored
         found = _evaluations(reward_model, data, benchmarks, copy, data_options, probes, files)
     entries, evaluations = [], []
     for evaluation, probed in found:
@@ -297,14 +299,6 @@ def _read_scores(path: str, dataset: str | None, data_options: dict[str, Any]) -
     if "format" not in scores.header:
         evaluation_tables.show_no_header()
     return evaluate_scores(scores), None
-
-
-def _check_aggregate(aggregate: str, k: float, best_of_n: bool) -> None:
-    from plaudit.uncertainty import check_aggregate
-
-    check_aggregate(aggregate, k)
-    if (aggregate != "mean" or k != 1) and not best_of_n:
-        raise ConfigError("--aggregate and --k: expected --best_of_n with them; figures of pairs are of the reward.")
 
 
 def _best_of_n(evaluation: "Evaluation", aggregate: str, k: float) -> dict[str, Any]:

@@ -49,17 +49,17 @@ def show_evaluation(evaluation: "Evaluation") -> None:
 
 def _show_uncertainty(figures: "UncertaintyFigures") -> None:
     """Print the figures of the members' spread, and what they say."""
-    half = next((each for each in figures.coverage if each["coverage"] == 0.5), dict.fromkeys(_RANKINGS, math.nan))
-    ranked = "{spread} by spread, {margin} by difference, {both} by both"
-    auroc = {name: f"{getattr(figures, f'{name}_auroc'):.3f}" for name in _RANKINGS}
+    halves = [(each["spread"], each["margin"]) for each in figures.coverage if each["coverage"] == 0.5]
+    half = halves[0] if halves else (math.nan, math.nan)
+    ranked = "{} by spread, {} by difference"
     adjusted = (figures.adjusted_auroc, figures.adjusted_auroc_low, figures.adjusted_auroc_high)
     errors = f"{percent(figures.calibration_error)}, with spread {percent(figures.calibration_error_with_spread)}"
     of_whom = "members" if figures.kind == "members" else "sampled heads"
     rows = {
         "spread": f"median {figures.spread:.3g}, in the unit of the reward",
-        "AUROC for errors": ranked.format(**auroc),
+        "AUROC for errors": ranked.format(f"{figures.spread_auroc:.3f}", f"{figures.margin_auroc:.3f}"),
         "at equal difference": "{:.3f} (95% interval {:.3f} to {:.3f}); 0.5 adds nothing".format(*adjusted),
-        "accuracy of half": ranked.format(**{name: percent(half[name]) for name in _RANKINGS}),
+        "accuracy of half": ranked.format(*map(percent, half)),
         "log loss": f"{figures.log_loss:.4f}, with spread {figures.log_loss_with_spread:.4f}",
         "calibration error": errors,
         "correlated errors": f"mean correlation {figures.error_correlation:.3f}",
@@ -70,9 +70,6 @@ def _show_uncertainty(figures: "UncertaintyFigures") -> None:
     display.console.print(f"[{colour}]{escape(figures.verdict)}[/{colour}]", soft_wrap=True)
     if figures.members_are_alike:
         display.console.print("[yellow]The members make the same errors: they are one model.[/yellow]")
-
-
-_RANKINGS = ("spread", "margin", "both")
 
 
 def _show_official(official: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from plaudit.cli import display
 from plaudit.cli.interrupts import exit_code, sigterm_as_interrupt
 from plaudit.cli.model_options import model_options, options_of_server
+from plaudit.uncertainty import AGGREGATES
 
 if TYPE_CHECKING:
     from plaudit.scoring.job import Executor
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["WorkerRange", "command"]
 
 _KINDS = ("pair", "group", "completion", "messages", "text")
-_AGGREGATES = ("mean", "min", "mean-std", "mean-var")
 _SECONDS_BETWEEN_LINES = 10
 _MODEL = (
     "The reward model: a folder, an adapter's folder, a hub id, or the address of a `plaudit serve`, whose key is read "
@@ -55,7 +55,7 @@ class WorkerRange(click.ParamType):
 @click.option("--best_of", is_flag=True, help="Keep only the best of `completions`, as `completion`.")
 @click.option("--normalize", is_flag=True, help="Use the mean and standard deviation saved with the model.")
 @click.option(
-    "--aggregate", type=click.Choice(_AGGREGATES), default="mean", show_default=True,
+    "--aggregate", type=click.Choice(AGGREGATES), default="mean", show_default=True,
     help="The reward to write: that of the model, or, if it says how sure it is, a conservative one.",
 )  # fmt: skip
 @click.option(

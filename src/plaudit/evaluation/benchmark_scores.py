@@ -57,7 +57,7 @@ def _scored_row(
 ) -> ScoredRow:
     pairs = benchmark.comparisons(row)
     different = [(better, worse) for better, worse in pairs if responses[better] != responses[worse]]
-    tokens, truncated, members = (None if each is None else each[at].tolist() for each in details)
+    tokens, truncated, members, stds = (None if each is None else each[at].tolist() for each in details)
     return ScoredRow(
         row=number,
         rewards=rewards[at].tolist(),
@@ -70,6 +70,7 @@ def _scored_row(
         tokens=tokens,
         truncated=truncated,
         members=members,
+        stds=stds,
         gold=[float(score) for score in row[benchmark.gold_column]] if benchmark.gold_column else None,
         fields={column: row.get(column) for column in benchmark.fields},
     )

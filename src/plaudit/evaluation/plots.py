@@ -286,16 +286,15 @@ def accuracy_by_spread(uncertainty: Any, *, ax: Axes | None = None) -> Axes:
 
 
 def accuracy_by_coverage(uncertainty: Any, *, ax: Axes | None = None) -> Axes:
-    """Draw the accuracy of the share of comparisons that a ranking by spread, difference or both is surest of.
+    """Draw the accuracy of the share of comparisons that a ranking by spread or by difference is surest of.
 
     Arguments are those of `accuracy_by_spread`.
     """
     records = _as_dict(uncertainty)["coverage"]
     ax = _prepare(ax, "Accuracy by coverage", "share of comparisons that is answered", "accuracy")
     columns = {name: np.array([each[name] for each in records], dtype=np.float64) for name in records[0]}
-    lines = {"spread": (FIRST, "o-"), "margin": (BASELINE, "^:"), "both": (SECOND, "s--")}
-    for name, (colour, style) in lines.items():
-        label = {"spread": "by spread", "margin": "by difference", "both": "by both"}[name]
+    lines = {"spread": (FIRST, "o-", "by spread"), "margin": (BASELINE, "^:", "by difference")}
+    for name, (colour, style, label) in lines.items():
         ax.plot(columns["coverage"], columns[name], style, color=colour, markersize=4, label=label)
     ends = columns["spread_low"], columns["spread_high"]
     ax.fill_between(columns["coverage"], *ends, color=FIRST, alpha=0.15, linewidth=0)

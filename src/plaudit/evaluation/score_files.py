@@ -161,7 +161,7 @@ def _read_row(record: dict[str, Any], place: str, has_header: bool, position: in
         value = values.get(name, 1.0)
         if not isinstance(value, (int, float)) or not least <= value <= most or not math.isfinite(value):
             raise DataError(f"{place}: expected a number from {least:g} to {most:g} in `{name}`, got {value!r:.80}.")
-    for name in ("characters", "tokens", "truncated", "members", "gold"):
+    for name in ("characters", "tokens", "truncated", "members", "stds", "gold"):
         value = values.get(name)
         if value is not None and (not isinstance(value, list) or len(value) != len(rewards)):
             raise DataError(f"{place}: expected {len(rewards)} values in `{name}`, got {value!r:.80}.")
@@ -217,6 +217,10 @@ def _check_members(header: Mapping[str, Any], rows: list[ScoredRow], path: str) 
     except (ConfigError, KeyError, TypeError) as error:
         raise DataError(f"{path}: expected the constants of the `members` in the header ({error}).") from error
     count = uncertainty.members(np.zeros((0, uncertainty.num_columns))).shape[1]
+    if uncertainty.num_columns > 1 + count:  # a posterior has a standard deviation beside the rewards of its samples
+        for row in rows:
+            if not row.stds or not all(isinstance(value, (int, float)) and 0 <= value < math.inf for value in row.stds):
+                raise DataError(f"{path}: expected a number of 0 or more for each response in `stds` of row {row.row}.")
     for number, each in given:
         values = each if isinstance(each, list) and len(each) == count else [None]
         if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in values):

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plaudit.errors import ModelError
-from plaudit.uncertainty import UnmeasuredMembers
+from plaudit.uncertainty import PosteriorUncertainty, UnmeasuredMembers
 
 __all__ = ["Scorer", "score_sequences"]
 
@@ -20,7 +20,7 @@ class Scorer(Protocol):
 
 def score_sequences(
     model: Any, sequences: list[Any], options: list[dict[str, Any]] | None = None, names: list[str] | None = None
-) -> tuple[NDArray[np.float64], dict[str, Any], tuple[Any, Any, Any]]:
+) -> tuple[NDArray[np.float64], dict[str, Any], tuple[Any, Any, Any, Any]]:
     """Score N texts or conversations with a reward model or any other scorer.
 
     Args:
@@ -31,25 +31,28 @@ def score_sequences(
 
     Returns:
         The rewards [N]; the properties of the model for the header of a score file; and the lengths in tokens [N], the
-        flags of truncated sequences [N] and the raw rewards of the members [N, K], `None` where the scorer does not
-        tell them. The members have six digits, which a score file keeps.
+        flags of truncated sequences [N], the raw rewards of the members [N, K] and the standard deviations of a
+        posterior [N], `None` where the scorer does not tell them. The latter two have six digits, which a score file
+        keeps.
 
     Raises:
         ModelError: The scorer returns another number of rewards, or a reward is not finite.
     """
     is_reward_model = hasattr(model, "describe")
+    scored: Any
     if is_reward_model:
-        scored: Any = model.score(sequences, options=options, names=names, return_details=True)
+        scored = model.score(sequences, options=options, names=names, return_details=True)
     else:
         scored = model.score(sequences, options=options, names=names) if hasattr(model, "score") else model(sequences)
     header: dict[str, Any] = {"model": getattr(model, "name", None) or getattr(model, "__name__", type(model).__name__)}
-    details: tuple[Any, Any, Any] = (None, None, None)
-    if is_reward_model and isinstance(scored, tuple):  # a subclass may leave the details out
-        header, members = model.describe(sequences[0]), None
-        uncertainty, columns = getattr(model, "uncertainty", None), scored[3]
-        if uncertainty is not None and not isinstance(uncertainty, UnmeasuredMembers) and columns.shape[1] > 1:
-            header, members = header | {"uncertainty": uncertainty.to_dict()}, _six_digits(uncertainty.members(columns))
-        scored, details = scored[0], (scored[1], scored[2], members)
+    details: tuple[Any, Any, Any, Any] = (None, None, None, None)
+    if is_reward_model and hasattr(scored, "uncertainty"):  # a subclass may leave the details out
+        header, members, stds = model.describe(sequences[0]), None, None
+        uncertainty = scored.uncertainty
+        if uncertainty is not None and not isinstance(uncertainty, UnmeasuredMembers):
+            header["uncertainty"], members = uncertainty.to_dict(), _six_digits(uncertainty.members(scored.columns))
+            stds = _six_digits(scored.stds()) if isinstance(uncertainty, PosteriorUncertainty) else None
+        scored, details = scored.rewards, (scored.tokens, scored.truncated, members, stds)
     rewards = np.asarray(scored, dtype=np.float64)
     if rewards.shape != (len(sequences),):
         raise ModelError(
@@ -62,7 +65,7 @@ def score_sequences(
 
 def _six_digits(values: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return numbers rounded to the digits that float32 can tell apart, which are short as text."""
-    return np.array([[float(f"{each:.6g}") for each in row] for row in values.tolist()], dtype=np.float64)
+    return np.array([float(f"{each:.6g}") for each in values.ravel()], dtype=np.float64).reshape(values.shape)
 
 
 def _check_finite(rewards: NDArray[np.float64], names: list[str]) -> None:

@@ -39,6 +39,7 @@ class ScoredRow:
         tokens: K lengths in tokens, as they were scored.
         truncated: K flags: the sequence had more tokens than the model takes, and was cut.
         members: Of a model with members, K lists of the members' raw rewards of each response.
+        stds: Of a model with a posterior, the K standard deviations of the rewards.
         gold: K values of the dataset's column `scores`, which annotators gave and not the model; greater is better.
         fields: The columns of a benchmark's row that its rule reads.
     """
@@ -58,6 +59,7 @@ class ScoredRow:
     tokens: list[int] | None = None
     truncated: list[bool] | None = None
     members: list[list[float]] | None = None
+    stds: list[float] | None = None
     gold: list[float] | None = None
     fields: dict[str, Any] = field(default_factory=dict)
 
@@ -139,10 +141,9 @@ class Scores:
         checked_uncertainty(uncertainty, self.name, how, k)
         rewards = self.rewards
         if uncertainty is not None and self.members is not None and how != "mean":
-            columns = [rewards[:, None], self.members]
-            if uncertainty.num_columns > 1 + self.members.shape[1]:  # a posterior has its standard deviation first
-                columns.insert(1, self.members.std(1, ddof=1, keepdims=True))
-            rewards = uncertainty.aggregate(np.concatenate(columns, 1), how, k).astype(np.float64)
+            stds = [std for row in self.rows for std in row.stds or ()]  # of a posterior
+            beside = [rewards, np.array(stds)] if stds else [rewards]
+            rewards = uncertainty.aggregate(np.column_stack([*beside, self.members]), how, k).astype(np.float64)
         return np.split(rewards, np.cumsum([len(row.rewards) for row in self.rows])[:-1])
 
     @cached_property
@@ -176,6 +177,7 @@ def scored_rows(
     tokens: Sequence[int] | None = None,
     truncated: Sequence[bool] | None = None,
     members: NDArray[np.float64] | None = None,
+    stds: NDArray[np.float64] | None = None,
 ) -> list[ScoredRow]:
     """Return the rows of read preferences with the rewards of their responses.
 
@@ -185,6 +187,7 @@ def scored_rows(
         tokens: N lengths in tokens, if they are known.
         truncated: N flags for sequences that were cut, if they are known.
         members: Raw rewards of the members of the model, shape [N, M], if it has any.
+        stds: Standard deviations of the rewards, shape [N], of a model with a posterior.
     """
     local: list[list[tuple[int, int]]] = [[] for _ in data.subsets]
     labels, weights = [1.0] * len(local), [0.0] * len(local)
@@ -216,6 +219,7 @@ def scored_rows(
             tokens=part(tokens, at),
             truncated=part(truncated, at),
             members=part(members, at),
+            stds=part(stds, at),
             gold=data.scores[number],
         )
         for number, at in enumerate(slices)

@@ -1,4 +1,4 @@
-"""The figures of a model's uncertainty: what the spread of its members says of its errors, beyond what the reward says.
+"""Figures that tell whether the members' spread predicts errors better than the reward difference does.
 
 A small difference of rewards is a sign of a likely error, and it needs no uncertainty. The spread of the members often
 goes with the difference, so a spread that ranks errors may say nothing new. The number that decides whether the spread
@@ -44,7 +44,6 @@ class UncertaintyFigures:
         spread: Median spread, in the unit of the reward.
         spread_auroc: Probability that a wrong comparison has a greater spread than a right one; 0.5 is chance.
         margin_auroc: The same of a smaller absolute difference of rewards, which needs no uncertainty.
-        both_auroc: The same of the probability that is fitted to difference and spread, cross-fitted.
         adjusted_auroc: Probability that a wrong comparison has a greater spread than a right one, each among the
             comparisons with about the same absolute difference; 0.5 if the spread adds nothing.
         adjusted_auroc_low: Lower end of its interval.
@@ -62,7 +61,7 @@ class UncertaintyFigures:
         reliability: `confidence`, `accuracy` and `share` of each calibration bin of the former.
         reliability_with_spread: The bins of the latter.
         coverage: Accuracy of the `coverage` (a share) of comparisons with the least spread as `spread`, with
-            `spread_low` and `spread_high`; with the greatest absolute difference as `margin`; and by both as `both`.
+            `spread_low` and `spread_high`; and of those with the greatest absolute difference as `margin`.
         spread_bins: `low` and `high` spread, `accuracy` with its interval, and `comparisons`, in tenths by the spread.
         adjusted_bins: The same in tenths by the rank of the spread among comparisons of about the same difference.
     """
@@ -72,7 +71,6 @@ class UncertaintyFigures:
     spread: float
     spread_auroc: float
     margin_auroc: float
-    both_auroc: float
     adjusted_auroc: float
     adjusted_auroc_low: float
     adjusted_auroc_high: float
@@ -117,13 +115,13 @@ def uncertainty_figures(scores: Scores) -> UncertaintyFigures | None:
     logits = np.full((2, len(margins)), np.nan)
     if np.isfinite(low):
         logits = _cross_fitted_logits(margins, spread, *pairs, data.prompts)
-    rankings = {"spread": spread[counted], "margin": -size, "both": -np.abs(logits[1, counted])}
-    aurocs: dict[str, Any] = {f"{name}_auroc": _auroc(wrong, each, clusters[1]) for name, each in rankings.items()}
+    rankings = {"spread": spread[counted], "margin": -size}
     earns, verdict = _verdict(added, low, high)
     return UncertaintyFigures(
         members=members.shape[1],
         spread=float(np.median(spread)),
-        **aurocs,
+        spread_auroc=_auroc(wrong, spread[counted], clusters[1]),
+        margin_auroc=_auroc(wrong, -size, clusters[1]),
         adjusted_auroc=added,
         adjusted_auroc_low=low,
         adjusted_auroc_high=high,
@@ -298,7 +296,7 @@ def _auroc(wrong: Floats, score: Floats, weights: Floats) -> float:
     from sklearn.metrics import roc_auc_score
 
     masses = weights * wrong, weights * (1 - wrong)
-    if not all(each.any() for each in masses) or np.isnan(score).any():
+    if not all(each.any() for each in masses):
         return np.nan
     classes = np.repeat([1, 0], len(score))
     return float(roc_auc_score(classes, np.tile(score, 2), sample_weight=np.concatenate(masses)))
@@ -327,8 +325,6 @@ def _coverage(name: str, score: Floats, right: Floats, prompts: NDArray[Any], we
 
     Comparisons of equal scores are answered together. The threshold of a coverage is the same in all bootstrap samples.
     """
-    if np.isnan(score).any():
-        return [{name: np.nan}] * len(_COVERAGES)
     _, tied = np.unique(score, return_inverse=True)
     mass = np.bincount(tied, weights)
     until = ((np.cumsum(mass) - mass / 2) / mass.sum())[tied]

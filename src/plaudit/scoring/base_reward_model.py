@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from plaudit.data.formats import TextOrChat
-from plaudit.errors import ConfigError, DataError, ServerError
+from plaudit.errors import ConfigError, DataError
 from plaudit.scoring.completions import join_completions
 from plaudit.uncertainty import Uncertainty, UnmeasuredMembers, check_aggregate, checked_uncertainty
 
@@ -20,6 +20,7 @@ __all__ = ["BaseRewardModel", "ChunkScoring", "Ranked", "ScoredSequences", "join
 
 logger = logging.getLogger(__name__)
 
+_ARRAYS = ("rewards", "tokens", "truncated", "columns")
 _ADVICE = {
     "conversations": 'Give lists of messages; a prompt as [{"role": "user", "content": "..."}].',
     "texts": "Give strings.",
@@ -36,7 +37,7 @@ class Ranked:
         reward: The raw reward, or the aggregate that was asked for.
         win_probability: The probability that people prefer this completion to all the others: the softmax of the
             rewards (Plackett-Luce); for two completions, the sigmoid of the difference.
-        reward_std: The standard deviation of the raw reward, of a model that says how sure it is; else `None`.
+        reward_std: The standard deviation of `reward`, in its unit, of a model that says how sure it is; else `None`.
     """
 
     index: int
@@ -49,10 +50,29 @@ class Ranked:
 class ScoredSequences(NamedTuple):
     """The rewards of N sequences, their lengths as the model saw them, and what the model says of its uncertainty."""
 
-    rewards: NDArray[np.float32]  # [N]
+    rewards: NDArray[np.float32]  # [N]; raw, normalised, or a conservative aggregate
     tokens: NDArray[np.int64]  # [N], after truncation
     truncated: NDArray[np.bool_]  # [N]
-    columns: NDArray[np.float32]  # [N, C], raw; `BaseRewardModel.uncertainty` reads those after the first
+    columns: NDArray[np.float32]  # [N, C], raw; `uncertainty` reads those after the first
+    uncertainty: Uncertainty | None = None  # that of the weights that gave the columns
+    unit: float = 1.0  # the unit of `rewards`, in raw rewards
+
+    def aggregate(self, how: str, k: float = 1.0) -> "ScoredSequences":
+        """Return the same sequences with an aggregate as their rewards, as in `BaseRewardModel.score`."""
+        if how == "mean":
+            return self
+        assert self.uncertainty is not None
+        rewards = self.uncertainty.aggregate(self.columns, how, k)
+        return self._replace(rewards=rewards, unit=self.uncertainty.reward_std)
+
+    def take(self, places: Any) -> "ScoredSequences":
+        """Return the sequences at these indices or in this slice."""
+        return self._replace(**{name: getattr(self, name)[places] for name in _ARRAYS})
+
+    def stds(self) -> NDArray[np.float32]:
+        """Return the standard deviation of each reward [N], in the unit of `rewards`."""
+        assert self.uncertainty is not None
+        return self.uncertainty.std(self.columns) / np.float32(self.unit)
 
 
 # Scores a chunk of sequences with their options and names, and calls the last argument with the number of sequences
@@ -90,6 +110,14 @@ class BaseRewardModel(ABC):
             normalize: Subtract the mean and divide by the standard deviation that were saved with the model.
         """
 
+    def begin_call_with_uncertainty(self, normalize: bool) -> tuple[Uncertainty | None, ChunkScoring]:
+        """Return the uncertainty of the model, and a function as of `begin_call`, whose results have its columns.
+
+        Args:
+            normalize: Subtract the mean and divide by the standard deviation that were saved with the model.
+        """
+        return self.uncertainty, self.begin_call(normalize)
+
     @abstractmethod
     def _saved_temperature(self) -> float:
         """Return the temperature that was saved with the model, or raise a `ConfigError`."""
@@ -126,7 +154,9 @@ class BaseRewardModel(ABC):
             return_details: Return a `ScoredSequences`, with the numbers of tokens, which sequences were truncated, and
                 the columns of a model with an uncertainty.
             return_members: Return the raw rewards of the members of an ensemble, float32 [N, K], and nothing else.
-            return_std: Return two arrays, the rewards [N] and their standard deviations [N] in the unit of raw rewards.
+            return_std: Return two arrays, the rewards [N] and their standard deviations [N], in the unit of these
+                rewards: raw ones, multiples of the saved standard deviation with `normalize`, or standard deviations of
+                the rewards beside a conservative reward.
 
         Raises:
             DataError: `sequences` is a single text or conversation, a sequence is malformed or refused by the chat
@@ -135,38 +165,27 @@ class BaseRewardModel(ABC):
                 a conservative reward are asked of a model without an uncertainty; or two options exclude each other.
         """
         check_aggregate(aggregate, k, normalize=normalize)
-        needed_by = "return_members" if return_members else "return_std" if return_std else None
         if return_details + return_members + return_std > 1:
             raise ConfigError("return_details, return_members, return_std: expected at most one of them.")
-        uncertainty = None
-        if aggregate != "mean" or needed_by is not None:
-            uncertainty = checked_uncertainty(self.uncertainty, self.name, aggregate, k, needed_by=needed_by)
-        chunks = list(self._score_chunks(sequences, completions, options, names, normalize))
-        details = join_scored(chunks, 1 if uncertainty is None else uncertainty.num_columns)
-        if uncertainty is not None:
-            self._check_unchanged(uncertainty)
-            if return_members:
-                return uncertainty.members(details.columns)
-            if aggregate != "mean":
-                details = details._replace(rewards=uncertainty.aggregate(details.columns, aggregate, k))
-            if return_std:
-                return details.rewards, uncertainty.std(details.columns)
-        return details if return_details else details.rewards
-
-    def _check_unchanged(self, uncertainty: Uncertainty) -> None:
-        """Raise if the model has another uncertainty than at the start of a call, as new weights of a server have."""
-        now = self.uncertainty
-        if now is not uncertainty and (now is None or now.to_dict() != uncertainty.to_dict()):
-            raise ServerError(
-                f"{self.name}: the weights changed during the call, and with them the constants that compare members. "
-                "Call again."
-            )
+        needed_by = "return_members" if return_members else "return_std" if return_std else None
+        needs_columns = return_details or aggregate != "mean" or needed_by is not None
+        uncertainty, score_chunk = (
+            self.begin_call_with_uncertainty(normalize) if needs_columns else (None, self.begin_call(normalize))
+        )
+        checked_uncertainty(uncertainty, self.name, aggregate, k, needed_by=needed_by, wants_std=return_std)
+        chunks = list(self._score_chunks(score_chunk, sequences, completions, options, names))
+        scored = join_scored(chunks, uncertainty).aggregate(aggregate, k)
+        if return_members and uncertainty is not None:
+            return uncertainty.members(scored.columns)
+        if return_std:
+            return scored.rewards, scored.stds()
+        return scored if return_details else scored.rewards
 
     def stream(
         self, sequences: Iterable[Any], completions: Iterable[Any] | None = None, *, normalize: bool = False
     ) -> Iterator[float]:
         """Yield the rewards of `score` one by one while the sequences are still being read, in constant memory."""
-        for scored in self._score_chunks(sequences, completions, None, None, normalize):
+        for scored in self._score_chunks(self.begin_call(normalize), sequences, completions):
             yield from scored.rewards.tolist()
 
     def rank(
@@ -192,19 +211,15 @@ class BaseRewardModel(ABC):
                 asked of a single model.
         """
         temperature = self._saved_temperature() if calibrated else 1.0
-        check_aggregate(aggregate, k)
-        asked = checked_uncertainty(self.uncertainty, self.name, aggregate, k) if aggregate != "mean" else None
         completions = completions if isinstance(completions, str) else list(completions)  # `score` refuses a string
-        details = self.score([prompt] * len(completions), completions, return_details=True)
-        raw, uncertainty = details.rewards, self.uncertainty if details.columns.shape[1] > 1 else None
-        if asked is not None:
-            self._check_unchanged(asked)
+        prompts = [prompt] * len(completions)
+        scored = self.score(prompts, completions, aggregate=aggregate, k=k, return_details=True)
+        rewards, raw = scored.rewards, scored.columns[:, 0]
         shares = np.exp((raw - raw.max(initial=-np.inf)) / temperature, dtype=np.float64)
         shares = shares / shares.sum()
-        rewards = raw if uncertainty is None else uncertainty.aggregate(details.columns, aggregate, k)
         stds: list[Any] = [None] * len(raw)
-        if uncertainty is not None and not isinstance(uncertainty, UnmeasuredMembers):
-            stds = uncertainty.std(details.columns).tolist()
+        if scored.uncertainty is not None and not isinstance(scored.uncertainty, UnmeasuredMembers):
+            stds = scored.stds().tolist()
         order = np.argsort(-rewards, kind="stable").tolist()
         return [Ranked(n, completions[n], float(rewards[n]), float(shares[n]), stds[n]) for n in order]
 
@@ -256,10 +271,14 @@ class BaseRewardModel(ABC):
             return
 
     def _score_chunks(
-        self, sequences: Iterable[Any], completions: Iterable[Any] | None, options: Any, names: Any, normalize: bool
+        self,
+        score_chunk: ChunkScoring,
+        sequences: Iterable[Any],
+        completions: Iterable[Any] | None,
+        options: Any = None,
+        names: Any = None,
     ) -> Iterator[ScoredSequences]:
         """Yield the rewards of `chunk_size` sequences at a time."""
-        score_chunk = self.begin_call(normalize)
         total = len(sequences) if isinstance(sequences, Sized) else None
         texts = join_completions(sequences, completions)
         options = None if options is None else iter(options)
@@ -278,12 +297,13 @@ class BaseRewardModel(ABC):
             logger.warning("%d of %d sequences had %s and were truncated from the left", truncated, done, what)
 
 
-def join_scored(chunks: list[ScoredSequences], num_columns: int = 1) -> ScoredSequences:
-    """Join the results of chunks; of no chunks, into empty arrays with this number of columns."""
-    num_columns = chunks[0].columns.shape[1] if chunks else num_columns
-    nothing = np.zeros((0, num_columns), np.float32)
-    empty = ScoredSequences(nothing[:, 0], np.zeros(0, np.int64), np.zeros(0, np.bool_), nothing)
-    return ScoredSequences(*(np.concatenate(parts) for parts in zip(empty, *chunks, strict=True)))
+def join_scored(chunks: list[ScoredSequences], uncertainty: Uncertainty | None = None) -> ScoredSequences:
+    """Join the results of chunks of one call; of no chunks, into empty arrays with the columns of this uncertainty."""
+    nothing = np.zeros((0, 1 if uncertainty is None else uncertainty.num_columns), np.float32)
+    empty = ScoredSequences(nothing[:, 0], np.zeros(0, np.int64), np.zeros(0, np.bool_), nothing, uncertainty)
+    chunks = chunks or [empty]
+    arrays: dict[str, Any] = {name: np.concatenate([getattr(each, name) for each in chunks]) for name in _ARRAYS}
+    return chunks[0]._replace(**arrays)
 
 
 def _take(iterator: Iterator[Any], number: int, name: str, before: int) -> list[Any]:

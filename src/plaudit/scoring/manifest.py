@@ -26,11 +26,11 @@ _MODEL_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt
 
 def job_manifest(source: Source, config: ScoringConfig) -> Manifest:
     """Return the properties that two starts of one job must have in common; options by their names in the command."""
-    own: dict[str, Any] = {"device": config.device, "threads": config.threads, "normalize": config.normalize}
+    of_job: dict[str, Any] = {"device": config.device, "threads": config.threads, "normalize": config.normalize}
     # Jobs of versions without aggregates go on.
-    own |= {} if config.aggregate == "mean" else {"aggregate": config.aggregate, "k": config.k}
+    of_job |= {} if config.aggregate == "mean" else {"aggregate": config.aggregate, "k": config.k}
     of_model = {name: value for name, value in config.model_options.items() if name != "trust_remote_code"}
-    options = own | asdict(config.columns) | of_model | {"batch_rows": config.chunk_rows}
+    options = of_job | asdict(config.columns) | of_model | {"batch_rows": config.chunk_rows}
     return {"input": input_manifest(source), "model": model_manifest(config.model), "options": options}
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -95,8 +95,7 @@ class RemoteRewardModel(BaseRewardModel):
     @property
     def uncertainty(self) -> Uncertainty | None:  # type: ignore[override]  # asked of the server, whose weights change
         """The uncertainty of the model, as the server tells it now; `None` for a single model."""
-        constants = self.info().get("uncertainty")
-        return None if constants is None else uncertainty_from_dict(constants)
+        return _uncertainty_of(self.info())
 
     def info(self) -> dict[str, Any]:
         """Return the properties of the model that the server gives out.
@@ -143,7 +142,25 @@ class RemoteRewardModel(BaseRewardModel):
         Args:
             normalize: Subtract the mean and divide by the standard deviation that were saved with the model.
         """
-        previous: _Answer | None = None
+        return self._begin_call(normalize, {})
+
+    def begin_call_with_uncertainty(self, normalize: bool) -> tuple[Uncertainty | None, ChunkScoring]:
+        """Return the uncertainty of the model, and a function as of `begin_call`, whose results have its columns.
+
+        The server is asked once. An answer of other weights than those of the uncertainty is an error.
+
+        Args:
+            normalize: Subtract the mean and divide by the standard deviation that were saved with the model.
+        """
+        described = self._ask_server()
+        return _uncertainty_of(described), self._begin_call(normalize, described)
+
+    def _begin_call(self, normalize: bool, described: dict[str, Any]) -> ChunkScoring:
+        """Return the function that scores chunks; with an uncertainty in the description, by these weights alone."""
+        uncertainty = _uncertainty_of(described)
+        needed = None if uncertainty is None else described.get("weight_version")
+        unit = described["scale"][1] if normalize and described.get("scale") else 1.0
+        previous: str | None = None
 
         def score_chunk(
             sequences: list[TextOrChat],
@@ -152,34 +169,40 @@ class RemoteRewardModel(BaseRewardModel):
             on_scored: Callable[[int], object],
         ) -> ScoredSequences:
             nonlocal previous
-            self._ask_server()
-            requests = list(self._requests(sequences, options, names, normalize))
+            if not self._knows_server:
+                self._ask_server()
+            flags = {"normalize": normalize, "columns": uncertainty is not None}
+            requests = list(self._requests(sequences, options, names, flags))
             self._warn_of_other_form(sequences, names, lambda index: _is_rendered(sequences[index]))
             parts = []
             for request, answer in zip(requests, self._send(requests), strict=True):
-                self._check_version(answer, previous)
-                parts.append(answer.scored)
-                self.weight_version, previous = answer.weight_version, answer
+                version = str(answer.get("weight_version"))
+                self._check_version(version, previous, needed)
+                self.weight_version = previous = version
+                parts.append(self._read(answer, request.names, uncertainty)._replace(unit=unit))
                 on_scored(len(request.places))
-            order = np.argsort([place for request in requests for place in request.places])
-            rewards, tokens, truncated, columns = join_scored(parts)
-            scored = ScoredSequences(rewards[order], tokens[order], truncated[order], columns[order])
+            scored = join_scored(parts).take(np.argsort([place for each in requests for place in each.places]))
             self.truncated += int(scored.truncated.sum())
             return scored
 
         return score_chunk
 
-    def _ask_server(self) -> None:
-        """Ask the server, before the first request, for its bound on items and for the form of training."""
-        if not self._knows_server:
-            info = self._connection.get("/info")
-            self.trained_on = self._described(info).get("trained_on")
-            most_items = (info.get("limits") or {}).get("max_items")
-            self.batch_items = min(self.batch_items, most_items or self.batch_items)
-            self._knows_server = True
+    def _ask_server(self) -> dict[str, Any]:
+        """Return the properties of the model, after a note of the form of training and the server's bound on items."""
+        info = self._connection.get("/info")
+        described = self._described(info)
+        self.trained_on = described.get("trained_on")
+        most_items = (info.get("limits") or {}).get("max_items")
+        self.batch_items = min(self.batch_items, most_items or self.batch_items)
+        self._knows_server = True
+        return described
 
     def _requests(
-        self, sequences: list[TextOrChat], options: list[dict[str, Any]] | None, names: list[str], normalize: bool
+        self,
+        sequences: list[TextOrChat],
+        options: list[dict[str, Any]] | None,
+        names: list[str],
+        flags: dict[str, bool],
     ) -> Iterator["_Request"]:
         """Yield the requests for some sequences; those with a common prompt stand side by side, to be run together."""
         items = [_item(sequence, name) for sequence, name in zip(sequences, names, strict=True)]
@@ -187,60 +210,61 @@ class RemoteRewardModel(BaseRewardModel):
         order = sorted(range(len(items)), key=lambda place: (templates[place], items[place]))
         for template, group in groupby(order, key=templates.__getitem__):
             truncation = "left" if self.overlong == "truncate" else "error"
-            fields: dict[str, Any] = {"truncation": truncation, "columns": True}
-            fields |= {"normalize": True} if normalize else {}
+            fields: dict[str, Any] = {"truncation": truncation}
+            fields |= {name: True for name, is_set in flags.items() if is_set}
             fields |= {} if self._model_name is None else {"model": self._model_name}
             head = json.dumps(fields).encode()[:-1] + b', "template_kwargs": ' + template + b', "items": ['
             for places in _split(list(group), items, self.batch_items):
                 body = head + b", ".join(items[place] for place in places) + b"]}"
                 yield _Request(places, [names[place] for place in places], body)
 
-    def _send(self, requests: list["_Request"]) -> Iterator["_Answer"]:
+    def _send(self, requests: list["_Request"]) -> Iterator[dict[str, Any]]:
+        def answer(request: _Request) -> dict[str, Any]:
+            return self._connection.post("/v1/rewards", request.body, request.names)
+
         if len(requests) == 1:
-            yield self._answer(requests[0])
+            yield answer(requests[0])
             return
         with ThreadPoolExecutor(_REQUESTS_IN_FLIGHT, "rewards") as pool:
-            yield from pool.map(self._answer, requests)
+            yield from pool.map(answer, requests)
 
-    def _answer(self, request: "_Request") -> "_Answer":
-        content = self._connection.post("/v1/rewards", request.body, request.names)
-        count = len(request.places)
-        lists: list[Any] = [content.get(name) for name in ("rewards", "tokens", "truncated")]
+    def _read(self, answer: dict[str, Any], names: list[str], uncertainty: Uncertainty | None) -> ScoredSequences:
+        """Return the checked rewards and columns of an answer for sequences with these names."""
+        count = len(names)
+        lists: list[Any] = [answer.get(name) for name in ("rewards", "tokens", "truncated")]
         for values in lists:
             if not isinstance(values, list) or len(values) != count or not all(map(_is_number, values)):
                 raise ServerError(f"{self.url}: expected {count} numbers, got {values!r:.80}.")
-        rewards, tokens, truncated = lists
+        num_columns = 1 if uncertainty is None else uncertainty.num_columns
         try:
             with np.errstate(over="ignore"):
-                values = np.array(rewards, np.float32)
-                columns = np.array(content.get("columns", values[:, None]), np.float32).reshape(count, -1)
+                rewards = np.array(lists[0], np.float32)
+                columns = np.array(lists[0] if uncertainty is None else answer.get("columns"), np.float32)
+                columns = columns.reshape(count, num_columns)
         except (TypeError, ValueError) as error:
-            raise ServerError(f"{self.url}: expected {count} lists of numbers as columns ({error}).") from error
-        invalid = np.flatnonzero(~(np.isfinite(values) & np.isfinite(columns).all(1))).tolist()
-        for place in invalid[:1]:
-            name, reward = request.names[place], rewards[place]
-            raise ModelError(f"{name}: expected a finite reward from {self.url}, got {reward}.")
-        scored = ScoredSequences(values, np.array(tokens, np.int64), np.array(truncated, np.bool_), columns)
-        return _Answer(scored, str(content.get("weight_version")))
+            expected = f"{count} lists of {num_columns} numbers as columns"
+            raise ServerError(f"{self.url}: expected {expected} ({error}).") from error
+        for place in np.flatnonzero(~(np.isfinite(rewards) & np.isfinite(columns).all(1)))[:1].tolist():
+            raise ModelError(f"{names[place]}: expected a finite reward from {self.url}, got {lists[0][place]}.")
+        tokens, truncated = np.array(lists[1], np.int64), np.array(lists[2], np.bool_)
+        return ScoredSequences(rewards, tokens, truncated, columns, uncertainty)
 
-    def _check_version(self, answer: "_Answer", previous: "_Answer | None") -> None:
+    def _check_version(self, version: str, previous: str | None, needed: str | None) -> None:
         """Refuse rewards of other weights than the accepted ones, and warn of two versions in one call."""
-        version = answer.weight_version
         if self.only_version not in (None, version):
             raise ConfigError(
                 f"the weights at {self.url} were {self.only_version}, and are {version} now: their rewards must not be "
                 "mixed. Serve the earlier weights again, or score all rows anew."
             )
-        widths = [each.scored.columns.shape[1] for each in (previous, answer) if each is not None]
-        if len(set(widths)) > 1:
+        if needed not in (None, version):
             raise ServerError(
-                f"the weights at {self.url} changed during a call, and the new ones give {widths[-1]} columns for each "
-                f"sequence, not {widths[0]}. Call again."
+                f"the weights at {self.url} changed during a call, from {needed} to {version}, and with them the "
+                "constants that compare members. Call again."
             )
-        if previous is not None and previous.weight_version != version:
+        if previous not in (None, version):
             logger.warning(
                 "The weights at %s changed during a call: some of its rewards are of version %s, some of version %s",
-                self.url, previous.weight_version, version,
+                self.url, previous, version,
             )  # fmt: skip
 
 
@@ -253,11 +277,9 @@ class _Request:
     body: bytes
 
 
-class _Answer(NamedTuple):
-    """The scored sequences of a request, in its order, and the version of the weights."""
-
-    scored: ScoredSequences
-    weight_version: str
+def _uncertainty_of(described: dict[str, Any]) -> Uncertainty | None:
+    constants = described.get("uncertainty")
+    return None if constants is None else uncertainty_from_dict(constants)
 
 
 def _item(sequence: Any, name: str) -> bytes:

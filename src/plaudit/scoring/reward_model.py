@@ -217,7 +217,7 @@ class RewardModel(BaseRewardModel):
                 rewards = ((rewards - mean) / std).astype(np.float32)
             tokens = np.array([len(each) for each in ids], dtype=np.int64)
             truncated = tokens < np.array([len(each) for each in whole])
-            return ScoredSequences(rewards, tokens, truncated, columns)
+            return ScoredSequences(rewards, tokens, truncated, columns, self.uncertainty, std)
 
         return score_chunk
 

@@ -5,7 +5,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from plaudit.data.formats import TextOrChat
 from plaudit.data.reader import Chunk, Row, Unreadable
 from plaudit.errors import DataError, ModelError
+from plaudit.scoring.base_reward_model import ScoredSequences, join_scored
 from plaudit.scoring.remote_model import RemoteRewardModel
 from plaudit.scoring.reward_columns import RewardColumns, ScorableRow, parse_row, row_with_rewards
 from plaudit.scoring.reward_model import RewardModel
@@ -95,16 +96,8 @@ class _Scorer(Protocol):
     def prepare(self, sequences: list[TextOrChat], options: list[dict[str, Any]], names: list[str]) -> list[Any]:
         """Return for each of N sequences what `score` needs; raise `DataError` or `ModelError` for one that fails."""
 
-    def score(self, prepared: list[Any], on_scored: Callable[[int], object]) -> "_Rewards":
+    def score(self, prepared: list[Any], on_scored: Callable[[int], object]) -> ScoredSequences:
         """Return the rewards of prepared sequences."""
-
-
-class _Rewards(NamedTuple):
-    """The rewards of N sequences, the raw columns that an uncertainty reads, and the sum of their tokens."""
-
-    rewards: NDArray[np.float32]  # [N]
-    columns: NDArray[np.float32]  # [N, C]
-    tokens: int
 
 
 class _LocalScorer:
@@ -114,7 +107,7 @@ class _LocalScorer:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         self._model = RewardModel.from_pretrained(config.model, device=config.device, **config.model_options)
-        self._scale = self._model.normalization() if config.normalize else None
+        self._mean, self._std = self._model.normalization() if config.normalize else (0.0, 1.0)
         self.uncertainty = self._model.uncertainty
         self._model.warm_up()  # so that the layout of batches is the same in each process and after each start
 
@@ -125,12 +118,11 @@ class _LocalScorer:
     def prepare(self, sequences: list[TextOrChat], options: list[dict[str, Any]], names: list[str]) -> list[Any]:
         return self._model.token_ids(sequences, options, names)
 
-    def score(self, prepared: list[Any], on_scored: Callable[[int], object]) -> _Rewards:
+    def score(self, prepared: list[Any], on_scored: Callable[[int], object]) -> ScoredSequences:
         columns = self._model.engine.score_columns(prepared, on_scored)
-        rewards = columns[:, 0]
-        if self._scale is not None:
-            rewards = (rewards - self._scale[0]) / self._scale[1]
-        return _Rewards(rewards, columns, sum(map(len, prepared)))
+        rewards = ((columns[:, 0] - self._mean) / self._std).astype(np.float32)
+        tokens, truncated = np.array([len(ids) for ids in prepared], np.int64), np.zeros(len(prepared), np.bool_)
+        return ScoredSequences(rewards, tokens, truncated, columns, self.uncertainty, self._std)
 
 
 class _RemoteScorer:
@@ -139,8 +131,7 @@ class _RemoteScorer:
     def __init__(self, config: ScoringConfig) -> None:
         weights = RemoteRewardModel(config.model).info().get("weight_version")
         self._model = RemoteRewardModel(config.model, only_version=weights, **config.model_options)
-        self._score = self._model.begin_call(config.normalize)
-        self.uncertainty = self._model.uncertainty
+        self.uncertainty, self._score = self._model.begin_call_with_uncertainty(config.normalize)
 
     @property
     def truncated(self) -> int:
@@ -148,12 +139,11 @@ class _RemoteScorer:
 
     def prepare(self, sequences: list[TextOrChat], options: list[dict[str, Any]], names: list[str]) -> list[Any]:
         scored = self._score(sequences, options, names, lambda _: None)
-        return list(zip(scored.rewards, scored.columns, scored.tokens, strict=True))
+        return [scored.take(slice(place, place + 1)) for place in range(len(sequences))]
 
-    def score(self, prepared: list[Any], on_scored: Callable[[int], object]) -> _Rewards:
+    def score(self, prepared: list[Any], on_scored: Callable[[int], object]) -> ScoredSequences:
         on_scored(len(prepared))
-        rewards, columns, tokens = zip(*prepared, strict=True) if prepared else ((), (), ())
-        return _Rewards(np.array(rewards, np.float32), np.array(columns, np.float32), int(sum(tokens)))
+        return join_scored(prepared, self.uncertainty)
 
 
 class Worker:
@@ -199,12 +189,12 @@ class Worker:
         end, rows = 0, []
         for row in scorable:
             start, end = end, end + len(row.sequences)
-            own, own_stds = rewards[start:end], None if stds is None else stds[start:end]
-            if all(map(math.isfinite, own + (own_stds or []))):
-                rows.append(row_with_rewards(row, own, self._config.columns, own_stds))
+            row_rewards, row_stds = rewards[start:end], None if stds is None else stds[start:end]
+            if all(map(math.isfinite, row_rewards + (row_stds or []))):
+                rows.append(row_with_rewards(row, row_rewards, self._config.columns, row_stds))
             else:
-                what = "" if own_stds is None else f" with standard deviations {own_stds}"
-                reason = f"row {row.number}: expected finite rewards, got {own}{what}. Try --dtype float32."
+                what = "" if row_stds is None else f" with standard deviations {row_stds}"
+                reason = f"row {row.number}: expected finite rewards, got {row_rewards}{what}. Try --dtype float32."
                 rejected.append(_rejection(row.number, row.row, reason))
         rejected.sort(key=lambda each: each["row"])
         truncated = self._model.truncated - truncated_before
@@ -246,13 +236,9 @@ class Worker:
             scored += sequences
             on_batch(scored / len(prepared))
 
-        rewards, columns, tokens = self._model.score(prepared, count)
-        uncertainty = self._model.uncertainty
-        if uncertainty is None or not prepared:
-            return _decimals(rewards), None, tokens
-        if self._config.aggregate != "mean":
-            rewards = uncertainty.aggregate(columns, self._config.aggregate, self._config.k)
-        return _decimals(rewards), _decimals(uncertainty.std(columns)), tokens
+        found = self._model.score(prepared, count).aggregate(self._config.aggregate, self._config.k)
+        stds = None if found.uncertainty is None else _decimals(found.stds())
+        return _decimals(found.rewards), stds, int(found.tokens.sum())
 
 
 def _decimals(values: NDArray[np.float32]) -> list[float]:

@@ -192,7 +192,7 @@ def _joined(parts: list[Scored], places: list[list[int]]) -> Scored:
     order = sorted((place, part, n) for part, own in enumerate(places) for n, place in enumerate(own))
     columns: dict[str, Any] = {
         column: [getattr(parts[part], column)[n] for _, part, n in order]
-        for column in ("rewards", "values", "tokens", "truncated", "stds", "members", "columns")
+        for column in ("rewards", "values", "tokens", "truncated", "stds", "value_stds", "members", "columns")
         if getattr(parts[0], column)
     }
     return replace(

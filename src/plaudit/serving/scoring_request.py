@@ -117,7 +117,8 @@ class Scored:
         run_seconds: Time from there to its last reward.
         pieces: With `prefix_step`: the text that each prefix adds to the one before it.
         label: The model's name of its one label, which some dialects repeat in every answer.
-        stds: N standard deviations, in the unit of raw rewards, of a model with an uncertainty; else none.
+        stds: N standard deviations, in the unit of `rewards`, of a model with an uncertainty; else none.
+        value_stds: The same in the unit of `values`, which a sigmoid does not change.
         members: With `members`: the raw rewards of the members of each of N sequences.
         columns: With `columns`: the raw columns of each of N sequences, of a model with an uncertainty; else none.
     """
@@ -134,6 +135,7 @@ class Scored:
     pieces: list[str] = field(default_factory=list)
     label: str = "LABEL_0"
     stds: list[float] = field(default_factory=list)
+    value_stds: list[float] = field(default_factory=list)
     members: list[list[float]] = field(default_factory=list)
     columns: list[list[float]] = field(default_factory=list)
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from plaudit.errors import ConfigError
+from plaudit.scoring.base_reward_model import ScoredSequences
 from plaudit.scoring.reward_model import RewardModel
 from plaudit.serving.item_rendering import ItemRenderer
 from plaudit.serving.scheduler import Scheduler, Step
@@ -127,7 +128,7 @@ class ServedModel:
         )  # fmt: skip
         if uncertainty is None:
             return scored
-        return await self._in_pool(_with_uncertainty, scored, request, outcome.columns, uncertainty)
+        return await self._in_pool(_with_uncertainty, scored, request, outcome.columns, uncertainty, scale)
 
     async def _submit(self, sequences: list[NDArray[np.int64]], client: str, deadline: float) -> "Future[Outcome]":
         submit = partial(self.scheduler.submit, sequences, client=client, deadline=deadline)
@@ -248,17 +249,23 @@ class ServedModel:
 
 
 def _with_uncertainty(
-    scored: Scored, request: ScoringRequest, columns: NDArray[np.float32], uncertainty: Uncertainty
+    scored: Scored, request: ScoringRequest, columns: NDArray[np.float32], uncertainty: Uncertainty, scale: float
 ) -> Scored:
-    """Return rewards with their standard deviations and whatever else of the uncertainty a request asks for."""
+    """Return rewards aggregated as a request asks, with standard deviations, and the members and columns it asks for.
+
+    The values are raw rewards that were divided by the scale.
+    """
+    tokens, truncated = np.array(scored.tokens), np.array(scored.truncated)
+    raw = ScoredSequences(columns[:, 0], tokens, truncated, columns, uncertainty)
     with np.errstate(over="ignore"):
-        rewards = uncertainty.aggregate(columns, request.aggregate, request.k)
-    if not np.isfinite(rewards).all():
+        found = raw.aggregate(request.aggregate, request.k)
+    if not np.isfinite(found.rewards).all():
         raise ServingError("invalid", "k: the conservative rewards are too large for float32. Lower it.", param="k")
     return replace(
         scored,
-        rewards=_floats(rewards),
-        stds=_floats(uncertainty.std(columns)),
+        rewards=_floats(found.rewards),
+        stds=_floats(found.stds()),
+        value_stds=_floats(raw._replace(unit=scale).stds()),
         members=[_floats(each) for each in uncertainty.members(columns)] if request.members else [],
         columns=[_floats(each) for each in columns] if request.columns else [],
     )

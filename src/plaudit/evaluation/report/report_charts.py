@@ -99,7 +99,8 @@ def _uncertainty_charts(uncertainty: Mapping[str, Any]) -> Iterator[Chart]:
         caption = uncertainty["verdict"] + ("" if matrix else f" {correlation}")
         draw = partial(plots.accuracy_by_spread, uncertainty)
         yield _chart("spread", "Accuracy by spread", caption, records, draw)
-        texts = ", ".join(f"{cell(uncertainty[f'{name}_auroc'])} {words}" for name, words in _RANKINGS.items())
+        aurocs = [cell(uncertainty[f"{name}_auroc"]) for name in ("spread", "margin")]
+        texts = "{} by spread, {} by difference of rewards".format(*aurocs)
         caption = f"AUROC for errors: {texts}. The difference needs no members: what counts is what the spread adds."
         draw = partial(plots.accuracy_by_coverage, uncertainty)
         yield _chart("coverage", "Accuracy by coverage", caption, uncertainty["coverage"], draw)
@@ -118,9 +119,6 @@ def _uncertainty_charts(uncertainty: Mapping[str, Any]) -> Iterator[Chart]:
         ]
         draw = partial(plots.error_correlations, uncertainty)
         yield _chart("error-correlations", "Correlation of errors", correlation, records, draw)
-
-
-_RANKINGS = {"spread": "by spread", "margin": "by difference of rewards", "both": "by both"}
 
 
 def accuracy_chart(key: str, title: str, figures: Mapping[str, Mapping[str, Any]]) -> Chart:

@@ -137,8 +137,9 @@ def _read_prefixes(body: _PrefixRewards) -> ScoringRequest:
 
 
 def _answer_rewards(body: _Rewards, scored: Scored) -> dict[str, Any]:
-    rewards = scored.values if body.aggregate == "mean" else scored.rewards
-    columns = {"reward_stds": scored.stds, "members": scored.members, "columns": scored.columns}
+    is_mean = body.aggregate == "mean"
+    rewards, stds = (scored.values, scored.value_stds) if is_mean else (scored.rewards, scored.stds)
+    columns = {"reward_stds": stds, "members": scored.members, "columns": scored.columns}
     return {"rewards": rewards} | {name: values for name, values in columns.items() if values} | _common(scored)
 
 
