@@ -94,7 +94,9 @@ def test_each_of_two_or_more_members_has_both_constants():
             MemberUncertainty(centers, scales, 1.0)
 
 
-@pytest.mark.parametrize(("how", "k", "message"), [("median", 1.0, "one of mean, min"), ("min", -1.0, "at least 0")])
+@pytest.mark.parametrize(
+    ("how", "k", "message"), [("median", 1.0, "one of mean, min"), ("mean-std", -1.0, "at least 0")]
+)
 def test_other_aggregates_and_negative_weights_are_refused(members, how, k, message):
     with pytest.raises(ConfigError, match=message):
         MemberUncertainty.measure(members).aggregate(columns_of(members), how, k)

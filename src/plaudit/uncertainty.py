@@ -127,7 +127,7 @@ class MemberUncertainty:
             >>> MemberUncertainty((0.0, 0.0), (1.0, 1.0), reward_std=1.0).aggregate([[2.0, 1.0, 3.0]], "mean-var", 0.5)
             array([1.], dtype=float32)
         """
-        check_aggregate(how, k)
+        check_aggregate(how, k if how.startswith("mean-") else 1.0)
         if how == "mean":
             return np.asarray(columns, dtype=np.float32)[:, 0]
         values = self.standardize(self.members(columns))
@@ -196,7 +196,7 @@ class PosteriorUncertainty:
             >>> PosteriorUncertainty(1.0, 2.0, num_samples=0).aggregate([[5.0, 1.0]], "mean-std")
             array([1.5], dtype=float32)
         """
-        check_aggregate(how, k)
+        check_aggregate(how, k if how.startswith("mean-") else 1.0)
         if how == "min":
             raise ConfigError(
                 "aggregate: a posterior has no least member, since the minimum of samples falls with their number. "
@@ -268,13 +268,15 @@ def check_aggregate(how: str, k: float, *, normalize: bool = False) -> None:
     """Raise unless an aggregate exists, its weight is not negative, and its unit is not normalised a second time.
 
     Raises:
-        ConfigError: There is no such aggregate, the weight is no finite number of at least 0, or `normalize` is asked
-            of a conservative reward.
+        ConfigError: There is no such aggregate, the weight is no finite number of at least 0 or has no use, or
+            `normalize` is asked of a conservative reward.
     """
     if how not in AGGREGATES:
         raise ConfigError(f"aggregate: expected one of {', '.join(AGGREGATES)}, got {how!r}.")
     if not (isinstance(k, Real) and 0 <= k < math.inf):
         raise ConfigError(f"k: expected a finite number of at least 0, got {k!r}.")
+    if k != 1 and how in ("mean", "min"):
+        raise ConfigError(f"k={k}: the aggregate {how!r} has no spread to weigh. Use mean-std or mean-var with it.")
     if normalize and how != "mean":
         raise ConfigError(
             f"normalize: aggregate={how!r} is in standard deviations of the rewards already. Leave `normalize` out."

@@ -11,6 +11,7 @@ from scipy.optimize import minimize_scalar
 from transformers import AutoModelForSequenceClassification, BertConfig, BitsAndBytesConfig, set_seed
 
 from plaudit import RewardModel
+from plaudit.checkpoint.inspection import SavedModel, inspect_files
 from plaudit.errors import CheckpointError, ConfigError, DataError, ModelError
 from plaudit.evaluation.laplace import bradley_terry_hessian, fit_laplace, head_posterior
 from plaudit.models.member_heads import add_member_heads
@@ -199,11 +200,15 @@ def test_a_head_that_was_trained_on_since_is_refused(model_folder, tmp_path):
     folder = shutil.copytree(model_folder, tmp_path / "model")
     scorer = RewardModel.from_pretrained(folder, device="cpu")
     fit_laplace(scorer, ROWS).posterior.write(folder)
+    assert [each.holds for each in inspect_files(SavedModel(folder)) if each.layer == "posterior"] == [True]
     with torch.no_grad():
         scorer.model.score.weight[0, 3] += 0.01
     scorer.model.save_pretrained(folder)
     with pytest.raises(CheckpointError, match=r"laplace.safetensors was fitted for another head.*`plaudit laplace"):
         RewardModel.from_pretrained(folder, device="cpu")
+    (broken,) = [each for each in inspect_files(SavedModel(folder)) if each.layer == "posterior"]
+    assert broken.holds is False
+    assert "fitted for another head" in broken.message
 
 
 @pytest.mark.parametrize("quantized", [False, True])

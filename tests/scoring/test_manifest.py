@@ -136,7 +136,7 @@ def test_a_conservative_reward_is_an_option_of_the_job_and_the_mean_is_as_before
     source = Source("someone/one")
     mean, less, least = (
         job_manifest(source, ScoringConfig("someone/one", **options))
-        for options in ({"k": 2.0}, {"aggregate": "mean-std"}, {"aggregate": "mean-std", "k": 2.0})
+        for options in ({}, {"aggregate": "mean-std"}, {"aggregate": "mean-std", "k": 2.0})
     )
     assert "aggregate" not in mean["options"]
     assert differences(mean, less) == ["options: aggregate was None, is mean-std", "options: k was None, is 1.0"]

@@ -122,9 +122,10 @@ def test_normalized_then_clipped_then_the_penalty(make_model, tokenizer):
 @pytest.mark.parametrize("aggregate", ["mean", "min", "mean-std", "mean-var"])
 def test_a_conservative_reward_is_that_of_the_model_and_is_clipped_in_its_own_unit(ensemble_folder, aggregate):
     model = RewardModel.from_pretrained(ensemble_folder)
-    expected = model.score(PROMPTS, TEXTS, aggregate=aggregate, k=0.5)
+    k = 0.5 if aggregate.startswith("mean-") else 1.0
+    expected = model.score(PROMPTS, TEXTS, aggregate=aggregate, k=k)
     for source in (model, ensemble_folder):
-        function = RewardFunction(source, aggregate=aggregate, k=0.5, clip=0.5, length_penalty=0.01)
+        function = RewardFunction(source, aggregate=aggregate, k=k, clip=0.5, length_penalty=0.01)
         penalty = 0.01 * np.array([len(text) for text in TEXTS])
         assert function(PROMPTS, TEXTS) == pytest.approx(expected.clip(-0.5, 0.5) - penalty, abs=2e-6)
 

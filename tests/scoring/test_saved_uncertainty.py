@@ -70,12 +70,13 @@ def test_a_batch_has_the_columns_of_its_sequences_alone(ensemble):
 
 @pytest.mark.parametrize("how", AGGREGATES)
 def test_ranks_are_by_the_aggregate(ensemble, how):
-    scores = ensemble.score([TEXTS[0]] * 3, TEXTS[1:], aggregate=how, k=2.0)
-    ranked = ensemble.rank(TEXTS[0], TEXTS[1:], aggregate=how, k=2.0)
+    k = 2.0 if how.startswith("mean-") else 1.0
+    scores = ensemble.score([TEXTS[0]] * 3, TEXTS[1:], aggregate=how, k=k)
+    ranked = ensemble.rank(TEXTS[0], TEXTS[1:], aggregate=how, k=k)
     assert [each.index for each in ranked] == np.argsort(-scores).tolist()
     np.testing.assert_allclose([each.reward for each in ranked], np.sort(scores)[::-1], atol=1e-5)
     assert all(each.reward_std > 0 for each in ranked)
-    assert ensemble.best_of(TEXTS[0], TEXTS[1:], aggregate=how, k=2.0) == ranked[0].completion
+    assert ensemble.best_of(TEXTS[0], TEXTS[1:], aggregate=how, k=k) == ranked[0].completion
 
 
 def test_details_have_the_raw_columns(ensemble):
@@ -98,6 +99,8 @@ def test_options_that_exclude_each_other_are_refused(ensemble):
         ensemble.score(TEXTS, return_members=True, return_std=True)
     with pytest.raises(ConfigError, match="normalize: aggregate='min' is in standard deviations"):
         ensemble.score(TEXTS, aggregate="min", normalize=True)
+    with pytest.raises(ConfigError, match="k=2.0: the aggregate 'mean' has no spread to weigh"):
+        ensemble.score(TEXTS, k=2.0)
 
 
 def test_members_of_another_model_are_refused(folder):

@@ -311,7 +311,7 @@ def _best_of_n(evaluation: "Evaluation", aggregate: str, k: float) -> dict[str, 
     curve = best_of_n(
         [each for _, each in groups], [row.gold or [] for row, _ in groups], [row.prompt for row, _ in groups]
     )
-    evaluation_tables.show_best_of_n(curve)
+    evaluation_tables.show_best_of_n(curve, aggregate, k)
     return curve.to_dict()
 
 

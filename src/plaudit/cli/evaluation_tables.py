@@ -60,8 +60,8 @@ def _show_uncertainty(figures: "UncertaintyFigures") -> None:
         "AUROC for errors": ranked.format(f"{figures.spread_auroc:.3f}", f"{figures.margin_auroc:.3f}"),
         "at equal difference": "{:.3f} (95% interval {:.3f} to {:.3f}); 0.5 adds nothing".format(*adjusted),
         "accuracy of half": ranked.format(*map(percent, half)),
-        "log loss": f"{figures.log_loss:.4f}, with spread {figures.log_loss_with_spread:.4f}",
-        "calibration error": errors,
+        "log loss, cross-fitted": f"{figures.log_loss:.4f}, with spread {figures.log_loss_with_spread:.4f}",
+        "calibration error, cross-fitted": errors,
         "correlated errors": f"mean correlation {figures.error_correlation:.3f}",
     }
     title = f"Uncertainty: the spread of {figures.members} {of_whom}"
@@ -178,10 +178,17 @@ def probe_cells(result: "ProbeResult") -> tuple[str, ...]:
     return result.name, f"{result.comparisons:,}", f"{result.flip_rate.value:.1%}", moved, prefers, verdict
 
 
-def show_best_of_n(curve: "BestOfN") -> None:
-    """Print the gold score of the best of n by the model, with the best that any choice could reach."""
+def show_best_of_n(curve: "BestOfN", aggregate: str = "mean", k: float = 1.0) -> None:
+    """Print the gold score of the best of n by the model, with the best that any choice could reach.
+
+    Args:
+        curve: The curve.
+        aggregate: The aggregate of the members' rewards that chose.
+        k: Its weight of the spread.
+    """
     left_out = f"; {curve.left_out:,} smaller ones are left out" if curve.left_out else ""
-    display.console.print(f"\n[bold]Best of n[/bold], over {curve.groups:,} groups{left_out}")
+    chosen_by = {"mean": "", "min": " by min"}.get(aggregate, f" by {aggregate}, k = {k:g}")
+    display.console.print(f"\n[bold]Best of n{chosen_by}[/bold], over {curve.groups:,} groups{left_out}")
     columns = zip(curve.n, curve.sqrt_kl, curve.gold, curve.gold_low, curve.gold_high, curve.oracle, strict=True)
     rows = [
         (f"{n:,}", f"{root:.2f}", f"{gold:.3f}", f"{low:.3f} to {high:.3f}", f"{oracle:.3f}")
