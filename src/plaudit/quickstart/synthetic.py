@@ -254,6 +254,12 @@ class PreferenceWorld:
         texts = ((prompt, _draw_response(rng, prompt, rng.random() < 0.5)) for prompt in prompts)
         return [ScoredResponse(prompt, text, true_reward(prompt, text)) for prompt, text in texts]
 
+    def candidates(self, prompt: str, n: int) -> list[ScoredResponse]:
+        """Return n single responses to one prompt, half of them right on average, to choose the best of."""
+        rng = self._rng(f"candidates {prompt}", _split_of(prompt))
+        texts = (_draw_response(rng, prompt, rng.random() < 0.5) for _ in range(n))
+        return [ScoredResponse(prompt, text, true_reward(prompt, text)) for text in texts]
+
     def _rng(self, purpose: str, split: Split) -> np.random.Generator:
         """Return the generator of one kind of draw, so that the kinds are independent."""
         return np.random.default_rng([self.seed, zlib.crc32(f"{purpose} {split}".encode())])
