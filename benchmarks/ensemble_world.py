@@ -8,11 +8,12 @@ import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
-from pathlib import Path
 
 import datasets
 import numpy as np
 import transformers
+from plaudit.evaluation.laplace import fit_laplace
+from plaudit.scoring.ensemble import save_ensemble
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
@@ -24,7 +25,6 @@ from transformers import (
 )
 
 from plaudit import RewardConfig, RewardModel, RewardTrainer
-from plaudit.evaluation.laplace import fit_laplace
 from plaudit.quickstart.synthetic import (
     ANSWERS,
     CLOSERS,
@@ -112,9 +112,7 @@ def base_model(sizes, folder):
         pairs = PreferenceWorld(1000).pairs(sizes.base_pairs)
         words = Tokenizer(models.WordLevel(unk_token="<unk>"))
         words.normalizer = normalizers.Lowercase()
-        words.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()]
-        )
+        words.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
         special = ["<pad>", "<eos>", "<unk>", "<user>", "<assistant>"]
         texts = [text for pair in pairs for text in (pair.prompt, pair.chosen, pair.rejected)]
         words.train_from_iterator(texts, trainers.WordLevelTrainer(special_tokens=special, show_progress=False))
@@ -181,8 +179,12 @@ def group_folder(folder, group):
     return folder / f"group-{group:02d}"
 
 
-def reference_rows(rows):
-    """Return the sequences on which members are centred and scaled: both responses of 500 training pairs."""
+def reference_length(sizes):
+    """Return the number of sequences on which members are centred and scaled: both responses of 500 training pairs."""
+    return 2 * min(sizes.pairs, 500)
+
+
+def reference_sequences(rows):
     return [row["prompt"] + row[side] for row in rows[:500] for side in ("chosen", "rejected")]
 
 
@@ -193,7 +195,7 @@ def prepare_group(sizes, folder, group):
     rows = flipped_rows(world, sizes.pairs)
     prompts, texts, true = candidates(world, sizes)
     chats = [chat(prompt, text) for prompt, row in zip(prompts, texts, strict=True) for text in row]
-    sequences = reference_rows(rows) + chats
+    sequences = reference_sequences(rows) + chats
     np.save(_made(place) / "true.npy", true)
     tokenizer = AutoTokenizer.from_pretrained(base)
     for name in ["heads", *(f"seed-{seed}" for seed in range(sizes.members))]:
@@ -208,6 +210,9 @@ def prepare_group(sizes, folder, group):
             posterior = RewardModel.from_pretrained(model)
             fit_laplace(posterior, rows)
             np.save(model / "laplace.npy", posterior.score(sequences, return_details=True).columns)
+    if not (place / "seeds").exists():
+        seeds = [place / f"seed-{seed}" for seed in range(sizes.members)]
+        save_ensemble(seeds, place / "seeds", reference_sequences(rows))
 
 
 def prepare_groups(sizes, folder, workers):

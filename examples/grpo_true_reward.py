@@ -76,7 +76,7 @@ def reinforce(policy, beta, world, options):
         logging_steps=10, seed=options.seed, **QUIET,
     )  # fmt: skip
     trainer = GRPOTrainer(
-        policy, [RewardFunction(options.reward_model, name="learnt"), true], config,
+        policy, [RewardFunction(options.reward_model, aggregate=options.aggregate, name="learnt"), true], config,
         train_dataset=asking(world.prompts(options.steps * PROMPTS_A_STEP)), eval_dataset=asking(held_out),
     )  # fmt: skip
     trainer.train()
@@ -106,6 +106,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("grpo-true-reward"), help="for the plot and the curves")
     parser.add_argument("--reward_model", type=Path, default=Path("quickstart-reward-model"), help="trained if missing")
+    parser.add_argument("--aggregate", default="mean", help="for an ensemble: mean, min, mean-std or mean-var")
     parser.add_argument("--steps", type=int, default=90, help="of GRPO, in each run")
     parser.add_argument("--imitated", type=int, default=20_000, help="responses that the policy imitates first")
     parser.add_argument("--judged", type=int, default=256, help="held-out prompts")

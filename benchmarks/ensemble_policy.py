@@ -1,0 +1,89 @@
+"""Policies trained by GRPO against single models and ensembles, and the true reward that they reach.
+
+`ensembles.py` describes the design. The policy and its training are those of `examples/grpo_true_reward.py`.
+"""
+
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+from ensemble_choice import SINGLE, interval
+from ensemble_world import be_quiet, flipped_rows, group_folder, group_world
+from plaudit.evaluation.laplace import fit_laplace
+from transformers import AutoTokenizer
+
+from plaudit import RewardModel
+
+sys.path.append(str(Path(__file__).parents[1] / "examples"))
+
+GUARDS = {  # the folder of a group, and the aggregate
+    SINGLE: ("seed-0", "mean"),
+    "heads, mean": ("heads", "mean"),
+    "heads, mean-std": ("heads", "mean-std"),
+    "seeds, mean": ("seeds", "mean"),
+    "seeds, mean-std": ("seeds", "mean-std"),
+    "Laplace, mean-std": ("seed-0", "mean-std"),
+}
+LAST = 3  # evaluations that count as the end
+
+
+def imitating_policy(sizes, folder, group):
+    """Train the policy of a group on the world's responses, once, and return its folder."""
+    from grpo_true_reward import imitate
+
+    be_quiet()
+    place = group_folder(folder, group)
+    if not (place / "policy" / "config.json").exists():
+        tokenizer = AutoTokenizer.from_pretrained(folder / "base")
+        tokenizer.chat_template += "{% if add_generation_prompt %}<assistant> {% endif %}"
+        imitate(tokenizer, group_world(group), SimpleNamespace(imitated=sizes.imitated, output_dir=place, seed=group))
+    return str(place / "policy")
+
+
+def reinforced(sizes, folder, group, guard):
+    """Train the policy against one reward, and return steps, learnt and true reward on held-out prompts."""
+    from grpo_true_reward import reinforce
+
+    be_quiet()
+    place, world = group_folder(folder, group), group_world(group)
+    name, aggregate = GUARDS[guard]
+    reward_model = RewardModel.from_pretrained(place / name)
+    if guard.startswith("Laplace"):
+        fit_laplace(reward_model, flipped_rows(world, sizes.pairs))
+    options = SimpleNamespace(
+        reward_model=reward_model, aggregate=aggregate, steps=sizes.policy_steps, judged=sizes.judged, seed=group,
+        output_dir=place / "grpo",
+    )  # fmt: skip
+    return reinforce(str(place / "policy"), 0.0, world, options)
+
+
+def measure_policy(sizes, folder, workers):
+    """Train all policies, and compare their true rewards by group."""
+    groups = range(sizes.policy_groups)
+    with ProcessPoolExecutor(workers, get_context("spawn"), max_tasks_per_child=1) as pool:
+        list(pool.map(imitating_policy, *zip(*((sizes, folder, group) for group in groups), strict=True)))
+        jobs = {
+            (guard, group): pool.submit(reinforced, sizes, folder, group, guard) for group in groups for guard in GUARDS
+        }
+        curves = {guard: [jobs[guard, group].result() for group in groups] for guard in GUARDS}
+    ends = {guard: [float(np.mean(each["true"][-LAST:])) for each in runs] for guard, runs in curves.items()}
+    result = {
+        "curves": curves,
+        "end": {guard: interval(each) for guard, each in ends.items()},
+        "best": {guard: interval([max(each["true"]) for each in runs]) for guard, runs in curves.items()},
+        "end_minus_best": {
+            guard: interval([end - max(run["true"]) for end, run in zip(ends[guard], runs, strict=True)])
+            for guard, runs in curves.items()
+        },
+        "end_minus_single": {guard: interval(np.subtract(each, ends[SINGLE])) for guard, each in ends.items()},
+    }
+    for guard, each in ends.items():
+        difference = result["end_minus_single"][guard]
+        print(
+            f"  {guard:<20} true reward in the end {np.mean(each):+.3f}, at best {result['best'][guard]['mean']:+.3f}; "
+            f"minus a single model {difference['mean']:+.3f} ({difference['low']:+.3f} to {difference['high']:+.3f})"
+        )
+    return result
