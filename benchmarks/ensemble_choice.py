@@ -16,6 +16,7 @@ from plaudit.evaluation.significance import holm
 from plaudit.uncertainty import MemberUncertainty, PosteriorUncertainty
 
 SINGLE = "a single model"
+LAPLACE_MEAN = "Laplace, mean"  # the single models that have a posterior
 CONSERVATIVE = ["mean-std", "mean-var", "min"]
 PRIMARY = [f"{kind}, {how}" for kind in ("heads", "seeds") for how in ("mean", *CONSERVATIVE)] + ["Laplace, mean-std"]
 WEIGHTS = [0.25, 0.5, 1.0, 2.0, 4.0]
@@ -32,7 +33,7 @@ def read_group(sizes, folder, group):
         constants = MemberUncertainty.measure(members[:length])
         models[kind] = [(constants, np.column_stack([members.mean(1), members])[length:])]
     models["Laplace"] = []
-    for seed in range(sizes.members):
+    for seed in range(sizes.posteriors):
         columns = np.load(place / f"seed-{seed}" / "laplace.npy")
         rewards = columns[:length, 0].astype(np.float64)
         constants = PosteriorUncertainty(float(rewards.mean()), float(rewards.std()), columns.shape[1] - 2)
@@ -53,7 +54,9 @@ def chosen(rewards, true, numbers):
 def choices(sizes, folder, group, numbers):
     """Return the true reward of the best of each n, by set and reward, in one group."""
     true, models = read_group(sizes, folder, group)
-    rewards = {SINGLE: [columns[:, 0] for _, columns in models["Laplace"]], "random": [np.zeros(true.size)]}
+    members = models["seeds"][0][1][:, 1:]
+    rewards = {SINGLE: list(members.T), LAPLACE_MEAN: list(members.T[: sizes.posteriors])}
+    rewards["random"] = [np.zeros(true.size)]
     rewards["the true reward"] = [true.ravel()]
     for kind, parts in models.items():
         for how in ("mean", *CONSERVATIVE):
@@ -134,7 +137,7 @@ def measure_choice(sizes, folder):
     }
     spread = [errors(sizes, folder, group) for group in range(sizes.groups)]
     figures = ("wrong", "spread_auroc", "margin_auroc", "adjusted_auroc")
-    to_single = dict.fromkeys(PRIMARY, SINGLE)
+    to_single = dict.fromkeys(PRIMARY, SINGLE) | {"Laplace, mean-std": LAPLACE_MEAN}
     to_mean = {name: name.split(",")[0] + ", mean" for name in PRIMARY if name.split(", ")[1] in CONSERVATIVE}
     del to_mean["Laplace, mean-std"]
     result = {
@@ -169,9 +172,10 @@ def print_choice(result):
     for title in ("primary", "pessimism"):
         print(f"{title}: true reward of the best of {result['n'][-1]} of both sets, difference by group")
         for row in result[title]:
+            ends = f"({row['low']:+.3f} to {row['high']:+.3f})"
             print(
-                f"  {row['reward']:<20} - {row['minus']:<15} {row['mean']:+.3f}  ({row['low']:+.3f} to {row['high']:+.3f})"
-                f"  p {row['p']:.4f}  Holm {row['p_holm']:.4f}"
+                f"  {row['reward']:<20} - {row['minus']:<15} {row['mean']:+.3f}  {ends}  p {row['p']:.4f}"
+                f"  Holm {row['p_holm']:.4f}"
             )
     for row in result["errors"]:
         shown = "  ".join(

@@ -110,9 +110,9 @@ def measure_files(sizes, folder, data, workers):
             for row in rows
         ]
     for row in found:
-        figures = row["uncertainty"]
+        figures, accuracy = row["uncertainty"], row["overall"]["accuracy"]
         print(
-            f"  {row['trained_on']:<12} on {row['judged_on']:<14} {row['kind']:<8} accuracy {row['overall']['accuracy']:.3f}"
+            f"  {row['trained_on']:<12} on {row['judged_on']:<14} {row['kind']:<8} accuracy {accuracy:.3f}"
             f"  spread AUROC {figures['spread_auroc']:.3f}  margin {figures['margin_auroc']:.3f}"
             f"  at equal margins {figures['adjusted_auroc']:.3f} ({figures['adjusted_auroc_low']:.3f} to"
             f" {figures['adjusted_auroc_high']:.3f})  earns its place: {figures['earns_its_place']}"

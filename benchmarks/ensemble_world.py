@@ -47,6 +47,7 @@ class Sizes:
 
     groups: int = 20
     members: int = 5
+    posteriors: int = 2
     base_pairs: int = 32_000
     pairs: int = 2_000
     prompts: int = 64
@@ -61,7 +62,7 @@ class Sizes:
 
 FULL = Sizes()
 SHORT = Sizes(
-    groups=2, members=2, base_pairs=64, pairs=48, prompts=4, candidates=8, policy_groups=1, policy_steps=2, imitated=64,
+    groups=2, members=2, posteriors=1, base_pairs=64, pairs=48, prompts=4, candidates=8, policy_groups=1, policy_steps=2, imitated=64,
     judged=8, file_rows=60, speed_steps=2,
 )  # fmt: skip
 
@@ -198,6 +199,7 @@ def prepare_group(sizes, folder, group):
     sequences = reference_sequences(rows) + chats
     np.save(_made(place) / "true.npy", true)
     tokenizer = AutoTokenizer.from_pretrained(base)
+    posteriors = [f"seed-{seed}" for seed in range(sizes.posteriors)]
     for name in ["heads", *(f"seed-{seed}" for seed in range(sizes.members))]:
         model = place / name
         if not (model / "config.json").exists():
@@ -206,7 +208,7 @@ def prepare_group(sizes, folder, group):
         if not (model / "rewards.npy").exists():
             rewards = RewardModel.from_pretrained(model).score(sequences, return_members=name == "heads")
             np.save(model / "rewards.npy", rewards)
-        if name != "heads" and not (model / "laplace.npy").exists():
+        if name in posteriors and not (model / "laplace.npy").exists():
             posterior = RewardModel.from_pretrained(model)
             fit_laplace(posterior, rows)
             np.save(model / "laplace.npy", posterior.score(sequences, return_details=True).columns)
