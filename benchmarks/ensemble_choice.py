@@ -26,17 +26,16 @@ SETS = ("own", "far", "both")
 def read_group(sizes, folder, group):
     """Return the true rewards [P, 2 N], and for each kind a list of pairs of constants and columns [S, C]."""
     place, length = group_folder(folder, group), reference_length(sizes)
-    heads = np.load(place / "heads" / "rewards.npy")
-    singles = [np.load(place / f"seed-{seed}" / "rewards.npy") for seed in range(sizes.members)]
+    heads = np.load(place / "heads" / "columns.npy")
+    singles = [np.load(place / f"seed-{seed}" / "columns.npy") for seed in range(sizes.members)]
+    rewards = np.stack([each[:, 0] for each in singles], 1)
     models = {}
-    for kind, members in (("heads", heads), ("seeds", np.stack(singles, 1))):
-        constants = MemberUncertainty.measure(members[:length])
-        models[kind] = [(constants, np.column_stack([members.mean(1), members])[length:])]
+    for kind, columns in (("heads", heads), ("seeds", np.column_stack([rewards.mean(1), rewards]))):
+        models[kind] = [(MemberUncertainty.measure(columns[:length, 1:]), columns[length:])]
     models["Laplace"] = []
-    for seed in range(sizes.posteriors):
-        columns = np.load(place / f"seed-{seed}" / "laplace.npy")
-        rewards = columns[:length, 0].astype(np.float64)
-        constants = PosteriorUncertainty(float(rewards.mean()), float(rewards.std()), columns.shape[1] - 2)
+    for columns in singles[: sizes.posteriors]:
+        reference = columns[:length, 0].astype(np.float64)
+        constants = PosteriorUncertainty(float(reference.mean()), float(reference.std()), columns.shape[1] - 2)
         models["Laplace"].append((constants, columns[length:]))
     return np.load(place / "true.npy"), models
 
@@ -109,6 +108,11 @@ def errors(sizes, folder, group):
     return found
 
 
+def baseline(reward):
+    """Return the single models that a reward is compared with: of Laplace those that it was fitted to."""
+    return LAPLACE_MEAN if reward.startswith("Laplace") else SINGLE
+
+
 def interval(values):
     """Return the mean over groups with its t-interval of 95%."""
     values = np.asarray(values, dtype=np.float64)
@@ -137,7 +141,7 @@ def measure_choice(sizes, folder):
     }
     spread = [errors(sizes, folder, group) for group in range(sizes.groups)]
     figures = ("wrong", "spread_auroc", "margin_auroc", "adjusted_auroc")
-    to_single = dict.fromkeys(PRIMARY, SINGLE) | {"Laplace, mean-std": LAPLACE_MEAN}
+    to_single = {reward: baseline(reward) for reward in PRIMARY}
     to_mean = {name: name.split(",")[0] + ", mean" for name in PRIMARY if name.split(", ")[1] in CONSERVATIVE}
     del to_mean["Laplace, mean-std"]
     result = {
@@ -148,9 +152,9 @@ def measure_choice(sizes, folder):
             for name in SETS
         },
         "by_group": {name: {reward: rows.tolist() for reward, rows in values[name].items()} for name in SETS},
-        "minus_single": {
+        "minus_models": {  # a single model, of Laplace those that it was fitted to
             name: {
-                reward: [interval(column) for column in (rows - values[name][SINGLE]).T]
+                reward: [interval(column) for column in (rows - values[name][baseline(reward)]).T]
                 for reward, rows in values[name].items()
             }
             for name in SETS

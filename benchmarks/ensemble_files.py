@@ -6,10 +6,8 @@
 import gzip
 import json
 import zlib
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 
-from ensemble_world import be_quiet, new_decoder, train
+from ensemble_world import be_quiet, each_in_its_process, new_decoder, train
 from plaudit.evaluation.laplace import fit_laplace
 from plaudit.scoring.ensemble import save_ensemble
 from tokenizers import ByteLevelBPETokenizer
@@ -100,15 +98,12 @@ def measure_files(sizes, folder, data, workers):
         if not tokenizer.exists():
             new_tokenizer(read_rows(data, name, sizes)).save_pretrained(tokenizer)
     members = ["heads", *(f"seed-{seed}" for seed in range(sizes.members))]
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        jobs = [pool.submit(train_member, sizes, folder, data, name, member) for name in SHIFTS for member in members]
-        for job in jobs:
-            job.result()
-        found = [
-            row
-            for rows in pool.map(judge, *zip(*((sizes, folder, data, name) for name in SHIFTS), strict=True))
-            for row in rows
-        ]
+    for _ in each_in_its_process(
+        train_member, [(sizes, folder, data, name, member) for name in SHIFTS for member in members], workers
+    ):
+        pass
+    judged = each_in_its_process(judge, [(sizes, folder, data, name) for name in SHIFTS], workers)
+    found = [row for rows in judged for row in rows]
     for row in found:
         figures, accuracy = row["uncertainty"], row["overall"]["accuracy"]
         print(

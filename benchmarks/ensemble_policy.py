@@ -4,14 +4,12 @@
 """
 
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 from ensemble_choice import SINGLE, interval
-from ensemble_world import be_quiet, flipped_rows, group_folder, group_world
+from ensemble_world import be_quiet, each_in_its_process, flipped_rows, group_folder, group_world
 from plaudit.evaluation.laplace import fit_laplace
 from transformers import AutoTokenizer
 
@@ -63,12 +61,11 @@ def reinforced(sizes, folder, group, guard):
 def measure_policy(sizes, folder, workers):
     """Train all policies, and compare their true rewards by group."""
     groups = range(sizes.policy_groups)
-    with ProcessPoolExecutor(workers, get_context("spawn"), max_tasks_per_child=1) as pool:
-        list(pool.map(imitating_policy, *zip(*((sizes, folder, group) for group in groups), strict=True)))
-        jobs = {
-            (guard, group): pool.submit(reinforced, sizes, folder, group, guard) for group in groups for guard in GUARDS
-        }
-        curves = {guard: [jobs[guard, group].result() for group in groups] for guard in GUARDS}
+    for _ in each_in_its_process(imitating_policy, [(sizes, folder, group) for group in groups], workers):
+        pass
+    jobs = [(sizes, folder, group, guard) for group in groups for guard in GUARDS]
+    found = list(each_in_its_process(reinforced, jobs, workers))
+    curves = {guard: found[start :: len(GUARDS)] for start, guard in enumerate(GUARDS)}
     ends = {guard: [float(np.mean(each["true"][-LAST:])) for each in runs] for guard, runs in curves.items()}
     result = {
         "curves": curves,

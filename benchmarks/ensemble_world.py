@@ -62,8 +62,8 @@ class Sizes:
 
 FULL = Sizes()
 SHORT = Sizes(
-    groups=2, members=2, posteriors=1, base_pairs=64, pairs=48, prompts=4, candidates=8, policy_groups=1, policy_steps=2, imitated=64,
-    judged=8, file_rows=60, speed_steps=2,
+    groups=2, members=2, posteriors=1, base_pairs=64, pairs=48, prompts=4, candidates=8, policy_groups=1,
+    policy_steps=2, imitated=64, judged=8, file_rows=60, speed_steps=2,
 )  # fmt: skip
 
 
@@ -205,28 +205,33 @@ def prepare_group(sizes, folder, group):
         if not (model / "config.json").exists():
             heads, seed = (sizes.members, 0) if name == "heads" else (1, int(name.split("-")[1]))
             train(str(base), tokenizer, rows, model, seed=100 * group + seed, num_heads=heads, reinit_head=True)
-        if not (model / "rewards.npy").exists():
-            rewards = RewardModel.from_pretrained(model).score(sequences, return_members=name == "heads")
-            np.save(model / "rewards.npy", rewards)
-        if name in posteriors and not (model / "laplace.npy").exists():
-            posterior = RewardModel.from_pretrained(model)
-            fit_laplace(posterior, rows)
-            np.save(model / "laplace.npy", posterior.score(sequences, return_details=True).columns)
+        if not (model / "columns.npy").exists():
+            reward_model = RewardModel.from_pretrained(model)
+            if name in posteriors:
+                fit_laplace(reward_model, rows)
+            np.save(model / "columns.npy", reward_model.score(sequences, return_details=True).columns)
     if not (place / "seeds").exists():
         seeds = [place / f"seed-{seed}" for seed in range(sizes.members)]
         save_ensemble(seeds, place / "seeds", reference_sequences(rows))
 
 
-def prepare_groups(sizes, folder, workers):
-    """Train and score what is not there yet, in processes of one thread each."""
+def each_in_its_process(function, jobs, workers):
+    """Yield the results of a function for lists of arguments, in order; with one worker in this process."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if workers == 1:
+        yield from (function(*job) for job in jobs)
+        return
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        yield from pool.map(function, *zip(*jobs, strict=True))
+
+
+def prepare_groups(sizes, folder, workers):
+    """Train and score what is not there yet."""
     be_quiet()
     base_model(sizes, _made(folder))
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        jobs = [pool.submit(prepare_group, sizes, folder, group) for group in range(sizes.groups)]
-        for group, job in enumerate(jobs):
-            job.result()
-            print(f"group {group} of {sizes.groups} is there", flush=True)
+    jobs = [(sizes, folder, group) for group in range(sizes.groups)]
+    for group, _ in enumerate(each_in_its_process(prepare_group, jobs, workers)):
+        print(f"group {group + 1} of {sizes.groups} is there", flush=True)
 
 
 def _made(folder):
