@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_AR
 # The folder of public preference data that the benchmarks read: make proof DATA=folder
 DATA ?= ../shared/data
 
-.PHONY: setup quickstart rl check docs test proof clean
+.PHONY: setup quickstart rl ensembles check docs test proof clean
 
 # Everything that development needs. `make test` adds DeepSpeed and Ray.
 setup: $(VENV)/.installed-test $(VENV)/.installed-docs .interop/trl-$(TRL_VERSION)
@@ -29,6 +29,16 @@ quickstart: $(VENV)/.installed
 # Train a policy on a reward model with TRL's GRPO, and plot the learnt and the true reward.
 rl: $(VENV)/.installed-test .interop/trl-$(TRL_VERSION)
 	OMP_NUM_THREADS=1 PYTHONPATH=.interop/trl-$(TRL_VERSION) $(BIN)/python examples/grpo_true_reward.py
+
+# Does an uncertainty of rewards help? The results, and the pictures and tables that are drawn from them, in FOLDER.
+# A part that is there already stays: ENSEMBLES='--parts choice' runs one part, ENSEMBLES=--short tiny sizes.
+ENSEMBLES ?= --data $(DATA)
+ENSEMBLES_FOLDER ?= ensembles
+ensembles: $(VENV)/.installed-test .interop/trl-$(TRL_VERSION)
+	mkdir -p $(ENSEMBLES_FOLDER)
+	OMP_NUM_THREADS=1 PYTHONPATH=.interop/trl-$(TRL_VERSION) $(BIN)/python benchmarks/ensembles.py $(ENSEMBLES) \
+		--folder $(ENSEMBLES_FOLDER)/models --output $(ENSEMBLES_FOLDER)/results.json
+	$(BIN)/python benchmarks/draw_ensembles.py $(ENSEMBLES_FOLDER)/results.json $(ENSEMBLES_FOLDER)
 
 # Two workers of one thread each: with more threads than cores, the workers slow each other down.
 # TRL is installed beside the environment and not in it: only the interop tests, the benchmarks and `make rl` import it.
@@ -57,7 +67,7 @@ docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Proofs that take too long for CI: each prints its figures. Timings need an otherwise idle machine.
-proof: $(VENV)/.installed-test .interop/trl-$(TRL_VERSION)
+proof: $(VENV)/.installed-test .interop/trl-$(TRL_VERSION) ensembles
 	$(BIN)/python benchmarks/quickstart_seeds.py
 	PYTHONPATH=.interop/trl-$(TRL_VERSION) $(BIN)/python benchmarks/parity_trl.py $(DATA)/hh_harmless_transcripts.jsonl.gz
 	PYTHONPATH=.interop/trl-$(TRL_VERSION) $(BIN)/python benchmarks/evaluation_trl.py
