@@ -7,12 +7,12 @@ from dataclasses import asdict
 
 import numpy as np
 from ensemble_world import group_folder, reference_length
-from plaudit.evaluation.uncertainty_figures import adjusted_auroc
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from plaudit.evaluation.best_of_n import expected_best
 from plaudit.evaluation.significance import holm
+from plaudit.evaluation.uncertainty_figures import adjusted_auroc
 from plaudit.uncertainty import MemberUncertainty, PosteriorUncertainty
 
 SINGLE = "a single model"

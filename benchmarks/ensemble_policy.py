@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import numpy as np
 from ensemble_choice import SINGLE, interval
 from ensemble_world import be_quiet, each_in_its_process, flipped_rows, group_folder, group_world
-from plaudit.evaluation.laplace import fit_laplace
 from transformers import AutoTokenizer
 
 from plaudit import RewardModel
+from plaudit.evaluation.laplace import fit_laplace
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 

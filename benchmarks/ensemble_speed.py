@@ -1,4 +1,7 @@
-"""Time of a training step and of scoring with five heads over one head, on real rows, alternating."""
+"""Time of a training step with several heads over one head, on real rows, alternating.
+
+`uncertainty_cost.py` measures scoring.
+"""
 
 import tempfile
 import time
@@ -9,9 +12,9 @@ from ensemble_files import new_tokenizer, read_rows
 from ensemble_world import be_quiet, new_decoder
 from transformers import PrinterCallback, TrainerCallback
 
-from plaudit import RewardConfig, RewardModel, RewardTrainer
+from plaudit import RewardConfig, RewardTrainer
 
-HIDDEN, REPEATS = 512, 5
+HIDDEN, LAYERS, REPEATS = 512, 6, 3
 
 
 class StepTimes(TrainerCallback):
@@ -29,46 +32,35 @@ class StepTimes(TrainerCallback):
         self.seconds.append(time.perf_counter() - self.started)
 
 
+def timed_run(rows, tokenizer, heads):
+    """Train one model, and return the seconds of each step but the first, which is a warm-up."""
+    times = StepTimes()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = RewardTrainer(
+            model=new_decoder(tokenizer, 0, HIDDEN, LAYERS), processing_class=tokenizer, callbacks=[times],
+            train_dataset=datasets.Dataset.from_list(rows),
+            args=RewardConfig(
+                folder, num_heads=heads, per_device_train_batch_size=8, num_train_epochs=1, save_strategy="no",
+                report_to="none", disable_tqdm=True, use_cpu=True, bf16=False, gradient_checkpointing=False,
+            ),
+        )  # fmt: skip
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    return times.seconds[1:]
+
+
 def measure_speed(sizes, data):
-    """Return the medians of one and of five heads, and their ratios."""
+    """Return the median seconds of a step with one and with several heads, and the median of their ratios."""
     be_quiet()
     rows = read_rows(data, "hh_harmless", sizes)[: 8 * sizes.speed_steps]
     tokenizer = new_tokenizer(rows)
-    conversations = [row["prompt"] + row[side] for row in rows for side in ("chosen", "rejected")]
-    steps, scoring, models = {1: [], sizes.members: []}, {1: [], sizes.members: []}, {}
-    with tempfile.TemporaryDirectory() as folder:
-        for _ in range(REPEATS):
-            for heads in steps:
-                times = StepTimes()
-                trainer = RewardTrainer(
-                    model=new_decoder(tokenizer, 0, HIDDEN), processing_class=tokenizer, callbacks=[times],
-                    train_dataset=datasets.Dataset.from_list(rows),
-                    args=RewardConfig(
-                        f"{folder}/{heads}", num_heads=heads, per_device_train_batch_size=8, num_train_epochs=1,
-                        save_strategy="no", report_to="none", disable_tqdm=True, use_cpu=True, bf16=False,
-                        gradient_checkpointing=False, verify_on_save=False,
-                    ),
-                )  # fmt: skip
-                trainer.remove_callback(PrinterCallback)
-                trainer.train()
-                steps[heads].append(times.seconds)
-                if heads not in models:
-                    trainer.save_model()
-                    models[heads] = RewardModel.from_pretrained(trainer.args.output_dir)
-        for _ in range(REPEATS + 1):  # the first is a warm-up
-            for heads, model in models.items():
-                started = time.perf_counter()
-                model.score(conversations, return_std=heads > 1)
-                scoring[heads].append(time.perf_counter() - started)
-    # The same step of each run has the same rows, so that steps are compared one by one.
-    pairs = zip(*(zip(*steps[heads], strict=True) for heads in steps), strict=True)
-    ratios = [median(several) / median(one) for one, several in pairs]
-    result = {
-        "step_seconds": {heads: median(median(each) for each in runs) for heads, runs in steps.items()},
-        "step_ratio": median(ratios),
-        "scoring_seconds": {heads: median(each[1:]) for heads, each in scoring.items()},
-    }
-    one, several = result["scoring_seconds"].values()
-    result["scoring_ratio"] = several / one
-    print(f"  {sizes.members} heads over one: a step {result['step_ratio']:.3f}, scoring {result['scoring_ratio']:.3f}")
+    runs = {heads: [] for heads in (1, sizes.members)}
+    for _ in range(REPEATS):
+        for heads, seconds in runs.items():
+            seconds.append(timed_run(rows, tokenizer, heads))
+    # The same step has the same rows in each run, so that steps are compared one by one.
+    of_step = {heads: [median(step) for step in zip(*seconds, strict=True)] for heads, seconds in runs.items()}
+    ratios = [several / one for one, several in zip(*of_step.values(), strict=True)]
+    result = {"step_seconds": {heads: median(each) for heads, each in of_step.items()}, "step_ratio": median(ratios)}
+    print(f"  a training step with {sizes.members} heads takes {result['step_ratio']:.3f} times that with one")
     return result

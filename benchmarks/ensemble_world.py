@@ -12,7 +12,6 @@ from multiprocessing import get_context
 import datasets
 import numpy as np
 import transformers
-from plaudit.evaluation.laplace import fit_laplace
 from plaudit.scoring.ensemble import save_ensemble
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import (
@@ -25,6 +24,7 @@ from transformers import (
 )
 
 from plaudit import RewardConfig, RewardModel, RewardTrainer
+from plaudit.evaluation.laplace import fit_laplace
 from plaudit.quickstart.synthetic import (
     ANSWERS,
     CLOSERS,
@@ -57,7 +57,7 @@ class Sizes:
     imitated: int = 20_000
     judged: int = 256
     file_rows: int | None = None
-    speed_steps: int = 12
+    speed_steps: int = 10
 
 
 FULL = Sizes()
@@ -78,11 +78,11 @@ def chat(prompt, response):
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
 
 
-def new_decoder(tokenizer, seed, hidden=128):
+def new_decoder(tokenizer, seed, hidden=128, layers=2):
     """Return a decoder with one label and random weights; of the world, of a third of a million parameters."""
     set_seed(seed)
     config = AutoConfig.for_model(
-        "qwen3", vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=2,
+        "qwen3", vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
         num_attention_heads=4, num_key_value_heads=4, head_dim=32, max_position_embeddings=512, initializer_range=0.1,
         pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, num_labels=1,
     )  # fmt: skip
