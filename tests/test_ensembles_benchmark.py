@@ -1,4 +1,4 @@
-"""The short form of `make ensembles`: the benchmark of ensembles runs, and its figures have the properties they must."""
+"""The short form of `make ensembles`: the benchmark of ensembles runs, and its figures hold what they must."""
 
 import json
 import os
