@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import numpy as np
 from ensemble_choice import SINGLE, interval
-from ensemble_world import be_quiet, each_in_its_process, flipped_rows, group_folder, group_world
+from ensemble_world import be_quiet, each_in_its_process, flipped_rows, group_folder, group_world, reference_sequences
+from plaudit.scoring.ensemble import save_ensemble
 from transformers import AutoTokenizer
 
 from plaudit import RewardModel
@@ -28,17 +29,19 @@ GUARDS = {  # the folder of a group, and the aggregate
 LAST = 3  # evaluations that count as the end
 
 
-def imitating_policy(sizes, folder, group):
-    """Train the policy of a group on the world's responses, once, and return its folder."""
+def prepare_policy(sizes, folder, group):
+    """Train the policy of a group on the world's responses and join its seeds, once."""
     from grpo_true_reward import imitate
 
     be_quiet()
-    place = group_folder(folder, group)
+    place, world = group_folder(folder, group), group_world(group)
+    if not (place / "seeds").exists():
+        seeds = [place / f"seed-{seed}" for seed in range(sizes.members)]
+        save_ensemble(seeds, place / "seeds", reference_sequences(flipped_rows(world, sizes.pairs)))
     if not (place / "policy" / "config.json").exists():
         tokenizer = AutoTokenizer.from_pretrained(folder / "base")
         tokenizer.chat_template += "{% if add_generation_prompt %}<assistant> {% endif %}"
         imitate(tokenizer, group_world(group), SimpleNamespace(imitated=sizes.imitated, output_dir=place, seed=group))
-    return str(place / "policy")
 
 
 def reinforced(sizes, folder, group, guard):
@@ -61,7 +64,7 @@ def reinforced(sizes, folder, group, guard):
 def measure_policy(sizes, folder, workers):
     """Train all policies, and compare their true rewards by group."""
     groups = range(sizes.policy_groups)
-    for _ in each_in_its_process(imitating_policy, [(sizes, folder, group) for group in groups], workers):
+    for _ in each_in_its_process(prepare_policy, [(sizes, folder, group) for group in groups], workers):
         pass
     jobs = [(sizes, folder, group, guard) for group in groups for guard in GUARDS]
     found = list(each_in_its_process(reinforced, jobs, workers))

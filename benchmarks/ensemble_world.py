@@ -12,7 +12,6 @@ from multiprocessing import get_context
 import datasets
 import numpy as np
 import transformers
-from plaudit.scoring.ensemble import save_ensemble
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
@@ -210,9 +209,6 @@ def prepare_group(sizes, folder, group):
             if name in posteriors:
                 fit_laplace(reward_model, rows)
             np.save(model / "columns.npy", reward_model.score(sequences, return_details=True).columns)
-    if not (place / "seeds").exists():
-        seeds = [place / f"seed-{seed}" for seed in range(sizes.members)]
-        save_ensemble(seeds, place / "seeds", reference_sequences(rows))
 
 
 def each_in_its_process(function, jobs, workers):
