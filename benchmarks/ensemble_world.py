@@ -54,7 +54,7 @@ class Sizes:
     policy_groups: int = 3
     policy_steps: int = 60
     imitated: int = 20_000
-    judged: int = 256
+    judged: int = 128
     file_rows: int | None = None
     speed_steps: int = 10
 
