@@ -36,8 +36,8 @@ t-intervals over the 20 groups.
 
 **Policy.** Groups 0 to 2. A policy that imitates the world's responses is trained by GRPO without a KL penalty against
 a single model (the first seed), the mean and mean-std of heads, the mean and mean-std of seeds, and mean-std of Laplace
-of the first seed. Reported: reward and true reward over 60 steps on 128 held-out prompts, the true reward in the end (mean
-of the last 3 evaluations), its maximum, and differences to the single model by group.
+of the first seed. Reported: reward and true reward over 60 steps on 128 held-out prompts, the true reward in the end
+(mean of the last 3 evaluations), its maximum, and differences to the single model by group.
 
 **Files.** Trained on harmlessness, judged on hhh_alignment; trained on tool use (tara), judged on truthfulqa; trained
 on pandalm, judged on llmbar; each also judged on a held-out tenth of the training file. Decoders from scratch, one
