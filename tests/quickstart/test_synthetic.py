@@ -92,6 +92,7 @@ def test_the_same_seed_gives_the_same_draws_and_fewer_are_a_prefix():
     world = PreferenceWorld(seed=3)
     assert world.pairs(50) == PreferenceWorld(seed=3).pairs(50) == world.pairs(80)[:50]
     assert world.responses(50) == world.responses(80)[:50]
+    assert world.candidates(CAPITAL, 5) == world.candidates(CAPITAL, 8)[:5]
     assert world.prompts(50) == world.prompts(80)[:50]
     assert world.pairs(50) != PreferenceWorld(seed=4).pairs(50)
 
@@ -158,3 +159,10 @@ def test_a_row_is_conversational():
         "chosen": [{"role": "assistant", "content": "a"}],
         "rejected": [{"role": "assistant", "content": "b"}],
     }
+
+
+def test_candidates_are_responses_to_one_prompt_right_half_of_the_time():
+    found = PreferenceWorld(seed=4).candidates(CAPITAL, 1000)
+    assert {each.prompt for each in found} == {CAPITAL}
+    assert all(each.reward == true_reward(CAPITAL, each.response) for each in found)
+    assert np.mean([each.reward > 0 for each in found]) == pytest.approx(0.5, abs=0.06)
