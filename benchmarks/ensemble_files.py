@@ -8,12 +8,12 @@ import json
 import zlib
 
 from ensemble_world import be_quiet, each_in_its_process, new_decoder, train
-from plaudit.scoring.ensemble import save_ensemble
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from plaudit import RewardModel, evaluate
 from plaudit.evaluation.laplace import fit_laplace
+from plaudit.scoring.ensemble import save_ensemble
 
 SHIFTS = {"hh_harmless": "hhh_alignment", "tara": "truthfulqa", "pandalm": "llmbar"}
 CHAT_TEMPLATE = "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}<eos>{% endfor %}"

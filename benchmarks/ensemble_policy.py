@@ -3,6 +3,7 @@
 `ensembles.py` describes the design. The policy and its training are those of `examples/grpo_true_reward.py`.
 """
 
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,11 +11,11 @@ from types import SimpleNamespace
 import numpy as np
 from ensemble_choice import SINGLE, interval
 from ensemble_world import be_quiet, each_in_its_process, flipped_rows, group_folder, group_world, reference_sequences
-from plaudit.scoring.ensemble import save_ensemble
 from transformers import AutoTokenizer
 
 from plaudit import RewardModel
 from plaudit.evaluation.laplace import fit_laplace
+from plaudit.scoring.ensemble import save_ensemble
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 
@@ -51,6 +52,9 @@ def reinforced(sizes, folder, group, guard):
     be_quiet()
     place, world = group_folder(folder, group), group_world(group)
     name, aggregate = GUARDS[guard]
+    kept = place / f"policy against {guard}.json"
+    if kept.exists():
+        return json.loads(kept.read_text())
     reward_model = RewardModel.from_pretrained(place / name)
     if guard.startswith("Laplace"):
         fit_laplace(reward_model, flipped_rows(world, sizes.pairs))
@@ -58,7 +62,9 @@ def reinforced(sizes, folder, group, guard):
         reward_model=reward_model, aggregate=aggregate, steps=sizes.policy_steps, judged=sizes.judged, seed=group,
         output_dir=place / "grpo",
     )  # fmt: skip
-    return reinforce(str(place / "policy"), 0.0, world, options)
+    curves = reinforce(str(place / "policy"), 0.0, world, options)
+    kept.write_text(json.dumps(curves))
+    return curves
 
 
 def measure_policy(sizes, folder, workers):
