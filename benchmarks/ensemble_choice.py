@@ -17,6 +17,7 @@ from plaudit.uncertainty import MemberUncertainty, PosteriorUncertainty
 
 SINGLE = "a single model"
 LAPLACE_MEAN = "Laplace, mean"  # the single models that have a posterior
+SMALL_HEAD = "a single model, small head"
 CONSERVATIVE = ["mean-std", "mean-var", "min"]
 PRIMARY = [f"{kind}, {how}" for kind in ("heads", "seeds") for how in ("mean", *CONSERVATIVE)] + ["Laplace, mean-std"]
 WEIGHTS = [0.25, 0.5, 1.0, 2.0, 4.0]
@@ -53,8 +54,10 @@ def chosen(rewards, true, numbers):
 def choices(sizes, folder, group, numbers):
     """Return the true reward of the best of each n, by set and reward, in one group."""
     true, models = read_group(sizes, folder, group)
+    small = np.load(group_folder(folder, group) / "small-head" / "columns.npy")[reference_length(sizes) :, 0]
     members = models["seeds"][0][1][:, 1:]
     rewards = {SINGLE: list(members.T), LAPLACE_MEAN: list(members.T[: sizes.posteriors])}
+    rewards[SMALL_HEAD] = [small]
     rewards["random"] = [np.zeros(true.size)]
     rewards["the true reward"] = [true.ravel()]
     for kind, parts in models.items():

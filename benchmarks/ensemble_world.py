@@ -179,6 +179,14 @@ def group_folder(folder, group):
     return folder / f"group-{group:02d}"
 
 
+def small_head(base, seed, members):
+    """Return the base with one new head that is as small as the mean of the members' new heads."""
+    set_seed(seed)
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+    model.score.weight.data.normal_(0, model.config.initializer_range / members**0.5)
+    return model
+
+
 def reference_length(sizes):
     """Return the number of sequences on which members are centred and scaled: both responses of 500 training pairs."""
     return 2 * min(sizes.pairs, 500)
@@ -199,11 +207,15 @@ def prepare_group(sizes, folder, group):
     np.save(_made(place) / "true.npy", true)
     tokenizer = AutoTokenizer.from_pretrained(base)
     posteriors = [f"seed-{seed}" for seed in range(sizes.posteriors)]
-    for name in ["heads", *(f"seed-{seed}" for seed in range(sizes.members))]:
-        model = place / name
+    for name in ["heads", "small-head", *(f"seed-{seed}" for seed in range(sizes.members))]:
+        model, seed = place / name, 100 * group
         if not (model / "config.json").exists():
-            heads, seed = (sizes.members, 0) if name == "heads" else (1, int(name.split("-")[1]))
-            train(str(base), tokenizer, rows, model, seed=100 * group + seed, num_heads=heads, reinit_head=True)
+            if name == "small-head":
+                train(small_head(base, seed, sizes.members), tokenizer, rows, model, seed)
+            elif name == "heads":
+                train(str(base), tokenizer, rows, model, seed, num_heads=sizes.members, reinit_head=True)
+            else:
+                train(str(base), tokenizer, rows, model, seed + int(name.split("-")[1]), reinit_head=True)
         if not (model / "columns.npy").exists():
             reward_model = RewardModel.from_pretrained(model)
             if name in posteriors:

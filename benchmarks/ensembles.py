@@ -29,6 +29,9 @@ t-interval over the 20 groups, p-values adjusted by Holm over the 9. Second: doe
 for the 6 conservative rewards of heads and seeds minus the mean of the same members, Holm over the 6. All other n and
 sets are described with unadjusted intervals, and so is k in {0.25, 0.5, 1, 2, 4} for mean-std, reported whole.
 
+Control, added after the first results: a single model whose new head is drawn 5 ** -0.5 times as large, as large as the
+mean of 5 new heads is. The gain of averaging that it has too is a gain of the smaller head.
+
 **Errors.** In each group, the candidates of a prompt are paired at random within `own` and within `far`; the better one
 by the true reward should win. AUROC of the spread for wrong comparisons, that of a small difference, and the AUROC of
 the spread at equal differences (`adjusted_auroc`), which decides whether the spread earns its place. Means and
