@@ -49,7 +49,7 @@ def draw_choice(choice, path):
         axes.set_title(title, fontsize=10)
         axes.tick_params(labelsize=8, labelleft=axes is panels[0])
     panels[1].set_xlabel(f"true reward at n = {choice['n'][-1]}, minus a single model (95%)")
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=100)
 
 
 def draw_policy(policy, path):
@@ -68,7 +68,7 @@ def draw_policy(policy, path):
     figure.axes[0].set_ylabel("true reward")
     figure.axes[1].set_ylabel("gain, as a share of its maximum")
     figure.axes[0].legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=100)
 
 
 def draw_files(files, path):
@@ -99,7 +99,7 @@ def draw_files(files, path):
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("accuracy: least spread, dotted: greatest difference", fontsize=8)
     panels[0].legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=100)
 
 
 def shown(row, digits=3, sign=True):
@@ -118,9 +118,10 @@ def print_tables(results):
         print("\n| true reward at each n, both | " + " | ".join(map(str, choice["n"])) + " |")
         for reward, found in choice["true_reward"]["both"].items():
             print(f"| {reward} | {' | '.join(format(each['mean'], '.3f') for each in found)} |")
-        print("\n| pessimism | minus the mean of the same members | p after Holm |")
-        for row in choice["pessimism"]:
-            print(f"| {row['reward']} | {shown(row)} | {row['p_holm']:.4f} |")
+        for title in ("pessimism", "control"):
+            print(f"\n| {title} | minus | difference | p after Holm |")
+            for row in choice[title]:
+                print(f"| {row['reward']} | {row['minus']} | {shown(row)} | {row['p_holm']:.4f} |")
         print("\n| errors of | among | wrong | AUROC of the spread | of a small difference | at equal differences |")
         for row in choice["errors"]:
             cells = [

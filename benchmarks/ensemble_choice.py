@@ -164,6 +164,7 @@ def measure_choice(sizes, folder):
         },
         "primary": family(values["both"], to_single, -1),
         "pessimism": family(values["both"], to_mean, -1),
+        "control": family(values["both"], {"heads, mean": SMALL_HEAD, "seeds, mean": SMALL_HEAD}, -1),
         "errors": [
             {"kind": kind, "set": name}
             | {figure: interval(column) for figure, column in zip(figures, np.transpose(rows), strict=True)}
@@ -176,7 +177,7 @@ def measure_choice(sizes, folder):
 
 def print_choice(result):
     """Print the primary comparisons and the errors."""
-    for title in ("primary", "pessimism"):
+    for title in ("primary", "pessimism", "control"):
         print(f"{title}: true reward of the best of {result['n'][-1]} of both sets, difference by group")
         for row in result[title]:
             ends = f"({row['low']:+.3f} to {row['high']:+.3f})"
