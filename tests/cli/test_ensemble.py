@@ -18,7 +18,7 @@ def run(monkeypatch):
 
     def run(*arguments):
         result = CliRunner().invoke(cli, [str(each) for each in arguments])
-        return result.exit_code, " ".join(result.output.split()), result.exception
+        return result.exit_code, " ".join(result.output.replace("│", " ").split()), result.exception
 
     return run
 

@@ -9,8 +9,10 @@ from transformers import TrainingArguments
 
 from plaudit.errors import DataError
 from plaudit.metrics import preference_metrics
+from plaudit.training.batch import Batch
 from plaudit.training.collator import PreferenceCollator
 from plaudit.training.evaluated_comparisons import EvaluatedComparisons
+from plaudit.uncertainty import MemberUncertainty
 
 PAIRS = [
     {"chosen_ids": [1, 2, 3], "rejected_ids": [1, 5]},
@@ -113,6 +115,18 @@ def test_a_preprocessing_function_is_given_rewards_and_labels_and_makes_the_pred
 )
 def test_rows_that_are_not_finite_are_named_by_number(rewards, losses):
     assert table(PAIRS[:2], [30, 12], rewards, losses).rows_not_finite() == [30]
+
+
+def test_the_constants_of_members_are_those_of_both_sides_of_all_comparisons():
+    batch = Batch(
+        {}, torch.tensor([[0, 2], [1, 3]]), torch.arange(2), torch.tensor([0, 1, 0, 1]),
+        row_number=torch.arange(2), prompt_key=torch.arange(2),
+    )  # fmt: skip
+    batch.model_inputs["input_ids"] = torch.ones(4, 1, dtype=torch.long)
+    members = torch.tensor([[1.0, 2.0], [3.0, 5.0], [0.0, 1.0], [2.0, 0.0]])
+    table = EvaluatedComparisons.of_batch(batch, members.mean(1), torch.zeros(2), members=members)
+    assert table.member_constants() == MemberUncertainty.measure(members.numpy())
+    assert EvaluatedComparisons.of_batch(batch, members.mean(1), torch.zeros(2)).member_constants() is None
 
 
 def test_the_scale_is_that_of_all_rewards():

@@ -63,10 +63,11 @@ class EvaluatedComparisons:
         batch: Batch,
         rewards: torch.Tensor,
         losses: torch.Tensor,
-        members: torch.Tensor,
         preprocess: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        *,
+        members: torch.Tensor | None = None,
     ) -> "EvaluatedComparisons":
-        """Make the table of one batch from its rewards [N], losses [C] and the rewards of members [N, K]."""
+        """Make the table of one batch from its rewards [N], losses [C] and the rewards of members [N, K], if any."""
         if batch.row_number is None or batch.prompt_key is None:
             raise ConfigError("the batches of an evaluation loader of your own lack `row_number` and `prompt_key`.")
         row = batch.comparison_row
@@ -80,7 +81,7 @@ class EvaluatedComparisons:
             ones if batch.loss_weight is None else batch.loss_weight, ones if batch.unit is None else batch.unit,
             batch.share, batch.prompt_key[row], tokens,
             pairs if preprocess is None else preprocess(pairs, _labels(batch.preference)),
-            members[batch.comparisons],
+            (rewards.new_zeros(len(rewards), 0) if members is None else members)[batch.comparisons],
         )  # fmt: skip
         return cls(*(column.detach().cpu().numpy() for column in columns))
 

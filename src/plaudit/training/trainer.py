@@ -397,7 +397,7 @@ class RewardTrainer(Trainer):
         losses = outputs["losses"] if "losses" in outputs else loss.expand(len(inputs.comparisons))
         rewards, members = outputs.logits.float().tensor_split([1], dim=-1)
         table = EvaluatedComparisons.of_batch(
-            inputs, rewards.squeeze(-1), losses, members, self.preprocess_logits_for_metrics
+            inputs, rewards.squeeze(-1), losses, self.preprocess_logits_for_metrics, members=members
         )
         self._evaluated.append(table)
         return None, None, None
