@@ -53,7 +53,9 @@ def test_each_answer_is_of_one_version_while_the_weights_change(trained, new_ser
     with running(create_application(service, admin=[route], admin_keys=operators)) as url:
 
         def ask():
-            while not stop.is_set():
+            is_last = False
+            while not is_last:
+                is_last = stop.is_set()  # the last request begins after the swap, so that both versions are seen
                 answers.append(
                     requests.post(f"{url}/v1/rewards", json={"items": [{"text": t} for t in TEXTS]}, timeout=30)
                 )
