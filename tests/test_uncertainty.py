@@ -26,6 +26,11 @@ def members():
     return np.random.default_rng(0).normal(size=(50, 4)) * [1, 2, 3, 4] + [5, -5, 0, 1]
 
 
+def weight(how, k):
+    """The weight of the spread in an aggregate, 1 where it has none."""
+    return k if how in ("mean-std", "mean-var") else 1.0
+
+
 def columns_of(members):
     return np.column_stack([members.mean(1), members])
 
@@ -44,14 +49,17 @@ def test_members_are_standardised_on_the_reference_set(members):
 def test_a_shift_or_a_scale_of_one_member_changes_no_conservative_reward(members, how):
     changed = members.copy()
     changed[:, 1] = 7 + 30 * changed[:, 1]
-    one, other = (MemberUncertainty.measure(each).aggregate(columns_of(each), how, 0.7) for each in (members, changed))
+    one, other = (
+        MemberUncertainty.measure(each).aggregate(columns_of(each), how, weight(how, 0.7))
+        for each in (members, changed)
+    )
     np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
 def test_conservative_rewards_by_hand():
     uncertainty = MemberUncertainty((0.0, 1.0, 2.0), (1.0, 1.0, 2.0), reward_std=3.0)
     columns = [[9.0, 1.0, 3.0, 8.0]]  # standardised: 1, 2, 3
-    by_name = {how: uncertainty.aggregate(columns, how, 0.5).tolist() for how in AGGREGATES}
+    by_name = {how: uncertainty.aggregate(columns, how, weight(how, 0.5)).tolist() for how in AGGREGATES}
     assert by_name == {"mean": [9.0], "min": [1.0], "mean-std": [1.5], "mean-var": [1.5]}
     assert uncertainty.std(columns).tolist() == [3.0]
     assert uncertainty.members(columns).tolist() == [[1.0, 3.0, 8.0]]
@@ -95,7 +103,8 @@ def test_each_of_two_or_more_members_has_both_constants():
 
 
 @pytest.mark.parametrize(
-    ("how", "k", "message"), [("median", 1.0, "one of mean, min"), ("mean-std", -1.0, "at least 0")]
+    ("how", "k", "message"),
+    [("median", 1.0, "one of mean, min"), ("mean-std", -1.0, "at least 0"), ("min", 2.0, "no spread to weigh")],
 )
 def test_other_aggregates_and_negative_weights_are_refused(members, how, k, message):
     with pytest.raises(ConfigError, match=message):
@@ -134,7 +143,7 @@ def test_the_columns_are_reward_standard_deviation_and_samples():
 
 @pytest.mark.parametrize(
     ("how", "k", "expected"),
-    [("mean", 9.0, [5.0, 1.0]), ("mean-std", 1.0, [1.5, -1.5]), ("mean-std", 0.0, [2.0, 0.0]),
+    [("mean", 1.0, [5.0, 1.0]), ("mean-std", 1.0, [1.5, -1.5]), ("mean-std", 0.0, [2.0, 0.0]),
      ("mean-var", 2.0, [1.5, -4.5])],
 )  # fmt: skip
 def test_conservative_rewards_of_a_posterior_are_in_standard_deviations_of_the_rewards(how, k, expected):

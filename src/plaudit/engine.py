@@ -16,7 +16,7 @@ from plaudit.models.adapters import base_model
 from plaudit.models.equivalence import reason_for_padding, settle_layout
 from plaudit.models.inputs import forest_inputs, padded_inputs
 from plaudit.models.load import embedding_rows
-from plaudit.models.reward_head import bind_reward_forward, further_columns, has_reward_forward
+from plaudit.models.reward_head import bind_reward_forward, has_reward_forward, num_columns
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -65,7 +65,7 @@ class ScoringEngine:
     @property
     def num_columns(self) -> int:
         """The number C of columns of each sequence: the reward, and those of the model's uncertainty if it has one."""
-        return 1 + further_columns(base_model(self.model))
+        return num_columns(base_model(self.model))
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_lock"}

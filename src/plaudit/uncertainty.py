@@ -44,12 +44,14 @@ class MemberUncertainty:
         centers: Mean reward of each member, length K, at least 2.
         scales: Standard deviation of the rewards of each member, above 0, length K.
         reward_std: Standard deviation of the rewards of the model, which are the means of the members.
+        is_measured: Whether members can be compared, so that there are standard deviations.
     """
 
     centers: tuple[float, ...]
     scales: tuple[float, ...]
     reward_std: float
     kind: ClassVar[str] = "members"
+    is_measured: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not len(self.centers) == len(self.scales) >= 2:
@@ -121,13 +123,13 @@ class MemberUncertainty:
             k: The weight of the spread.
 
         Raises:
-            ConfigError: There is no such aggregate, or `k` is negative.
+            ConfigError: There is no such aggregate, or `k` is negative or has no use in it.
 
         Example:
             >>> MemberUncertainty((0.0, 0.0), (1.0, 1.0), reward_std=1.0).aggregate([[2.0, 1.0, 3.0]], "mean-var", 0.5)
             array([1.], dtype=float32)
         """
-        check_aggregate(how, k if how.startswith("mean-") else 1.0)
+        check_aggregate(how, k)
         if how == "mean":
             return np.asarray(columns, dtype=np.float32)[:, 0]
         values = self.standardize(self.members(columns))
@@ -153,12 +155,14 @@ class PosteriorUncertainty:
         reward_mean: Mean of the rewards of the model.
         reward_std: Standard deviation of the rewards of the model, above 0.
         num_samples: Number K of sampled heads.
+        is_measured: True, since the constants are always there.
     """
 
     reward_mean: float
     reward_std: float
     num_samples: int = 64
     kind: ClassVar[str] = "posterior"
+    is_measured: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check_scales(self.reward_std)
@@ -190,13 +194,13 @@ class PosteriorUncertainty:
             k: The weight of the spread.
 
         Raises:
-            ConfigError: There is no such aggregate, or `k` is negative; or `how` is "min".
+            ConfigError: There is no such aggregate, or `k` is negative or has no use in it; or `how` is "min".
 
         Example:
             >>> PosteriorUncertainty(1.0, 2.0, num_samples=0).aggregate([[5.0, 1.0]], "mean-std")
             array([1.5], dtype=float32)
         """
-        check_aggregate(how, k if how.startswith("mean-") else 1.0)
+        check_aggregate(how, k)
         if how == "min":
             raise ConfigError(
                 "aggregate: a posterior has no least member, since the minimum of samples falls with their number. "
@@ -225,6 +229,7 @@ class UnmeasuredMembers(MemberUncertainty):
 
     lacking: str = ""
     kind: ClassVar[str] = "unmeasured"
+    is_measured: ClassVar[bool] = False
 
     def standardize(self, members: ArrayLike) -> NDArray[np.float64]:  # noqa: ARG002  # of the base class
         """Raise a `ConfigError` that says how to measure the members."""

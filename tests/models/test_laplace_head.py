@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from plaudit.models.laplace_head import LaplaceHead
-from plaudit.models.reward_head import attach_uncertainty, bind_reward_forward, further_columns
+from plaudit.models.reward_head import attach_uncertainty, bind_reward_forward, num_columns
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def test_the_standard_deviation_is_that_of_a_linear_function_of_centred_features
     covariance, head, features, rewards = made
     centred = (features - features.mean(0)).double().numpy()
     columns = head(features, rewards)
-    assert columns.shape == (5, 1 + head.num_columns)
+    assert columns.shape == (5, head.num_columns)
     assert torch.equal(columns[:, :1], rewards)
     expected = np.sqrt(np.einsum("nh,hk,nk->n", centred, covariance, centred))
     np.testing.assert_allclose(columns[:, 1], expected, rtol=1e-5)
@@ -65,5 +65,5 @@ def test_a_posterior_is_no_part_of_the_saved_weights(make_model):
     before = set(model.state_dict())
     bind_reward_forward(model)
     attach_uncertainty(model, LaplaceHead(torch.eye(32), torch.zeros(32), 64))
-    assert further_columns(model) == 65
+    assert num_columns(model) == 66
     assert set(model.state_dict()) == before

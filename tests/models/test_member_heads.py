@@ -17,10 +17,11 @@ from plaudit.models.member_heads import (
     attach_member_heads,
     is_mean_of_members,
     member_heads,
+    num_members,
     whole_heads,
     write_mean_head,
 )
-from plaudit.models.reward_head import attach_uncertainty, bind_reward_forward, further_columns
+from plaudit.models.reward_head import attach_uncertainty, bind_reward_forward, num_columns
 
 SEQUENCES = [[5, 6, 7, 8, 9, 10], [5, 6, 7, 3], [1, 2, 3], [1, 2, 4, 5, 6]]
 
@@ -41,7 +42,8 @@ def columns(model, inputs=None):
 def test_each_sequence_has_its_reward_and_the_rewards_of_the_members(ensemble):
     found = columns(ensemble)
     assert found.shape == (4, 4)
-    assert further_columns(ensemble) == 3
+    assert num_columns(ensemble) == 4
+    assert num_members(ensemble) == 3
     weight = member_heads(ensemble).weight
     assert found.dtype == weight.dtype == torch.float32
     one_by_one = []

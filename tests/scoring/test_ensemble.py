@@ -63,6 +63,16 @@ def test_a_list_scores_as_each_member_alone_and_the_reward_is_their_mean(wholes)
     assert ensemble.score(TEXTS) == pytest.approx(members.mean(1), abs=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["wholes", "adapters"])
+def test_members_may_lie_in_a_subfolder_of_each_place(request, tmp_path, kind):
+    paths = request.getfixturevalue(kind)
+    places = [tmp_path / "places" / str(number) for number in range(len(paths))]
+    for path, place in zip(paths, places, strict=True):
+        shutil.copytree(path, place / "best")
+    members = RewardModel.from_pretrained(places, model_init_kwargs={"subfolder": "best"})
+    assert members.score(TEXTS, return_members=True) == pytest.approx(score_alone(paths), abs=1e-5)
+
+
 def test_adapters_share_one_loaded_base_and_score_as_alone(adapters, loads):
     ensemble = RewardModel.from_pretrained(adapters)
     assert len(loads) == 1

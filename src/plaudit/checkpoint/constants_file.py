@@ -57,7 +57,7 @@ def read_constants_file(
             facts = json.loads((file.metadata() or {}).get("about", "{}"))
         constants = uncertainty_from_dict(facts.pop("uncertainty", {}))
     except ConfigError as error:
-        raise CheckpointError(f"{path}: {error}. {remedy}") from error
+        raise CheckpointError(f"{path}: {error} {remedy}") from error
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path} is not whole ({error}). {remedy}") from error
     if missing := [name for name in tensors if name not in found]:

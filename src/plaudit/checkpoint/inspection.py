@@ -271,10 +271,8 @@ def _posterior(saved: SavedModel) -> tuple[bool, str] | None:
         return None
     head = saved.weight(saved.head)
     if not posterior.is_of_head(head, head.dtype):
-        return (
-            False,
-            f"{LAPLACE_FILE} was fitted for another head. Run `plaudit laplace MODEL DATA` again, or remove it.",
-        )
+        remedy = "Run `plaudit laplace MODEL DATA` again, or remove it."
+        return False, f"{LAPLACE_FILE} was fitted for another head. {remedy}"
     return True, f"{LAPLACE_FILE} was fitted for this head, on {posterior.measured_on}"
 
 

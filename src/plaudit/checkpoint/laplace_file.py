@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from plaudit.checkpoint.constants_file import read_constants_file, write_constants_file
+from plaudit.checkpoint.ensemble_file import ENSEMBLE_FILE
 from plaudit.checkpoint.heads_file import HEADS_FILE
 from plaudit.errors import CheckpointError, ConfigError
 from plaudit.uncertainty import PosteriorUncertainty
@@ -101,7 +102,7 @@ def check_folder_of_one_head(folder: Path) -> None:
             f"expected the folder of a reward model, since {LAPLACE_FILE} is written beside the weights, got "
             f"'{folder}', which is none. Download a model of the hub first: `hf download {folder} --local-dir FOLDER`."
         )
-    for name in (HEADS_FILE, "ensemble.json"):
+    for name in (HEADS_FILE, ENSEMBLE_FILE):
         if (folder / name).exists():
             raise ConfigError(
                 f"'{folder}' is an ensemble ({name}), whose members say how sure its rewards are; a Laplace "

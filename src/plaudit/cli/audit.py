@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.padding import Padding
 
 from plaudit.cli import display
+from plaudit.cli.dataset_options import dataset_options
 from plaudit.cli.display import percent
 from plaudit.cli.output_files import check_output
 from plaudit.errors import ConfigError
@@ -29,9 +30,7 @@ _BASELINES = {"longer": "the longer response", "style": "six features of style",
 @click.option("--max_length", default=1024, show_default=True, help="Most tokens of a sequence in training.")
 @click.option("--scores", multiple=True, metavar="FILE", help="Score file of a model that did not train on the rows it "
               "scores; repeat for each fold. Finds wrong labels better than the built-in probe.")  # fmt: skip
-@click.option("--split", help="Split to audit.  [default: train, else the only one]")
-@click.option("--dataset_config", help="Configuration of a hub dataset that has several.")
-@click.option("--dataset_format", help="Published layout of the rows: arena, helpsteer, hh, ranked or ultrafeedback.")
+@dataset_options("Split to audit.  [default: train, else the only one]")
 @click.option("--against_split", help="Split of the test data.  [default: test, else validation, else the only one]")
 @click.option("--output", metavar="FILE", help="File for the whole audit: .json, or .html for people.")
 @click.option("--fix", metavar="FILE", help="JSON-lines file for the data without what is surely wrong.")

@@ -8,6 +8,7 @@ import click
 from rich.markup import escape
 
 from plaudit.cli import display
+from plaudit.cli.dataset_options import dataset_options
 from plaudit.cli.model_options import model_options
 from plaudit.cli.output_files import check_output
 from plaudit.errors import ConfigError
@@ -23,9 +24,7 @@ _ROWS_SHOWN = 10
 @click.command("compare")
 @click.argument("sources", metavar="A B [C ...]", nargs=-1, required=True)
 @click.option("--data", help="Rows that models score, or that score files without a header belong to.")
-@click.option("--split", help="Split of the data.  [default: test, else validation, else the only one]")
-@click.option("--dataset_config", help="Configuration of a hub dataset that has several.")
-@click.option("--dataset_format", help="Published layout of the rows: arena, helpsteer, hh, ranked or ultrafeedback.")
+@dataset_options("Split of the data.  [default: test, else validation, else the only one]")
 @model_options
 @click.option("--output", help="JSON file for all figures and all rows on which two models part.")
 def command(sources: tuple[str, ...], data: str | None, output: str | None, **options: Any) -> None:

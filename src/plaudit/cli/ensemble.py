@@ -6,6 +6,7 @@ import click
 from rich.markup import escape
 
 from plaudit.cli import display
+from plaudit.cli.dataset_options import dataset_options
 from plaudit.cli.model_options import model_options
 
 __all__ = ["command"]
@@ -18,9 +19,7 @@ __all__ = ["command"]
     "--data", required=True,
     help="Reference set: a file, a folder or a hub id of preferences, on whose responses all members are measured.",
 )  # fmt: skip
-@click.option("--split", help="Split of the reference set.  [default: test, else validation, else the only one]")
-@click.option("--dataset_config", help="Configuration of a hub dataset that has several.")
-@click.option("--dataset_format", help="Published layout of the rows: arena, helpsteer, hh, ranked or ultrafeedback.")
+@dataset_options("Split of the reference set.  [default: test, else validation, else the only one]")
 @click.option("--copy", is_flag=True, help="Put copies of the members that are folders into the output folder.")
 @model_options
 def command(

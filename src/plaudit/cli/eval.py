@@ -10,10 +10,11 @@ import click
 from rich.markup import escape
 
 from plaudit.cli import display, evaluation_tables
+from plaudit.cli.aggregate_options import aggregate_options
+from plaudit.cli.dataset_options import dataset_options
 from plaudit.cli.model_options import model_options, options_of_server
 from plaudit.cli.output_files import check_output
 from plaudit.errors import ConfigError
-from plaudit.uncertainty import AGGREGATES
 
 if TYPE_CHECKING:
     from plaudit.evaluation.evaluate import Evaluation
@@ -25,9 +26,7 @@ __all__ = ["command"]
 @click.command("eval")
 @click.argument("model", required=False)
 @click.argument("data", nargs=-1)
-@click.option("--split", help="Split to evaluate on.  [default: test, else validation, else the only one]")
-@click.option("--dataset_config", help="Configuration of a hub dataset that has several.")
-@click.option("--dataset_format", help="Published layout of the rows: arena, helpsteer, hh, ranked or ultrafeedback.")
+@dataset_options("Split to evaluate on.  [default: test, else validation, else the only one]")
 @click.option(
     "--benchmark", "benchmarks", multiple=True, metavar="NAME",
     help="Evaluate on a published benchmark by its own rule, such as rewardbench-2. May be repeated.",
@@ -46,14 +45,7 @@ __all__ = ["command"]
     help="Probe the model by changes of the texts: all, or names, such as padding,swap. May be repeated.",
 )  # fmt: skip
 @click.option("--best_of_n", is_flag=True, help="Best-of-n curve of groups with `scores`, which are taken as gold.")
-@click.option(
-    "--aggregate", type=click.Choice(AGGREGATES), default="mean", show_default=True,
-    help="The reward that --best_of_n chooses by: that of the model, or, if it has members, a conservative one.",
-)  # fmt: skip
-@click.option(
-    "--k", type=click.FloatRange(0), default=1.0, show_default=True,
-    help="Weight of the standard deviation or variance in a conservative reward.",
-)  # fmt: skip
+@aggregate_options("The reward that --best_of_n chooses by")
 @click.option("--save_temperature", is_flag=True, help="Write the temperature fitted on DATA into MODEL's reward.json.")
 @model_options
 @click.option("--output", help="JSON file for all figures.")

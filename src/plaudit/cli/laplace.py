@@ -7,6 +7,7 @@ import click
 from rich.markup import escape
 
 from plaudit.cli import display
+from plaudit.cli.dataset_options import dataset_options
 from plaudit.cli.model_options import model_options
 
 if TYPE_CHECKING:
@@ -18,9 +19,7 @@ __all__ = ["command"]
 @click.command("laplace")
 @click.argument("model")
 @click.argument("data")
-@click.option("--split", help="Split to fit on.  [default: train, else the only one]")
-@click.option("--dataset_config", help="Configuration of a hub dataset that has several.")
-@click.option("--dataset_format", help="Published layout of the rows: arena, helpsteer, hh, ranked or ultrafeedback.")
+@dataset_options("Split to fit on.  [default: train, else the only one]")
 @model_options
 def command(
     model: str, data: str, split: str | None, dataset_config: str | None, dataset_format: str | None, **options: Any

@@ -11,9 +11,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from plaudit.cli import display
+from plaudit.cli.aggregate_options import aggregate_options
 from plaudit.cli.interrupts import exit_code, sigterm_as_interrupt
 from plaudit.cli.model_options import model_options, options_of_server
-from plaudit.uncertainty import AGGREGATES
 
 if TYPE_CHECKING:
     from plaudit.scoring.job import Executor
@@ -54,14 +54,7 @@ class WorkerRange(click.ParamType):
 @click.option("--reward_column", default="reward", show_default=True, help="Name of the column of rewards.")
 @click.option("--best_of", is_flag=True, help="Keep only the best of `completions`, as `completion`.")
 @click.option("--normalize", is_flag=True, help="Use the mean and standard deviation saved with the model.")
-@click.option(
-    "--aggregate", type=click.Choice(AGGREGATES), default="mean", show_default=True,
-    help="The reward to write: that of the model, or, if it says how sure it is, a conservative one.",
-)  # fmt: skip
-@click.option(
-    "--k", type=click.FloatRange(0), default=1.0, show_default=True,
-    help="Weight of the standard deviation or variance in a conservative reward.",
-)  # fmt: skip
+@aggregate_options("The reward to write")
 @click.option(
     "--on_error", type=click.Choice(["error", "skip"]), default="error", show_default=True,
     help="Stop at a row that cannot be scored, or write it to OUTPUT.rejected.jsonl and go on.",

@@ -145,8 +145,7 @@ def _default_output(given: Namespace) -> str:
 
 
 def _show_plan(trainer: "RewardTrainer", model: "ModelConfig") -> None:
-    from plaudit.models.adapters import base_model
-    from plaudit.models.reward_head import further_columns
+    from plaudit.models.member_heads import num_members
 
     if not trainer.is_world_process_zero():
         return
@@ -160,7 +159,7 @@ def _show_plan(trainer: "RewardTrainer", model: "ModelConfig") -> None:
     weights = str(trainer.model.dtype).removeprefix("torch.")
     if (bits := 4 * model.load_in_4bit + 8 * model.load_in_8bit) != 0:
         weights = f"{bits} bits and {weights}"
-    members = further_columns(base_model(trainer.model))
+    members = num_members(trainer.bare_model)
     processes = f"{args.world_size} process{'es' if args.world_size > 1 else ''}"
     display.show_table(
         "What will run",

@@ -13,12 +13,12 @@ class HeadFeatures(nn.Module):
         num_features: The number H of features.
 
     Attributes:
-        num_columns: H.
+        num_columns: 1 + H, the reward and the features.
     """
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
-        self.num_columns = num_features
+        self.num_columns = 1 + num_features
 
     def forward(self, features: torch.Tensor, rewards: torch.Tensor) -> torch.Tensor:
         """Map features [..., H] and rewards [..., 1] to [..., 1 + H], the reward first."""
@@ -39,7 +39,7 @@ class LaplaceHead(nn.Module):
         num_samples: The number K of samples, even: the same heads for all sequences and in all processes.
 
     Attributes:
-        num_columns: 1 + K, the standard deviation and the samples.
+        num_columns: 2 + K, the reward, its standard deviation and the samples.
     """
 
     factor: torch.Tensor
@@ -52,7 +52,7 @@ class LaplaceHead(nn.Module):
         buffers = {"factor": factor, "feature_mean": feature_mean, "normals": torch.cat([half, -half], 1)}
         for name, tensor in buffers.items():
             self.register_buffer(name, tensor.detach().float(), persistent=False)
-        self.num_columns = 1 + num_samples
+        self.num_columns = 2 + num_samples
 
     def forward(self, features: torch.Tensor, rewards: torch.Tensor) -> torch.Tensor:
         """Map features [..., H] and rewards [..., 1] to [..., 2 + K]: reward, standard deviation, samples."""

@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-__all__ = ["embedding_rows", "grow_embedding", "load_model", "load_tokenizer", "max_positions"]
+__all__ = ["ADAPTER_HUB_OPTIONS", "embedding_rows", "grow_embedding", "load_model", "load_tokenizer", "max_positions"]
 
 logger = logging.getLogger(__name__)
 
 _DTYPES = ("auto", "bfloat16", "float16", "float32")
-_ADAPTER_HUB_OPTIONS = ("cache_dir", "revision", "subfolder", "token")  # those that PEFT's functions take
-_HUB_OPTIONS = (*_ADAPTER_HUB_OPTIONS, "code_revision", "force_download", "local_files_only", "trust_remote_code")
+ADAPTER_HUB_OPTIONS = ("cache_dir", "revision", "subfolder", "token")  # those that PEFT's functions take
+_HUB_OPTIONS = (*ADAPTER_HUB_OPTIONS, "code_revision", "force_download", "local_files_only", "trust_remote_code")
 
 
 def load_model(
@@ -73,7 +73,7 @@ def load_model(
     name = os.path.expanduser(name_or_path)  # a `Path` would turn ./model into the hub id model
     if name.startswith((".", "/")) and not Path(name).is_dir():
         raise ModelError(f"{name}: no model could be loaded from there: there is no such folder.")
-    hub = _only(options, _ADAPTER_HUB_OPTIONS)
+    hub = _only(options, ADAPTER_HUB_OPTIONS)
     try:
         adapter = find_adapter_config_file(name, **hub)
         config = AutoConfig.from_pretrained(name, **_only(options, _HUB_OPTIONS)) if adapter is None else None

@@ -20,6 +20,7 @@ __all__ = [
     "is_mean_of_members",
     "mean_head_is_saved",
     "member_heads",
+    "num_members",
     "set_member_heads",
     "whole_heads",
     "write_mean_head",
@@ -37,7 +38,7 @@ class MemberHeads(nn.Module):
         bias: Their biases, shape [K], if the model's head has one.
 
     Attributes:
-        num_columns: K.
+        num_columns: 1 + K, the reward and the members.
         are_ahead: Whether the members train, so that the model's own head is not yet their mean again.
     """
 
@@ -45,7 +46,7 @@ class MemberHeads(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(weight.detach().float().clone())
         self.bias = None if bias is None else nn.Parameter(bias.detach().float().clone())
-        self.num_columns, self.are_ahead = len(weight), False
+        self.num_columns, self.are_ahead = 1 + len(weight), False
 
     def forward(self, features: torch.Tensor, rewards: torch.Tensor) -> torch.Tensor:
         """Map features [..., hidden] and rewards [..., 1] to [..., 1 + K], the reward first.
@@ -62,6 +63,12 @@ def member_heads(model: "PreTrainedModel") -> MemberHeads | None:
     """Return the member heads of a model, not wrapped in PEFT; `None` where it has none."""
     found = getattr(model, "uncertainty", None)
     return found if isinstance(found, MemberHeads) else None
+
+
+def num_members(model: "PreTrainedModel") -> int:
+    """Return the number K of the member heads of a model, not wrapped in PEFT; 0 where it has none."""
+    members = member_heads(model)
+    return 0 if members is None else members.num_columns - 1
 
 
 def add_member_heads(model: "PreTrainedModel", count: int, seed: int, *, around_head: bool) -> None:

@@ -24,9 +24,9 @@ __all__ = [
     "attach_uncertainty",
     "bind_reward_forward",
     "check_one_label",
-    "further_columns",
     "has_reward_forward",
     "head_names",
+    "num_columns",
     "outside_backbone",
     "reads_last_position",
     "reset_head",
@@ -148,8 +148,8 @@ def attach_uncertainty(model: "PreTrainedModel", uncertainty: nn.Module | None) 
 
     Args:
         model: A model with `RewardHead`s, not wrapped in PEFT (pass its base model then). Changed in place.
-        uncertainty: The module, which becomes the child `uncertainty` of the model, with its number of further columns
-            as `num_columns`; `None` for the reward alone.
+        uncertainty: The module, which becomes the child `uncertainty` of the model, with the number C of
+            columns, the reward among them, as `num_columns`; `None` for the reward alone.
     """
     model.uncertainty = uncertainty
     for name in head_names(model):
@@ -159,9 +159,9 @@ def attach_uncertainty(model: "PreTrainedModel", uncertainty: nn.Module | None) 
     model._keys_to_ignore_on_save = others | own
 
 
-def further_columns(model: "PreTrainedModel") -> int:
-    """Return the number of columns that the output of a model has beside the reward."""
-    return getattr(getattr(model, "uncertainty", None), "num_columns", 0)
+def num_columns(model: "PreTrainedModel") -> int:
+    """Return the number C of columns that a model gives for each sequence: 1 where it gives the reward alone."""
+    return getattr(getattr(model, "uncertainty", None), "num_columns", 1)
 
 
 def bind_reward_forward(model: "PreTrainedModel", *, keep_forward: bool = False) -> None:

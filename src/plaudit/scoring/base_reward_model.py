@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from plaudit.data.formats import TextOrChat
 from plaudit.errors import ConfigError, DataError
 from plaudit.scoring.completions import join_completions
-from plaudit.uncertainty import Uncertainty, UnmeasuredMembers, check_aggregate, checked_uncertainty
+from plaudit.uncertainty import Uncertainty, check_aggregate, checked_uncertainty
 
 __all__ = ["BaseRewardModel", "ChunkScoring", "Ranked", "ScoredSequences", "join_scored"]
 
@@ -218,7 +218,7 @@ class BaseRewardModel(ABC):
         shares = np.exp((raw - raw.max(initial=-np.inf)) / temperature, dtype=np.float64)
         shares = shares / shares.sum()
         stds: list[Any] = [None] * len(raw)
-        if scored.uncertainty is not None and not isinstance(scored.uncertainty, UnmeasuredMembers):
+        if scored.uncertainty is not None and scored.uncertainty.is_measured:
             stds = scored.stds().tolist()
         order = np.argsort(-rewards, kind="stable").tolist()
         return [Ranked(n, completions[n], float(rewards[n]), float(shares[n]), stds[n]) for n in order]

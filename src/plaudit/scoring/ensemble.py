@@ -16,6 +16,7 @@ from plaudit.checkpoint.metadata import fingerprint_digest, training_dtype
 from plaudit.data.formats import TextOrChat
 from plaudit.engine import ScoringEngine
 from plaudit.errors import ConfigError
+from plaudit.models.load import ADAPTER_HUB_OPTIONS
 from plaudit.models.saved_adapter import SavedAdapter
 from plaudit.scoring.ensemble_engine import EnsembleEngine
 from plaudit.scoring.reward_model import RewardModel
@@ -23,7 +24,6 @@ from plaudit.uncertainty import MemberUncertainty, UnmeasuredMembers
 
 __all__ = ["load_ensemble", "save_ensemble"]
 
-_HUB_OPTIONS = ("cache_dir", "revision", "token")
 _OF_THE_ENSEMBLE = ("scale", "temperature", "trained_on", "uncertainty")  # options that no single member takes
 
 
@@ -59,7 +59,7 @@ def load_ensemble(members: Sequence[str | Path], *, saved: SavedEnsemble | None 
     constants = _constants_of_training(read) if saved is None else saved.constants
     ensemble.uncertainty = given.get("uncertainty", constants)
     scale = float(np.mean(constants.centers)), constants.reward_std
-    ensemble.scale = given.get("scale", None if isinstance(constants, UnmeasuredMembers) else scale)
+    ensemble.scale = given.get("scale", scale if constants.is_measured else None)
     ensemble.temperature = given.get("temperature")
     forms = [each.rendering["sequences"] for each in read if "sequences" in each.rendering]
     ensemble.trained_on = given.get("trained_on", next(iter(forms), None))
@@ -75,7 +75,7 @@ def _read_members(paths: list[str], options: dict[str, Any]) -> list[SavedMember
         raise ConfigError(f"expected two or more members of an ensemble, got {len(paths)}.")
     real = [os.path.realpath(path) if Path(path).is_dir() else path for path in paths]
     if twice := [path for path, place in zip(paths, real, strict=True) if real.count(place) > 1]:
-        raise ConfigError(f"{twice[0]} is named twice: a member that is there twice has no disagreement with itself.")
+        raise ConfigError(f"{twice[0]} is named twice: a member has no disagreement with itself. Name each once.")
     hub = _hub_options(options)
     for path in paths:
         if SavedEnsemble.read(path, **hub) is not None:
@@ -90,7 +90,7 @@ def _read_members(paths: list[str], options: dict[str, Any]) -> list[SavedMember
 
 def _hub_options(options: dict[str, Any]) -> dict[str, Any]:
     given = options.get("model_init_kwargs") or {}
-    return {name: given[name] for name in _HUB_OPTIONS if name in given}
+    return {name: given[name] for name in ADAPTER_HUB_OPTIONS if name in given}
 
 
 def _load_members(paths: list[str], options: dict[str, Any]) -> tuple[list[RewardModel], list[tuple[int, str | None]]]:

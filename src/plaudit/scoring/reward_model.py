@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from plaudit.checkpoint.ensemble_file import SavedEnsemble
 from plaudit.checkpoint.metadata import (
+    HUB_OPTIONS,
     fingerprint_digest,
     library_versions,
     read_metadata,
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
 __all__ = ["RewardModel"]
 
 logger = logging.getLogger(__name__)
-
-_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
 # The common prefix is long enough to be shared.
@@ -149,7 +148,7 @@ class RewardModel(BaseRewardModel):
         if not isinstance(path_or_id, (str, Path)):
             return _load_ensemble(list(path_or_id), None, shared)
         name = os.path.expanduser(path_or_id)
-        hub = {option: value for option, value in (model_init_kwargs or {}).items() if option in _HUB_OPTIONS}
+        hub = {option: value for option, value in (model_init_kwargs or {}).items() if option in HUB_OPTIONS}
         metadata = read_metadata(name, **hub)
         # The folder of an ensemble has a `reward.json` without `rendering`, or none; a look-up on the hub is spared.
         if "rendering" not in metadata and (saved := SavedEnsemble.read(name, **hub)):

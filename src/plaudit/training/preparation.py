@@ -115,7 +115,7 @@ def prepare_member_heads(model: PreTrainedModel, source: str | None, args: Rewar
         write_mean_head(model)
         trained_head(model).requires_grad_(True)
     attach_uncertainty(model, None)  # such as a posterior of the head, which training makes untrue
-    found = 1 if members is None else members.num_columns
+    found = 1 if members is None else len(members.weight)
     count = args.num_heads or found
     if members is not None and not args.reinit_head:
         if count not in (1, found):

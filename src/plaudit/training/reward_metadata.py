@@ -24,12 +24,11 @@ from plaudit.checkpoint.metadata import (
 )
 from plaudit.checkpoint.verify import Verification, verify_and_record
 from plaudit.errors import CheckpointError
-from plaudit.models.adapters import base_model
 from plaudit.models.load import max_positions
-from plaudit.models.member_heads import member_heads, set_member_heads, whole_heads, write_mean_head
+from plaudit.models.member_heads import member_heads, num_members, set_member_heads, whole_heads, write_mean_head
 from plaudit.models.precision import compute_dtype
 from plaudit.models.quantization import describe_quantization
-from plaudit.models.reward_head import further_columns, head_names
+from plaudit.models.reward_head import head_names
 from plaudit.training.distributed import greatest_over_processes, is_sharded
 from plaudit.uncertainty import MemberUncertainty, UnmeasuredMembers
 
@@ -81,7 +80,7 @@ class RewardMetadata:
             CheckpointError: A weight is not finite.
         """
         trainer = self.trainer
-        base = self._base()
+        base = self.trainer.bare_model
         _check_finite(trainer)
         write_mean_head(base)
         head, weights = head_names(base)[0].split(".")[0], str(base.dtype).removeprefix("torch.")
@@ -171,7 +170,7 @@ class RewardMetadata:
         self._restore_members(checkpoint)
 
     def _restore_members(self, checkpoint: Path) -> None:
-        heads, members = SavedHeads.read(checkpoint), member_heads(self._base())
+        heads, members = SavedHeads.read(checkpoint), member_heads(self.trainer.bare_model)
         found, expected = (1 if each is None else len(each.weight) for each in (heads, members))
         if found != expected:
             raise CheckpointError(
@@ -181,11 +180,11 @@ class RewardMetadata:
             return
         if heads.measured_on == "evaluation":
             self.member_constants = heads.constants
-        set_member_heads(self._base(), heads.weight, heads.bias)
+        set_member_heads(self.trainer.bare_model, heads.weight, heads.bias)
 
     def write_card(self, folder: Path, model_name: str | None = None, tags: tuple[str, ...] = ()) -> None:
         """Write the model card into a folder."""
-        trainer, base = self.trainer, self._base()
+        trainer, base = self.trainer, self.trainer.bare_model
         report, history, args = trainer.reports["train"], trainer.state.log_history, trainer.args
         logged = [entry for entry in history if "loss" in entry]
         evaluated = [entry for entry in history if any(name.startswith("eval_") for name in entry)]
@@ -205,14 +204,11 @@ class RewardMetadata:
             adapter=base is not trainer.accelerator.unwrap_model(trainer.model),
             dtype=str(base.dtype).removeprefix("torch."),
             quantized=describe_quantization(base) is not None,
-            members=further_columns(base),
+            members=num_members(base),
             tags=tags,
         )
 
     # Rewards of the model as it will be saved
-
-    def _base(self) -> PreTrainedModel:
-        return base_model(self.trainer.accelerator.unwrap_model(self.trainer.model))
 
     def _columns(self, sequences: list[list[int]]) -> list[list[float]]:
         trainer, sharded = self.trainer, is_sharded(self.trainer)
@@ -265,7 +261,7 @@ class RewardMetadata:
     def _sampled_sequences(self) -> list[list[int]]:
         """Return the sequences of a few training rows, taken evenly from all; of a stream, of the first rows."""
         data, count = self.trainer.train_dataset, _SAMPLED_ROWS
-        if member_heads(self._base()) is not None:
+        if member_heads(self.trainer.bare_model) is not None:
             count = _SAMPLED_ROWS_OF_MEMBERS
         if isinstance(data, Dataset):
             rows = data.select(np.linspace(0, len(data) - 1, min(count, len(data)), dtype=int)).to_list()

@@ -21,8 +21,7 @@ from plaudit.data.tokenize import TokenizationReport
 from plaudit.errors import ConfigError
 from plaudit.forest.sampler import TokenBudgetBatchSampler
 from plaudit.models.adapters import base_model
-from plaudit.models.member_heads import mean_head_is_saved, write_mean_head
-from plaudit.models.reward_head import further_columns
+from plaudit.models.member_heads import mean_head_is_saved, num_members, write_mean_head
 from plaudit.training.activation_offloading import offload_activations
 from plaudit.training.batch import Batch
 from plaudit.training.callbacks.finite import FiniteGuard, check_rewards_are_finite
@@ -155,7 +154,7 @@ class RewardTrainer(Trainer):
         self._own_callbacks: list[TrainerCallback] = []
         self._eval_loaders: dict[int, tuple[Any, DataLoader]] = {}
         self._has_own_loss = type(self).compute_loss is not RewardTrainer.compute_loss
-        members = further_columns(base_model(model))
+        members = num_members(base_model(model))
         if self._has_own_loss and members:
             raise ConfigError(
                 f"num_heads={members}: `compute_loss` is your own, and the heads train by the trainer's. Leave "
@@ -206,6 +205,11 @@ class RewardTrainer(Trainer):
         return getattr(self.data_collator, "layout", "padded")
 
     @property
+    def bare_model(self) -> PreTrainedModel:
+        """The model without an adapter and without what accelerate wraps around it."""
+        return base_model(self.accelerator.unwrap_model(self.model))
+
+    @property
     def verification(self) -> Verification | None:
         """The result of the last verification of a save; `None` before."""
         return self.metadata.verification
@@ -231,7 +235,7 @@ class RewardTrainer(Trainer):
             confirm_layout(self, self.model)
         loader, self.sampler = make_train_loader(
             self.train_dataset, self.data_collator, self.args, layout=self.layout, batch_size=self._train_batch_size,
-            members=further_columns(base_model(self.accelerator.unwrap_model(self.model))),
+            members=num_members(self.bare_model),
         )  # fmt: skip
         return prepare_loader(self.accelerator, loader)
 
@@ -283,7 +287,7 @@ class RewardTrainer(Trainer):
             report.check()
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
             self.metadata.restore(Path(self.state.best_model_checkpoint))
-        write_mean_head(base_model(self.accelerator.unwrap_model(self.model)))  # also for one who saves the model alone
+        write_mean_head(self.bare_model)  # also for one who saves the model alone
         return output._replace(training_loss=output.metrics["train_loss"])
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
@@ -459,7 +463,7 @@ class RewardTrainer(Trainer):
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _write_model(self, folder: Path, metadata: dict[str, Any]) -> None:
-        with mean_head_is_saved(base_model(self.accelerator.unwrap_model(self.model))):
+        with mean_head_is_saved(self.bare_model):
             super().save_model(str(folder), _internal_call=True)
         if self.is_fsdp_enabled and "FULL" not in str(self.accelerator.state.fsdp_plugin.state_dict_type):
             self._save(str(folder), state_dict=self.accelerator.get_state_dict(self.model))  # beside the shards
