@@ -212,6 +212,20 @@ def ensemble_folder(tmp_path_factory, model_folder):
     return folder
 
 
+@pytest.fixture(scope="session")
+def unmeasured_folder(tmp_path_factory, ensemble_folder):
+    """The model of `ensemble_folder`, saved where its members could not be measured. Not to be changed: copy it."""
+    from dataclasses import replace
+
+    from plaudit.checkpoint.heads_file import SavedHeads
+    from plaudit.uncertainty import UnmeasuredMembers
+
+    folder = shutil.copytree(ensemble_folder, tmp_path_factory.mktemp("models") / "unmeasured")
+    unmeasured = UnmeasuredMembers((0.0,) * 3, (1.0,) * 3, 1.0, lacking="the model")
+    replace(SavedHeads.read(folder), constants=unmeasured).write(folder)
+    return folder
+
+
 @pytest.fixture
 def tiny_config():
     """`qwen3_config`, for tests that need a model of another kind."""

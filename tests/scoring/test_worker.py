@@ -83,6 +83,13 @@ def test_an_ensemble_gives_rewards_with_their_deviations(make_worker, chunk_of, 
     assert (best["reward"], best["reward_std"]) == (close(rewards[2 + place]), close(stds[2 + place]))
 
 
+def test_members_that_were_never_measured_give_rewards_alone(make_worker, chunk_of, unmeasured_folder):
+    (row,) = make_worker(unmeasured_folder).score(chunk_of([{"text": "Yes, the sky"}])).rows
+    assert row.keys() == {"text", "reward"}
+    with pytest.raises(ConfigError, match="saved without them"):
+        make_worker(unmeasured_folder, aggregate="min")
+
+
 def test_a_column_of_deviations_is_in_the_way_of_an_ensemble_alone(make_worker, chunk_of, ensemble_folder):
     rows = [{"text": "Is it? Yes.", "reward_std": 1}]
     assert make_worker().score(chunk_of(rows)).rows[0]["reward_std"] == 1

@@ -48,9 +48,10 @@ def posterior_folder(tmp_path_factory, model_folder):
 
 
 @pytest.fixture(scope="module")
-def service(ensemble_folder, posterior_folder, model_folder, rendering_pool):
+def service(ensemble_folder, posterior_folder, unmeasured_folder, model_folder, rendering_pool):
     service = ScoringService(ServerLimits())
     folders = {"ensemble": ensemble_folder, "single": model_folder, "posterior": posterior_folder}
+    folders["unmeasured"] = unmeasured_folder
     service.serve(
         ServedModel(name, RewardModel.from_pretrained(folder), pool=rendering_pool) for name, folder in folders.items()
     )
@@ -120,6 +121,21 @@ def test_members_are_given_where_they_are_asked_for(url, local):
     )
 
 
+def test_members_that_were_never_measured_give_rewards_and_no_deviations(url, unmeasured_folder):
+    model = RewardModel.from_pretrained(unmeasured_folder)
+    there = answer(url, "/v1/rewards", model="unmeasured", items=items(TEXTS), members=True)
+    assert (there["rewards"], there["members"]) == (
+        close(model.score(TEXTS)),
+        close(model.score(TEXTS, return_members=True)),
+    )
+    assert "reward_stds" not in there
+    refused = post(url, "/v1/rewards", model="unmeasured", items=items(TEXTS), aggregate="min")
+    assert (refused.status_code, "saved without them" in refused.text) == (422, True)
+    client = remote(url, model="unmeasured")
+    assert client.score(TEXTS, return_members=True) == close(model.score(TEXTS, return_members=True))
+    assert {each.reward_std for each in client.rank(PROMPT, RESPONSES)} == {None}
+
+
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: options.get("aggregate", "mean"))
 def test_ranks_are_those_of_the_model_with_deviations(url, local, options):
     there = answer(url, "/v1/rank", prompt=PROMPT, responses=RESPONSES, **options)["results"]
@@ -137,7 +153,7 @@ def test_each_prefix_has_its_deviation(url, local):
 
 
 def test_the_server_describes_the_uncertainty(url, local):
-    ensemble, single, _ = requests.get(f"{url}/info", timeout=30).json()["models"]
+    ensemble, single, *_ = requests.get(f"{url}/info", timeout=30).json()["models"]
     assert ensemble["uncertainty"] == local.uncertainty.to_dict()
     assert single["uncertainty"] is None
 

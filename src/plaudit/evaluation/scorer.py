@@ -49,7 +49,7 @@ def score_sequences(
     if is_reward_model and hasattr(scored, "uncertainty"):  # a subclass may leave the details out
         header, members, stds = model.describe(sequences[0]), None, None
         uncertainty = scored.uncertainty
-        if uncertainty is not None and uncertainty.is_measured:
+        if scored.has_stds:
             header["uncertainty"], members = uncertainty.to_dict(), _six_digits(uncertainty.members(scored.columns))
             stds = _six_digits(scored.stds()) if isinstance(uncertainty, PosteriorUncertainty) else None
         scored, details = scored.rewards, (scored.tokens, scored.truncated, members, stds)

@@ -69,6 +69,11 @@ class ScoredSequences(NamedTuple):
         """Return the sequences at these indices or in this slice."""
         return self._replace(**{name: getattr(self, name)[places] for name in _ARRAYS})
 
+    @property
+    def has_stds(self) -> bool:
+        """Whether the model says how sure its rewards are."""
+        return self.uncertainty is not None and self.uncertainty.is_measured
+
     def stds(self) -> NDArray[np.float32]:
         """Return the standard deviation of each reward [N], in the unit of `rewards`."""
         assert self.uncertainty is not None
@@ -218,7 +223,7 @@ class BaseRewardModel(ABC):
         shares = np.exp((raw - raw.max(initial=-np.inf)) / temperature, dtype=np.float64)
         shares = shares / shares.sum()
         stds: list[Any] = [None] * len(raw)
-        if scored.uncertainty is not None and scored.uncertainty.is_measured:
+        if scored.has_stds:
             stds = scored.stds().tolist()
         order = np.argsort(-rewards, kind="stable").tolist()
         return [Ranked(n, completions[n], float(rewards[n]), float(shares[n]), stds[n]) for n in order]

@@ -201,7 +201,8 @@ class Worker:
         return ScoredChunk(chunk.number, rows, rejected, tokens, truncated, chunk.fraction_read)
 
     def _parse(self, chunk: Chunk, rejected: list[Row]) -> Iterator[ScorableRow]:
-        with_std = self._model.uncertainty is not None
+        uncertainty = self._model.uncertainty
+        with_std = uncertainty is not None and uncertainty.is_measured
         for number, row in enumerate(chunk.rows, chunk.first):
             try:
                 yield parse_row(row, number, self._config.columns, with_std=with_std)
@@ -237,7 +238,7 @@ class Worker:
             on_batch(scored / len(prepared))
 
         found = self._model.score(prepared, count).aggregate(self._config.aggregate, self._config.k)
-        stds = None if found.uncertainty is None else _decimals(found.stds())
+        stds = _decimals(found.stds()) if found.has_stds else None
         return _decimals(found.rewards), stds, int(found.tokens.sum())
 
 

@@ -264,8 +264,8 @@ def _with_uncertainty(
     return replace(
         scored,
         rewards=_floats(found.rewards),
-        stds=_floats(found.stds()),
-        value_stds=_floats(raw._replace(unit=scale).stds()),
+        stds=_floats(found.stds()) if raw.has_stds else [],
+        value_stds=_floats(raw._replace(unit=scale).stds()) if raw.has_stds else [],
         members=[_floats(each) for each in uncertainty.members(columns)] if request.members else [],
         columns=[_floats(each) for each in columns] if request.columns else [],
     )
