@@ -71,7 +71,7 @@ class ScoredSequences(NamedTuple):
 
     @property
     def has_stds(self) -> bool:
-        """Whether the model says how sure its rewards are."""
+        """True where the model gives each reward a measured standard deviation."""
         return self.uncertainty is not None and self.uncertainty.is_measured
 
     def stds(self) -> NDArray[np.float32]:
