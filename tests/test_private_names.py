@@ -47,6 +47,8 @@ HELD = {
     # torch
     "_ddp_params_and_buffers_to_ignore": "training",
     "_dynamo": "forest",
+    "_scaled_dot_product_flash_attention_for_cpu": "forest",  # held in tests/forest/test_fused.py
+    "_scaled_dot_product_flash_attention_for_cpu_backward": "forest",
     "_softmax_backward_data": "forest",
 }
 OF_THE_TRAINER = {"_get_grad_norm", "_init_training_state", "_internal_call"}  # held in the other file

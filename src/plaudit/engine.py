@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from plaudit.errors import ModelError
 from plaudit.forest.trie import SHARED_TOKENS, common_tokens
 from plaudit.models.adapters import base_model
+from plaudit.models.cpu_allocator import keep_freed_memory
 from plaudit.models.equivalence import reason_for_padding, settle_layout
 from plaudit.models.inputs import forest_inputs, padded_inputs
 from plaudit.models.load import embedding_rows
@@ -51,6 +52,8 @@ class ScoringEngine:
         base = base_model(model)
         # A class from outside transformers may read its reward elsewhere, or change it.
         bind_reward_forward(base, keep_forward=not type(base).forward.__module__.startswith("transformers."))
+        if model.device.type == "cpu":
+            keep_freed_memory()
         self.model, self.max_tokens_per_batch = model.eval(), max_tokens_per_batch
         self.layout, self._is_settled = "padded", False
         self._lock = threading.Lock()

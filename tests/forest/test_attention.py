@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AttentionInterface, AutoConfig, AutoModelForSequenceClassification
 
 from plaudit.errors import ConfigError, ModelError
+from plaudit.forest import attention
 from plaudit.forest.attention import (
     BACKENDS,
     ForestAttention,
@@ -101,8 +102,8 @@ def test_the_backend_is_the_one_asked_for(backend, make_model):
 
 def test_an_unknown_backend_is_refused(make_model):
     model = make_model()
-    with pytest.raises(ConfigError, match="attention backend: expected one of blocks, dense, flex, got 'flash'"):
-        enable(model, "flash")
+    with pytest.raises(ConfigError, match="attention backend: expected one of blocks, dense, flex, fused, got 'eager'"):
+        enable(model, "eager")
     assert enabled_backend(model) is None
 
 
@@ -281,6 +282,35 @@ def test_calls_that_a_forest_cannot_serve_are_refused(backend, make_model):
         call(size=4, backend=backend)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"sliding_window": 2}, {"softcap": 1.0}, {"s_aux": torch.zeros(2)}, {"dropout": 0.1}],
+    ids=["window", "softcap", "sinks", "dropout"],
+)
+def test_the_fused_backend_refuses_what_its_kernel_has_not_and_is_not_chosen_for_it(options, make_model):
+    enable(make_model(), "fused")
+    enable(make_model())
+    with pytest.raises(ModelError, match="the backend 'fused' runs on the CPU"):
+        call(nn.Module().train(), backend="fused", **options)
+    call(nn.Module().train(), backend="auto", **options)
+
+
+@pytest.mark.parametrize(("dtype", "grad", "chosen"), [
+    (torch.float32, True, "fused"), (torch.float32, False, "fused"), (torch.bfloat16, False, "fused"),
+    (torch.bfloat16, True, "blocks"), (torch.float64, True, "blocks"),
+])  # fmt: skip
+def test_fused_attention_is_chosen_where_it_is_faster(dtype, grad, chosen, monkeypatch, make_model):
+    enable(make_model())
+    called = []
+    for name in ("attend_blocks", "attend_fused"):
+        function = getattr(attention, name)
+        monkeypatch.setattr(attention, name, lambda *a, f=function, n=name: called.append(n) or f(*a))
+    forest = attention_of(TokenForest.from_sequences([[1, 2], [1, 3]]))
+    tensors = [torch.randn(1, 2, 3, 4, dtype=dtype, requires_grad=grad) for _ in range(3)]
+    AttentionInterface()["plaudit:auto:sdpa"](nn.Module(), *tensors, None, forest=forest)
+    assert called == [f"attend_{chosen}"]
+
+
 def test_scores_are_scaled_as_the_layer_asks_or_by_the_size_of_heads(make_model):
     enable(make_model(), "blocks")
     enable(make_model(), "dense")
@@ -307,7 +337,7 @@ def test_a_layer_that_is_not_training_drops_nothing(backend, make_model):
     assert not torch.equal(results[0], results[2])
 
 
-@pytest.mark.parametrize("backend", ["blocks", "dense"])
+@pytest.mark.parametrize("backend", ["blocks", "dense", "fused"])
 def test_attention_under_autocast_is_in_its_precision(backend, make_model):
     enable(make_model(), backend)
     with torch.autocast("cpu", torch.bfloat16):

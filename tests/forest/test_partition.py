@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from plaudit.forest.partition import BlockLimits, partition_forest
+from plaudit.forest.partition import BlockLimits, partition_forest, partition_kernel_calls
 from plaudit.forest.trie import TokenForest
 
 SMALL = BlockLimits(subtree_tokens=64, scores=1 << 15, queries=8)
@@ -94,3 +94,32 @@ def test_the_bias_of_a_block_is_on_the_device_of_attention():
     forest = TokenForest.from_sequences([[1, 2, 3, 4], [1, 2, 3, 5, 6, 7, 8], [1, 2, 3, 5, 6, 9, 10, 11, 12]])
     for block in partition_forest(forest.position_ids, forest.subtree_end, 2, device="meta"):
         assert block.bias(torch.bfloat16).device.type == "meta"
+
+
+# Calls of a kernel
+
+
+@pytest.mark.parametrize("subtree_tokens", [1, 30, 256])
+@pytest.mark.parametrize("tokens", [256, 1024])
+def test_the_calls_of_a_kernel_cover_what_each_token_sees_once(tokens, subtree_tokens):
+    forest = tree(tokens)
+    seen = np.zeros((len(forest), len(forest)), dtype=int)
+    has_queries = np.zeros(len(forest), dtype=bool)
+    for call in partition_kernel_calls(forest.position_ids, forest.subtree_end, BlockLimits(subtree_tokens)):
+        part = np.ones((call.queries.stop - call.queries.start, call.keys.stop - call.keys.start), dtype=int)
+        if call.is_causal:
+            part = np.tril(part)
+        elif call.hidden is not None:
+            part[call.hidden] = 0
+        seen[call.queries, call.keys] += part
+        assert (has_queries[call.queries] != call.is_first).all()
+        has_queries[call.queries] = True
+    assert np.array_equal(seen, sees(forest, None))
+
+
+def test_small_subtrees_make_a_call_together_and_a_long_chain_two():
+    stem = list(range(20))
+    forest = TokenForest.from_sequences([[*stem, n, 30, 31] for n in (40, 41, 42)] + [[90, 91]], [0] * 4)
+    calls = partition_kernel_calls(forest.position_ids, forest.subtree_end, BlockLimits(subtree_tokens=10))
+    found = [(call.queries.start, call.queries.stop, call.keys.start, call.keys.stop, call.is_causal) for call in calls]
+    assert found == [(0, 20, 0, 20, True), (20, 29, 0, 20, False), (20, 29, 20, 29, False), (29, 31, 29, 31, True)]

@@ -40,7 +40,7 @@ def reference(request):
     return request.param, *gradients_of(stock, lambda: alone(stock))
 
 
-@pytest.mark.parametrize("backend", ["blocks", "dense"])
+@pytest.mark.parametrize("backend", [None, "blocks", "dense"])
 def test_rewards_and_gradients_are_those_of_each_sequence_alone(reference, backend):
     kind, expected, gradients = reference
     assert expected.std() > 0.3  # else any attention would do

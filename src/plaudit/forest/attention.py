@@ -5,6 +5,8 @@ that is given one computes the forest's attention, and a layer that is not compu
 layouts run through one model. Backends:
 
 - `blocks`: small subtrees whole, long chains in parts (`plaudit.forest.blocks`), on any device.
+- `fused`: PyTorch's flash attention for CPUs, part by part (`plaudit.forest.fused`). Its name
+  is not that of the kernel, since transformers treats a model with "flash" in this setting in other ways.
 - `flex`: FlexAttention with the forest's mask, on CUDA (`plaudit.forest.flex`).
 - `dense`: the model's own attention under a T x T mask; the reference.
 """
@@ -24,11 +26,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from plaudit.errors import ConfigError, ModelError
 from plaudit.forest.blocks import ScoreRules, attend_blocks
 from plaudit.forest.flex import MIN_HEAD_DIM, attend_flex, block_mask
-from plaudit.forest.partition import Block, partition_forest
+from plaudit.forest.fused import attend_fused, can_attend_fused, is_faster_than_blocks
+from plaudit.forest.partition import Block, KernelCall, partition_forest, partition_kernel_calls
 
 __all__ = ["BACKENDS", "ForestAttention", "check_every_layer", "enable", "enabled_backend", "unsupported_reason"]
 
-BACKENDS = ("blocks", "dense", "flex")
+BACKENDS = ("blocks", "dense", "flex", "fused")
 _PREFIX = "plaudit"
 
 
@@ -55,6 +58,10 @@ class ForestAttention:
         """Return the forest's partition for the backend `blocks`."""
         return self._cached(self._blocks, heads, window)
 
+    def kernel_calls(self) -> list[KernelCall]:
+        """Return the forest's partition for the backend `fused`."""
+        return self._cached(self._kernel_calls)
+
     def mask(self, window: int | None) -> torch.Tensor:
         """Return the mask of the forest, shape [1, 1, T, T]."""
         return self._cached(self._mask, window)
@@ -79,6 +86,9 @@ class ForestAttention:
     def _blocks(self, heads: int, window: int | None) -> list[Block]:
         position_ids, subtree_end = self.position_ids.cpu().numpy(), self.subtree_end.cpu().numpy()
         return partition_forest(position_ids, subtree_end, heads, window, self.position_ids.device)
+
+    def _kernel_calls(self) -> list[KernelCall]:
+        return partition_kernel_calls(self.position_ids.numpy(), self.subtree_end.numpy())
 
     def _mask(self, window: int | None) -> torch.Tensor:
         tokens = torch.arange(len(self.position_ids), device=self.position_ids.device)
@@ -191,38 +201,63 @@ def _attention(
     _check_call(module, query, attention_mask, forest, options)
     window = options.get("sliding_window")
     forest.windows[module] = window
-    dtype = _compute_dtype(value)
-    backend = backend or _backend_for(query, value, _dropout(module, options))
-    if backend == "blocks":
-        return _blocks(module, query, key, value, forest, options, dtype), None
+    dtype, rules, sinks = _compute_dtype(value), _rules(module, query, options), options.get("s_aux")
+    backend = backend or _backend_for(query, value, rules, sinks, dtype)
+    if backend in ("blocks", "fused"):
+        attend = _blocks if backend == "blocks" else _fused
+        return attend(query, key, value, forest, rules, sinks, dtype), None
     query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     if backend == "flex":
-        rules = _rules(module, query, options)
-        return attend_flex(query, key, value, forest.block_mask(window), rules, options.get("s_aux")), None
+        return attend_flex(query, key, value, forest.block_mask(window), rules, sinks), None
     mask = forest.mask(window)
     if original == "eager":  # eager attention adds the mask to the scores
         mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, torch.finfo(query.dtype).min)
     return _original_attention(module, original)(module, query, key, value, mask, *args, **options)
 
 
-def _backend_for(query: torch.Tensor, value: torch.Tensor, dropout: float) -> str:
-    has_kernel = min(query.shape[-1], value.shape[-1]) >= MIN_HEAD_DIM and not dropout
-    return "flex" if query.device.type == "cuda" and has_kernel else "blocks"
+def _backend_for(
+    query: torch.Tensor, value: torch.Tensor, rules: ScoreRules, sinks: torch.Tensor | None, dtype: torch.dtype
+) -> str:
+    has_kernel = min(query.shape[-1], value.shape[-1]) >= MIN_HEAD_DIM and not rules.dropout
+    if query.device.type == "cuda" and has_kernel:
+        return "flex"
+    can_fused = can_attend_fused(query, value, rules, sinks) and is_faster_than_blocks(query, value, dtype)
+    return "fused" if can_fused else "blocks"
 
 
-@torch.compiler.disable  # the loop over blocks differs from batch to batch; the rest of the model compiles around it
+# The loops over parts differ from batch to batch; the rest of the model compiles around them.
+
+
+@torch.compiler.disable
 def _blocks(
-    module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     forest: ForestAttention,
-    options: dict[str, Any],
+    rules: ScoreRules,
+    sinks: torch.Tensor | None,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    rules = _rules(module, query, options)
     blocks = forest.blocks(query.shape[1], rules.window)
-    return attend_blocks(query[0], key[0], value[0], blocks, rules, options.get("s_aux"), dtype)[None]
+    return attend_blocks(query[0], key[0], value[0], blocks, rules, sinks, dtype)[None]
+
+
+@torch.compiler.disable
+def _fused(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    forest: ForestAttention,
+    rules: ScoreRules,
+    sinks: torch.Tensor | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    if not can_attend_fused(query, value, rules, sinks):
+        raise ModelError(
+            "no token forest: the backend 'fused' runs on the CPU, for queries and values of one size, without window, "
+            "sinks, soft-capping and dropout."
+        )
+    return attend_fused(query[0], key[0], value[0], forest.kernel_calls(), rules.scaling, dtype)[None]
 
 
 def _rules(module: torch.nn.Module, query: torch.Tensor, options: dict[str, Any]) -> ScoreRules:

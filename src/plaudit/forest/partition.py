@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from plaudit.forest.trie import Chain, chains_of
 
-__all__ = ["Block", "BlockLimits", "partition_forest"]
+__all__ = ["Block", "BlockLimits", "KernelCall", "partition_forest", "partition_kernel_calls"]
 
 IndexRanges = tuple[tuple[int, int], ...]
 
@@ -98,8 +98,7 @@ class Block:
 
     def _hidden(self) -> NDArray[np.bool_]:
         """Return which of its keys a query does not see [L, L], or with a window [L, path + L]."""
-        queries = np.arange(self.start, self.stop)[:, None]
-        hidden = (queries < queries.T) | (queries >= self.ends[None, :])
+        hidden = _hidden_below(self.start, self.stop, self.ends)
         if self.window is None:
             return hidden
         path = np.arange(self.first_position, self.first_position + self.path_length)
@@ -154,6 +153,75 @@ def partition_forest(
             add(start, stop, above if start == chain.start else (*above, (chain.start, start)))
             start = stop
     return blocks
+
+
+@dataclass(frozen=True)
+class KernelCall:
+    """One call of an attention kernel: consecutive queries, and consecutive keys that they see.
+
+    Attributes:
+        queries: The indices of the queries.
+        keys: The indices of the keys.
+        is_causal: True where queries and keys are the same chain of tokens.
+        is_first: True where no earlier call has these queries.
+        hidden: Which keys a query does not see, shape [L, L]; `None` where the call is causal or all see all.
+    """
+
+    queries: slice
+    keys: slice
+    is_causal: bool
+    is_first: bool
+    hidden: NDArray[np.bool_] | None = None
+    _biases: dict[torch.dtype, torch.Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def bias(self, dtype: torch.dtype) -> torch.Tensor | None:
+        """Return the bias to add to the scores [L, L]: 0 where a query sees a key and -inf elsewhere, or `None`."""
+        if self.hidden is None:
+            return None
+        if dtype not in self._biases:  # all layers of a batch need the same
+            bias = np.where(self.hidden, np.float32(-math.inf), np.float32(0))
+            self._biases[dtype] = torch.from_numpy(bias).to(dtype)
+        return self._biases[dtype]
+
+
+def partition_kernel_calls(
+    position_ids: NDArray[np.int64], subtree_end: NDArray[np.int64], limits: BlockLimits = _LIMITS
+) -> list[KernelCall]:
+    """Partition the attention of a forest into calls of a kernel, in depth-first order.
+
+    Small subtrees of one parent make a call together, under a mask. A longer chain makes a causal call, and another in
+    which all tokens below the chain see all of it. So each query has a call for itself and one for each long chain
+    above it.
+
+    Args:
+        position_ids: Depth of each token, shape [T].
+        subtree_end: One past the last descendant of each token, shape [T].
+        limits: Bounds on the size of blocks, of which `subtree_tokens` counts here.
+    """
+    chains = {chain.start: chain for chain in chains_of(position_ids, subtree_end)}
+    calls: list[KernelCall] = []
+    start = 0
+    while start < len(position_ids):
+        chain = chains[start]
+        is_root = chain.parent < 0
+        stop = _end_of_small_subtrees(chain, chains, subtree_end, limits.subtree_tokens)
+        if stop is not None and stop > chain.stop:
+            own = slice(start, stop)
+            calls.append(KernelCall(own, own, False, is_root, _hidden_below(start, stop, subtree_end[start:stop])))
+            start = stop
+            continue
+        own, end = slice(start, chain.stop), int(subtree_end[start])
+        calls.append(KernelCall(own, own, True, is_root))
+        if end > chain.stop:
+            calls.append(KernelCall(slice(chain.stop, end), own, False, is_root))
+        start = chain.stop
+    return calls
+
+
+def _hidden_below(start: int, stop: int, ends: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which tokens of a run of subtrees, whose `subtree_end` is given [L], each of them does not see [L, L]."""
+    tokens = np.arange(start, stop)[:, None]
+    return (tokens < tokens.T) | (tokens >= ends[None, :])
 
 
 def _fitting_queries(keys: int, scores: float) -> int:

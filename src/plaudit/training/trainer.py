@@ -21,6 +21,7 @@ from plaudit.data.tokenize import TokenizationReport
 from plaudit.errors import ConfigError
 from plaudit.forest.sampler import TokenBudgetBatchSampler
 from plaudit.models.adapters import base_model
+from plaudit.models.cpu_allocator import keep_freed_memory
 from plaudit.models.member_heads import mean_head_is_saved, num_members, write_mean_head
 from plaudit.training.activation_offloading import offload_activations
 from plaudit.training.batch import Batch
@@ -133,6 +134,8 @@ class RewardTrainer(Trainer):
         quiet_all_but_the_first()
         args = args or RewardConfig(f"{Path(self.base_model_name or 'model').resolve().name}-Reward")
         check_arguments(args, train_dataset, eval_dataset)
+        if args.device.type == "cpu":
+            keep_freed_memory()
         model, tokenizer = prepare_model(
             model, args, tokenizer=processing_class, peft_config=peft_config, quantization_config=quantization_config
         )

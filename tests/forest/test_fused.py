@@ -1,0 +1,105 @@
+"""Attention by the kernel for CPUs against the formula on the whole matrix, under the one-line mask."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from plaudit.forest.fused import attend_fused
+from plaudit.forest.partition import BlockLimits, partition_kernel_calls
+from plaudit.forest.trie import TokenForest
+
+LONG = list(range(140))
+SEQUENCES = {
+    "a pair": [[1, 2, 3, 4, 5], [1, 2, 3, 6, 7, 8, 9]],
+    "a group": [[*range(9), n, *range(n)] for n in range(20, 25)],
+    "a prefix of another": [[1, 2, 3, 4, 5, 6], [1, 2, 3], [1]],
+    "nothing shared": [[1, 2, 3], [4, 5, 6, 7], [8]],
+    "length one": [[1]],
+    "turns": [[1, 2, 3, 4], [1, 2, 3, 5, 6, 7, 8], [1, 2, 3, 5, 6, 9, 10, 11, 12], [1, 2, 3, 5, 6, 9, 10, 13]],
+    "long": [[*LONG, 900, *LONG[:70]], [*LONG, 901], [*LONG[:30], 902, *LONG[:20]]],
+}
+HEADS = {"one key head each": (3, 3), "grouped": (6, 2), "one key head": (3, 1)}
+LIMITS = {"default": BlockLimits(), "small subtrees": BlockLimits(10), "chains": BlockLimits(1)}
+SIZE = 8
+
+
+def tensors(forest, heads, keys, dtype=torch.float64):
+    """Queries, keys and values with scores well apart."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(heads, len(forest), SIZE), (keys, len(forest), SIZE), (keys, len(forest), SIZE)]
+    return [(2 * torch.randn(shape, generator=generator, dtype=torch.float64)).to(dtype) for shape in shapes]
+
+
+def by_kernel(forest, query, key, value, limits=LIMITS["default"], dtype=None):
+    calls = partition_kernel_calls(forest.position_ids, forest.subtree_end, limits)
+    return attend_fused(query, key, value, calls, SIZE**-0.5, dtype or value.dtype)
+
+
+def by_formula(forest, query, key, value):
+    end, tokens = torch.tensor(forest.subtree_end), torch.arange(len(forest))
+    seen = (tokens <= tokens[:, None]) & (tokens[:, None] < end[None, :])
+    key, value = (each.repeat_interleave(len(query) // len(each), 0) for each in (key, value))
+    scores = (query @ key.transpose(1, 2) * SIZE**-0.5).masked_fill(~seen, -torch.inf)
+    return (torch.softmax(scores, -1) @ value).transpose(0, 1)
+
+
+def with_gradients(attend, forest, *parts, **options):
+    parts = [part.clone().requires_grad_() for part in parts]
+    out = attend(forest, *parts, **options)
+    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(out.dtype)
+    return out, *torch.autograd.grad((out * weights).sum(), parts)
+
+
+@pytest.mark.parametrize("limits", LIMITS.values(), ids=LIMITS)
+@pytest.mark.parametrize("heads", HEADS.values(), ids=HEADS)
+@pytest.mark.parametrize("sequences", SEQUENCES.values(), ids=SEQUENCES)
+def test_output_and_gradients_are_those_of_the_formula(sequences, heads, limits):
+    forest = TokenForest.from_sequences(sequences)
+    parts = tensors(forest, *heads)
+    found = with_gradients(by_kernel, forest, *parts, limits=limits)
+    for own, expected in zip(found, with_gradients(by_formula, forest, *parts), strict=True):
+        torch.testing.assert_close(own, expected, atol=1e-12, rtol=1e-10)
+
+
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=15), min_size=1, max_size=8), st.integers(1, 20))
+@settings(deadline=None, max_examples=50)
+def test_any_forest_is_attended_as_by_the_formula(sequences, subtree_tokens):
+    forest = TokenForest.from_sequences(sequences)
+    parts = tensors(forest, 4, 2)
+    found = with_gradients(by_kernel, forest, *parts, limits=BlockLimits(subtree_tokens))
+    for own, expected in zip(found, with_gradients(by_formula, forest, *parts), strict=True):
+        torch.testing.assert_close(own, expected, atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("limits", LIMITS.values(), ids=LIMITS)
+def test_parts_of_narrow_precision_are_merged_in_float32(limits):
+    forest = TokenForest.from_sequences(SEQUENCES["long"])
+    parts = tensors(forest, 4, 2, torch.bfloat16)
+    found = by_kernel(forest, *parts, limits=limits)
+    expected = by_formula(forest, *(part.double() for part in parts))
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.double(), expected, atol=2e-2, rtol=2e-2)  # two roundings of 2^-8
+
+
+def test_the_precision_of_the_products_is_the_one_asked_for():
+    forest = TokenForest.from_sequences(SEQUENCES["turns"])
+    assert by_kernel(forest, *tensors(forest, 2, 2, torch.float32), dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_tensors_may_have_any_strides():
+    forest = TokenForest.from_sequences(SEQUENCES["turns"])
+    parts = tensors(forest, 4, 2)
+    strided = [part.transpose(1, 2).contiguous().transpose(1, 2) for part in parts]
+    torch.testing.assert_close(by_kernel(forest, *strided), by_kernel(forest, *parts), atol=1e-12, rtol=1e-10)
+
+
+def test_the_operators_of_the_kernel_are_those_that_pytorch_calls():
+    query = torch.randn(1, 2, 4, SIZE, requires_grad=True)
+    with torch.profiler.profile() as profile:
+        torch.nn.functional.scaled_dot_product_attention(query, query, query, is_causal=True).sum().backward()
+    names = {event.key for event in profile.key_averages()}
+    assert {
+        "aten::_scaled_dot_product_flash_attention_for_cpu",
+        "aten::_scaled_dot_product_flash_attention_for_cpu_backward",
+    } <= names
