@@ -21,6 +21,7 @@ import json
 import statistics
 import tempfile
 from contextlib import ExitStack
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -137,6 +138,10 @@ def time_forward(stack, parts, model):
     stack.enter_context(parts.timed_attention(ALL_ATTENTION_FUNCTIONS, model.config._attn_implementation))
 
 
+def _score_with(engine, sequences, _parts):
+    return engine.score(sequences)
+
+
 def make_scorers(folder):
     """The model, and the function from sequences to rewards, of each way to score."""
     engines = {layout: ScoringEngine(load(folder), max_tokens_per_batch=1 << 14) for layout in ("forest", "padded")}
@@ -153,7 +158,7 @@ def make_scorers(folder):
     for layout, engine in engines.items():
         engine.score([[5, 6], [5, 7]])  # which settles the layout
         engine.layout = layout
-        scorers[layout] = engine.model, lambda sequences, parts, engine=engine: engine.score(sequences)
+        scorers[layout] = engine.model, partial(_score_with, engine)
     return scorers | {"transformers": (plain, score_plain)}
 
 
