@@ -22,7 +22,8 @@ REST = "the rest"
 FIRST_LAYER = "attention of the first layer"
 SET_UP = "attention set-up"
 ATTENTION = "attention"
-ON_THE_HOST = {"collator", "transfer"}  # its tensors are on the host with a GPU as well
+LATE = "guards, read a step later"
+ON_THE_HOST = {"collator", "transfer", LATE}  # what these read is on the host with a GPU as well, without a wait
 
 _READS = {"item", "tolist", "cpu", "__bool__", "__int__", "__float__", "__index__"}  # `numpy` follows `cpu` or fails
 _FROM_NUMBERS = {"tensor", "as_tensor"}
@@ -31,6 +32,7 @@ _SIZED_BY_VALUES = {
     "aten::masked_select", "aten::nonzero", "aten::repeat_interleave", "aten::unique_consecutive", "aten::unique_dim",
 }  # fmt: skip
 _INDEXED = {"aten::index", "aten::index_put", "aten::index_put_"}
+_NO_KERNEL = ("aten::empty", "aten::new_empty", "aten::lift", "aten::detach", "aten::is_pinned")
 _OWN = (str(Path(torch.__file__).parent), str(Path(__file__)), "<frozen")
 
 
@@ -190,7 +192,7 @@ class _Operators(TorchDispatchMode):
         is_mask = name in _INDEXED and any(each is not None and each.dtype == torch.bool for each in args[1])
         if not self.reads.depth and (is_mask or name in _SIZED_BY_VALUES):
             self.parts.synchronise()
-        if not _is_view(func) and not name.startswith(("aten::empty", "aten::new_empty", "aten::lift", "aten::detach")):
+        if not _is_view(func) and not name.startswith(_NO_KERNEL):
             self.parts.operators[self.parts.current] += 1
         return func(*args, **(kwargs or {}))
 
