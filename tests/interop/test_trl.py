@@ -31,8 +31,9 @@ def test_the_trainer_takes_the_same_arguments_in_the_same_order():
 @pytest.mark.parametrize(
     ("name", "other_defaults"),
     [
-        # `None` stands for "on" in both names of the one option; and see the docs for the task type.
-        ("RewardConfig", {"gradient_checkpointing"}),
+        # `None` stands for "on" in both names of the one option; a loss that is not finite ends the run, and is not
+        # looked for again to filter the log; and see the docs for the task type.
+        ("RewardConfig", {"gradient_checkpointing", "logging_nan_inf_filter"}),
         ("ModelConfig", {"lora_task_type"}),
         ("ScriptArguments", set()),
     ],

@@ -37,7 +37,7 @@ def test_the_defaults_are_those_that_the_documentation_names():
     for name in ("eos_token", "pad_token", "center_rewards_coefficient", "model_init_kwargs", "chat_template_path",
                  "dataset_num_proc", "pad_to_multiple_of", "overlong_max_fraction"):  # fmt: skip
         assert getattr(config, name) is None
-    assert config.activation_offloading is config.trust_remote_code is False
+    assert config.activation_offloading is config.trust_remote_code is config.logging_nan_inf_filter is False
 
 
 @pytest.mark.parametrize(("capabilities", "expected"), [(ABLE, True), (UNABLE, False), ({}, False)])

@@ -26,16 +26,21 @@ GROUP = {
 }
 
 
-def table(rows, numbers, rewards, losses=None, preprocess=None, **options):
-    """The table of one batch of rows with the given numbers; every row has a prompt of its own."""
+def columns(rows, numbers, rewards, losses=None, preprocess=None, **options):
+    """The columns of one batch of rows with the given numbers; every row has a prompt of its own."""
     batch = PreferenceCollator(pad_token_id=0, **options)(rows)
     batch = replace(batch, row_number=torch.tensor(numbers), prompt_key=torch.tensor(numbers))
     losses = [0.0] * len(batch.comparisons) if losses is None else losses
-    return EvaluatedComparisons.of_batch(batch, torch.tensor(rewards), torch.tensor(losses), preprocess)
+    return EvaluatedComparisons.columns_of(batch, torch.tensor(rewards), torch.tensor(losses), preprocess)
 
 
-def gathered(*tables):
-    return EvaluatedComparisons.gather(list(tables))
+def gathered(*batches):
+    return EvaluatedComparisons.gather(list(batches))
+
+
+def table(*args, **options):
+    """The table of one batch."""
+    return gathered(columns(*args, **options))
 
 
 @pytest.fixture
@@ -51,20 +56,20 @@ def figures(tmp_path):
 
 
 def test_rows_that_a_loader_repeats_to_fill_up_a_batch_count_once():
-    filled = table([PAIRS[2], PAIRS[0]], [2, 0], [5.0, 1.0, 4.0, 0.0])
-    both = gathered(table(PAIRS[:2], [0, 1], [1.0, 2.0, 0.0, 3.0]), filled)
+    filled = columns([PAIRS[2], PAIRS[0]], [2, 0], [5.0, 1.0, 4.0, 0.0])
+    both = gathered(columns(PAIRS[:2], [0, 1], [1.0, 2.0, 0.0, 3.0]), filled)
     assert both.first.tolist() == [1, 2, 5]
 
 
 def test_comparisons_are_in_the_order_of_the_dataset():
-    both = gathered(table(PAIRS[:2], [7, 3], [1.0, 2.0, 0.0, 0.0]), table(PAIRS[2:], [5], [3.0, 0.0]))
+    both = gathered(columns(PAIRS[:2], [7, 3], [1.0, 2.0, 0.0, 0.0]), columns(PAIRS[2:], [5], [3.0, 0.0]))
     assert both.numbers.tolist() == [[3, 0], [5, 0], [7, 0]]
     assert both.predictions.tolist() == [[2, 0], [3, 0], [1, 0]]
 
 
 def test_the_comparisons_of_a_group_are_told_apart_by_their_place():
-    two = table([GROUP, GROUP], [4, 9], [3.0, 2.0, 1.0, 6.0, 5.0, 4.0])
-    assert two.numbers.tolist() == [[4, 0], [4, 1], [4, 2], [9, 0], [9, 1], [9, 2]]
+    two = columns([GROUP, GROUP], [4, 9], [3.0, 2.0, 1.0, 6.0, 5.0, 4.0])
+    assert gathered(two).numbers.tolist() == [[4, 0], [4, 1], [4, 2], [9, 0], [9, 1], [9, 2]]
     assert len(gathered(two, two)) == 6
 
 
@@ -81,15 +86,15 @@ def test_the_figures_are_those_of_the_common_function(figures):
 
 
 def test_the_loss_counts_a_group_as_one_pair_and_a_row_by_its_weight(figures):
-    group = table([GROUP | {"weight": 2.0}], [0], [3.0, 2.0, 1.0], [0.3, 0.6, 0.9])
-    pair = table([PAIRS[0] | {"weight": 1.0}], [1], [1.0, 0.0], [0.2])
+    group = columns([GROUP | {"weight": 2.0}], [0], [3.0, 2.0, 1.0], [0.3, 0.6, 0.9])
+    pair = columns([PAIRS[0] | {"weight": 1.0}], [1], [1.0, 0.0], [0.2])
     assert figures(gathered(group, pair))["loss"] == pytest.approx((2 * 0.6 + 0.2) / 2)
 
 
 @pytest.mark.parametrize("layout", ["padded", "forest"])
 def test_the_tokens_of_a_row_count_once_however_many_comparisons_it_has(figures, layout):
-    group = table([GROUP], [0], [3.0, 2.0, 1.0], layout=layout)
-    pairs = table(PAIRS[:2], [1, 2], [0.0] * 4, layout=layout)
+    group = columns([GROUP], [0], [3.0, 2.0, 1.0], layout=layout)
+    pairs = columns(PAIRS[:2], [1, 2], [0.0] * 4, layout=layout)
     assert figures(gathered(group, pairs))["num_tokens"] == 6 + (3 + 2) + (1 + 2)
 
 
@@ -124,9 +129,10 @@ def test_the_constants_of_members_are_those_of_both_sides_of_all_comparisons():
     )  # fmt: skip
     batch.model_inputs["input_ids"] = torch.ones(4, 1, dtype=torch.long)
     members = torch.tensor([[1.0, 2.0], [3.0, 5.0], [0.0, 1.0], [2.0, 0.0]])
-    table = EvaluatedComparisons.of_batch(batch, members.mean(1), torch.zeros(2), members=members)
-    assert table.member_constants() == MemberUncertainty.measure(members.numpy())
-    assert EvaluatedComparisons.of_batch(batch, members.mean(1), torch.zeros(2)).member_constants() is None
+    alone = EvaluatedComparisons.columns_of(batch, members.mean(1), torch.zeros(2))
+    ensemble = EvaluatedComparisons.columns_of(batch, members.mean(1), torch.zeros(2), members=members)
+    assert gathered(ensemble).member_constants() == MemberUncertainty.measure(members.numpy())
+    assert gathered(alone).member_constants() is None
 
 
 def test_the_scale_is_that_of_all_rewards():

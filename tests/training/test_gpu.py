@@ -4,15 +4,16 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig, TrainerCallback
 
 from plaudit import RewardConfig, RewardModel
-from plaudit.errors import ConfigError
+from plaudit.errors import ConfigError, TrainingError
 from plaudit.forest import attention
 from plaudit.training.activation_offloading import offload_activations
 from plaudit.training.layout_choice import confirm_layout
@@ -124,6 +125,44 @@ def test_in_bf16_the_layouts_lose_alike(make_gpu_trainer):
         trainer.train()
     for entry, expected in zip(*map(log_of, runs), strict=True):
         assert entry["loss"] == pytest.approx(expected["loss"], rel=2**-6)  # four roundings of bf16
+
+
+# UNVERIFIED: new, and not run on a GPU yet.
+def test_the_gpu_leaves_out_a_step_that_is_not_finite_before_the_host_knows(make_gpu_trainer):
+    trainer = make_gpu_trainer(optimizer_cls_and_kwargs=None, max_steps=4)
+    assert trainer.guard.may_wait
+    after = []
+
+    class Weights(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            after.append(weights_of(trainer))
+
+    trainer.add_callback(Weights())
+    divisors = iter([1, 1, 0])
+    trainer.model.score.weight.register_hook(lambda gradient: gradient / next(divisors, 1))
+    with pytest.raises(TrainingError, match="step 3: the gradient is not finite"):
+        trainer.train()
+    assert len(after) == 3  # the answer for the third step was read in the fourth
+    for name, weight in weights_of(trainer).items():
+        assert torch.equal(weight, after[1][name])
+
+
+# UNVERIFIED: new, and not run on a GPU yet.
+def test_between_two_logs_the_trainer_does_not_wait_for_the_gpu(make_gpu_trainer):
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args, state, control, **_):
+            torch.cuda.set_sync_debug_mode("warn" if 2 <= state.global_step < 5 else "default")
+
+    trainer = make_gpu_trainer(optimizer_cls_and_kwargs=None, max_steps=6, logging_steps=6, num_train_epochs=9)
+    trainer.add_callback(Watch())
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            trainer.train()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    waits = [f"{each.filename}:{each.lineno}" for each in caught if "synchronizing CUDA" in str(each.message)]
+    assert not [each for each in waits if "plaudit/training" in each or "transformers/trainer.py" in each]
 
 
 # UNVERIFIED: new, and not run on a GPU yet.

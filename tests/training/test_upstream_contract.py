@@ -1,11 +1,14 @@
 """The methods of transformers' `Trainer` that `RewardTrainer` overrides exist there, with the parameters it assumes.
 
-An upgrade that renames one would silently take a guard away: the override would never be called again.
+An upgrade that renames one would silently take a guard away: the override would never be called again. The same holds
+for the attribute of torch's fused optimisers by which a step is left out.
 """
 
 import inspect
 
 import pytest
+import torch
+from torch import nn
 from transformers import Trainer
 
 from plaudit import RewardTrainer
@@ -76,3 +79,15 @@ def test_the_method_takes_the_parameters_that_the_override_assumes(name):
 @pytest.mark.parametrize("name", sorted(USED))
 def test_a_private_name_that_is_used_without_an_override_is_there(name):
     assert USED[name] in inspect.getsource(Trainer)
+
+
+@pytest.mark.parametrize("optimizer_class", [torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD])
+def test_a_fused_optimiser_leaves_a_step_out_where_its_found_inf_is_1(optimizer_class):
+    weight = nn.Parameter(torch.tensor([1.0]))
+    optimizer = optimizer_class([weight], lr=0.1, fused=True)
+    for found, expected in ((0.0, 0.9), (1.0, 0.9)):
+        weight.grad = torch.tensor([1.0])
+        optimizer.found_inf = torch.tensor(found)
+        optimizer.step()
+        assert weight.item() == pytest.approx(expected, abs=0.01)
+    assert all(each["step"] == 1 for each in optimizer.state.values() if "step" in each)

@@ -72,8 +72,8 @@ class Batch:
         return cls(model_inputs, comparisons, rows, torch.cat([rows, rows]), **annotations)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        """Return the batch with all tensors on a device."""
-        return self._apply(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        """Return the batch with all tensors on a device; the host does not wait for those that it has pinned."""
+        return self._apply(lambda tensor: tensor.to(device, non_blocking=non_blocking or tensor.is_pinned()))
 
     def pin_memory(self) -> "Batch":
         """Return the batch with all tensors in pinned memory, for a loader with `pin_memory`."""
@@ -113,7 +113,8 @@ class Batch:
 
         The comparisons of a row share the weight of their row, so that a ranked group counts as much as one pair.
         """
-        share = 1 / torch.bincount(self.comparison_row)[self.comparison_row]
+        row = self.comparison_row
+        share = 1 / (torch.searchsorted(row, row, right=True) - torch.searchsorted(row, row))  # ascending
         return share if self.weight is None else share * self.weight
 
     @property

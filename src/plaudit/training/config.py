@@ -19,8 +19,10 @@ class RewardConfig(RewardOptions, TrainingArguments):
     """`transformers.TrainingArguments`, with other defaults and the options of reward training.
 
     The names are those of TRL's `RewardConfig`. Defaults that differ from `TrainingArguments`: `learning_rate=1e-4`,
-    `logging_steps=10`, `gradient_checkpointing=True` (also under its new name `activation_checkpointing`), and `bf16`,
-    which is on where the hardware computes it well and off elsewhere, so that `RewardConfig()` runs on any machine.
+    `logging_steps=10`, `gradient_checkpointing=True` (also under its new name `activation_checkpointing`), `bf16`,
+    which is on where the hardware computes it well and off elsewhere, so that `RewardConfig()` runs on any machine, and
+    `logging_nan_inf_filter=False`: a loss that is not finite ends the run, and to look for it again would let the host
+    wait for the device in every step.
 
     `RewardOptions` has the fields with their help, which `plaudit train --help` prints; docs/training.md explains them.
 

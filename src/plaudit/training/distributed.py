@@ -21,6 +21,7 @@ __all__ = [
     "greatest_over_processes",
     "is_sharded",
     "leave_process_group",
+    "maximum_over_processes",
     "zero_stage",
 ]
 
@@ -100,9 +101,18 @@ def greatest_over_processes(values: Sequence[int], device: torch.device) -> list
     """
     if not (distributed.is_initialized() and distributed.get_world_size() > 1):
         return list(values)
-    greatest = torch.tensor(values, dtype=torch.int, device=device)
-    distributed.all_reduce(greatest, distributed.ReduceOp.MAX)
-    return greatest.tolist()
+    return maximum_over_processes(torch.tensor(values, dtype=torch.int, device=device)).tolist()
+
+
+def maximum_over_processes(values: torch.Tensor) -> torch.Tensor:
+    """Return the greatest of each value over all processes, changed in place, without a wait for the device.
+
+    Args:
+        values: Integers on the device on which processes exchange tensors, of the same shape on each process.
+    """
+    if distributed.is_initialized() and distributed.get_world_size() > 1:
+        distributed.all_reduce(values, distributed.ReduceOp.MAX)
+    return values
 
 
 def leave_process_group(wrapped: torch.nn.Module) -> None:

@@ -57,24 +57,31 @@ class EvaluatedComparisons:
     predictions: NDArray[Any]
     members: NDArray[np.float32]
 
-    @classmethod
-    def of_batch(
-        cls,
+    @staticmethod
+    def columns_of(
         batch: Batch,
         rewards: torch.Tensor,
         losses: torch.Tensor,
         preprocess: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
         *,
         members: torch.Tensor | None = None,
-    ) -> "EvaluatedComparisons":
-        """Make the table of one batch from its rewards [N], losses [C] and the rewards of members [N, K], if any."""
+    ) -> tuple[torch.Tensor, ...]:
+        """Return the columns of one batch for `gather`, on its device, where they wait for the end of the evaluation.
+
+        Args:
+            batch: The batch.
+            rewards: Rewards of its sequences, shape [N].
+            losses: Losses of its comparisons, shape [C].
+            preprocess: Maps rewards [C, 2] and labels [C] to the column `predictions`.
+            members: Rewards by each member of an ensemble, shape [N, K].
+        """
         if batch.row_number is None or batch.prompt_key is None:
             raise ConfigError("the batches of an evaluation loader of your own lack `row_number` and `prompt_key`.")
         row = batch.comparison_row
         place = torch.arange(len(row), device=row.device) - torch.searchsorted(row, row)  # a row's stand together
         pairs = rewards[batch.comparisons]  # [C, 2]
         ones = torch.ones_like(losses)
-        tokens = torch.zeros(int(batch.sequence_row.max()) + 1, dtype=torch.long, device=row.device)
+        tokens = torch.zeros(len(batch.row_number), dtype=torch.long, device=row.device)
         tokens = tokens.index_add(0, batch.sequence_row, batch.tokens)[row] * (place == 0)
         columns = (
             torch.stack([batch.row_number[row], place], -1), *pairs.unbind(-1), batch.preference, losses,
@@ -83,21 +90,25 @@ class EvaluatedComparisons:
             pairs if preprocess is None else preprocess(pairs, _labels(batch.preference)),
             (rewards.new_zeros(len(rewards), 0) if members is None else members)[batch.comparisons],
         )  # fmt: skip
-        return cls(*(column.detach().cpu().numpy() for column in columns))
+        return tuple(column.detach() for column in columns)
 
     @classmethod
-    def gather(cls, batches: "list[EvaluatedComparisons]") -> "EvaluatedComparisons":
+    def gather(cls, batches: list[tuple[torch.Tensor, ...]]) -> "EvaluatedComparisons":
         """Gather the comparisons of all processes, in the order of the dataset. Every process must call this.
+
+        Args:
+            batches: The columns of each batch of this process, from `columns_of`.
 
         Objects are gathered rather than tensors: processes may have unequal numbers of rows, which gloo cannot gather.
 
         Raises:
             DataError: No process has a comparison.
         """
-        everything = gather_object(batches)
+        own = [torch.cat(column).cpu().numpy() for column in zip(*batches, strict=True)]
+        everything = gather_object([own] if own else [])
         if not everything:
             raise DataError("no row is left to evaluate: every pair was dropped.")
-        columns = [np.concatenate(column) for column in zip(*(vars(rows).values() for rows in everything), strict=True)]
+        columns = [np.concatenate(column) for column in zip(*everything, strict=True)]
         _, once = np.unique(columns[0], axis=0, return_index=True)
         return cls(*(column[once] for column in columns))
 

@@ -56,7 +56,7 @@ class Objective(nn.Module):
         if self.raw_threshold is not None:
             return nn.functional.softplus(self.raw_threshold)
         if self.args.loss_type == "ties":
-            return torch.tensor(float(self.args.tie_threshold or 0.0), device=self.args.device)
+            return torch.tensor(float(self.args.tie_threshold or 0.0))  # on the host: a scalar goes with any device
         return None
 
     def add_to_optimizer(self, optimizer: torch.optim.Optimizer, *, can_grow: bool) -> torch.optim.Optimizer:
@@ -131,9 +131,9 @@ def _ranking_losses(rewards: torch.Tensor, batch: Batch, options: dict[str, Any]
     """
     assert batch.sequence_rank is not None
     places, row = plackett_luce(rewards, batch.sequence_row, batch.sequence_rank, **options)
-    rows = int(batch.sequence_row.max()) + 1
-    total = places.new_zeros(rows).index_add(0, row, places)
-    return (total / torch.bincount(row, minlength=rows).clamp(min=1))[batch.comparison_row]
+    totals = places.new_zeros(len(rewards)).index_add(0, row, places)  # [N], of which the first R are used
+    counts = places.new_zeros(len(rewards)).index_add(0, row, torch.ones_like(places))
+    return (totals / counts.clamp(min=1))[batch.comparison_row]
 
 
 def _inverse_softplus(value: float) -> float:

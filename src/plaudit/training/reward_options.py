@@ -21,6 +21,10 @@ class RewardOptions:
     logging_steps: float = field(
         default=10, metadata={"help": "Steps between log entries; below 1, as a fraction of all steps."}
     )
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={"help": "Leave losses that are not finite out of the log; they end the run, which needs no filter."},
+    )
     bf16: bool | None = field(
         default=None,
         metadata={"help": "bf16 mixed precision. Unset: on where the hardware computes it well and `fp16` is off."},

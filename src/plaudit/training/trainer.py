@@ -182,7 +182,7 @@ class RewardTrainer(Trainer):
         # Our loss is divided by the comparisons of the whole step; a loss of a subclass is a mean over its batch.
         self.loss_is_scaled_for_ga = not self._has_own_loss
         base_model(self.model).add_model_tags(list(TAGS))
-        self.guard = FiniteGuard(loss_is_scaled=getattr(self.accelerator, "scaler", None) is not None)
+        self.guard = FiniteGuard(self)
         self.signals = StopOnSignal()
         # In this order: the trials before anything else, the guard before a step, the vote to stop after a finished
         # checkpoint, and last the decision to log, which depends on whether the others save.
@@ -304,7 +304,9 @@ class RewardTrainer(Trainer):
         batches = [Batch.of(each) for each in super().get_batch_samples(epoch_iterator, num_batches, device)[0]]
         if not batches or self._has_own_loss:
             return batches, None
-        count = torch.tensor(float(sum(batch.divisor for batch in batches)), device=device)
+        count = sum(batch.divisor for batch in batches)
+        # `torch.full` launches a kernel, where `torch.tensor` would wait until the device has the number.
+        count = count if isinstance(count, torch.Tensor) else torch.full((), float(count), device=device)
         return batches, self.accelerator.gather(count).sum() / (
             self.get_tp_size() * self.get_cp_size() * self.get_sp_size()
         )
@@ -362,7 +364,12 @@ class RewardTrainer(Trainer):
         return self.objective.add_to_optimizer(super().create_optimizer(model), can_grow=stock)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, adding the reward figures of the interval to the entries about training."""
+        """Log, adding the reward figures of the interval to the entries about training.
+
+        Raises:
+            TrainingError: A reward, a loss or the gradient is not finite; the optimiser has not taken that step.
+        """
+        self.guard.check()
         if "loss" in logs or "train_runtime" in logs:
             logs.update(self.reward_log.reduce(self.state))
         if "train_runtime" in logs:  # the Trainer's mean loss of a resumed run covers the steps since then alone
@@ -403,10 +410,10 @@ class RewardTrainer(Trainer):
         # A loss of a subclass gives no loss for each comparison: each then has the mean of its batch.
         losses = outputs["losses"] if "losses" in outputs else loss.expand(len(inputs.comparisons))
         rewards, members = outputs.logits.float().tensor_split([1], dim=-1)
-        table = EvaluatedComparisons.of_batch(
+        columns = EvaluatedComparisons.columns_of(
             inputs, rewards.squeeze(-1), losses, self.preprocess_logits_for_metrics, members=members
         )
-        self._evaluated.append(table)
+        self._evaluated.append(columns)
         return None, None, None
 
     def evaluation_loop(
@@ -423,9 +430,10 @@ class RewardTrainer(Trainer):
             TrainingError: A reward or a loss is not finite; it names the rows.
         """
         check_can_evaluate(self)
+        self.guard.check()
         if not (is_sharded(self) or self.args.fp16_full_eval or self.args.bf16_full_eval):
             confirm_layout(self, self.model)
-        self._evaluated: list[EvaluatedComparisons] = []
+        self._evaluated: list[tuple[torch.Tensor, ...]] = []
         output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
         compared = EvaluatedComparisons.gather(self._evaluated)
         self._evaluated, self.evaluated = [], compared
@@ -447,6 +455,7 @@ class RewardTrainer(Trainer):
         Raises:
             CheckpointError: A weight is not finite, the disk is full, or the reloaded model gives other rewards.
         """
+        self.guard.check()
         takes_part = self.args.should_save or is_sharded(self)
         is_push = _internal_call and output_dir is None
         metadata = self.metadata.prepare() if takes_part else {}

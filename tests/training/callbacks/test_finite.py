@@ -7,6 +7,7 @@ import pytest
 import torch
 from by_hand import weights_of
 from datasets import Dataset
+from transformers import TrainerCallback
 
 from plaudit import DataCollatorForPreference, RewardTrainer
 from plaudit.errors import CheckpointError, TrainingError
@@ -148,6 +149,81 @@ def test_a_loss_of_ones_own_is_looked_at_too(make_trainer, rows):
 
     with pytest.raises(TrainingError, match="(?s)row 0: .*row 3: "):
         make_trainer(train_dataset=rows, trainer_class=Own).train()
+
+
+@pytest.fixture
+def make_waiting_trainer(make_trainer):
+    """`make_trainer`, whose guard reads late whether a step was finite, as on a GPU."""
+
+    def make(**options):
+        trainer = make_trainer(**options)
+        trainer.guard.may_wait = True
+        return trainer
+
+    return make
+
+
+@pytest.mark.parametrize("cause", ["reward", "gradient"])
+def test_an_optimiser_that_can_leaves_the_step_out_until_the_host_reads_of_it(make_waiting_trainer, rows, cause):
+    """The third step has row 7; the steps before are taken, this one is not, and no other one follows."""
+    options = {"train_dataset": rows, "train_sampling_strategy": "sequential", "per_device_train_batch_size": 3}
+    trainer = make_waiting_trainer(**options, learning_rate=1e-2, num_train_epochs=2)
+    seen = []
+
+    class Weights(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            seen.append((weights_of(trainer.model), trainer.optimizer.state_dict()["state"][0]["step"].item()))
+
+    trainer.add_callback(Weights())
+    if cause == "reward":
+        poison(trainer, "!")
+    else:
+        steps = iter([1, 1, 0])
+        trainer.model.score.weight.register_hook(lambda gradient: gradient / next(steps, 1))
+    found = "a loss or a reward" if cause == "reward" else "the gradient"
+    with pytest.raises(TrainingError, match=f"(?s)step 3: {found} is not finite.*row 7: "):
+        trainer.train()
+    assert trainer.state.global_step == 2
+    assert [step for _, step in seen] == [1, 2, 2]
+    before, taken, left_out = (weights for weights, _ in seen)
+    assert not torch.equal(before["score.weight"], taken["score.weight"])
+    for weights in (left_out, weights_of(trainer.model)):
+        assert all(torch.equal(weight, taken[name]) for name, weight in weights.items())
+
+
+@pytest.mark.parametrize("kind", ["log", "save", "evaluation", "end"])
+def test_a_step_that_was_left_out_reaches_no_log_and_no_save(make_waiting_trainer, rows, kind):
+    bad, good = [row for row in rows if "!" in row["rejected"]], rows[:3]
+    by_steps = {
+        "log": {"logging_steps": 1},
+        "save": {"save_strategy": "steps", "save_steps": 1, "logging_strategy": "no"},
+        "evaluation": {"eval_strategy": "steps", "eval_steps": 1, "logging_strategy": "no"},
+        "end": {"logging_strategy": "no"},
+    }[kind]
+    trainer = make_waiting_trainer(train_dataset=bad, eval_dataset=good, max_steps=1, **by_steps)
+    poison(trainer, "!")
+    with pytest.raises(TrainingError, match="(?s)step 1: a loss or a reward is not finite.*row 0: "):
+        trainer.train()
+    assert not trainer.state.log_history
+    assert not list(Path(trainer.args.output_dir).glob("checkpoint-*/model.safetensors"))
+
+
+def test_finite_steps_are_the_same_whether_they_are_read_late_or_not(make_trainer, make_waiting_trainer, rows):
+    options = {"train_dataset": rows, "num_train_epochs": 2, "learning_rate": 1e-2}
+    at_once, late = make_trainer(**options), make_waiting_trainer(**options)
+    for trainer in (at_once, late):
+        trainer.train()
+    for name, weight in weights_of(late.model).items():
+        assert torch.equal(weight, weights_of(at_once.model)[name])
+
+
+def test_an_optimiser_that_cannot_leave_a_step_out_waits_for_the_answer(make_waiting_trainer, rows):
+    trainer = make_waiting_trainer(train_dataset=rows, optim="adamw_torch", max_steps=3)
+    before = weights_of(trainer.model)
+    poison(trainer, "Is")  # all rows
+    with pytest.raises(TrainingError, match="step 1: "):
+        trainer.train()
+    assert all(torch.equal(weight, before[name]) for name, weight in weights_of(trainer.model).items())
 
 
 def test_finite_runs_are_left_alone(make_trainer, rows):

@@ -1,9 +1,9 @@
-"""A guard against numbers that are not finite: it stops a run before the optimiser steps, and names the rows."""
+"""A guard against numbers that are not finite: it stops a run before the step is taken, and names the rows."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,11 +14,17 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerContro
 from plaudit.checkpoint.integrity import last_complete_checkpoint
 from plaudit.errors import TrainingError
 from plaudit.training.batch import Batch
-from plaudit.training.distributed import greatest_over_processes
+from plaudit.training.distributed import is_sharded, maximum_over_processes
 from plaudit.training.evaluated_comparisons import EvaluatedComparisons
+
+if TYPE_CHECKING:
+    from plaudit.training.trainer import RewardTrainer
 
 __all__ = ["FiniteGuard", "check_rewards_are_finite"]
 
+# Their fused steps read `found_inf`, as `torch.amp.GradScaler` sets it
+# (`tests/training/test_upstream_contract.py`).
+_FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 _NAMED_ROWS = 5
 _EXCERPT = 80  # characters
 
@@ -32,10 +38,10 @@ class _MicroBatch:
     rewards: torch.Tensor | None
     losses: torch.Tensor | None
 
-    def is_finite(self) -> torch.Tensor:
-        """Return a boolean [] on the device."""
-        figures = [each for each in (self.loss, self.rewards, self.losses) if each is not None]
-        return torch.stack([each.isfinite().all() for each in figures]).all()
+    def residue(self) -> torch.Tensor:
+        """Return a number [] on the device: 0 if all figures are finite, else NaN, as 0 times infinity or NaN is."""
+        figures = [each.reshape(-1) for each in (self.loss, self.rewards, self.losses) if each is not None]
+        return torch.cat(figures).mul(0.0).sum()
 
     def bad_rows(self) -> list[int]:
         """Return the rows, by place in the batch, with a reward or a loss that is not finite; all if it is unknown."""
@@ -58,22 +64,64 @@ class _MicroBatch:
         return number, tokenizer.decode(self.batch.sequence(first))
 
 
+@dataclass(frozen=True)
+class _Step:
+    """One step of the optimiser, and what is known of its numbers.
+
+    Attributes:
+        number: The number of the step, from 1.
+        micro_batches: What the step was made of.
+        found: 1 where a loss or a reward, and where the gradient, is not finite on any process, else 0, shape [2].
+        copied: Reached by a GPU when it has copied `found` to the host; `None` where no copy is on its way.
+    """
+
+    number: int
+    micro_batches: list[_MicroBatch]
+    found: torch.Tensor
+    copied: "torch.cuda.Event | None" = None
+
+    def sent_to_host(self) -> "_Step":
+        """Return the step with `found` on the host, without waiting for the copy."""
+        if self.found.device.type != "cuda":
+            return self
+        found, copied = self.found.to("cpu", non_blocking=True), torch.cuda.Event()
+        copied.record()
+        return replace(self, found=found, copied=copied)
+
+    def read(self) -> list[int]:
+        """Return `found`, when it is there."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        return self.found.tolist()
+
+
 class FiniteGuard(TrainerCallback):
-    """Stops a run when a reward, a loss or the gradient is not finite, before the optimiser steps.
+    """Stops a run when a reward, a loss or the gradient is not finite; the optimiser does not take that step.
 
     In a token forest a number that is not finite spreads from one row to the others of the batch (zero times NaN is
     NaN), so the rows that are named are those of the batch it is in, and the first of them need not be its source.
 
+    Whether all is finite is found on the device. A host that reads the answer before each step of the optimiser waits
+    for a GPU, and the GPU then waits for the host. So where the optimiser can look at the answer itself (the fused
+    optimisers of torch, which leave out a step for `torch.amp.GradScaler`), the GPU leaves the step out, and the host
+    reads the answer one step later, or before the next log, evaluation or save.
+
+    Args:
+        trainer: The trainer, whose steps are guarded.
+
     Attributes:
         gradient_norm: The norm of the gradient of this step, of shape [], as the trainer has measured it.
-        loss_is_scaled: True under a scaler of losses (fp16), which skips a step whose gradient is not finite.
+        may_wait: Whether the answer may be read late. True on CUDA, with a whole model and without a scaler of losses.
     """
 
-    def __init__(self, *, loss_is_scaled: bool = False) -> None:
-        self.loss_is_scaled = loss_is_scaled
+    def __init__(self, trainer: "RewardTrainer") -> None:
+        self.trainer = trainer
+        self._loss_is_scaled = getattr(trainer.accelerator, "scaler", None) is not None
+        self.may_wait = trainer.args.device.type == "cuda" and not (self._loss_is_scaled or is_sharded(trainer))
         self.gradient_norm: torch.Tensor | float | None = None
         self._seen: list[_MicroBatch] = []
         self._noted: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
+        self._unread: _Step | None = None
 
     def note(self, rewards: torch.Tensor, losses: torch.Tensor) -> None:
         """Keep the rewards [N] and losses [C] of `compute_loss` for the call of `add` after the backward pass."""
@@ -84,40 +132,75 @@ class FiniteGuard(TrainerCallback):
         self._seen.append(_MicroBatch(batch, loss.detach(), *self._noted))
         self._noted = (None, None)
 
-    def clear(self) -> None:
-        """Forget the micro-batches of the last step."""
-        self._seen, self._noted, self.gradient_norm = [], (None, None), None
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Forget the last step of an earlier training that was interrupted."""
+        self._unread = None
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         """Begin a new step."""
-        self.clear()
+        self._seen, self._noted, self.gradient_norm = [], (None, None), None
 
     def on_pre_optimizer_step(
         self,
-        args: TrainingArguments,
+        args: TrainingArguments,  # noqa: ARG002  # the signature of the hook
         state: TrainerState,
-        control: TrainerControl,  # noqa: ARG002  # the signature of the hook
-        processing_class: PreTrainedTokenizerBase | None = None,
+        control: TrainerControl,  # noqa: ARG002
         **_: Any,
     ) -> None:
-        """Raise if anything in this step is not finite, on all processes if it is so on one.
+        """Raise if anything in this step is not finite, on any process; or let the optimiser leave such a step out.
 
         Raises:
             TrainingError: It names the rows and the last checkpoint.
         """
-        assert processing_class is not None
-        finite = torch.stack([torch.tensor(True, device=args.device), *(each.is_finite() for each in self._seen)]).all()
-        norm = torch.as_tensor(0.0 if self.gradient_norm is None else self.gradient_norm)
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        steep = ~norm.isfinite().to(finite.device) & (not self.loss_is_scaled)
-        bad_rows, bad_gradient = greatest_over_processes(torch.stack([~finite, steep]).tolist(), args.device)
-        if bad_rows or bad_gradient:
-            raise TrainingError(self._message(args, state, processing_class, of_rows=bool(bad_rows)))
+        self.check()
+        step = _Step(state.global_step + 1, self._seen, self._found())
+        if not (self.may_wait and _can_leave_out_a_step(self._optimizer)):
+            self._refuse(step)
+            return
+        self._optimizer.found_inf = step.found.amax().float()
+        self._unread = step.sent_to_host()
 
-    def _message(
-        self, args: TrainingArguments, state: TrainerState, tokenizer: PreTrainedTokenizerBase, *, of_rows: bool
-    ) -> str:
-        lines = self._lines(tokenizer, of_rows=of_rows)
+    def on_optimizer_step(self, *_: Any, **__: Any) -> None:
+        """Let the optimiser take every step that is not this trainer's."""
+        if self._unread is not None:
+            del self._optimizer.found_inf
+
+    def check(self) -> None:
+        """Raise if the last step was left out, and its numbers have not been read yet. Every process must call this.
+
+        Raises:
+            TrainingError: It names the rows and the last checkpoint.
+        """
+        step, self._unread = self._unread, None
+        if step is not None:
+            self._refuse(step)
+
+    @property
+    def _optimizer(self) -> Any:
+        optimizer = self.trainer.optimizer
+        return getattr(optimizer, "optimizer", optimizer)  # within accelerate's
+
+    def _found(self) -> torch.Tensor:
+        """Return for this step 1 where a loss or a reward, and where the gradient, is not finite, else 0, shape [2]."""
+        residues = [each.residue() for each in self._seen]
+        rows = torch.stack(residues).sum() if residues else torch.zeros((), device=self.trainer.args.device)
+        norm = 0.0 if self.gradient_norm is None or self._loss_is_scaled else self.gradient_norm
+        if isinstance(norm, torch.Tensor):
+            norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+            norm = norm.to(rows)
+        else:
+            norm = rows.new_full((), norm)
+        return maximum_over_processes((~torch.stack([rows, norm]).isfinite()).int())
+
+    def _refuse(self, step: _Step) -> None:
+        bad_rows, bad_gradient = step.read()
+        if bad_rows or bad_gradient:
+            self.trainer.state.global_step = step.number - 1  # the Trainer has counted a step that was left out
+            raise TrainingError(self._message(step, of_rows=bool(bad_rows)))
+
+    def _message(self, step: _Step, *, of_rows: bool) -> str:
+        args = self.trainer.args
+        lines = _lines(step, self.trainer.processing_class, of_rows=of_rows)
         if args.world_size > 1:
             lines = gather_object([f"process {args.process_index}, {line}" for line in lines])
         if of_rows:
@@ -126,15 +209,21 @@ class FiniteGuard(TrainerCallback):
             found = "the gradient is not finite, but all rewards and losses are finite. The step was made of these rows"
         last = last_complete_checkpoint(Path(args.output_dir))
         kept = f"The last checkpoint, '{last}', was saved before." if last else "There is no checkpoint yet."
-        return "\n  ".join([f"step {state.global_step + 1}: {found}:", *lines]) + (
+        return "\n  ".join([f"step {step.number}: {found}:", *lines]) + (
             f"\nThe optimiser has not taken the step. {kept} Look at these rows; or lower the learning rate, and use "
             "bf16 or float32 rather than fp16."
         )
 
-    def _lines(self, tokenizer: PreTrainedTokenizerBase, *, of_rows: bool) -> list[str]:
-        bad = [each for each in self._seen if not (of_rows and each.is_finite())]
-        rows = [(each, row) for each in bad for row in (each.bad_rows() if of_rows else each.all_rows())]
-        return _describe_rows([each.describe(row, tokenizer) for each, row in rows], len(rows))
+
+def _can_leave_out_a_step(optimizer: Any) -> bool:
+    """Return whether an optimiser leaves a step out on the device where its attribute `found_inf` [] is 1."""
+    return type(optimizer) in _FUSED and all(group["fused"] for group in optimizer.param_groups)
+
+
+def _lines(step: _Step, tokenizer: PreTrainedTokenizerBase, *, of_rows: bool) -> list[str]:
+    bad = [each for each in step.micro_batches if not (of_rows and each.residue().isfinite())]
+    rows = [(each, row) for each in bad for row in (each.bad_rows() if of_rows else each.all_rows())]
+    return _describe_rows([each.describe(row, tokenizer) for each, row in rows], len(rows))
 
 
 def check_rewards_are_finite(
