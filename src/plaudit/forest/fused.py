@@ -81,18 +81,13 @@ class _FusedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Any, key: Any, value: Any, calls: Any, scaling: Any) -> torch.Tensor:
-        heads, tokens, size = query.shape
         grouped, key, value = _by_group(query, key, value)
-        groups = len(grouped)
-        # Token by token in memory, as the layers around attention compute; in float32 until all parts are merged.
-        out = torch.empty(tokens, groups, heads // groups, size, dtype=torch.promote_types(query.dtype, torch.float32))
-        merged = out.permute(1, 2, 0, 3)  # [K, G, T, D]
-        logarithms = torch.empty(groups, heads // groups, tokens, dtype=out.dtype)
-        for call in calls:
-            parts = grouped[:, :, call.queries], key[:, :, call.keys], value[:, :, call.keys]
-            part, logarithm = _forward(*parts, 0.0, call.is_causal, attn_mask=call.bias(query.dtype), scale=scaling)
-            _merge(merged[:, :, call.queries], logarithms[:, :, call.queries], part, logarithm, first=call.is_first)
-        out = out.view(tokens, heads, size).to(query.dtype)
+        if len(calls) == 1:  # of all tokens
+            bias = calls[0].bias(query.dtype)
+            out, logarithms = _forward(grouped, key, value, 0.0, calls[0].is_causal, attn_mask=bias, scale=scaling)
+        else:
+            out, logarithms = _merged_forward(grouped, key, value, calls, scaling)
+        out = out.permute(2, 0, 1, 3).reshape(query.shape[1], len(query), -1).to(query.dtype)
         ctx.calls, ctx.scaling = calls, scaling
         ctx.save_for_backward(grouped, key, value, out, logarithms)
         return out
@@ -103,22 +98,58 @@ class _FusedAttention(torch.autograd.Function):
         query, key, value, out, logarithms = ctx.saved_tensors
         groups, heads, tokens, size = query.shape
         out, grad = (each.view(tokens, groups, heads, size).permute(1, 2, 0, 3) for each in (out, grad.contiguous()))
-        grad_query = torch.empty(tokens, groups, heads, size, dtype=query.dtype).permute(1, 2, 0, 3)
-        grad_key, grad_value = (torch.zeros(groups, tokens, size, dtype=query.dtype) for _ in range(2))
-        for call in ctx.calls:
-            parts = (
-                *(each[:, :, call.queries] for each in (grad, query)),
-                *(each[:, :, call.keys] for each in (key, value)),
-                *(each[:, :, call.queries] for each in (out, logarithms)),
-            )
-            of_query, of_key, of_value = _backward(
-                *parts, 0.0, call.is_causal, attn_mask=call.bias(query.dtype), scale=ctx.scaling
-            )
-            place = grad_query[:, :, call.queries]
-            place.copy_(of_query) if call.is_first else place.add_(of_query)
-            grad_key[:, call.keys] += of_key.sum(1)
-            grad_value[:, call.keys] += of_value.sum(1)
-        return grad_query.reshape(groups * heads, tokens, size), grad_key, grad_value, None, None
+        parts = grad, query, key, value, out, logarithms
+        if len(ctx.calls) == 1:
+            call = ctx.calls[0]
+            grads = _backward(*parts, 0.0, call.is_causal, attn_mask=call.bias(query.dtype), scale=ctx.scaling)
+        else:
+            grads = _summed_backward(*parts, ctx.calls, ctx.scaling)
+        grad_query, *of_heads = grads
+        return grad_query.reshape(groups * heads, tokens, size), *(each.sum(1) for each in of_heads), None, None
+
+
+def _merged_forward(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, calls: list[KernelCall], scaling: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the output [K, G, T, D] and the logarithms of the sums of exponentials [K, G, T] of several calls."""
+    groups, heads, tokens, size = query.shape
+    # In float32 until all parts are merged; token by token in memory, as the layers around attention compute.
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    out = torch.empty(tokens, groups, heads, size, dtype=dtype).permute(1, 2, 0, 3)
+    logarithms = torch.empty(groups, heads, tokens, dtype=dtype)
+    for call in calls:
+        parts = query[:, :, call.queries], key[:, :, call.keys], value[:, :, call.keys]
+        part, logarithm = _forward(*parts, 0.0, call.is_causal, attn_mask=call.bias(query.dtype), scale=scaling)
+        _merge(out[:, :, call.queries], logarithms[:, :, call.queries], part, logarithm, first=call.is_first)
+    return out, logarithms
+
+
+def _summed_backward(
+    grad: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    out: torch.Tensor,
+    logarithms: torch.Tensor,
+    calls: list[KernelCall],
+    scaling: float,
+) -> tuple[torch.Tensor, ...]:
+    """Return the gradients of queries, keys and values [K, G, T, D] of several calls."""
+    # Token by token in memory, as the layers around attention compute.
+    of_query, of_key, of_value = (torch.empty_like(query.transpose(1, 2)).transpose(1, 2) for _ in range(3))
+    of_key.zero_()
+    of_value.zero_()
+    for call in calls:
+        queries, keys = (slice(None), slice(None), call.queries), (slice(None), slice(None), call.keys)
+        parts = grad[queries], query[queries], key[keys], value[keys], out[queries], logarithms[queries]
+        grads = _backward(*parts, 0.0, call.is_causal, attn_mask=call.bias(query.dtype), scale=scaling)
+        if call.is_first:
+            of_query[queries] = grads[0]
+        else:
+            of_query[queries] += grads[0]
+        of_key[keys] += grads[1]
+        of_value[keys] += grads[2]
+    return of_query, of_key, of_value
 
 
 def _by_group(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, ...]:
