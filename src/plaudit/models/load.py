@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from plaudit.errors import ConfigError, ModelError
 from plaudit.hub import reads_hub
+from plaudit.models.loading_notice import loading_notice
 from plaudit.models.precision import is_quantized_layer
 from plaudit.models.quantization import check_head_not_quantized, exclude_head, quantization_config_from
 from plaudit.models.reward_head import KNOWN_HEADS
@@ -203,7 +204,7 @@ def _from_pretrained(
     if head and head not in KNOWN_HEADS:  # OpenRLHF's option; transformers' decoders say `score`
         options = options | {"key_mapping": {rf"^{re.escape(head)}\.": "score."}}
     try:
-        with _quiet_load_report():
+        with _quiet_load_report(), loading_notice(name):
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 name, num_labels=1, output_loading_info=True, **options
             )
