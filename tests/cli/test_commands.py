@@ -17,8 +17,8 @@ COMMANDS = [
 ]  # fmt: skip
 # NumPy is not among them: `score` and `eval` list the aggregates, which its functions compute.
 HEAVY = {
-    "accelerate", "datasets", "huggingface_hub", "matplotlib", "pandas", "peft", "requests", "scipy", "sklearn", "torch",
-    "transformers",
+    "accelerate", "datasets", "huggingface_hub", "matplotlib", "pandas", "peft", "requests", "scipy", "sklearn",
+    "torch", "transformers",
 }  # fmt: skip
 HELP = f"""
 import sys
