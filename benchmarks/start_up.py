@@ -1,8 +1,8 @@
 """How soon do the commands say a word, and how soon is a name that is not there an error?
 
 Measures the help of every command; the first line of `score`, `eval` and `train` beside `import torch, transformers`,
-in turns; and names that are on no hub, where nothing listens at the hub's address and where it listens and never answers.
-Every time is that of a fresh process, imports included, the least of several where it is short.
+in turns; and names that are on no hub, where nothing listens at the hub's address and where something listens and never
+answers. Every time is that of a fresh process, imports included, the least of several where it is short.
 Usage: python benchmarks/start_up.py [--output FILE]
 """
 
