@@ -10,12 +10,14 @@ from threading import Thread
 
 import pytest
 from huggingface_hub import constants, is_offline_mode
+from transformers import AutoTokenizer
 
-from plaudit import RewardModel
+from plaudit import RewardModel, audit
 from plaudit.checkpoint.average import average_models
 from plaudit.checkpoint.merge import merge_adapter
 from plaudit.checkpoint.verify import verify
 from plaudit.data.loading import load_source
+from plaudit.data.special_tokens import set_chat_template
 from plaudit.errors import PlauditError
 from plaudit.hub import hub_or_cache, reads_hub
 from plaudit.scoring.ensemble import save_ensemble
@@ -153,6 +155,7 @@ def empty_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
 
 
+PAIR = {"prompt": "2 + 2?", "chosen": " 4", "rejected": " 5"}
 ENTRIES = {
     "a reward model": lambda folder, _: RewardModel.from_pretrained("no/such"),
     "members": lambda folder, _: RewardModel.from_pretrained([folder, "no/such", "nor/this"]),
@@ -160,6 +163,8 @@ ENTRIES = {
     "verification": lambda folder, _: verify("no/such"),
     "an adapter to merge": lambda folder, output: merge_adapter("no/such", output),
     "models to average": lambda folder, output: average_models([folder, "no/such"], output),
+    "a chat template": lambda folder, _: set_chat_template(AutoTokenizer.from_pretrained(folder), "no/such"),
+    "the tokenizer of an audit": lambda folder, _: audit([PAIR, PAIR], tokenizer="no/such"),
     "an ensemble": lambda folder, output: save_ensemble([folder, "no/such"], output, ["a text", "another"]),
 }
 
