@@ -41,7 +41,7 @@ def command(sources: tuple[str, ...], data: str | None, output: str | None, **op
         raise ConfigError(f"expected two or more score files or models to compare, got {sources[0]}.")
     if data is not None:
         with display.while_importing():
-            from plaudit.scoring import reward_model  # noqa: F401  # of the evaluation of a model
+            import plaudit.scoring.reward_model  # noqa: F401  # the evaluation of a model imports it later
 
             display.show_log_messages()
     else:  # score files need no options of a model
