@@ -26,6 +26,7 @@ from plaudit.data.render import render
 from plaudit.errors import ConfigError, DataError
 from plaudit.evaluation.baselines import STYLE, cross_validate
 from plaudit.evaluation.evaluate import finite_or_none
+from plaudit.hub import reads_hub
 
 __all__ = ["Audit", "audit", "cheap_findings"]
 
@@ -254,6 +255,7 @@ def _agreement(table: PreferenceTable) -> tuple[dict[str, float] | None, list[Fi
     return {"alpha": alpha, "rows": len(votes)}, [finding] if alpha < _ALPHA else []
 
 
+@reads_hub("tokenizer")
 def _truncation(
     rows: Iterable[Any], total: int, tokenizer: Any, max_length: int
 ) -> tuple[dict[str, float] | None, list[Finding]]:

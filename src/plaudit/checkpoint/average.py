@@ -14,6 +14,7 @@ from plaudit.checkpoint.member_agreement import SavedMember, check_agreement
 from plaudit.checkpoint.merge import describe_plain_model, load_as_trained, merge_into_base, save_plain_model
 from plaudit.checkpoint.verify import Reload, Verification, verify_and_record
 from plaudit.errors import ConfigError, ModelError
+from plaudit.hub import reads_hub
 from plaudit.models.adapters import is_peft_model
 from plaudit.models.quantization import dequantize
 from plaudit.models.reward_head import bind_reward_forward
@@ -23,6 +24,7 @@ __all__ = ["average_models"]
 logger = logging.getLogger(__name__)
 
 
+@reads_hub("members")
 def average_models(
     members: Sequence[str | Path],
     output: str | Path,

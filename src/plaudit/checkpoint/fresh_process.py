@@ -9,6 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import is_offline_mode
+
 from plaudit.checkpoint import reload
 from plaudit.checkpoint.inspection import Finding
 
@@ -36,6 +38,8 @@ def reload_and_score(request: dict[str, Any], program: str | Path = reload.__fil
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_LAUNCHER_VARIABLES)}
     environment["CUDA_VISIBLE_DEVICES"] = ""  # training may have filled the device
+    if is_offline_mode():
+        environment["HF_HUB_OFFLINE"] = "1"  # the base of an adapter may be in the hub's cache
     with tempfile.TemporaryDirectory() as scratch:
         answer = Path(scratch, "answer.json")
         done = subprocess.run(

@@ -22,6 +22,7 @@ from plaudit.checkpoint.metadata import (
 )
 from plaudit.checkpoint.verify import Reload, Verification, verify_and_record
 from plaudit.errors import ModelError
+from plaudit.hub import reads_hub
 from plaudit.models.adapters import base_model, has_virtual_tokens, is_peft_model
 from plaudit.models.load import load_model, load_tokenizer, max_positions
 from plaudit.models.member_heads import MemberHeads, attach_member_heads
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["describe_plain_model", "load_as_trained", "merge_adapter", "merge_into_base", "save_plain_model"]
 
 
+@reads_hub("adapter")
 def merge_adapter(
     adapter: str | Path,
     output: str | Path,

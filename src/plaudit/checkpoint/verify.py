@@ -3,6 +3,7 @@
 A reload takes memory, which a training run may not have left. Then the outcome is "NOT VERIFIED".
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from plaudit.checkpoint.inspection import BASE_TOKENIZER, Finding, SavedModel, i
 from plaudit.checkpoint.member_agreement import SavedMember, check_agreement
 from plaudit.checkpoint.metadata import training_dtype, write_metadata
 from plaudit.errors import CheckpointError, ModelError
+from plaudit.hub import hub_or_cache, reads_hub
 
 __all__ = ["Reload", "Verification", "verify", "verify_and_record"]
 
@@ -70,6 +72,7 @@ class Verification:
         }
 
 
+@reads_hub("path_or_id")
 def verify(path_or_id: str | Path, *, trust_remote_code: bool = False, reload: Reload | None = None) -> Verification:
     """Check a saved reward model layer by layer, reload it in a fresh process, and score its fingerprint's probes.
 
@@ -102,10 +105,11 @@ def verify(path_or_id: str | Path, *, trust_remote_code: bool = False, reload: R
     if lacking is not None:
         return Verification([*findings, Finding("rewards", None, lacking)])
     request = _request(saved, fingerprint)
-    verification = _compare(findings, saved, fingerprint, reload(request))
-    if any(finding.layer in _MEASURED for finding in verification.broken):
-        # One wrong measurement, whatever its cause, must not fail a save.
+    with hub_or_cache((saved.adapter or {}).get("base_model_name_or_path")):
         verification = _compare(findings, saved, fingerprint, reload(request))
+        if any(finding.layer in _MEASURED for finding in verification.broken):
+            # One wrong measurement, whatever its cause, must not fail a save.
+            verification = _compare(findings, saved, fingerprint, reload(request))
     return verification
 
 
@@ -173,7 +177,7 @@ def _find(path_or_id: str | Path) -> Path:
         patterns = ["*.json", "*.jinja", "*.safetensors", "*.model", "*.txt", "*.py"]
         return Path(snapshot_download(str(path_or_id), allow_patterns=patterns))
     except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
+        reason = re.split(r"\n|\. ", str(error).strip())[0]  # the advice behind it does not fit
         raise CheckpointError(
             f"{path_or_id}: there is no such folder, and nothing could be downloaded ({reason})."
         ) from error

@@ -40,7 +40,10 @@ def command(sources: tuple[str, ...], data: str | None, output: str | None, **op
     if len(sources) < 2:
         raise ConfigError(f"expected two or more score files or models to compare, got {sources[0]}.")
     if data is not None:
-        display.show_log_messages()
+        with display.while_importing():
+            import plaudit.scoring.reward_model  # noqa: F401  # the evaluation of a model imports it later
+
+            display.show_log_messages()
     else:  # score files need no options of a model
         options = {name: options[name] for name in ("split", "dataset_config", "dataset_format")}
     comparisons = compare_several(sources, data, **options)

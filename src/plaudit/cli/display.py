@@ -1,19 +1,27 @@
-"""The output of the commands: tables and log messages."""
+"""The output of the commands: tables, log messages, and what is shown while a model loads."""
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import zip_longest
+from pathlib import Path
 
+import click
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.live import Live
 from rich.logging import RichHandler
 from rich.markup import escape
+from rich.spinner import Spinner
 from rich.table import Table
 
-__all__ = ["console", "percent", "show_columns", "show_log_messages", "show_table"]
+__all__ = ["console", "percent", "show_columns", "show_log_messages", "show_table", "spinner", "while_importing"]
 
 console = Console(highlight=False)
+_spinners: list[str] = []  # the one that is shown, if any
 
 
 def show_table(title: str, rows: Iterable[tuple[str, str]]) -> None:
@@ -50,16 +58,68 @@ def show_columns(headings: Sequence[str], rows: Iterable[Sequence[str]], styles:
 
 
 def show_log_messages() -> None:
-    """Show the log messages of Plaudit, and of other libraries from warnings on.
+    """Show the log messages of Plaudit, of other libraries from warnings on, and a spinner for each model that loads.
 
     The progress bars of transformers are disabled, and those of datasets too where the output is no terminal.
     """
-    import datasets
     from transformers.utils.logging import disable_progress_bar
 
+    from plaudit.models.loading_notice import show_loading
+
     disable_progress_bar()  # transformers shows one for each file that it reads or writes
+    show_loading(_while_loading)
     if not console.is_terminal:
-        datasets.disable_progress_bars()
+        # The variable is read when datasets is imported, which many commands never do.
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+        if "datasets" in sys.modules:
+            sys.modules["datasets"].disable_progress_bars()
     handler = RichHandler(console=console, show_time=False, show_path=False, markup=False)
     logging.basicConfig(format="%(message)s", handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("plaudit").setLevel(logging.INFO)
+
+
+@contextmanager
+def spinner(text: str) -> Iterator[None]:
+    """Show a spinner and a text on a terminal, until the context ends; one at a time, the outer one of several."""
+    if _spinners or not console.is_terminal:
+        yield
+        return
+    _spinners.append(text)
+    # The standard streams are left alone: what a library prints to them meanwhile must not come late or elsewhere.
+    shown = Live(
+        Spinner("dots", escape(text), style="status.spinner"), console=console, refresh_per_second=12.5, transient=True,
+        redirect_stdout=False, redirect_stderr=False,
+    )  # fmt: skip
+    try:
+        with shown:
+            yield
+    finally:
+        _spinners.clear()
+
+
+@contextmanager
+def while_importing() -> Iterator[None]:
+    """Tell that torch and transformers are imported, which takes seconds: by a spinner, or one line on stderr.
+
+    The line stands where there is no terminal, once for all processes of a launcher. Where the two are imported
+    already, nothing is shown.
+    """
+    if {"torch", "transformers"} <= sys.modules.keys():
+        yield
+        return
+    text = "Loading torch and transformers ..."
+    if not console.is_terminal and os.environ.get("RANK", "0") == "0":
+        click.echo(text, err=True)
+    with spinner(text):
+        yield
+
+
+def _while_loading(model: str) -> AbstractContextManager[object]:
+    """Return a spinner for a model on this machine; where weights are downloaded, the bars of the hub's client show."""
+    from huggingface_hub import try_to_load_from_cache
+    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
+
+    names = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
+    if Path(model).is_dir() or any(isinstance(try_to_load_from_cache(model, name), str) for name in names):
+        return spinner(f"Loading {model} ...")
+    return nullcontext()

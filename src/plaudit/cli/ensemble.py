@@ -38,19 +38,19 @@ def command(
     says how sure it is. Members are centred and scaled on the reference set before they are compared. The folder names
     them by relative paths, so move it together with them, or use --copy.
     """
-    from plaudit.evaluation.evaluate import load_rows
-    from plaudit.evaluation.preference_data import read_preferences
-    from plaudit.scoring.ensemble import save_ensemble
+    with display.while_importing():
+        from plaudit.evaluation.evaluate import load_rows
+        from plaudit.evaluation.preference_data import read_preferences
+        from plaudit.scoring.ensemble import save_ensemble
 
-    display.show_log_messages()
+        display.show_log_messages()
     rows, split = load_rows(data, split=split, dataset_config=dataset_config, dataset_format=dataset_format)
     preferences = read_preferences(rows)
     name = f"{data}, split {split}" if split else data
-    with display.console.status("Measuring the members on the reference set ..."):
-        saved = save_ensemble(
-            members, output, preferences.sequences, template_options=preferences.template_options,
-            measured_on=f"{len(preferences.sequences)} responses of {name}", copy=copy, **options,
-        )  # fmt: skip
+    saved = save_ensemble(
+        members, output, preferences.sequences, template_options=preferences.template_options,
+        measured_on=f"{len(preferences.sequences)} responses of {name}", copy=copy, **options,
+    )  # fmt: skip
     described = zip(saved.members, saved.constants.centers, saved.constants.scales, strict=True)
     display.show_table(
         output, [(f"member {number}", f"{escape(path)}: mean {center:+.3f}, standard deviation {scale:.3f}")

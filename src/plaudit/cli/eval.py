@@ -105,7 +105,6 @@ def command(
             _check_gold(data, benchmarks, data_options)
         sources = [*data, *benchmarks]
         files = _score_files(scores, sources)
-        display.show_log_messages()
         reward_model = _open_model(model, options)
         reward_model.score([], aggregate=aggregate, k=k)  # refuses what the model cannot give, before rows are scored
         found = _evaluations(reward_model, data, benchmarks, copy, data_options, probes, files)
@@ -256,10 +255,12 @@ def _evaluations(
 
 
 def _open_model(model: str, options: dict[str, Any]) -> "BaseRewardModel":
-    from plaudit.scoring.remote_model import RemoteRewardModel
-    from plaudit.scoring.reward_model import RewardModel
-    from plaudit.scoring.server_connection import is_server_url
+    with display.while_importing():
+        from plaudit.scoring.remote_model import RemoteRewardModel
+        from plaudit.scoring.reward_model import RewardModel
+        from plaudit.scoring.server_connection import is_server_url
 
+        display.show_log_messages()
     if is_server_url(model):
         return RemoteRewardModel(model, **options_of_server(model, options))
     return RewardModel.from_pretrained(model, **options)

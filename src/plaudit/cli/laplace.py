@@ -29,9 +29,10 @@ def command(
     The posterior of the head is written beside the weights, as laplace.safetensors. Every reward then has a standard
     deviation: `RewardModel.from_pretrained(MODEL).score(..., return_std=True)`.
     """
-    from plaudit.checkpoint.laplace_file import LAPLACE_FILE, check_folder_of_one_head
-    from plaudit.evaluation.laplace import fit_laplace
-    from plaudit.scoring.reward_model import RewardModel
+    with display.while_importing():
+        from plaudit.checkpoint.laplace_file import LAPLACE_FILE, check_folder_of_one_head
+        from plaudit.evaluation.laplace import fit_laplace
+        from plaudit.scoring.reward_model import RewardModel
 
     folder = Path(model).expanduser()
     check_folder_of_one_head(folder)

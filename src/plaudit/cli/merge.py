@@ -31,11 +31,12 @@ def command(models: tuple[str, ...], output: str, average: bool, dtype: str | No
             f"expected one adapter, got {len(models)}. --average makes one model of several; `plaudit ensemble` joins "
             "them and keeps their disagreement."
         )
-    from plaudit.checkpoint.average import average_models
-    from plaudit.checkpoint.merge import merge_adapter
+    with display.while_importing():
+        from plaudit.checkpoint.average import average_models
+        from plaudit.checkpoint.merge import merge_adapter
 
-    display.show_log_messages()
-    with display.console.status("Merging, then reloading in a fresh process ..."):
+        display.show_log_messages()
+    with display.spinner("Merging, then reloading in a fresh process ..."):
         if average:
             verification = average_models(models, output, dtype=dtype, trust_remote_code=trust_remote_code)
         else:

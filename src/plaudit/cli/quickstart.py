@@ -28,10 +28,11 @@ and in Python:
 @click.option("--output_dir", default="quickstart-reward-model", show_default=True, help="Folder to save the model in.")
 def command(seed: int, output_dir: str) -> None:
     """Train, evaluate and use a small reward model on built-in data: two minutes, no network, no GPU."""
-    from plaudit.cli.live_progress import LiveProgress
-    from plaudit.quickstart.demonstration import run_quickstart
+    with display.while_importing():
+        from plaudit.cli.live_progress import LiveProgress
+        from plaudit.quickstart.demonstration import run_quickstart
 
-    display.show_log_messages()
+        display.show_log_messages()
     display.console.print(
         "Drawing preferences between responses whose true reward is known, and training a small decoder on them from "
         "scratch."

@@ -97,13 +97,14 @@ def command(
     A run that was stopped or killed goes on where it was when the same command is given again.
     """
     # Not at the top of the module: these imports take seconds, and `--help` must not wait for them.
-    from plaudit.data.reader import Source
-    from plaudit.scoring.job import score_file
-    from plaudit.scoring.reward_columns import RewardColumns
-    from plaudit.scoring.server_connection import is_server_url
-    from plaudit.scoring.worker import ScoringConfig
+    with display.while_importing():
+        from plaudit.data.reader import Source
+        from plaudit.scoring.job import score_file
+        from plaudit.scoring.reward_columns import RewardColumns
+        from plaudit.scoring.server_connection import is_server_url
+        from plaudit.scoring.worker import ScoringConfig
 
-    display.show_log_messages()
+        display.show_log_messages()
     max_length = options["max_length"]
     if is_server_url(model):
         options = options_of_server(model, options, ("device", "threads", "engine", "workers"))
@@ -135,13 +136,12 @@ class _LiveProgress:
     def __init__(self) -> None:
         columns = (BarColumn(bar_width=10), TimeRemainingColumn(), TextColumn("{task.fields[figures]}"))
         self._bar = Progress(*columns, console=display.console, disable=not display.console.is_terminal)
-        self._task = self._bar.add_task("scoring", total=None, figures="loading the model")
+        self._task = self._bar.add_task("scoring", total=None, figures="")
         self._before: JobProgress | None = None  # by earlier starts
         self._started = self._printed = 0.0
         self.complete_rows = 0
 
     def __enter__(self) -> "_LiveProgress":
-        self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -150,10 +150,12 @@ class _LiveProgress:
     def update(self, progress: "JobProgress") -> None:
         if self._before is None and progress.counts.rows:
             display.console.print(f"Going on after {progress.counts.rows:,} rows that an earlier start has scored")
-        before = self._before = self._before or progress
-        self.complete_rows = progress.counts.rows
+        is_loaded, before = self._before is not None, self._before or progress
+        self._before, self.complete_rows = before, progress.counts.rows
+        if is_loaded:
+            self._bar.start()
         if progress.rows == before.rows and progress.counts == before.counts:
-            self._started = self._printed = time.monotonic()  # the model is loading, which is not a part of the rate
+            self._started = self._printed = time.monotonic()  # loading the model is not a part of the rate
             return
         now = time.monotonic()
         figures = _figures(progress, before, now - self._started)

@@ -72,12 +72,13 @@ def command(
     """
     # Not at the top of the module: these imports take seconds, and `--help` must not wait for them.
     _check_extra()
-    from plaudit.serving.application import create_application
-    from plaudit.serving.scoring_service import ScoringService
-    from plaudit.serving.server import listen, run
-    from plaudit.serving.server_limits import ServerLimits
+    with display.while_importing():
+        from plaudit.serving.application import create_application
+        from plaudit.serving.scoring_service import ScoringService
+        from plaudit.serving.server import listen, run
+        from plaudit.serving.server_limits import ServerLimits
 
-    display.show_log_messages()
+        display.show_log_messages()
     limits = ServerLimits(
         max_items=max_items, max_queued_items=max_queued_items, max_body_bytes=max_body_mb << 20,
         max_queued_bytes=max(4 * max_body_mb, 256) << 20, deadline_seconds=deadline,
@@ -94,7 +95,7 @@ def command(
         service, dialect=dialect, keys=keys, allowed_hosts=_hosts(host, allowed_hosts),
         **_admin(service, load, admin_keys, reload_root, on_ray=engine == "ray"),
     )  # fmt: skip
-    with display.console.status("Loading ..."):
+    with display.spinner("Loading ..."):
         service.serve([load(name, place) for name, place in named.items()])
 
     def show(url: str) -> None:

@@ -50,12 +50,13 @@ def command(options: tuple[str, ...]) -> None:
         click.echo(_short_help(), nl=False)
         return
     # Not at the top of the module: these imports take seconds, and `--help` must not wait for them.
-    from plaudit.cli.learning_curve import check_learning_curve, run_learning_curve
-    from plaudit.cli.live_progress import LiveProgress
-    from plaudit.cli.training_report import check_report, show_grave_findings, write_training_report
-    from plaudit.data.splits import load_splits
-    from plaudit.training.preparation import quiet_all_but_the_first
-    from plaudit.training.recipe import build_trainer, checkpoint_to_resume, final_evaluation
+    with display.while_importing():
+        from plaudit.cli.learning_curve import check_learning_curve, run_learning_curve
+        from plaudit.cli.live_progress import LiveProgress
+        from plaudit.cli.training_report import check_report, show_grave_findings, write_training_report
+        from plaudit.data.splits import load_splits
+        from plaudit.training.preparation import quiet_all_but_the_first
+        from plaudit.training.recipe import build_trainer, checkpoint_to_resume, final_evaluation
 
     if "--help_all" in options:
         _parser().print_help()

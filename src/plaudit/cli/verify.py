@@ -23,10 +23,11 @@ def command(path: str, trust_remote_code: bool) -> None:
     Checks each layer of the checkpoint contract, then loads the model with plain transformers in a fresh process and
     scores the probes that were saved with it. The exit code is 0 only if all layers hold and the rewards are the same.
     """
-    from plaudit.checkpoint.verify import verify
+    with display.while_importing():
+        from plaudit.checkpoint.verify import verify
 
-    display.show_log_messages()
-    with display.console.status("Reloading in a fresh process ..."):
+        display.show_log_messages()
+    with display.spinner("Reloading in a fresh process ..."):
         verification = verify(path, trust_remote_code=trust_remote_code)
     show_verification(path, verification)
     sys.exit(0 if verification.status == "verified" else 1)

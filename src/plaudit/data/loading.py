@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from plaudit.data.annotations import PAIR_ANNOTATIONS, annotation_features
 from plaudit.data.file_formats import FILE_SUFFIXES, Unreadable, explain_errors, format_of, open_rows
 from plaudit.errors import ConfigError, DataError
+from plaudit.hub import hub_or_cache
 
 if TYPE_CHECKING:
     from datasets import DatasetDict, IterableDatasetDict
@@ -138,7 +139,8 @@ def _load_hub(path: str, config: str | None, streaming: bool) -> Any:
     from datasets import load_dataset
 
     try:
-        return load_dataset(path, name=config, streaming=streaming)
+        with hub_or_cache(path):
+            return load_dataset(path, name=config, streaming=streaming)
     except Exception as error:  # of many types, from the hub's client, the network and the dataset's own files
         raise DataError(
             f"cannot load the dataset {path!r}{f' ({config})' if config else ''}: {_root_cause(error)}; expected a "

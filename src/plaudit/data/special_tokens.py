@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from plaudit.errors import ConfigError
+from plaudit.hub import reads_hub
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -84,6 +85,7 @@ def _unused_special_token(tokenizer: PreTrainedTokenizerBase, embedding_rows: in
     return next((token for name in _SPARE_NAMES for token in spare if name in token.lower()), None)
 
 
+@reads_hub("path")
 def set_chat_template(tokenizer: PreTrainedTokenizerBase, path: str, *, trust_remote_code: bool = False) -> None:
     """Set the chat template of a tokenizer to that of a Jinja file, or of another tokenizer (a folder or a hub id).
 

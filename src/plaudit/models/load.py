@@ -22,6 +22,8 @@ from transformers.utils import cached_file, find_adapter_config_file
 from transformers.utils import logging as transformers_logging
 
 from plaudit.errors import ConfigError, ModelError
+from plaudit.hub import reads_hub
+from plaudit.models.loading_notice import loading_notice
 from plaudit.models.precision import is_quantized_layer
 from plaudit.models.quantization import check_head_not_quantized, exclude_head, quantization_config_from
 from plaudit.models.reward_head import KNOWN_HEADS
@@ -40,6 +42,7 @@ ADAPTER_HUB_OPTIONS = ("cache_dir", "revision", "subfolder", "token")  # those t
 _HUB_OPTIONS = (*ADAPTER_HUB_OPTIONS, "code_revision", "force_download", "local_files_only", "trust_remote_code")
 
 
+@reads_hub("name_or_path")
 def load_model(
     name_or_path: str,
     *,
@@ -201,7 +204,7 @@ def _from_pretrained(
     if head and head not in KNOWN_HEADS:  # OpenRLHF's option; transformers' decoders say `score`
         options = options | {"key_mapping": {rf"^{re.escape(head)}\.": "score."}}
     try:
-        with _quiet_load_report():
+        with _quiet_load_report(), loading_notice(name):
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 name, num_labels=1, output_loading_info=True, **options
             )
@@ -259,6 +262,7 @@ def _report_keys(model: "PreTrainedModel", name: str, info: dict[str, Any], new_
         )
 
 
+@reads_hub("name_or_path")
 def load_tokenizer(
     name_or_path: str, *, model_init_kwargs: dict[str, Any] | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:

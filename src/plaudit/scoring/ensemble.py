@@ -16,6 +16,7 @@ from plaudit.checkpoint.metadata import fingerprint_digest, training_dtype
 from plaudit.data.formats import TextOrChat
 from plaudit.engine import ScoringEngine
 from plaudit.errors import ConfigError
+from plaudit.hub import reads_hub
 from plaudit.models.load import ADAPTER_HUB_OPTIONS
 from plaudit.models.saved_adapter import SavedAdapter
 from plaudit.scoring.ensemble_engine import EnsembleEngine
@@ -27,6 +28,7 @@ __all__ = ["load_ensemble", "save_ensemble"]
 _OF_THE_ENSEMBLE = ("scale", "temperature", "trained_on", "uncertainty")  # options that no single member takes
 
 
+@reads_hub("members")
 def load_ensemble(members: Sequence[str | Path], *, saved: SavedEnsemble | None = None, **options: Any) -> RewardModel:
     """Load several reward models as one, whose reward is the mean of theirs.
 
@@ -128,6 +130,7 @@ def _constants_of_training(members: list[SavedMember]) -> MemberUncertainty:
     return MemberUncertainty(centers, stds, reward_std=float(np.mean(stds)))
 
 
+@reads_hub("members")
 def save_ensemble(
     members: Sequence[str | Path],
     output: str | Path,

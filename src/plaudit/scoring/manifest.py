@@ -12,6 +12,7 @@ from huggingface_hub import HfApi
 from plaudit.checkpoint.ensemble_file import SavedEnsemble
 from plaudit.checkpoint.metadata import METADATA_FILE, fingerprint_digest, read_metadata
 from plaudit.data.reader import Source
+from plaudit.hub import reads_hub
 from plaudit.scoring.remote_model import RemoteRewardModel
 from plaudit.scoring.server_connection import is_server_url
 from plaudit.scoring.worker import ScoringConfig
@@ -93,6 +94,7 @@ def _digest(lines: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
+@reads_hub("name")
 def _commit(name: str, kind: str) -> str | None:
     try:
         return HfApi().repo_info(name, repo_type=kind).sha

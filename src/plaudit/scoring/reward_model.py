@@ -26,6 +26,7 @@ from plaudit.data.render import render
 from plaudit.data.truncation import cut_left
 from plaudit.engine import ScoringEngine
 from plaudit.errors import ConfigError, DataError
+from plaudit.hub import reads_hub
 from plaudit.models.adapters import base_model, is_peft_model
 from plaudit.models.load import load_model, load_tokenizer, max_positions
 from plaudit.models.placement import resolve_device, without_sharding
@@ -112,6 +113,7 @@ class RewardModel(BaseRewardModel):
         return self.engine.model
 
     @classmethod
+    @reads_hub("path_or_id")
     def from_pretrained(
         cls,
         path_or_id: str | Path | Sequence[str | Path],

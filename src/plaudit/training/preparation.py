@@ -15,6 +15,7 @@ from plaudit.checkpoint.metadata import HUB_OPTIONS
 from plaudit.data.special_tokens import choose_pad_token, set_chat_template, set_eos_token
 from plaudit.data.tokenize import TokenizationReport, TokenizationRules, tokenize_dataset
 from plaudit.errors import ConfigError, DataError, ModelError
+from plaudit.hub import reads_hub
 from plaudit.models.adapters import add_adapter, base_model, check_head_is_trained
 from plaudit.models.load import embedding_rows, grow_embedding, load_model, load_tokenizer
 from plaudit.models.member_heads import (
@@ -56,6 +57,7 @@ logger = logging.getLogger(__name__)
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
+@reads_hub("model")
 def prepare_model(
     model: "str | PreTrainedModel | PeftModel",
     args: RewardConfig,
