@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
+from results import add_output, write_results
 
 from plaudit.evaluation.significance import paired_difference
 
@@ -82,8 +83,9 @@ def share_covered(world, results):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--simulations", type=int, default=500)
-    simulations = parser.parse_args().simulations
-    kept = True
+    add_output(parser)
+    options = parser.parse_args()
+    simulations, kept, rows = options.simulations, True, []
     for title, worlds in (("not separable", NOISE), ("found", FOUND), ("interval covers", COVERED)):
         print(f"\n{title:>68}   mean width   detectable   ms each")
         for name, world in worlds.items():
@@ -95,12 +97,15 @@ def main():
             width = np.mean([each.high - each.low for each in results])
             detectable = np.mean([each.smallest_detectable for each in results])
             print(f"{name:>60}{share:8.1%}{width:13.1%}{detectable:13.1%}{milliseconds:10.0f}", flush=True)
+            rows.append({"worlds": name, "wanted": title, "share": share, "mean width": width,
+                         "smallest detectable": detectable, "ms": milliseconds})  # fmt: skip
             if worlds is NOISE:
                 kept &= share >= 0.94
             elif worlds is FOUND and name.startswith("5 points, 3,000"):
                 kept &= share >= 0.95
             elif name in PROMISED:
                 kept &= 0.93 <= share <= 0.97
+    write_results(options.output, rows)
     if not kept:
         sys.exit("a promise is broken")
 
