@@ -123,3 +123,20 @@ def test_every_part_runs_a_benchmark_that_writes_its_figures_and_every_goal_name
         script = BENCHMARKS / part.command.split()[0]
         assert script.exists(), script
     assert {goal.part for goal in GOALS} <= set(names)
+
+
+def test_the_page_on_speed_has_a_place_for_every_table_and_says_what_was_not_measured(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from draw_proof import draw, fill, tables
+    from results import describe_machine
+
+    row = {"file": "hh_harmless_transcripts", "rows": 2, "rows/s": 5.0, "TRL's": 2.5, "times": 2.0}
+    part = {"rows": [row], "passed": True, "seconds": 1.0, "load": 0.0}
+    results = {"machine": describe_machine(), "seconds": 1.0, "goals": [], "parts": {"tokenising": part}}
+    page = fill((BENCHMARKS.parent / "docs" / "speed.md").read_text(encoding="utf-8"), tables(results))
+    assert "| hh_harmless_transcripts | 2    | 5.00" in page
+    assert page.count("This part was not measured.") == len(tables(results)) - 2  # the machine and this part
+    assert fill(page, tables(results)) == page
+
+    draw(results, tmp_path / "speed.png")
+    assert (tmp_path / "speed.png").stat().st_size > 1000
