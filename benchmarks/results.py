@@ -79,6 +79,8 @@ def shown(value):
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 100 else f"{value:{'#' if abs(value) >= 0.01 else ''}.3g}".rstrip(".")
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {shown(each)}" for name, each in value.items())
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
