@@ -25,8 +25,8 @@ WORKLOADS = {
 }  # fmt: skip
 TRAINING = ("training_pairs", "training_documents", "training_by_prompt", "training_groups", "training_float32")
 PICTURE = (
-    "![Left: times as fast as TRL in training, scoring and tokenising. Right: time per token in training by the size of "
-    "the forest](speed.png)"
+    "![Left: times as fast as TRL in training, scoring and tokenising. Right: time per token in training by the size "
+    "of the forest](speed.png)"
 )
 COLOURS = {
     "training": "tab:blue",
@@ -176,7 +176,8 @@ def tables(results):
         ("quickstart", "quickstart"),
     )}  # fmt: skip
     return plain | {
-        "machine": machine_text(results), "picture": PICTURE, "goals": as_tables(goals), "scoring": scoring_table(results),
+        "machine": machine_text(results), "picture": PICTURE, "goals": as_tables(goals),
+        "scoring": scoring_table(results),
         "training": training_table(results, *(part for part in TRAINING if part != "training_float32")),
         "float32": training_table(results, "training_float32"), "host": host_table(results),
         "checkpointing": training_table(results, "training_checkpointed"),
