@@ -168,7 +168,10 @@ def main():
         parser.error("parts compare with TRL: pip install --no-deps --target FOLDER trl==1.16.0, FOLDER on PYTHONPATH")
     if not options.data.is_dir():
         parser.error(f"--data: expected a folder of .jsonl.gz files, got {options.data}")
-    sys.exit(0 if run_proof(PARTS, [] if options.short else GOALS, options) else 1)
+    try:
+        sys.exit(0 if run_proof(PARTS, [] if options.short else GOALS, options) else 1)
+    except KeyboardInterrupt:
+        sys.exit("\nstopped; with --resume the proof goes on from here")
 
 
 if __name__ == "__main__":

@@ -106,9 +106,8 @@ def prepare(path, folder, asked, *, group_by_prompt=False):
         # In the order of the rows, batches would close as soon as a prompt does not fit; at random they are filled.
         options = {"group_by_prompt": True, "train_sampling_strategy": "random"}
         trl_options = {"per_device_train_batch_size": 1}
-        steps = list(
-            make_batch_sampler(dataset, RewardConfig(**settings(folder, **common, **options, max_steps=1)), "forest")
-        )
+        args = RewardConfig(**settings(folder, **common, **options, max_steps=1))
+        steps = list(make_batch_sampler(dataset, args, "forest", rows=size))
         trl = Dataset.from_list([dataset.select(step).select_columns(SIDES)[:] for step in steps])
     else:
         steps = [range(start, start + size) for start in range(0, len(dataset) - size + 1, size)]
@@ -217,6 +216,8 @@ def compare(workload, options):
     tokens, padded = (np.array(done[0]["positions"][options.warmup :]) for done in results.values())
     pairs = np.array(workload.pairs[options.warmup : steps])
     losses = [done[0]["losses"] for done in results.values()]
+    if "group_weighting" not in workload.options and len({tuple(done[0]["tokens"]) for done in results.values()}) > 1:
+        sys.exit(f"the libraries trained on different rows: {[done[0]['tokens'][:8] for done in results.values()]}")
     memory, memory_of_trl = (above_loaded(done) / 1e9 for done in results.values())
     rate = matrix_rate(
         workload.shapes, int(tokens.mean()), forwards=1 + options.checkpointing, device=options.device,
