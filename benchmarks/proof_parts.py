@@ -28,7 +28,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Goal:
-    """A bound for the values in a column of those rows of a part that hold `where`."""
+    """A bound for the values in a column of those rows of a part that hold `where`.
+
+    With `share_of`, the bound is for the values as shares of those in another column.
+    """
 
     part: str
     figure: str
@@ -36,11 +39,14 @@ class Goal:
     column: str
     bound: float
     at_least: bool = True
+    share_of: str | None = None
 
     def judge(self, rows):
         """Return the figure that is furthest from the bound's good side, beside the bound."""
-        found = [row[self.column] for row in rows if self.column in row and self.where.items() <= row.items()]
-        found = [value for value in found if value is not None]
+        columns = [self.column] + [self.share_of] * (self.share_of is not None)
+        rows = [row for row in rows if self.where.items() <= row.items()]
+        rows = [row for row in rows if all(row.get(column) is not None for column in columns)]
+        found = [row[self.column] / (row[self.share_of] if self.share_of else 1) for row in rows]
         value = (min if self.at_least else max)(found, default=None)
         held = value is not None and (ge if self.at_least else le)(value, self.bound)
         return {
@@ -273,6 +279,11 @@ PARTS = [
 ]
 
 GOALS = [
+    Goal("start_up", "the slowest of the starts and of the missing names, as a share of its own goal", {}, "seconds", 1,
+         at_least=False, share_of="goal in seconds"),
+    Goal("quickstart", "seconds of the quickstart", {}, "seconds", 60, at_least=False),
+    Goal("host_time", "synchronisations of a training step, with a log every ten steps",
+         {"workload": "training", "layout": "forest", "part": "the step"}, "synchronisations", 1, at_least=False),
     Goal("host_time", "host time of a training step, of transformers' on one sequence",
          {"workload": "training, one sequence"}, "ratio", 1.15, at_least=False),
     Goal("host_time", "host time of a scoring step, of transformers' on one sequence",

@@ -142,3 +142,15 @@ def test_the_page_on_speed_has_a_place_for_every_table_and_says_what_was_not_mea
 
     draw(results, tmp_path / "speed.png")
     assert (tmp_path / "speed.png").stat().st_size > 1000
+
+
+def test_a_goal_judges_the_worst_row_and_may_be_a_share_of_another_column(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from proof_parts import Goal
+
+    rows = [{"of": "help", "seconds": 0.4, "goal": 0.5}, {"of": "train", "seconds": 6.0, "goal": 5.0}, {"other": 1}]
+    assert Goal("a", "b", {}, "seconds", 10, at_least=False).judge(rows)["value"] == 6.0
+    assert Goal("a", "b", {}, "seconds", 0.1).judge(rows)["value"] == 0.4
+    worst = Goal("a", "b", {}, "seconds", 1, at_least=False, share_of="goal").judge(rows)
+    assert (worst["value"], worst["held"]) == (1.2, "missed")
+    assert Goal("a", "b", {"of": "help"}, "seconds", 1, at_least=False, share_of="goal").judge(rows)["held"] == "held"
