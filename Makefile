@@ -66,31 +66,11 @@ check: $(VENV)/.installed-test
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# Proofs that take too long for CI: each prints its figures. Timings need an otherwise idle machine.
-proof: $(VENV)/.installed-test .interop/trl-$(TRL_VERSION) ensembles
-	$(BIN)/python benchmarks/quickstart_seeds.py
-	PYTHONPATH=.interop/trl-$(TRL_VERSION) $(BIN)/python benchmarks/parity_trl.py $(DATA)/hh_harmless_transcripts.jsonl.gz
-	PYTHONPATH=.interop/trl-$(TRL_VERSION) $(BIN)/python benchmarks/evaluation_trl.py
-	PYTHONPATH=.interop/trl-$(TRL_VERSION) $(BIN)/python benchmarks/tokenize_speed.py $(DATA)/hh_harmless_transcripts.jsonl.gz
-	PYTHONPATH=.interop/trl-$(TRL_VERSION) $(BIN)/python benchmarks/train_speed.py --data $(DATA) --all
-	PYTHONPATH=.interop/trl-$(TRL_VERSION) $(BIN)/python benchmarks/train_speed.py --data $(DATA) --checkpointing
-	$(BIN)/python benchmarks/train_speed.py --data $(DATA) --growth
-	$(BIN)/python benchmarks/sharing_cost.py
-	$(BIN)/python benchmarks/batch_fill.py --data $(DATA)
-	$(BIN)/python benchmarks/first_cosine.py
-	$(BIN)/python benchmarks/first_forward.py
-	$(BIN)/python benchmarks/checkpoint_parity.py $(DATA)/hh_harmless.jsonl.gz
-	$(BIN)/python benchmarks/faults.py --kills 20
-	$(BIN)/python benchmarks/launched_exits.py
-	PYTHONPATH=.interop/trl-$(TRL_VERSION) $(BIN)/python benchmarks/score_speed.py --data $(DATA)
-	$(BIN)/python benchmarks/score_kills.py --rows 100000
-	$(BIN)/python benchmarks/audit_speed.py --data $(DATA)
-	$(BIN)/python benchmarks/audit_planted.py --data $(DATA)
-	$(BIN)/python benchmarks/compare_simulations.py
-	$(BIN)/python benchmarks/learning_curve_coverage.py
-	$(BIN)/python benchmarks/score_file_speed.py
-	$(BIN)/python benchmarks/serve_speed.py --data $(DATA)
-	$(BIN)/python benchmarks/serve_overload.py --seconds 600
+# Every measurement that takes too long for CI, in about an hour. The figures are in proof/results.md and results.json.
+# Timings need an otherwise idle machine. PROOF takes options: --resume, --short, '--only scoring serving'.
+PROOF ?=
+proof: $(VENV)/.installed-test .interop/trl-$(TRL_VERSION)
+	PYTHONPATH=.interop/trl-$(TRL_VERSION) $(BIN)/python benchmarks/proof.py --data $(DATA) $(PROOF)
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Plaudit needs Python 3.11 or newer")'

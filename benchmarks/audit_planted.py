@@ -12,6 +12,7 @@ import copy
 import random
 from pathlib import Path
 
+from results import add_output, write_results
 from workload import read_rows
 
 from plaudit.auditing.audit import audit
@@ -53,7 +54,7 @@ def share(wanted, groups):
 
 
 def planted(seed=0, each=100):
-    """Plant every kind in 2,000 clean rows, and print what is found."""
+    """Plant every kind in 2,000 clean rows, print what is found, and return it."""
     generator = random.Random(seed)
     rows, tests = clean_rows(generator, 2000), clean_rows(generator, 300)
     wanted = {
@@ -100,19 +101,19 @@ def planted(seed=0, each=100):
         name.append((kept, at))
         tests[at]["prompt"] = prompt
     result = audit(rows, tests)
-    print(f"planted in {len(rows):,} rows, found:")
-    for kind, pairs in wanted.items():
-        print(f"  {kind}: {share(pairs, found(result, kind))}")
-    print(f"  leaked_exact: {share(exact, found(result, 'leaked_exact'))} exact, "
-          f"{share(normalised, found(result, 'leaked_exact'))} normalised")  # fmt: skip
-    print(f"  leaked_near: {share(nearly, found(result, 'leaked_near'))} prompts with one more word")
+    shares = {kind: share(pairs, found(result, kind)) for kind, pairs in wanted.items()}
+    shares["leaked_exact, the same prompt"] = share(exact, found(result, "leaked_exact"))
+    shares["leaked_exact, normalised"] = share(normalised, found(result, "leaked_exact"))
+    shares["leaked_near, one more word"] = share(nearly, found(result, "leaked_near"))
     for low in (0.6, 0.65, 0.7, 0.75, 0.8, 0.9):
         pairs = [(one, two) for value, one, two in similar if low <= value < low + (0.05 if low < 0.8 else 0.1)]
-        print(f"    near duplicates of similarity {low:.2f}: {share(pairs, found(result, 'duplicate_near'))}")
+        shares[f"duplicate_near, similarity {low:.2f}"] = share(pairs, found(result, "duplicate_near"))
+    print(f"planted in {len(rows):,} rows, found:", *(f"  {kind}: {of}" for kind, of in shares.items()), sep="\n")
+    return [{"planted": kind, "found": of} for kind, of in shares.items()]
 
 
 def false_alarms():
-    """Audit clean sets, and print what is found."""
+    """Audit clean sets, print what is found, and return it."""
     alarms = []
     for seed in range(20):
         generator = random.Random(1000 + seed)
@@ -124,11 +125,13 @@ def false_alarms():
                 for each in PreferenceWorld(seed).pairs(2000)]  # fmt: skip
         kinds = {each.kind: each.count for each in audit(rows).findings}
         print(f"built-in world, seed {seed}: {kinds}")
+        alarms += kinds
+    return [{"clean sets": 25, "false alarms": len(alarms)}]
 
 
 def noise(path):
-    """Flip labels of a file, and print the estimate and the precision."""
-    rows = read_rows(path)
+    """Flip labels of a file, print the estimate and the precision, and return them."""
+    rows, estimates = read_rows(path), []
     for flips in (0, 0.05, 0.1, 0.2):
         for seed in range(3 if flips else 1):
             flipped = set(random.Random(seed).sample(range(len(rows)), int(flips * len(rows))))
@@ -140,17 +143,21 @@ def noise(path):
             precision = f"{len(flipped & set(suspects)) / len(flipped):.2f}" if flipped else "-"
             print(f"{path.name.split('.')[0]}, {flips:.0%} flipped, seed {seed}: estimate {estimate}, precision at k "
                   f"{precision}, probe {result['probe_accuracy']:.3f}", flush=True)  # fmt: skip
+            estimates.append({"file": path.name.split(".")[0], "flipped": flips, "seed": seed, "estimate": estimate,
+                              "precision at k": precision})  # fmt: skip
+    return estimates
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", default="../shared/data")
     parser.add_argument("--files", default="truthfulqa,llmbar,tara,summedits")
+    add_output(parser)
     options = parser.parse_args()
-    planted()
-    false_alarms()
+    rows = planted() + false_alarms()
     for name in options.files.split(","):
-        noise(Path(options.data) / f"{name}.jsonl.gz")
+        rows += noise(Path(options.data) / f"{name}.jsonl.gz")
+    write_results(options.output, rows)
 
 
 if __name__ == "__main__":

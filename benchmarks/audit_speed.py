@@ -17,6 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from results import add_output, write_results
 from workload import read_rows
 
 _MEASURE = """
@@ -55,6 +56,7 @@ def main():
     parser.add_argument("--data", default="../shared/data")
     parser.add_argument("--file", default="hh_harmless")
     parser.add_argument("--rows", type=int, default=24_000)
+    add_output(parser)
     options = parser.parse_args()
     source = read_rows(Path(options.data) / f"{options.file}.jsonl.gz")
     with tempfile.TemporaryDirectory() as folder:
@@ -73,6 +75,9 @@ def main():
         rate, ratio = 60 * int(pairs) / float(seconds), int(memory) / size
         print(f"{options.file}: {int(pairs):,} pairs, {size / 1e6:.1f} MB, {float(seconds):.1f} s, {rate:,.0f} pairs a "
               f"minute; memory {int(memory) / 1e6:.1f} MB, {ratio:.2f} of the file; found {found}")  # fmt: skip
+        row = {"file": options.file, "pairs": int(pairs), "MB": size / 1e6, "pairs a minute": rate,
+               "memory MB": int(memory) / 1e6, "memory to file": ratio}  # fmt: skip
+        write_results(options.output, [row])
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
 """Measure how full `max_tokens_per_batch` fills batches: the mean share of the budget that a batch uses.
 
 For each file, tokenised by a BPE tokenizer trained on its text: the least fill of three epochs, with batches by rows
-and by prompts (`group_by_prompt`), and in brackets the fill that as few batches as possible would have. Usage:
+and by prompts (`group_by_prompt`), and below it the fill that as few batches as possible would have. Usage:
 python benchmarks/batch_fill.py --data FOLDER [--budgets 2048 4096 8192]
 """
 
 import argparse
 import tempfile
+from itertools import product
 from pathlib import Path
 
 from datasets import Dataset, disable_progress_bars
+from results import add_output, as_tables, write_results
 from workload import make_tokenizer, read_rows
 
 from plaudit import RewardConfig
@@ -30,35 +32,34 @@ def fill_of(dataset, budget, group_by_prompt, folder):
         sampler.set_epoch(epoch)
         fills.append(sampler.fill)
     batches = fills[0] * len(sampler)
-    return f"{min(fills):.3f} ({batches / -(-batches // 1):.3f})"
+    return min(fills), batches / -(-batches // 1)
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, default="../shared/data")
     parser.add_argument("--budgets", type=int, nargs="+", default=[2048, 4096, 8192])
+    add_output(parser)
     options = parser.parse_args()
     disable_progress_bars()
-    columns = [f"{kind}, {budget}" for kind in ("rows", "prompts") for budget in options.budgets]
-    print("| file | rows | longest row |", " | ".join(columns), "|")
-    print("| --- |" + " --- |" * (len(columns) + 2))
+    measured = []
     for path in sorted(options.data.glob("*.jsonl.gz")):
         rows = read_rows(path)
         rules = TokenizationRules(MAX_LENGTH)
         dataset, _ = tokenize_dataset(Dataset.from_list(rows), make_tokenizer(rows), rules, split="train")
         longest = int(token_costs(dataset, "forest").max())
+        name = path.name.removesuffix(".jsonl.gz")
+        about = {"file": name, "rows": len(dataset), "longest row": longest}
+        least, best = about | {"fill": "least"}, about | {"fill": "at best"}
         with tempfile.TemporaryDirectory() as folder:
-            cells = [
-                fill_of(dataset, budget, grouped, folder) if budget >= longest else "-"
-                for grouped in (False, True)
-                for budget in options.budgets
-            ]
-        print(
-            f"| {path.name.removesuffix('.jsonl.gz')} | {len(dataset)} | {longest} |",
-            " | ".join(cells),
-            "|",
-            flush=True,
-        )
+            for kind, budget in product(("rows", "prompts"), options.budgets):
+                column = f"{kind}, {budget}"
+                least[column] = best[column] = None
+                if budget >= longest:
+                    least[column], best[column] = fill_of(dataset, budget, kind == "prompts", folder)
+        measured += [least, best]
+    print(as_tables(measured))
+    write_results(options.output, measured)
 
 
 if __name__ == "__main__":

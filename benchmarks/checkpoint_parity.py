@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from results import add_output, as_tables, write_results
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig, PrinterCallback
 from workload import read_rows, write_base_model
 
@@ -131,12 +132,12 @@ def answer_request(path):
 
 
 def compare(name, folder, training, sequences):
-    """Print one line of the table: the largest differences from the rewards in the training process."""
+    """Return one row of the table: the largest differences from the rewards in the training process."""
     own = RewardModel.from_pretrained(folder).score(sequences)
     others = [in_fresh_process(how, folder, sequences) for how in ("plain", "trl")]
-    worst = [np.abs(rewards - training).max() for rewards in (own, *others)]
-    row = f"| {name} | {training.std():.2f} | " + " | ".join(f"{each:.1e}" for each in worst) + " |"
-    print(row, flush=True)
+    worst = (float(np.abs(rewards - training).max()) for rewards in (own, *others))
+    about = {"way": name, "spread of rewards": training.std()}
+    return about | dict(zip(("Plaudit's loader", "plain transformers", "TRL's way"), worst, strict=True))
 
 
 def main():
@@ -145,6 +146,7 @@ def main():
     parser.add_argument("--rows", type=int, default=200)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--bf16", action="store_true", help="train under bf16 autocast; weights stay float32")
+    add_output(parser)
     parser.add_argument("--answer", help=argparse.SUPPRESS)
     parser.add_argument("--sharded", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -156,25 +158,26 @@ def main():
         return save_sharded(options.sharded[0], rows[0], options.sharded[1])
     sequences = conversations(rows[0])
     print(f"{len(sequences)} conversations of {options.data.name}, {options.steps} steps, torch {torch.__version__}\n")
-    columns = ("way", "spread of rewards", "Plaudit's loader", "plain transformers", "TRL's way")
-    print(f"| {' | '.join(columns)} |\n| {' | '.join(['---'] * len(columns))} |")
+    measured = []
     with tempfile.TemporaryDirectory() as scratch:
         base, _ = write_base_model(Path(scratch, "base"), rows[0] + rows[1], hidden=256, layers=4)
         for name, way in WAYS.items():
             folder = Path(scratch, name)
             training = train(base, rows, options.steps, folder, options.bf16, **way)
-            compare(name, folder, training, sequences)
+            measured.append(compare(name, folder, training, sequences))
             if "LoRA" in name:
                 merged = Path(scratch, f"{name}-merged")
                 merge_adapter(folder, merged)
-                compare(f"{name}, merged", merged, training, sequences)
+                measured.append(compare(f"{name}, merged", merged, training, sequences))
         sharded = Path(scratch, "sharded")
         command = [
             sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__,
             str(options.data), "--rows", str(options.rows), "--sharded", str(Path(scratch, "full")), str(sharded),
         ]  # fmt: skip
         subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        compare("saved from FSDP2 shards", sharded, np.load(sharded / "rewards.npy"), sequences)
+        measured.append(compare("saved from FSDP2 shards", sharded, np.load(sharded / "rewards.npy"), sequences))
+    print(as_tables(measured))
+    write_results(options.output, measured)
     return None
 
 

@@ -3,18 +3,22 @@
 A comparison has a latent margin for each model, normal with the mean that gives the model its accuracy. The margins of
 the two models are correlated, and so are those of the comparisons of one prompt. The promises: two files of one model
 that differ by noise are not separable in at least 94%; a difference of 5 points at 3,000 pairs is found in at least
-95%; the intervals hold the true difference in 93 to 97% with 1 to 20 comparisons a prompt.
+95%; the intervals hold the true difference in 93 to 97% with 1 to 20 comparisons a prompt. Fewer than 500 simulations
+are too few to judge that by.
 
 Usage: python benchmarks/compare_simulations.py [--simulations 500]
 """
 
 import argparse
+import os
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
+from results import add_output, write_results
 
 from plaudit.evaluation.significance import paired_difference
 
@@ -65,13 +69,15 @@ COVERED = {
     f"{count} prompts of 1 to {most}": World(count, most, of_prompt=0.4)
     for count, most in ((300, 1), (300, 5), (300, 20), (1000, 20), (100, 20), (50, 20), (30, 5))
 }
+JUDGED = 500  # simulations from which on a share outside of its bounds is no chance
 PROMISED = [name for name in COVERED if name.startswith(("300", "1000"))]
 
 
 def simulate(world, simulations, seed=0):
-    """The results for `simulations` draws of a world."""
-    generator = np.random.default_rng(seed)
-    return [paired_difference(*world.draw(generator), seed=number) for number in range(simulations)]
+    """Return the results for `simulations` draws of a world, and the milliseconds of one."""
+    generator, begin = np.random.default_rng(seed), time.perf_counter()
+    results = [paired_difference(*world.draw(generator), seed=number) for number in range(simulations)]
+    return results, 1000 * (time.perf_counter() - begin) / simulations
 
 
 def share_covered(world, results):
@@ -79,29 +85,39 @@ def share_covered(world, results):
     return float(np.mean([each.low <= truth <= each.high for each in results]))
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--simulations", type=int, default=500)
-    simulations = parser.parse_args().simulations
-    kept = True
+def judge(pool, simulations):
+    """Print the shares of all worlds; return whether the promises are kept, and rows of figures."""
+    kept, rows, every = True, [], NOISE | FOUND | COVERED
+    simulated = pool.map(simulate, every.values(), [simulations] * len(every))
     for title, worlds in (("not separable", NOISE), ("found", FOUND), ("interval covers", COVERED)):
         print(f"\n{title:>68}   mean width   detectable   ms each")
         for name, world in worlds.items():
-            begin = time.perf_counter()
-            results = simulate(world, simulations)
-            milliseconds = 1000 * (time.perf_counter() - begin) / simulations
+            results, milliseconds = next(simulated)
             separable = float(np.mean([each.separable for each in results]))
             share = {"not separable": 1 - separable, "found": separable}.get(title, share_covered(world, results))
             width = np.mean([each.high - each.low for each in results])
             detectable = np.mean([each.smallest_detectable for each in results])
             print(f"{name:>60}{share:8.1%}{width:13.1%}{detectable:13.1%}{milliseconds:10.0f}", flush=True)
+            rows.append({"worlds": name, "wanted": title, "share": share, "mean width": width,
+                         "smallest detectable": detectable, "ms": milliseconds})  # fmt: skip
             if worlds is NOISE:
                 kept &= share >= 0.94
             elif worlds is FOUND and name.startswith("5 points, 3,000"):
                 kept &= share >= 0.95
             elif name in PROMISED:
                 kept &= 0.93 <= share <= 0.97
-    if not kept:
+    return kept, rows
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--simulations", type=int, default=500)
+    add_output(parser)
+    options = parser.parse_args()
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        kept, rows = judge(pool, options.simulations)
+    write_results(options.output, rows)
+    if not kept and options.simulations >= JUDGED:
         sys.exit("a promise is broken")
 
 

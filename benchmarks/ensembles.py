@@ -53,6 +53,7 @@ Holm) or in the policy's end, or whose spread earns its place on a shifted file.
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -61,8 +62,19 @@ from ensemble_files import measure_files
 from ensemble_policy import measure_policy
 from ensemble_speed import measure_speed
 from ensemble_world import FULL, SHORT, prepare_groups
+from results import describe_machine
 
 PARTS = ("choice", "policy", "files", "speed")
+
+
+def rows_of(results):
+    """Return the comparisons with a single model at the largest n and the errors, as every benchmark writes figures."""
+    choice = results.get("choice", {"primary": [], "errors": []})
+    of_errors = (
+        {name: row[name] if isinstance(row[name], str) else row[name]["mean"] for name in row}
+        for row in choice["errors"]
+    )
+    return [*choice["primary"], *of_errors]
 
 
 def main():
@@ -71,12 +83,15 @@ def main():
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--data", type=Path, help="the folder of public preference files, for files and speed")
     parser.add_argument("--folder", type=Path, help="where models and rewards are kept, and found again")
+    parser.add_argument("--groups", type=int, help="draws of the data for the choice: 20, as the design has them")
     parser.add_argument("--short", action="store_true", help="tiny sizes, which show that the benchmark runs")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     if options.data is None and {"files", "speed"} & set(options.parts):
         parser.error("the parts files and speed need --data FOLDER; leave them out with --parts choice policy")
     sizes = SHORT if options.short else FULL
+    if options.groups:
+        sizes = replace(sizes, groups=options.groups, policy_groups=min(options.groups, sizes.policy_groups))
     results = json.loads(options.output.read_text()) if options.output.exists() else {}
     with TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
@@ -91,6 +106,7 @@ def main():
         for part in options.parts:
             started = time.perf_counter()
             results[part] = measures[part]() | {"seconds": time.perf_counter() - started}
+            results |= {"rows": rows_of(results), "machine": describe_machine()}
             options.output.write_text(json.dumps(results, indent=1))
             print(f"{part}: {results[part]['seconds']:.0f} s; see {options.output}", flush=True)
 

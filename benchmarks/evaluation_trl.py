@@ -3,6 +3,7 @@
 Usage: python benchmarks/evaluation_trl.py
 """
 
+import argparse
 import sys
 import tempfile
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
+from results import add_output, write_results
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from workload import write_base_model
 
@@ -53,6 +55,9 @@ def evaluate(library, base, output, *, blank):
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add_output(parser)
+    options, rows = parser.parse_args(), []
     with tempfile.TemporaryDirectory() as folder:
         base, _ = write_base_model(Path(folder) / "base", ROWS, hidden=128, layers=2, vocab_size=400)
         for library in (plaudit, trl):
@@ -60,6 +65,8 @@ def main():
             seen, _ = evaluate(library, base, output, blank=False)
             _, accuracy = evaluate(library, base, output, blank=True)
             print(f"{library.__name__:8s} sees {seen} of 20 rewards; accuracy where all are alike: {accuracy:.0%}")
+            rows.append({"library": library.__name__, "rewards seen of 20": seen, "accuracy, all alike": accuracy})
+    write_results(options.output, rows)
 
 
 if __name__ == "__main__":

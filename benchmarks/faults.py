@@ -28,6 +28,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset, disable_progress_bars
+from results import add_output, write_results
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForSequenceClassification, set_seed
 from transformers.trainer_utils import get_last_checkpoint
@@ -158,8 +159,8 @@ def fingerprint(folder: Path) -> dict[str, str]:
     return prints | {"log": hashlib.sha256(json.dumps(history).encode()).hexdigest()[:16]}
 
 
-def run(kills: int, seed: int, root: Path) -> bool:
-    """Print the table; whether all ended the same."""
+def run(kills: int, seed: int, root: Path, output: Path | None) -> bool:
+    """Print the table and write the figures; whether all ended the same."""
     draw = random.Random(seed)
     left_alone(root / "whole")
     length = left_alone(root / "again")  # the first start is slower
@@ -184,6 +185,7 @@ def run(kills: int, seed: int, root: Path) -> bool:
             outcome = ("the same" if not different else f"DIFFERENT: {different}") if place == 0 else "(killed again)"
             half = ", ".join(kill.half_way)
             print(f"{number:2} {kill.aim:9} {kill.seconds:4.1f} s {kill.step:6}  {half:36} {outcome}")
+    write_results(output, [{"killed and resumed": kills, "ended as the uninterrupted one": equal}])
     print(f"\n{equal} of {kills} killed and resumed trainings ended as the uninterrupted one, byte for byte")
     return equal == kills
 
@@ -193,6 +195,7 @@ if __name__ == "__main__":
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where to work, and to leave what was made; else a temporary one")
+    add_output(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     disable_progress_bars()
@@ -202,4 +205,4 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as temporary:
         root = arguments.folder or Path(temporary)
         root.mkdir(parents=True, exist_ok=True)
-        sys.exit(0 if run(arguments.kills, arguments.seed, root) else 1)
+        sys.exit(0 if run(arguments.kills, arguments.seed, root, arguments.output) else 1)

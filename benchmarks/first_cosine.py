@@ -30,6 +30,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from results import add_output, write_results
 
 LIBRARY = Path(torch.__path__[0], "lib", "libtorch_cpu.so")
 # Filled by numpy: torch would start threads, and a process with threads cannot be forked safely.
@@ -100,6 +101,7 @@ def parse_options(description, processes):
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--processes", type=int, default=processes)
     parser.add_argument("--keep_cache", action="store_true")
+    add_output(parser)
     return parser
 
 
@@ -134,6 +136,7 @@ def main():
     for text, count in counts.most_common():
         print(f"{count:6} processes, first against second cosine: {text}")
     print(f"coarse against accurate kernel: {in_fork(by_hand)}")
+    write_results(options.output, [{"first against second cosine": text, "processes": counts[text]} for text in counts])
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 from first_cosine import coarse_kernels, describe_machine, in_fork, parse_options, prepare
+from results import write_results
 
 PAIRS = 4  # Plaudit compares the layouts on as many
 SAME = "the first forward equals the second"
@@ -103,6 +104,7 @@ def main():
         torch.set_num_threads(options.threads)
         print(f"the first forward differed from the second in {differed} of {options.processes} processes")
         print(describe_machine())
+        write_results(options.output, [{"processes": options.processes, "first forward differed": differed}])
         sys.exit(differed > 0)
 
     RewardTrainer.train = train

@@ -13,6 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from results import add_output, write_results
 from workload import write_base_model
 
 ROWS = [{"prompt": f"{n} + {n}?", "chosen": f" {2 * n}", "rejected": f" {2 * n + 1}"} for n in range(40)]
@@ -43,8 +44,9 @@ def launch(folder, number):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--runs", type=int, default=10)
-    runs = parser.parse_args().runs
-    good = 0
+    add_output(parser)
+    options = parser.parse_args()
+    runs, good = options.runs, 0
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_base_model(folder / "base", ROWS, hidden=64, layers=2, vocab_size=300)
@@ -57,6 +59,7 @@ def main():
             if code != 0:
                 print(said)
     print(f"{good} of {runs} launched runs ended with exit code 0")
+    write_results(options.output, [{"launched runs": runs, "ended with exit code 0": good}])
     sys.exit(good != runs)
 
 

@@ -11,6 +11,7 @@ import argparse
 import time
 
 import numpy as np
+from results import add_output, write_results
 
 from plaudit.evaluation.learning_curve import fit_learning_curve
 
@@ -42,7 +43,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--simulations", type=int, default=400)
     parser.add_argument("--resamples", type=int, default=500)
-    options = parser.parse_args()
+    add_output(parser)
+    options, rows = parser.parse_args(), []
     print(f"{options.simulations} simulations of each row; shares of those that are identifiable hold the truth")
     print(f"{'curve':<34} {'C':>5} {'/prompt':>7} {'seed noise':>10} {'identifiable':>12} {'loss':>6} {'gain':>6}")
     started = time.perf_counter()
@@ -59,12 +61,17 @@ def main():
                         now, twice = expected_loss(curve, [SIZES[-1], 2 * SIZES[-1]])
                         loss = fitted["low"] <= twice <= fitted["high"]
                         held.append((loss, fitted["gain_low"] <= now - twice <= fitted["gain_high"]))
-                shares = " ".join(f"{share:6.1%}" for share in np.mean(held, 0)) if held else "     -      -"
+                of_loss, of_gain = np.mean(held, 0) if held else (np.nan, np.nan)
                 share = len(held) / options.simulations
                 print(
-                    f"{name:<34} {comparisons:>5} {per_prompt:>7} {seed_noise:>10} {share:>12.1%} {shares}", flush=True
-                )
+                    f"{name:<34} {comparisons:>5} {per_prompt:>7} {seed_noise:>10} {share:>12.1%} {of_loss:6.1%} "
+                    f"{of_gain:6.1%}", flush=True,
+                )  # fmt: skip
+                rows.append({"curve": name, "comparisons": comparisons, "of a prompt": per_prompt,
+                             "seed noise": seed_noise, "identifiable": share, "loss held": of_loss,
+                             "gain held": of_gain})  # fmt: skip
     print(f"{time.perf_counter() - started:.0f} seconds")
+    write_results(options.output, rows)
 
 
 if __name__ == "__main__":

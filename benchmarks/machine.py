@@ -54,8 +54,8 @@ def linear_shapes(model):
     return [tuple(m.weight.shape) for m in model.base_model.modules() if isinstance(m, nn.Linear)]
 
 
-def matrix_rate(shapes, tokens, *, forwards=1, repeats=5, device="cpu"):
-    """FLOP/s of the bf16 products that the layers of these shapes need for so many tokens; best of `repeats`.
+def matrix_rate(shapes, tokens, *, forwards=1, repeats=5, device="cpu", dtype=torch.bfloat16):
+    """FLOP/s of the products that the layers of these shapes need for so many tokens; best of `repeats`.
 
     For a layer these are its product forward (`forwards` times, 2 where checkpointing computes it again) and the two
     backward, in the layouts in which autograd asks for them. Rates of the shapes are weighted by their FLOPs.
@@ -63,9 +63,9 @@ def matrix_rate(shapes, tokens, *, forwards=1, repeats=5, device="cpu"):
     seconds = flops = 0
     for shape in set(shapes):
         rows, columns = shape
-        weight = torch.randn(rows, columns, dtype=torch.bfloat16, device=device)
-        inputs = torch.randn(tokens, columns, dtype=torch.bfloat16, device=device)
-        above = torch.randn(tokens, rows, dtype=torch.bfloat16, device=device)
+        weight = torch.randn(rows, columns, dtype=dtype, device=device)
+        inputs = torch.randn(tokens, columns, dtype=dtype, device=device)
+        above = torch.randn(tokens, rows, dtype=dtype, device=device)
         products = [(forwards, lambda: nn.functional.linear(inputs, weight)), (1, lambda: above @ weight)]  # noqa: B023
         products.append((1, lambda: above.T @ inputs))  # noqa: B023
         for count, product in products:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from results import add_output, write_results
 from transformers import PrinterCallback
 from workload import read_rows, write_base_model
 
@@ -53,6 +54,7 @@ def main():
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--tolerance", type=float, default=1e-4)
     parser.add_argument("--checkpointing", action="store_true")
+    add_output(parser)
     options = parser.parse_args()
     rows = read_rows(options.data)
     with tempfile.TemporaryDirectory() as folder:
@@ -72,8 +74,14 @@ def main():
     print(f"{options.steps} steps of 8 pairs, float32, {size / 1e6:.1f}M parameters, TRL {trl.__version__}")
     print(f"loss: first {losses[0, 0]:.6f}, last {losses[0, -1]:.6f} (TRL {losses[1, -1]:.6f})")
     print(f"trained in {curves['plaudit'][1]:.1f} s (TRL {curves['trl'][1]:.1f} s)")
+    measured = [
+        {"steps": options.steps, "seconds": curves["plaudit"][1], "TRL's seconds": curves["trl"][1],
+         "last loss": losses[0, -1], "TRL's loss": losses[1, -1]},
+    ]  # fmt: skip
     for name, difference in zip(names, worst, strict=True):
         print(f"largest difference of {name} at any step: {difference:.2e}")
+        measured.append({"figure": name, "largest difference at any step": difference})
+    write_results(options.output, measured)
     if worst[0] > options.tolerance:
         sys.exit(f"the loss differs by more than {options.tolerance:g}")
 

@@ -3,6 +3,7 @@
 python benchmarks/score_file_speed.py
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from results import add_output, write_results
 
 ROWS, RUNS = 3000, 5
 
@@ -27,6 +29,9 @@ def write_scores(path):
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add_output(parser)
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "scores.jsonl")
         write_scores(path)
@@ -39,8 +44,10 @@ def main():
         named = [sys.executable, "-X", "importtime", *command]
         imported = " torch\n" in subprocess.run(named, capture_output=True, text=True, check=True).stderr
         data = f"{ROWS:,} pairs of {ROWS // 3:,} prompts in 10 subsets"
-        print(f"{data}: {sorted(seconds)[RUNS // 2]:.2f} s (median of {RUNS})")
+        median = sorted(seconds)[RUNS // 2]
+        print(f"{data}: {median:.2f} s (median of {RUNS})")
         print(f"torch imported: {imported}")
+        write_results(options.output, [{"pairs": ROWS, "seconds": median, "imports torch": imported}])
 
 
 if __name__ == "__main__":

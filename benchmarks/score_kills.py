@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 
 import torch
+from results import add_output, write_results
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForSequenceClassification, set_seed
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
@@ -136,8 +137,8 @@ def kill_once(folder, rows, output, aim, draw, chunks):
     )
 
 
-def run(count, kills, seed, folder):
-    """Print the figures; return whether everything held that must hold."""
+def run(count, kills, seed, folder, file):
+    """Print and write the figures; return whether everything held that must hold."""
     draw = random.Random(seed)
     make_model(folder / "model")
     make_rows(folder / "rows.jsonl", count)
@@ -172,6 +173,9 @@ def run(count, kills, seed, folder):
         one, other = ((folder / f"{name}.jsonl.gz{suffix}").read_bytes() for name in ("whole", "killed"))
         good &= one == other
         print(f"killed.jsonl.gz{suffix}: {'the same bytes' if one == other else 'DIFFERENT'} ({len(one):,})")
+    row = {"rows": count, "rows/s": count / seconds, "MiB for a tenth": memory, "MiB for all": most, "kills": kills,
+           "the same bytes, nothing twice, no growth": good}  # fmt: skip
+    write_results(file, [row])
     return good
 
 
@@ -181,6 +185,7 @@ if __name__ == "__main__":
     parser.add_argument("--kills", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="working folder, which is kept; a temporary one by default")
+    add_output(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     disable_progress_bar()
@@ -189,4 +194,4 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as temporary:
         root = arguments.folder or Path(temporary)
         root.mkdir(parents=True, exist_ok=True)
-        sys.exit(0 if run(arguments.rows, arguments.kills, arguments.seed, root) else 1)
+        sys.exit(0 if run(arguments.rows, arguments.kills, arguments.seed, root, arguments.output) else 1)

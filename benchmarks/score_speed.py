@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from machine import device_name, now, peak_memory, start_measuring_memory
+from results import add_output, as_tables, write_results
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 from transformers.utils.logging import disable_progress_bar
 from workload import read_rows, write_reward_model
@@ -106,7 +107,7 @@ def pairs_of(rows, count):
 
 
 def compare(name, conversations, model, scratch, options):
-    """Print a line for each library, with its seconds as a multiple of Plaudit's."""
+    """Return a row for each library, with its seconds as a multiple of Plaudit's."""
     data = scratch / "conversations.json"
     data.write_text(json.dumps(conversations))
     figures = {}
@@ -117,11 +118,17 @@ def compare(name, conversations, model, scratch, options):
         subprocess.run(command, check=True)
         figures[scorer] = json.loads(result.read_text())
     own = figures["plaudit"]
-    for scorer, found in figures.items():
-        ratio, memory = found["seconds"] / own["seconds"], found["memory"] / 1e9
-        apart = np.abs(np.array(found["rewards"]) - np.array(own["rewards"])).max()
-        speed = len(conversations) / found["seconds"]
-        print(f"| {name} | {scorer} | {speed:.1f} | {ratio:.2f} | {memory:.2f} | {apart:.1e} |", flush=True)
+    return [
+        {
+            "workload": name,
+            "scorer": scorer,
+            "conversations/s": len(conversations) / found["seconds"],
+            "seconds, of Plaudit's": found["seconds"] / own["seconds"],
+            "GB above loaded": found["memory"] / 1e9,
+            "apart by": np.abs(np.array(found["rewards"]) - np.array(own["rewards"])).max(),
+        }
+        for scorer, found in figures.items()
+    ]
 
 
 def main():
@@ -133,6 +140,7 @@ def main():
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--device", default="cpu")
+    add_output(parser)
     parser.add_argument("--once", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.once:
@@ -144,15 +152,18 @@ def main():
         scratch = Path(folder)
         size = write_reward_model(scratch / "model", harmless, hidden=options.hidden, layers=options.layers)
         print(f"{size / 1e6:.0f}M parameters, float32, {device_name(options.device)}, torch {torch.__version__}\n")
-        columns = ("workload", "scorer", "conversations/s", "seconds, of Plaudit's", "GB above loaded", "apart by")
-        print(f"| {' | '.join(columns)} |\n| {' | '.join(['---'] * len(columns))} |")
         workloads = {
             "best of 16, hh_harmless": best_of_groups(harmless, options.groups),
             "pairs, hh_harmless": pairs_of(harmless, options.rows),
             "pairs, summedits": pairs_of(summaries, options.rows),
         }
-        for name, conversations in workloads.items():
-            compare(name, conversations, scratch / "model", scratch, options)
+        measured = [
+            row
+            for name, conversations in workloads.items()
+            for row in compare(name, conversations, scratch / "model", scratch, options)
+        ]
+    print(as_tables(measured))
+    write_results(options.output, measured)
     return None
 
 

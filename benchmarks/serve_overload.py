@@ -31,6 +31,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from load_generator import LOST, NOT_SENT, Load, generate, percentile
+from results import add_output, write_results
 from served import plaudit_server, rewards_request, total
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 from workload import write_reward_model
@@ -96,19 +97,21 @@ def failure(answer):
 
 
 class Report:
-    """Prints figures beside their bounds, and remembers whether all bounds that gate were held."""
+    """Prints figures beside their bounds, keeps them, and remembers whether all bounds that gate were held."""
 
     def __init__(self):
-        self.good = True
+        self.good, self.rows = True, []
 
     def timing(self, text, *, held):
         """Print a timing, which gates nothing."""
         print(f"{text}: {'held' if held else 'MISSED'}", flush=True)
+        self.rows.append({"figure": text, "held": bool(held)})
 
     def gate(self, text, *, held):
         """Print what must hold on any machine."""
         self.good &= held
         print(f"{text}: {'held' if held else 'BROKEN'}", flush=True)
+        self.rows.append({"figure": text, "held": bool(held)})
 
 
 def judge_answers(report, answers, expected, most, options):
@@ -221,6 +224,7 @@ def run(own, server, options):
         f"recovered within {took:.1f} s of the end of the load (p50 {1e3 * settled:.1f} ms after 5 s), at most 5",
         held=took <= 5,
     )
+    write_results(options.output, report.rows)
     return report.good
 
 
@@ -232,6 +236,7 @@ def main():
     parser.add_argument("--items", type=int, default=1, help="items of a request")
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--layers", type=int, default=6)
+    add_output(parser)
     options = parser.parse_args()
     disable_progress_bar()
     set_verbosity_error()

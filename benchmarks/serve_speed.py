@@ -35,6 +35,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from load_generator import Load, Request, generate, percentile
+from results import add_output, write_results
 from score_speed import best_of_groups, pairs_of, trl_scorer
 from served import fastapi_server, plaudit_server, rewards_of, rewards_request
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
@@ -51,10 +52,16 @@ PARTS = ("throughput", "siblings", "idle", "beside_batch", "fairness")
 KEYS = [f"key-{number:02}-of-the-benchmark-of-the-server" for number in range(11)]
 
 wrong = []  # what was scored differently
+measured = []  # the figures, as rows
 
 
 def key(number=0):
     return {"Authorization": f"Bearer {KEYS[number]}"}
+
+
+def keep(what, figure, value, goal=None):
+    """Keep a figure for the file of results."""
+    measured.append({"what": what, "figure": figure, "value": value, "goal": goal})
 
 
 def verdict(figure, goal, *, at_least=False):
@@ -137,6 +144,8 @@ def print_speeds(name, count, seconds, apart):
             f"({shares[0]:.2f} to {shares[-1]:.2f}) | {apart[scorer]:.0e} | {goal} |",
             flush=True,
         )
+        keep(f"{name}: {scorer}", "conversations/s", count / statistics.median(took))
+        keep(f"{name}: {scorer}", "share of in-process", statistics.median(shares), goal)
 
 
 def siblings(conversations, own, plaudit, passes):
@@ -155,6 +164,8 @@ def siblings(conversations, own, plaudit, passes):
         speeds.append(len(conversations) / seconds)
     share, ratio = statistics.median(shares), statistics.median(ratios)
     together = sum(map(len, ids))
+    keep("siblings as single requests", "share of in-process", share, verdict(share, 0.85, at_least=True))
+    keep("siblings as single requests", "distinct tokens of the ideal", ratio, verdict(ratio, 1.15))
     print(f"{len(requests):,} single requests by {CLIENTS} clients: {statistics.median(speeds):.1f} conversations/s")
     print(f"  share of in-process: {share:.2f} ({verdict(share, 0.85, at_least=True)})")
     print(
@@ -179,6 +190,8 @@ def idle(name, conversations, own, plaudit, passes):
     overhead = (1e3 * (np.array(served) - base)).ravel().tolist()
     own_spread = (1e3 * (np.array(alone) - base)).ravel().tolist()
     half, most = statistics.median(overhead), percentile(overhead, 0.99)
+    keep(f"idle, {name}", "ms that the server adds, p50", half, verdict(half, 3))
+    keep(f"idle, {name}", "ms that the server adds, p99", most, verdict(most, 10))
     print(f"{name}: in process {1e3 * np.median(base):.1f} ms an item; the server adds")
     print(f"  p50 {half:.2f} ms ({verdict(half, 3)}), p99 {most:.2f} ms ({verdict(most, 10)});", end=" ")
     print(f"in-process times vary by {percentile(own_spread, 0.99):.2f} ms at p99 themselves", flush=True)
@@ -212,6 +225,7 @@ def beside_batch(conversations, own, plaudit, step):
     latencies = [each.latency for each in beside if each.status == 200]
     waits = [each.json()["timing"]["queued_ms"] for each in answered if each in beside]
     most, goal = percentile(latencies, 0.99), 2 * step + 0.05
+    keep("a short request beside a batch", "p99, ms", 1e3 * most, verdict(1e3 * most, 1e3 * goal))
     print(
         f"a batch of {len(conversations):,} items took {batch.latency:.1f} s; {len(beside)} short requests, "
         f"{len(beside) - len(latencies)} of them refused:"
@@ -252,6 +266,9 @@ def fairness(conversations, own, plaudit, step, seconds):
         print(f"p99 {1e3 * figures[name]:.0f} ms of {len(latencies)} requests, {refused} refused", flush=True)
     goal = 2 * figures["alone"] + 2 * step
     held = figures["beside a greedy client"] <= goal
+    keep("light clients alone", "p99, ms", 1e3 * figures["alone"])
+    greedy = 1e3 * figures["beside a greedy client"]
+    keep("light clients beside a greedy one", "p99, ms", greedy, verdict(greedy, 1e3 * goal))
     print(f"  twice the p99 alone and two steps: {1e3 * goal:.0f} ms ({'held' if held else 'MISSED'})", flush=True)
 
 
@@ -293,6 +310,7 @@ def main():
     parser.add_argument("--light_seconds", type=float, default=30)
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--layers", type=int, default=6)
+    add_output(parser)
     options = parser.parse_args()
     parts = options.only.split(",")
     if unknown := set(parts).difference(PARTS):
@@ -314,6 +332,7 @@ def main():
             own = RewardModel.from_pretrained(f"{folder}/tiny", device="cpu")
             with plaudit_server(f"{folder}/tiny", *server_options) as plaudit:
                 idle(f"{size / 1e6:.1f}M parameters", pairs_of(harmless, 100), own, plaudit, options.passes)
+    write_results(options.output, measured)
     for each in wrong:
         print(f"WRONG REWARDS: {each}")
     return int(bool(wrong))

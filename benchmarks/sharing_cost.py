@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from results import add_output, write_results
 from transformers.utils.logging import disable_progress_bar
 from workload import write_base_model
 
@@ -95,7 +96,8 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--layers", type=int, default=8)
-    options = parser.parse_args()
+    add_output(parser)
+    options, rows = parser.parse_args(), []
     disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         model = load(Path(folder), options.layers)
@@ -115,6 +117,7 @@ def main():
         sizes = f"{len(forest):5} tokens, {chains(forest):3} chains, {blocks(forest):3} blocks"
         print(f"{name:7} {sizes}: {seconds * 1e3:7.1f} ms")
     print(f"a token costs {token * 1e6:.0f} us, a chain {chain * 1e6:.0f} us: as much as {chain / token:.1f} tokens\n")
+    rows.append({"us a token": 1e6 * token, "us a chain": 1e6 * chain, "tokens of a chain": chain / token})
 
     lengths = [length for length in (8, 16, 32, 64) if length <= 2 * SHARED_TOKENS]
     apart = [forest_of([length + PROMPT] * ROWS, common=length) for length in lengths]
@@ -126,6 +129,8 @@ def main():
             f"couples with {length:2} tokens in common: {one * 1e3:7.1f} ms apart, {other * 1e3:7.1f} ms sharing "
             f"({other / one - 1:+.1%}; tokens {len(shared[number]) / len(apart[number]) - 1:+.1%})"
         )
+        rows.append({"tokens in common": length, "ms apart": 1e3 * one, "ms sharing": 1e3 * other})
+    write_results(options.output, rows)
     print(f"\nrows share from {SHARED_TOKENS} tokens on; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
 
 

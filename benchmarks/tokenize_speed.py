@@ -1,7 +1,8 @@
 """From raw rows to token ids: how many rows a second does Plaudit make, and how many TRL?
 
 Both tokenise the same rows with the same tokenizer, turn by turn in one process, and must give the same ids row by row.
-Figures are medians; processor time is beside them, since it says more where the machine has other work.
+Figures are medians, of the ratio over rounds; processor time is beside them, since it says more where the machine has
+other work.
 Usage: python benchmarks/tokenize_speed.py DATA.jsonl.gz [--rounds 5] [--chat]
 """
 
@@ -14,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
+from results import add_output, write_results
 from workload import make_tokenizer, read_rows
 
 from plaudit.data import hh
@@ -52,6 +54,7 @@ def main():
     parser.add_argument("data", type=Path, help="pairs of text, as in the columns `chosen` and `rejected`")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--chat", action="store_true", help="turn Anthropic's transcripts to messages first")
+    add_output(parser)
     options = parser.parse_args()
     datasets.disable_progress_bars()
     raw = read_rows(options.data)
@@ -71,10 +74,13 @@ def main():
     wall, cpu = ({name: statistics.median(column[k] for column in times[name]) for name in sides} for k in (0, 1))
     for name in sides:
         print(f"{name:8} {len(rows) / wall[name]:7.0f} rows/s   {wall[name]:.3f} s wall, {cpu[name]:.3f} s processor")
-    ratios = [
-        f"{figure['trl'] / figure['plaudit']:.2f} {name}" for name, figure in (("wall", wall), ("processor", cpu))
-    ]
-    print(f"times as fast as TRL: {', '.join(ratios)}; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+    pairs = list(zip(times["plaudit"], times["trl"], strict=True))
+    ratio, ratio_of_cpu = (statistics.median(theirs[k] / ours[k] for ours, theirs in pairs) for k in (0, 1))
+    print(f"times as fast as TRL: {ratio:.2f} wall, {ratio_of_cpu:.2f} processor; load {os.getloadavg()[0]:.1f} on "
+          f"{os.cpu_count()} cores")  # fmt: skip
+    row = {"file": options.data.name.split(".")[0], "rows": len(rows), "rows/s": len(rows) / wall["plaudit"],
+           "TRL's": len(rows) / wall["trl"], "times": ratio, "times by processor time": ratio_of_cpu}  # fmt: skip
+    write_results(options.output, [row])
 
 
 if __name__ == "__main__":

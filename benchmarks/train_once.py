@@ -77,6 +77,7 @@ def main():
         "positions": watch.positions,
         "largest": watch.largest,
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        "tokens": [entry["num_tokens"] for entry in trainer.state.log_history if "loss" in entry],
         "loaded": loaded,
         "peak": peak_memory(device),
     }

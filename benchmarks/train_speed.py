@@ -1,9 +1,10 @@
 """How fast does Plaudit train, and in how much memory, beside TRL?
 
-Both train the same weights on the same rows in the same order with the same optimiser, in bf16, and show equal losses.
-Each run has a process of its own, so that its memory is its own; they alternate, and of `--repeats` runs the fastest
-counts. The first `--warmup` steps are not timed. Rows are shuffled once, as training would, then tokenised once: both
-get the same token ids, 8 rows a step unless `--rows` says otherwise.
+Both train the same weights on the same rows in the same order with the same optimiser, and show equal losses; in bf16
+where the processor computes it natively, else in float32, unless `--dtype` says otherwise. Each run has a process of
+its own, so that its memory is its own; they alternate, and of each step the fastest of `--repeats` runs counts. The
+first `--warmup` steps are not timed. Rows are shuffled once, as training would, then tokenised once: both get the same
+token ids, 8 rows a step unless `--rows` says otherwise.
 
 Ranked groups: Plaudit gets 8 groups a step, each as one row, and weighs comparisons alike. TRL, which knows pairs only,
 gets all pairs of the same 8 groups, shuffled and cut into 4 micro-batches of equal size (7 pairs on average), so that
@@ -13,12 +14,16 @@ would need more memory than most machines have, and more padding.)
 With `--group_by_prompt` Plaudit places rows of one prompt together, in its own random order, and TRL gets the same
 batches in the same order, each as one row of its dataset.
 
-Figures: pairs (comparisons) a second; peak memory above that of the process with the trainer just made; the distinct
-tokens that Plaudit computes a second; FLOP/s of its linear layers (6 for each parameter and token, 8 with
-checkpointing, which computes them forward again) and how much of the rate of bare bf16 products this is, measured in
-the same run on the same shapes.
+Every figure of speed is a median over steps: pairs (comparisons) a second; how many times TRL's seconds are those of
+Plaudit for the same step, with the 10th and the 90th percentile over steps; the positions that TRL computes for each
+distinct token of Plaudit, and what the first ratio is of the second (above 1, Plaudit gains more than it saves in
+tokens); the distinct tokens that Plaudit computes a second; FLOP/s of its linear layers (6 for each parameter and
+token, 8 with checkpointing, which computes them forward again) and how much of the rate of bare products in the same
+precision this is, measured in the same run on the same shapes. Memory is the peak above that of the process with the
+trainer just made.
 
-`--growth` measures Plaudit alone as batches grow from 1k to 64k distinct tokens.
+`--growth` measures Plaudit alone as batches grow from 1k to 64k distinct tokens, with and without checkpointing; with
+`--checkpointing`, only with it.
 
 Usage: python benchmarks/train_speed.py [--data FOLDER] [--files NAME ...] [--all] [--checkpointing] [--growth]
 """
@@ -38,6 +43,7 @@ import numpy as np
 import torch
 from datasets import Dataset, disable_progress_bars
 from machine import device_name, linear_shapes, matrix_rate
+from results import add_output, as_tables, write_results
 from transformers import AutoModelForSequenceClassification, set_seed
 from transformers.utils.logging import disable_progress_bar
 from workload import make_tokenizer, read_rows, write_base_model
@@ -51,6 +57,7 @@ MICRO_BATCHES = 4  # in which TRL takes the pairs of 8 groups
 MAX_LENGTH = 1024
 SIDES = ["chosen_ids", "rejected_ids"]
 FILES = ["hh_harmless_transcripts", "summedits", "tara", "oasst_ranked"]
+DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
 GROWTH = [1 << power for power in range(10, 17)]
 CHECKPOINTED_FROM = 1 << 14  # tokens a batch
 
@@ -85,8 +92,8 @@ def prepare(path, folder, asked, *, group_by_prompt=False):
     parameters, shapes = write_model(folder / "model", rows, asked)
     rules = TokenizationRules(MAX_LENGTH)
     dataset, _ = tokenize_dataset(Dataset.from_list(rows), make_tokenizer(rows), rules, split="train")
-    size, common = asked.rows, {"per_device_train_batch_size": asked.rows, "use_cpu": asked.device == "cpu"}
-    options, trl_options = {}, {}
+    size, options, trl_options = asked.rows, {}, {}
+    common = {"per_device_train_batch_size": size, "use_cpu": asked.device == "cpu", "bf16": asked.dtype == "bf16"}
     if "sequence_ids" in dataset.column_names:
         batches = draw_groups([len(pairs_of_group(row)) for row in dataset], size)
         dataset = dataset.select([number for batch in batches for number in batch])
@@ -99,9 +106,8 @@ def prepare(path, folder, asked, *, group_by_prompt=False):
         # In the order of the rows, batches would close as soon as a prompt does not fit; at random they are filled.
         options = {"group_by_prompt": True, "train_sampling_strategy": "random"}
         trl_options = {"per_device_train_batch_size": 1}
-        steps = list(
-            make_batch_sampler(dataset, RewardConfig(**settings(folder, **common, **options, max_steps=1)), "forest")
-        )
+        args = RewardConfig(**settings(folder, **common, **options, max_steps=1))
+        steps = list(make_batch_sampler(dataset, args, "forest", rows=size))
         trl = Dataset.from_list([dataset.select(step).select_columns(SIDES)[:] for step in steps])
     else:
         steps = [range(start, start + size) for start in range(0, len(dataset) - size + 1, size)]
@@ -156,7 +162,6 @@ def settings(folder, **options):
         "learning_rate": 1e-4,
         "train_sampling_strategy": "sequential",
         "gradient_checkpointing": False,
-        "bf16": True,
         "model_init_kwargs": {"dtype": "float32"},
         "logging_steps": 1,
         "save_strategy": "no",
@@ -186,9 +191,9 @@ def run(library, workload, **options):
     return json.loads(result.read_text())
 
 
-def timed(result, warmup):
-    """Seconds of the steps after the first `warmup`."""
-    return result["ends"][-1] - result["ends"][warmup - 1]
+def step_seconds(results, warmup):
+    """Seconds [S] of each step after the first `warmup`: the least of all runs."""
+    return np.min([np.diff(result["ends"])[warmup - 1 :] for result in results], axis=0)
 
 
 def above_loaded(results):
@@ -201,60 +206,56 @@ def linear_flops(workload, checkpointing):
 
 
 def compare(workload, options):
-    """One line of the table, as a dict: both libraries on one file."""
+    """One row of the table: both libraries on one file."""
     steps = min(options.warmup + options.steps, len(workload.pairs))
     results = {"plaudit": [], "trl": []}
     for _ in range(options.repeats):
         for library, done in results.items():
             done.append(run(library, workload, max_steps=steps, gradient_checkpointing=options.checkpointing))
-    best = {library: min(timed(r, options.warmup) for r in done) for library, done in results.items()}
-    ours, theirs = results["plaudit"][0], results["trl"][0]
-    tokens, padded = (sum(side["positions"][options.warmup :]) for side in (ours, theirs))
-    pairs = sum(workload.pairs[options.warmup : steps])
-    memory = {library: above_loaded(done) for library, done in results.items()}
-    mean_tokens = tokens // (steps - options.warmup)
-    rate = matrix_rate(workload.shapes, mean_tokens, forwards=1 + options.checkpointing, device=options.device)
-    reached = linear_flops(workload, options.checkpointing) * tokens / best["plaudit"]
-    differences = np.abs(np.subtract(ours["losses"], theirs["losses"]))
+    seconds, theirs = (step_seconds(done, options.warmup) for done in results.values())
+    tokens, padded = (np.array(done[0]["positions"][options.warmup :]) for done in results.values())
+    pairs = np.array(workload.pairs[options.warmup : steps])
+    losses = [done[0]["losses"] for done in results.values()]
+    if "group_weighting" not in workload.options and len({tuple(done[0]["tokens"]) for done in results.values()}) > 1:
+        sys.exit(f"the libraries trained on different rows: {[done[0]['tokens'][:8] for done in results.values()]}")
+    memory, memory_of_trl = (above_loaded(done) / 1e9 for done in results.values())
+    rate = matrix_rate(
+        workload.shapes, int(tokens.mean()), forwards=1 + options.checkpointing, device=options.device,
+        dtype=DTYPES[options.dtype],
+    )  # fmt: skip
+    reached = np.median(linear_flops(workload, options.checkpointing) * tokens / seconds)
+    times, positions = theirs / seconds, padded / tokens
     return {
-        "steps": str(steps - options.warmup),
-        "pairs/s": f"{pairs / best['plaudit']:.2f}",
-        "TRL": f"{pairs / best['trl']:.2f}",
-        "times": f"{best['trl'] / best['plaudit']:.2f}",
-        "positions": f"{padded / tokens:.2f}",
-        "peak GB": f"{memory['plaudit'] / 1e9:.2f}",
-        "TRL GB": f"{memory['trl'] / 1e9:.2f}",
-        "share": f"{memory['plaudit'] / memory['trl']:.2f}",
-        "tokens/s": f"{tokens / best['plaudit']:.0f}",
-        "linear GFLOP/s": f"{reached / 1e9:.0f}",
-        "bare GFLOP/s": f"{rate / 1e9:.0f}",
-        "reached": f"{reached / rate:.0%}",
-        "loss apart": f"{differences.max():.1e}",
-        "last loss": f"{ours['losses'][-1]:.4f}",
-        "TRL's": f"{theirs['losses'][-1]:.4f}",
-    }, differences.max()
-
-
-def show_table(rows):
-    """Print Markdown with columns in line."""
-    cells = [list(rows[0]), *(list(row.values()) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for number, line in enumerate(cells):
-        padded = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
-        print("| " + " | ".join([line[0].ljust(widths[0]), *padded[1:]]) + " |")
-        if number == 0:
-            print("| " + " | ".join("-" * width for width in widths) + " |")
-    print(flush=True)
+        "steps": len(seconds),
+        "pairs/s": np.median(pairs / seconds),
+        "TRL's": np.median(pairs / theirs),
+        "times": np.median(times),
+        "times, 10%": np.percentile(times, 10),
+        "times, 90%": np.percentile(times, 90),
+        "positions to tokens": np.median(positions),
+        "times to positions": np.median(times / positions),
+        "peak GB": memory,
+        "TRL's GB": memory_of_trl,
+        "share of memory": memory / memory_of_trl,
+        "tokens/s": np.median(tokens / seconds),
+        "linear GFLOP/s": reached / 1e9,
+        "bare GFLOP/s": rate / 1e9,
+        "reached": reached / rate,
+        "losses apart": np.abs(np.subtract(*losses)).max(),
+        "last loss": losses[0][-1],
+        "TRL's loss": losses[1][-1],
+    }
 
 
 def growth(path, folder, options):
     """Plaudit alone on batches of more and more distinct tokens."""
     workload = prepare(path, folder, options)
     constant = 12 * workload.parameters  # a gradient and AdamW's two moments, in float32
-    lines = {False: [], True: []}
-    for checkpointing, budget in ((c, b) for c in lines for b in GROWTH if c or b < CHECKPOINTED_FROM):
-        if budget > options.growth_to:
-            continue
+    jobs = [(True, budget) for budget in options.budgets]
+    if not options.checkpointing:
+        jobs = [(False, budget) for budget in options.budgets if budget < CHECKPOINTED_FROM] + jobs
+    rows = []
+    for checkpointing, budget in jobs:
         steps = max(3, min(options.steps, CHECKPOINTED_FROM // budget * 4))
         result = run(
             "plaudit",
@@ -264,30 +265,28 @@ def growth(path, folder, options):
             max_tokens_per_batch=budget,
             max_length=GROWTH[0] // 2,  # a pair must fit into the smallest batch
         )
-        tokens = sum(result["positions"][options.warmup :])
-        seconds = timed(result, options.warmup) / tokens
-        peak = above_loaded([result])
-        print(f"{budget} tokens, checkpointing {checkpointing}: {seconds * 1e6:.0f} us a token", file=sys.stderr)
-        line = {
-            "budget": str(budget),
-            "checkpointing": "yes" if checkpointing else "no",
-            "steps": str(steps),
-            "tokens a batch": f"{tokens / steps:.0f}",
-            "us a token": f"{seconds * 1e6:.0f}",
-            "peak GB": f"{peak / 1e9:.2f}",
-            "KB a token": f"{(peak - constant) / result['largest'] / 1e3:.0f}",
+        tokens = np.array(result["positions"][options.warmup :])
+        row = {
+            "budget": budget,
+            "checkpointing": checkpointing,
+            "steps": steps,
+            "tokens a batch": tokens.mean(),
+            "us a token": 1e6 * np.median(step_seconds([result], options.warmup) / tokens),
+            "peak GB": above_loaded([result]) / 1e9,
+            "KB a token": (above_loaded([result]) - constant) / result["largest"] / 1e3,
         }
-        lines[checkpointing].append((seconds, line))
+        print(f"{budget} tokens, checkpointing {checkpointing}: {row['us a token']:.0f} us", file=sys.stderr)
+        rows.append(row)
+    for checkpointing in dict.fromkeys(checkpointing for checkpointing, _ in jobs):
+        times = [row["us a token"] for row in rows if row.get("checkpointing") == checkpointing]
+        how = "with" if checkpointing else "without"
+        rows.append({"time per token": f"{how} checkpointing", "flat within": max(times) / min(times) - 1})
     print(
-        f"\nPlaudit alone, {workload.parameters / 1e6:.1f}M parameters. KB a token: the peak above the loaded model, "
-        f"without {constant / 1e9:.2f} GB of gradients and AdamW's moments, over the tokens of the largest batch.\n"
+        f"\nPlaudit alone, {workload.parameters / 1e6:.1f}M parameters, {options.dtype}. KB a token: the peak above "
+        f"the loaded model, without {constant / 1e9:.2f} GB of gradients and AdamW's moments, over the tokens of the "
+        f"largest batch.\n\n{as_tables(rows)}"
     )
-    show_table([line for group in lines.values() for _, line in group])
-    for checkpointing, group in lines.items():
-        times = [seconds for seconds, _ in group]
-        if times:
-            spread = max(times) / min(times) - 1
-            print(f"{'with' if checkpointing else 'without'} checkpointing, time per token is flat within {spread:.0%}")
+    write_results(options.output, rows)
 
 
 def compare_all(options):
@@ -297,22 +296,23 @@ def compare_all(options):
     jobs = [(path, options.group_by_prompt) for path in files]
     if not options.group_by_prompt and not options.files_given:
         jobs += [(path, True) for path in files if path.name.startswith("summedits")]
-    lines, worst = [], 0.0
+    rows = []
     for path, group_by_prompt in jobs:
         name = path.name.removesuffix(".jsonl.gz") + (", by prompt" if group_by_prompt else "")
         with tempfile.TemporaryDirectory() as folder:
             workload = prepare(path, Path(folder), options, group_by_prompt=group_by_prompt)
-            line, apart = compare(workload, options)
-        worst = max(worst, apart)
-        lines.append({"file": name, "model": f"{workload.parameters / 1e6:.1f}M"} | line)
-        print(f"{name}: {line}", file=sys.stderr, flush=True)
+            measured = compare(workload, options)
+        about = {"file": name, "precision": options.dtype, "parameters": f"{workload.parameters / 1e6:.1f}M"}
+        rows.append(about | measured)
+        print(f"{name}: {measured['times']:.2f} times TRL", file=sys.stderr, flush=True)
     how = "with" if options.checkpointing else "without"
     print(
-        f"\n{device_name(options.device)}, torch {torch.__version__}, {options.rows} rows a step, bf16, {how} gradient "
+        f"\n{device_name(options.device)}, torch {torch.__version__}, {options.rows} rows a step, {how} gradient "
         f"checkpointing, {torch.get_num_threads()} threads; best of {options.repeats}, {options.warmup} steps of "
-        f"warming up; load at the end {os.getloadavg()[0]:.1f}.\n"
+        f"warming up; load at the end {os.getloadavg()[0]:.1f}.\n\n{as_tables(rows)}"
     )
-    show_table(lines)
+    write_results(options.output, rows)
+    worst = max(row["losses apart"] for row in rows)
     if worst > options.tolerance:
         sys.exit(f"the losses of a step differ by {worst:.2g}, more than {options.tolerance:g}")
 
@@ -325,16 +325,20 @@ def main():
     parser.add_argument("--group_by_prompt", action="store_true")
     parser.add_argument("--checkpointing", action="store_true", help="for both")
     parser.add_argument("--growth", action="store_true")
-    parser.add_argument("--growth_to", type=int, default=GROWTH[-1], help="largest batch of --growth, in tokens")
+    parser.add_argument("--budgets", type=int, nargs="+", default=GROWTH, help="tokens of the batches of --growth")
     parser.add_argument("--steps", type=int, default=20, help="timed ones")
     parser.add_argument("--warmup", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: bf16 where the device computes it natively")
     parser.add_argument("--rows", type=int, default=8, help="rows a step")
     parser.add_argument("--hidden", type=int, default=512, help="width of the model")
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--tolerance", type=float, default=0.05, help="how far losses may be apart at any step")
+    add_output(parser)
     options = parser.parse_args()
+    if options.dtype is None:
+        options.dtype = "bf16" if RewardConfig("-", use_cpu=options.device == "cpu").bf16 else "float32"
     options.files_given = options.files is not None
     options.files = options.files or FILES
     if options.warmup < 1 or options.steps < 1:

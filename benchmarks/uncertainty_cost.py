@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import torch
+from results import add_output, write_results
 from transformers import Qwen3Config, Qwen3ForSequenceClassification, set_seed
 
 from plaudit.engine import ScoringEngine
@@ -47,7 +48,8 @@ def workloads(generator):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=12)
-    arguments = parser.parse_args()
+    add_output(parser)
+    arguments, rows = parser.parse_args(), []
     torch.set_num_threads(1)
     model = make_model()
     engine = ScoringEngine(model, max_tokens_per_batch=4096)
@@ -66,7 +68,10 @@ def main():
                 seconds[name].append(time.process_time() - started)
         alone = np.array(seconds["one head"][1:])  # the first round settles the layout
         for name, measured in seconds.items():
-            print(f"{workload:36} {name:10} {np.median(np.array(measured[1:]) / alone):.3f} of one head's time")
+            ratio = np.median(np.array(measured[1:]) / alone)
+            print(f"{workload:36} {name:10} {ratio:.3f} of one head's time")
+            rows.append({"workload": workload, "head": name, "of one head's time": ratio})
+    write_results(arguments.output, rows)
 
 
 if __name__ == "__main__":
