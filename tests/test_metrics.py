@@ -220,6 +220,13 @@ def test_the_bootstrap_resamples_weights_with_their_comparisons():
     assert high - low == pytest.approx(2 * 1.96 * error, rel=0.1)
 
 
+def test_a_bootstrap_is_the_beginning_of_one_with_more_samples():
+    random = np.random.default_rng(0)
+    values, prompts, weights = random.normal(size=(2, 6000)), random.integers(3000, size=6000), random.random(6000)
+    few, many = (metrics.resampled_means(values, prompts, weights, resamples=number) for number in (30, 100))
+    np.testing.assert_allclose(few, many[:30], rtol=1e-12)
+
+
 def test_the_interval_is_the_same_again_in_another_order():
     draw = np.random.default_rng(0)
     chosen, prompts, weights = draw.normal(size=300), draw.integers(0, 60, 300), draw.uniform(0.5, 2, 300)

@@ -23,6 +23,8 @@ __all__ = [
     "wilson_interval",
 ]
 
+_DRAWN_AT_ONCE = 65_536  # draws of a chunk of bootstrap samples, which stay in the processor's cache
+
 
 def preference_metrics(
     first: ArrayLike,
@@ -259,12 +261,17 @@ def resampled_means(
     value = np.asarray(values, dtype=np.float64)
     weight = np.ones(value.shape[1]) if weights is None else np.asarray(weights, dtype=np.float64)
     prompt = _prompt_indices(prompts, value.shape[1])
-    total = np.bincount(prompt, weight)  # [prompts]
-    summed = np.stack([np.bincount(prompt, weight * row) for row in value])  # [K, prompts]
-    generator, means = np.random.default_rng(seed), np.empty((resamples, len(value)))
-    for number in range(resamples):
-        times = np.bincount(generator.integers(len(total), size=len(total)), minlength=len(total))
-        means[number] = summed @ times / (total @ times)
+    # The weights stand in the last row: one product sums the quantities and the weights of a chunk of samples.
+    summed = np.stack([np.bincount(prompt, weight * row) for row in (*value, np.ones(len(prompt)))])  # [K + 1, prompts]
+    clusters, generator = summed.shape[1], np.random.default_rng(seed)
+    means = np.empty((resamples, len(value)))
+    chunk = max(1, _DRAWN_AT_ONCE // clusters)
+    for first in range(0, resamples, chunk):
+        count = min(chunk, resamples - first)
+        drawn = generator.integers(clusters, size=(count, clusters)) + np.arange(count)[:, None] * clusters
+        times = np.bincount(drawn.ravel(), minlength=count * clusters).reshape(count, clusters)
+        sums = times @ summed.T  # [count, K + 1]
+        means[first : first + count] = sums[:, :-1] / sums[:, -1:]
     return means
 
 

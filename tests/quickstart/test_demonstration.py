@@ -1,4 +1,4 @@
-"""The demonstration in small; `make proof` runs the whole one for five seeds."""
+"""The demonstration in small; `make proof` runs the whole one for three seeds."""
 
 from dataclasses import replace
 

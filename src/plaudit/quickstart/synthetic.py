@@ -21,6 +21,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -62,6 +63,9 @@ FRAMES = ["{}.", "It is {}.", "I would say {}."]
 FILLERS = ["Many people wonder.", "That much is known.", "Books say so."]
 REMARKS = ["Think of the {}.", "I like the {}."]
 
+_WORD = re.compile(r"\w+")
+_SENTENCE = re.compile(r"[^.!?]*?\w[^.!?]*")  # the text between two full stops, if it has a word
+
 
 @dataclass(frozen=True)
 class _Question:
@@ -83,8 +87,7 @@ class ResponseFeatures:
     @classmethod
     def of(cls, response: str) -> "ResponseFeatures":
         """Extract the features of any text; case and spacing do not matter."""
-        sentences = [part for part in re.split(r"[.!?]+", response) if re.search(r"\w", part)]
-        return cls(re.findall(r"\w+", response.lower()), len(sentences), response.rstrip()[-1:])
+        return cls(_WORD.findall(response.lower()), len(_SENTENCE.findall(response)), response.rstrip()[-1:])
 
     @property
     def polite(self) -> bool:
@@ -148,12 +151,14 @@ def _instructions() -> list[list[_Instruction]]:
 
 
 _QUESTIONS = _questions()
+_KINDS = list(_QUESTIONS.values())
 _INSTRUCTIONS = _instructions()
 ANSWERS = sorted({question.answer for question in itertools.chain.from_iterable(_QUESTIONS.values())})
 _QUESTION_OF = {question.text: question for question in itertools.chain.from_iterable(_QUESTIONS.values())}
 _INSTRUCTION_OF = {instruction.text: instruction for instruction in itertools.chain.from_iterable(_INSTRUCTIONS)}
 
 
+@lru_cache(maxsize=4096)  # the world has fewer prompts, and each draw parses its prompt several times
 def _parse(prompt: str) -> tuple[_Question, _Instruction | None]:
     """Return the question and the instruction of a prompt."""
     match = re.fullmatch(r"\s*(.*?[.?])(?:\s+(.*?))?\s*", prompt)
@@ -277,7 +282,7 @@ def _pick(rng: np.random.Generator, options: Sequence[T]) -> T:
 def _draw_prompt(rng: np.random.Generator, split: Split) -> str:
     """Draw a question of any kind, five times in six with an instruction."""
     while True:
-        prompt = _pick(rng, _pick(rng, list(_QUESTIONS.values()))).text
+        prompt = _pick(rng, _pick(rng, _KINDS)).text
         if rng.random() < 5 / 6:
             prompt += " " + _pick(rng, _pick(rng, _INSTRUCTIONS)).text
         if _split_of(prompt) == split:
@@ -310,7 +315,7 @@ def _draw_response(rng: np.random.Generator, prompt: str, right: bool) -> str:
 
 def _wrong_answer(rng: np.random.Generator, question: _Question) -> str:
     """Draw a wrong answer: the other option of a choice, a rival, or the answer to any other question."""
-    offered = [rival for rival in question.rivals if rival in re.findall(r"\w+", question.text)]
+    offered = [rival for rival in question.rivals if rival in _WORD.findall(question.text)]
     pools = [offered or question.rivals, question.rivals, [text for text in ANSWERS if text != question.answer]]
     return _pick(rng, _pick(rng, pools))
 
