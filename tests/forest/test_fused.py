@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plaudit.forest.fused import attend_fused
-from plaudit.forest.partition import BlockLimits, partition_kernel_calls
+from plaudit.forest.partition import partition_kernel_calls
 from plaudit.forest.trie import TokenForest
 
 LONG = list(range(140))
@@ -20,7 +20,7 @@ SEQUENCES = {
     "long": [[*LONG, 900, *LONG[:70]], [*LONG, 901], [*LONG[:30], 902, *LONG[:20]]],
 }
 HEADS = {"one key head each": (3, 3), "grouped": (6, 2), "one key head": (3, 1)}
-LIMITS = {"default": BlockLimits(), "small subtrees": BlockLimits(10), "chains": BlockLimits(1)}
+LIMITS = {"default": {}, "small subtrees": {"subtree_tokens": 10}, "chains": {"subtree_tokens": 1}}
 SIZE = 8
 
 
@@ -31,8 +31,8 @@ def tensors(forest, heads, keys, dtype=torch.float64):
     return [(2 * torch.randn(shape, generator=generator, dtype=torch.float64)).to(dtype) for shape in shapes]
 
 
-def by_kernel(forest, query, key, value, limits=LIMITS["default"], dtype=None):
-    calls = partition_kernel_calls(forest.position_ids, forest.subtree_end, limits)
+def by_kernel(forest, query, key, value, dtype=None, **limits):
+    calls = partition_kernel_calls(forest.position_ids, forest.subtree_end, **limits)
     return attend_fused(query, key, value, calls, SIZE**-0.5, dtype or value.dtype)
 
 
@@ -57,7 +57,7 @@ def with_gradients(attend, forest, *parts, **options):
 def test_output_and_gradients_are_those_of_the_formula(sequences, heads, limits):
     forest = TokenForest.from_sequences(sequences)
     parts = tensors(forest, *heads)
-    found = with_gradients(by_kernel, forest, *parts, limits=limits)
+    found = with_gradients(by_kernel, forest, *parts, **limits)
     for own, expected in zip(found, with_gradients(by_formula, forest, *parts), strict=True):
         torch.testing.assert_close(own, expected, atol=1e-12, rtol=1e-10)
 
@@ -67,7 +67,7 @@ def test_output_and_gradients_are_those_of_the_formula(sequences, heads, limits)
 def test_any_forest_is_attended_as_by_the_formula(sequences, subtree_tokens):
     forest = TokenForest.from_sequences(sequences)
     parts = tensors(forest, 4, 2)
-    found = with_gradients(by_kernel, forest, *parts, limits=BlockLimits(subtree_tokens))
+    found = with_gradients(by_kernel, forest, *parts, subtree_tokens=subtree_tokens)
     for own, expected in zip(found, with_gradients(by_formula, forest, *parts), strict=True):
         torch.testing.assert_close(own, expected, atol=1e-12, rtol=1e-10)
 
@@ -76,7 +76,7 @@ def test_any_forest_is_attended_as_by_the_formula(sequences, subtree_tokens):
 def test_parts_of_narrow_precision_are_merged_in_float32(limits):
     forest = TokenForest.from_sequences(SEQUENCES["long"])
     parts = tensors(forest, 4, 2, torch.bfloat16)
-    found = by_kernel(forest, *parts, limits=limits)
+    found = by_kernel(forest, *parts, **limits)
     expected = by_formula(forest, *(part.double() for part in parts))
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.double(), expected, atol=2e-2, rtol=2e-2)  # two roundings of 2^-8

@@ -105,7 +105,7 @@ def test_the_calls_of_a_kernel_cover_what_each_token_sees_once(tokens, subtree_t
     forest = tree(tokens)
     seen = np.zeros((len(forest), len(forest)), dtype=int)
     has_queries = np.zeros(len(forest), dtype=bool)
-    for call in partition_kernel_calls(forest.position_ids, forest.subtree_end, BlockLimits(subtree_tokens)):
+    for call in partition_kernel_calls(forest.position_ids, forest.subtree_end, subtree_tokens):
         part = np.ones((call.queries.stop - call.queries.start, call.keys.stop - call.keys.start), dtype=int)
         if call.is_causal:
             part = np.tril(part)
@@ -120,6 +120,6 @@ def test_the_calls_of_a_kernel_cover_what_each_token_sees_once(tokens, subtree_t
 def test_small_subtrees_make_a_call_together_and_a_long_chain_two():
     stem = list(range(20))
     forest = TokenForest.from_sequences([[*stem, n, 30, 31] for n in (40, 41, 42)] + [[90, 91]], [0] * 4)
-    calls = partition_kernel_calls(forest.position_ids, forest.subtree_end, BlockLimits(subtree_tokens=10))
+    calls = partition_kernel_calls(forest.position_ids, forest.subtree_end, 10)
     found = [(call.queries.start, call.queries.stop, call.keys.start, call.keys.stop, call.is_causal) for call in calls]
     assert found == [(0, 20, 0, 20, True), (20, 29, 0, 20, False), (20, 29, 20, 29, False), (29, 31, 29, 31, True)]
