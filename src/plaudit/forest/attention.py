@@ -204,8 +204,7 @@ def _attention(
     dtype, rules, sinks = _compute_dtype(value), _rules(module, query, options), options.get("s_aux")
     backend = backend or _backend_for(query, value, rules, sinks, dtype)
     if backend in ("blocks", "fused"):
-        attend = _blocks if backend == "blocks" else _fused
-        return attend(query, key, value, forest, rules, sinks, dtype), None
+        return _by_parts(backend, query, key, value, forest, rules, sinks, dtype), None
     query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     if backend == "flex":
         return attend_flex(query, key, value, forest.block_mask(window), rules, sinks), None
@@ -225,11 +224,9 @@ def _backend_for(
     return "fused" if can_fused else "blocks"
 
 
-# The loops over parts differ from batch to batch; the rest of the model compiles around them.
-
-
-@torch.compiler.disable
-def _blocks(
+@torch.compiler.disable  # the loop over parts differs from batch to batch; the rest of the model compiles around it
+def _by_parts(
+    backend: str,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -238,26 +235,15 @@ def _blocks(
     sinks: torch.Tensor | None,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    blocks = forest.blocks(query.shape[1], rules.window)
-    return attend_blocks(query[0], key[0], value[0], blocks, rules, sinks, dtype)[None]
-
-
-@torch.compiler.disable
-def _fused(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    forest: ForestAttention,
-    rules: ScoreRules,
-    sinks: torch.Tensor | None,
-    dtype: torch.dtype,
-) -> torch.Tensor:
+    tensors = query[0], key[0], value[0]
+    if backend == "blocks":
+        return attend_blocks(*tensors, forest.blocks(query.shape[1], rules.window), rules, sinks, dtype)[None]
     if not can_attend_fused(query, value, rules, sinks):
         raise ModelError(
             "no token forest: the backend 'fused' runs on the CPU, for queries and values of one size, without window, "
             "sinks, soft-capping and dropout."
         )
-    return attend_fused(query[0], key[0], value[0], forest.kernel_calls(), rules.scaling, dtype)[None]
+    return attend_fused(*tensors, forest.kernel_calls(), rules.scaling, dtype)[None]
 
 
 def _rules(module: torch.nn.Module, query: torch.Tensor, options: dict[str, Any]) -> ScoreRules:
