@@ -178,7 +178,7 @@ PARTS = [
     ),
     Part(
         "checkpoints",
-        "checkpoint_parity.py {data}/hh_harmless.jsonl.gz --rows 40 --steps 5",
+        "checkpoint_parity.py {data}/hh_harmless.jsonl.gz --rows 20 --steps 5",
         "a saved model gives the rewards of training in plain transformers and in TRL",
         170,
         "--rows 4 --steps 1",
@@ -269,8 +269,8 @@ PARTS = [
     ),
     Part(
         "best_of_n",
-        "ensembles.py --parts choice --groups 4",
-        "the true reward of the best of n by a single model and by ensembles, on 4 draws of the data (`make ensembles` "
+        "ensembles.py --parts choice --groups 2",
+        "the true reward of the best of n by a single model and by ensembles, on 2 draws of the data (`make ensembles` "
         "takes 20)",
         250,
         "--short",

@@ -94,6 +94,18 @@ def test_tensors_may_have_any_strides():
     torch.testing.assert_close(by_kernel(forest, *strided), by_kernel(forest, *parts), atol=1e-12, rtol=1e-10)
 
 
+@pytest.mark.parametrize(
+    "sequences", [[[1, 2, 3]], [[*range(10), n, *LONG] for n in (20, 21)]], ids=["short", "forest"]
+)
+@pytest.mark.parametrize("part", [0, 1, 2], ids=["query", "key", "value"])
+def test_a_number_that_is_not_finite_is_seen(part, sequences):
+    # Without our own check, the kernel gives 0 for queries that see few keys, of which all scores are NaN.
+    forest = TokenForest.from_sequences(sequences)
+    parts = tensors(forest, 4, 2, torch.float32)
+    parts[part][:, 0] = torch.nan
+    assert by_kernel(forest, *parts)[-1].isnan().all()
+
+
 def test_the_operators_of_the_kernel_are_those_that_pytorch_calls():
     query = torch.randn(1, 2, 4, SIZE, requires_grad=True)
     with torch.profiler.profile() as profile:

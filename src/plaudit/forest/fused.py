@@ -19,8 +19,8 @@ from plaudit.forest.partition import KernelCall
 
 __all__ = ["attend_fused", "can_attend_fused", "is_faster_than_blocks"]
 
-_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+_kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_kernel_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 def can_attend_fused(query: torch.Tensor, value: torch.Tensor, rules: ScoreRules, sinks: torch.Tensor | None) -> bool:
@@ -81,27 +81,30 @@ class _FusedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Any, key: Any, value: Any, calls: Any, scaling: Any) -> torch.Tensor:
+        # The kernel gives 0 where all scores of a query with few keys are NaN, which would hide a broken model.
+        residue = (query.sum(dtype=torch.float32) + key.sum(dtype=torch.float32)) * 0.0
         grouped, key, value = _by_group(query, key, value)
         if len(calls) == 1:  # of all tokens
             bias = calls[0].bias(query.dtype)
-            out, logarithms = _forward(grouped, key, value, 0.0, calls[0].is_causal, attn_mask=bias, scale=scaling)
+            out, logarithms = _kernel(grouped, key, value, 0.0, calls[0].is_causal, attn_mask=bias, scale=scaling)
         else:
             out, logarithms = _merged_forward(grouped, key, value, calls, scaling)
         out = out.permute(2, 0, 1, 3).reshape(query.shape[1], len(query), -1).to(query.dtype)
+        out += residue
         ctx.calls, ctx.scaling = calls, scaling
         ctx.save_for_backward(grouped, key, value, out, logarithms)
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # of the output, [T, H, D]
         query, key, value, out, logarithms = ctx.saved_tensors
         groups, heads, tokens, size = query.shape
         out, grad = (each.view(tokens, groups, heads, size).permute(1, 2, 0, 3) for each in (out, grad.contiguous()))
         parts = grad, query, key, value, out, logarithms
         if len(ctx.calls) == 1:
             call = ctx.calls[0]
-            grads = _backward(*parts, 0.0, call.is_causal, attn_mask=call.bias(query.dtype), scale=ctx.scaling)
+            grads = _kernel_backward(*parts, 0.0, call.is_causal, attn_mask=call.bias(query.dtype), scale=ctx.scaling)
         else:
             grads = _summed_backward(*parts, ctx.calls, ctx.scaling)
         grad_query, *of_heads = grads
@@ -119,7 +122,7 @@ def _merged_forward(
     logarithms = torch.empty(groups, heads, tokens, dtype=dtype)
     for call in calls:
         parts = query[:, :, call.queries], key[:, :, call.keys], value[:, :, call.keys]
-        part, logarithm = _forward(*parts, 0.0, call.is_causal, attn_mask=call.bias(query.dtype), scale=scaling)
+        part, logarithm = _kernel(*parts, 0.0, call.is_causal, attn_mask=call.bias(query.dtype), scale=scaling)
         _merge(out[:, :, call.queries], logarithms[:, :, call.queries], part, logarithm, first=call.is_first)
     return out, logarithms
 
@@ -135,14 +138,11 @@ def _summed_backward(
     scaling: float,
 ) -> tuple[torch.Tensor, ...]:
     """Return the gradients of queries, keys and values [K, G, T, D] of several calls."""
-    # Token by token in memory, as the layers around attention compute.
-    of_query, of_key, of_value = (torch.empty_like(query.transpose(1, 2)).transpose(1, 2) for _ in range(3))
-    of_key.zero_()
-    of_value.zero_()
+    of_query, of_key, of_value = torch.empty_like(query), torch.zeros_like(query), torch.zeros_like(query)
     for call in calls:
         queries, keys = (slice(None), slice(None), call.queries), (slice(None), slice(None), call.keys)
         parts = grad[queries], query[queries], key[keys], value[keys], out[queries], logarithms[queries]
-        grads = _backward(*parts, 0.0, call.is_causal, attn_mask=call.bias(query.dtype), scale=scaling)
+        grads = _kernel_backward(*parts, 0.0, call.is_causal, attn_mask=call.bias(query.dtype), scale=scaling)
         if call.is_first:
             of_query[queries] = grads[0]
         else:
