@@ -18,7 +18,6 @@ Usage: OMP_NUM_THREADS=1 python benchmarks/host_time.py [--short] [--output FILE
 import argparse
 import copy
 import importlib
-import json
 import statistics
 import tempfile
 from contextlib import ExitStack
@@ -31,6 +30,7 @@ import numpy as np
 import torch
 from datasets import Dataset, disable_progress_bars
 from host_parts import ATTENTION, FIRST_LAYER, LATE, REST, SET_UP, Parts
+from results import add_output, write_results
 from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
@@ -112,7 +112,7 @@ def train(parts, folder, rows, layout, *, counting):
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     if counting and layout != "TRL":
-        trainer.guard.may_wait = True
+        trainer.guard.reads_late = True
     accelerator, collator = trainer.accelerator, type(trainer.data_collator)
     timed = [
         (collator, "torch_call" if layout == "TRL" else "__call__", "collator"),
@@ -298,7 +298,7 @@ def one_sequence(folder, sequence, steps):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--short", action="store_true", help="a few steps, to see that the benchmark runs")
-    parser.add_argument("--output", type=Path, help="a JSON file for the figures")
+    add_output(parser)
     options = parser.parse_args()
     steps, repeats = (2, 1) if options.short else (15, 3)
     disable_progress_bars()
@@ -324,8 +324,7 @@ def main():
             f"{row['workload']}: forest {row['forest_milliseconds']:.2f} ms, transformers "
             f"{row['transformers_milliseconds']:.2f} ms, ratio {row['ratio']:.2f}"
         )
-    if options.output:
-        options.output.write_text(json.dumps({"rows": [*trained, *scored, *alone]}, indent=1) + "\n")
+    write_results(options.output, [*trained, *scored, *alone])
 
 
 if __name__ == "__main__":

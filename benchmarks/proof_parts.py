@@ -43,10 +43,10 @@ class Goal:
 
     def judge(self, rows):
         """Return the figure that is furthest from the bound's good side, beside the bound."""
-        columns = [self.column] + [self.share_of] * (self.share_of is not None)
         rows = [row for row in rows if self.where.items() <= row.items()]
-        rows = [row for row in rows if all(row.get(column) is not None for column in columns)]
-        found = [row[self.column] / (row[self.share_of] if self.share_of else 1) for row in rows]
+        rows = [row for row in rows if not self.share_of or row.get(self.share_of) is not None]  # rows without a goal
+        is_measured = all(row.get(self.column) is not None for row in rows)
+        found = [row[self.column] / (row[self.share_of] if self.share_of else 1) for row in rows if is_measured]
         value = (min if self.at_least else max)(found, default=None)
         held = value is not None and (ge if self.at_least else le)(value, self.bound)
         return {

@@ -4,12 +4,11 @@ Usage: python benchmarks/quickstart_seeds.py [--seeds 3] [--output FILE.json]
 """
 
 import argparse
-import json
 import sys
 import tempfile
-from pathlib import Path
 
 import datasets
+from results import add_output, write_results
 
 from plaudit.quickstart.demonstration import run_quickstart
 
@@ -38,7 +37,7 @@ def is_kept(row):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    add_output(parser)
     options = parser.parse_args()
     datasets.disable_progress_bars()
     print("seed  accuracy  95% interval  ceiling  of the way  bag of word  longer wins  rank correl  seconds")
@@ -47,8 +46,7 @@ def main():
         row = run(seed)
         rows.append(row)
         print(f"{seed:4d}", *(text.format(row[name]) for name, text in _FIGURES.items()), sep="  ", flush=True)
-    if options.output is not None:
-        options.output.write_text(json.dumps({"rows": rows}, indent=2) + "\n", encoding="utf-8")
+    write_results(options.output, rows)
     if not all(map(is_kept, rows)):
         sys.exit("a promise is broken: 90% of the way, the bag of words 10 points below the ceiling, length below 60%")
 

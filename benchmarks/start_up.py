@@ -16,6 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from results import add_output, write_results
+
 from plaudit.cli import cli
 
 HELP_GOAL, LINE_GOAL, MISSING_GOAL = 0.5, 1.5, 10.0  # seconds; times the import of the libraries; seconds
@@ -59,10 +61,10 @@ def plaudit(arguments):
 
 
 def seconds(command, environment=None):
-    """The time of a process, and its exit code."""
+    """The time of a process, and its exit code, or 256 where it printed a traceback."""
     started = time.perf_counter()
     done = subprocess.run(command, env=environment, capture_output=True, check=False)
-    return time.perf_counter() - started, done.returncode
+    return time.perf_counter() - started, 256 if b"Traceback" in done.stderr else done.returncode
 
 
 def until_first_line(command):
@@ -118,14 +120,13 @@ def row(measured, found, goal, right=True):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the figures to this file, as JSON")
+    add_output(parser)
     output = parser.parse_args().output
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         (folder / "rows.jsonl").write_text(json.dumps(ROW) + "\n")
         rows = [*measure_help(), *measure_first_lines(folder), *measure_missing(folder)]
-    if output is not None:
-        output.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+    write_results(output, rows)
 
 
 if __name__ == "__main__":

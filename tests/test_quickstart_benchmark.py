@@ -21,6 +21,7 @@ def run_script(monkeypatch, output, accuracy):
             bag_of_words=0.53, longer_wins=0.51, correlation=0.9, prompt="", rewards={}, seconds=40.0 + seed,
         )  # fmt: skip
 
+    monkeypatch.syspath_prepend(SCRIPT.parent)
     monkeypatch.setattr("plaudit.quickstart.demonstration.run_quickstart", run)
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--seeds", "2", "--output", str(output)])
     runpy.run_path(str(SCRIPT), run_name="__main__")

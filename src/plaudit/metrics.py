@@ -265,7 +265,7 @@ def resampled_means(
     summed = np.stack([np.bincount(prompt, weight * row) for row in (*value, np.ones(len(prompt)))])  # [K + 1, prompts]
     clusters, generator = summed.shape[1], np.random.default_rng(seed)
     means = np.empty((resamples, len(value)))
-    chunk = max(1, _DRAWN_AT_ONCE // clusters)
+    chunk = max(1, _DRAWN_AT_ONCE // max(1, clusters))
     for first in range(0, resamples, chunk):
         count = min(chunk, resamples - first)
         drawn = generator.integers(clusters, size=(count, clusters)) + np.arange(count)[:, None] * clusters

@@ -130,7 +130,7 @@ def test_in_bf16_the_layouts_lose_alike(make_gpu_trainer):
 # UNVERIFIED: new, and not run on a GPU yet.
 def test_the_gpu_leaves_out_a_step_that_is_not_finite_before_the_host_knows(make_gpu_trainer):
     trainer = make_gpu_trainer(optimizer_cls_and_kwargs=None, max_steps=4)
-    assert trainer.guard.may_wait
+    assert trainer.guard.reads_late
     after = []
 
     class Weights(TrainerCallback):

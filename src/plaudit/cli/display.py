@@ -81,7 +81,7 @@ def show_log_messages() -> None:
 @contextmanager
 def spinner(text: str) -> Iterator[None]:
     """Show a spinner and a text on a terminal, until the context ends; one at a time, the outer one of several."""
-    if _spinners or not console.is_terminal:
+    if _spinners or not console.is_terminal or os.environ.get("RANK", "0") != "0":  # one for all of a launcher
         yield
         return
     _spinners.append(text)
@@ -117,9 +117,9 @@ def while_importing() -> Iterator[None]:
 def _while_loading(model: str) -> AbstractContextManager[object]:
     """Return a spinner for a model on this machine; where weights are downloaded, the bars of the hub's client show."""
     from huggingface_hub import try_to_load_from_cache
-    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
+    from transformers.utils import SAFE_WEIGHTS_NAME, WEIGHTS_NAME
 
-    names = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
+    names = (SAFE_WEIGHTS_NAME, WEIGHTS_NAME)
     if Path(model).is_dir() or any(isinstance(try_to_load_from_cache(model, name), str) for name in names):
         return spinner(f"Loading {model} ...")
     return nullcontext()

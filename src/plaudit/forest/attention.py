@@ -5,8 +5,8 @@ that is given one computes the forest's attention, and a layer that is not compu
 layouts run through one model. Backends:
 
 - `blocks`: small subtrees whole, long chains in parts (`plaudit.forest.blocks`), on any device.
-- `fused`: PyTorch's flash attention for CPUs, part by part (`plaudit.forest.fused`). Its name
-  is not that of the kernel, since transformers treats a model with "flash" in this setting in other ways.
+- `fused`: PyTorch's flash attention for CPUs, part by part (`plaudit.forest.fused`). The name avoids "flash", which
+  transformers looks for in this setting.
 - `flex`: FlexAttention with the forest's mask, on CUDA (`plaudit.forest.flex`).
 - `dense`: the model's own attention under a T x T mask; the reference.
 """

@@ -1,8 +1,9 @@
-"""Partition of a forest into blocks of bounded size, for attention block by block.
+"""Partition of a forest into blocks of bounded size, or into calls of an attention kernel.
 
 A block is a run of tokens in depth-first order that hang below one token. Its queries attend to the path above them,
 which they have in common and see in full, and to the block itself, under the mask of the forest. So few scores are
-computed that the mask would hide, in few products of matrices.
+computed that the mask would hide, in few products of matrices. A kernel computes the attention to the path in calls of
+its own instead, and needs no bound on scores, which it does not keep.
 """
 
 import math
@@ -39,7 +40,7 @@ class BlockLimits:
 
 
 _LIMITS = BlockLimits()
-_CALL_TOKENS = 128
+_CALL_TOKENS = 128  # fewer than for blocks, since a call of a kernel costs less than the products of a block
 
 
 @dataclass(frozen=True)
@@ -209,13 +210,15 @@ def partition_kernel_calls(
         stop = _end_of_small_subtrees(chain, chains, subtree_end, subtree_tokens)
         if stop is not None and stop > chain.stop:
             own = slice(start, stop)
-            calls.append(KernelCall(own, own, False, is_root, _hidden_below(start, stop, subtree_end[start:stop])))
+            hidden = _hidden_below(start, stop, subtree_end[start:stop])
+            calls.append(KernelCall(own, own, is_causal=False, is_first=is_root, hidden=hidden))
             start = stop
             continue
+        # A single chain needs no mask, however short: the causal call is it.
         own, end = slice(start, chain.stop), int(subtree_end[start])
-        calls.append(KernelCall(own, own, True, is_root))
+        calls.append(KernelCall(own, own, is_causal=True, is_first=is_root))
         if end > chain.stop:
-            calls.append(KernelCall(slice(chain.stop, end), own, False, is_root))
+            calls.append(KernelCall(slice(chain.stop, end), own, is_causal=False, is_first=is_root))
         start = chain.stop
     return calls
 

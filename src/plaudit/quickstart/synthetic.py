@@ -64,7 +64,7 @@ FILLERS = ["Many people wonder.", "That much is known.", "Books say so."]
 REMARKS = ["Think of the {}.", "I like the {}."]
 
 _WORD = re.compile(r"\w+")
-_SENTENCE = re.compile(r"[^.!?]*?\w[^.!?]*")  # the text between two full stops, if it has a word
+_END_OF_SENTENCE = re.compile(r"[.!?]+")
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,8 @@ class ResponseFeatures:
     @classmethod
     def of(cls, response: str) -> "ResponseFeatures":
         """Extract the features of any text; case and spacing do not matter."""
-        return cls(_WORD.findall(response.lower()), len(_SENTENCE.findall(response)), response.rstrip()[-1:])
+        sentences = sum(_WORD.search(part) is not None for part in _END_OF_SENTENCE.split(response))
+        return cls(_WORD.findall(response.lower()), sentences, response.rstrip()[-1:])
 
     @property
     def polite(self) -> bool:

@@ -157,7 +157,7 @@ def make_waiting_trainer(make_trainer):
 
     def make(**options):
         trainer = make_trainer(**options)
-        trainer.guard.may_wait = True
+        trainer.guard.reads_late = True
         return trainer
 
     return make

@@ -111,13 +111,13 @@ class FiniteGuard(TrainerCallback):
 
     Attributes:
         gradient_norm: The norm of the gradient of this step, of shape [], as the trainer has measured it.
-        may_wait: Whether the answer may be read late. True on CUDA, with a whole model and without a scaler of losses.
+        reads_late: True where the answer is read late: on CUDA, with a whole model and without a scaler of losses.
     """
 
     def __init__(self, trainer: "RewardTrainer") -> None:
         self.trainer = trainer
         self._loss_is_scaled = getattr(trainer.accelerator, "scaler", None) is not None
-        self.may_wait = trainer.args.device.type == "cuda" and not (self._loss_is_scaled or is_sharded(trainer))
+        self.reads_late = trainer.args.device.type == "cuda" and not (self._loss_is_scaled or is_sharded(trainer))
         self.gradient_norm: torch.Tensor | float | None = None
         self._seen: list[_MicroBatch] = []
         self._noted: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
@@ -135,6 +135,7 @@ class FiniteGuard(TrainerCallback):
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         """Forget the last step of an earlier training that was interrupted."""
         self._unread = None
+        self._forget_found_inf()
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         """Begin a new step."""
@@ -154,15 +155,18 @@ class FiniteGuard(TrainerCallback):
         """
         self.check()
         step = _Step(state.global_step + 1, self._seen, self._found())
-        if not (self.may_wait and _can_leave_out_a_step(self._optimizer)):
+        if not (self.reads_late and _can_leave_out_a_step(self._optimizer)):
             self._refuse(step)
             return
         self._optimizer.found_inf = step.found.amax().float()
         self._unread = step.sent_to_host()
 
     def on_optimizer_step(self, *_: Any, **__: Any) -> None:
-        """Let the optimiser take every step that is not this trainer's."""
-        if self._unread is not None:
+        """Remove `found_inf` from the optimiser, which would leave out later steps as well."""
+        self._forget_found_inf()
+
+    def _forget_found_inf(self) -> None:
+        if self.reads_late and hasattr(self._optimizer, "found_inf"):
             del self._optimizer.found_inf
 
     def check(self) -> None:
@@ -187,10 +191,10 @@ class FiniteGuard(TrainerCallback):
         norm = 0.0 if self.gradient_norm is None or self._loss_is_scaled else self.gradient_norm
         if isinstance(norm, torch.Tensor):
             norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-            norm = norm.to(rows)
         else:
             norm = rows.new_full((), norm)
-        return maximum_over_processes((~torch.stack([rows, norm]).isfinite()).int())
+        finite = torch.stack([rows.isfinite(), norm.isfinite().to(rows.device)])
+        return maximum_over_processes((~finite).int())
 
     def _refuse(self, step: _Step) -> None:
         bad_rows, bad_gradient = step.read()
