@@ -94,16 +94,19 @@ def test_tensors_may_have_any_strides():
     torch.testing.assert_close(by_kernel(forest, *strided), by_kernel(forest, *parts), atol=1e-12, rtol=1e-10)
 
 
-@pytest.mark.parametrize(
-    "sequences", [[[1, 2, 3]], [[*range(10), n, *LONG] for n in (20, 21)]], ids=["short", "forest"]
-)
 @pytest.mark.parametrize("part", [0, 1, 2], ids=["query", "key", "value"])
-def test_a_number_that_is_not_finite_is_seen(part, sequences):
-    # Without our own check, the kernel gives 0 for queries that see few keys, of which all scores are NaN.
-    forest = TokenForest.from_sequences(sequences)
-    parts = tensors(forest, 4, 2, torch.float32)
-    parts[part][:, 0] = torch.nan
-    assert by_kernel(forest, *parts)[-1].isnan().all()
+@pytest.mark.parametrize("lengths", [range(1, 150), [511, 512, 513, 520, 600]], ids=["short", "around a block of keys"])
+def test_a_model_that_gives_no_number_is_seen_whatever_the_number_of_keys(lengths, part):
+    # By itself, the kernel gives 0 for queries that see few keys, of which all scores are NaN.
+    for length in lengths:
+        prefix = list(range(length))
+        for sequences in ([prefix], [[*prefix, n, *LONG] for n in (1000, 1001)]):
+            forest = TokenForest.from_sequences(sequences)
+            parts = tensors(forest, 4, 2, torch.float32)
+            parts[part][:, :length] = torch.nan
+            out = by_kernel(forest, *parts)
+            assert out[:length].isnan().all()
+            assert part == 0 or out.isnan().all()  # every token sees the prefix
 
 
 def test_the_operators_of_the_kernel_are_those_that_pytorch_calls():

@@ -22,6 +22,10 @@ __all__ = ["attend_fused", "can_attend_fused", "is_faster_than_blocks"]
 _kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _kernel_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
+# Where a query sees fewer keys than a vector register of the processor has numbers, and all of its scores are NaN, the
+# kernel gives 0, which would hide a broken model.
+_FEW_KEYS = 64
+
 
 def can_attend_fused(query: torch.Tensor, value: torch.Tensor, rules: ScoreRules, sinks: torch.Tensor | None) -> bool:
     """Return whether the kernel computes this attention.
@@ -81,8 +85,7 @@ class _FusedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Any, key: Any, value: Any, calls: Any, scaling: Any) -> torch.Tensor:
-        # The kernel gives 0 where all scores of a query with few keys are NaN, which would hide a broken model.
-        residue = (query.sum(dtype=torch.float32) + key.sum(dtype=torch.float32)) * 0.0
+        queries, keys = query, key
         grouped, key, value = _by_group(query, key, value)
         if len(calls) == 1:  # of all tokens
             bias = calls[0].bias(query.dtype)
@@ -90,7 +93,8 @@ class _FusedAttention(torch.autograd.Function):
         else:
             out, logarithms = _merged_forward(grouped, key, value, calls, scaling)
         out = out.permute(2, 0, 1, 3).reshape(query.shape[1], len(query), -1).to(query.dtype)
-        out += residue
+        if any(call.keys.stop - call.keys.start < _FEW_KEYS for call in calls):
+            out += (queries.sum(dtype=torch.float32) + keys.sum(dtype=torch.float32)) * 0.0
         ctx.calls, ctx.scaling = calls, scaling
         ctx.save_for_backward(grouped, key, value, out, logarithms)
         return out
