@@ -43,9 +43,9 @@ class Goal:
 
     def judge(self, rows):
         """Return the figure that is furthest from the bound's good side, beside the bound."""
-        rows = [row for row in rows if self.where.items() <= row.items()]
-        rows = [row for row in rows if not self.share_of or row.get(self.share_of) is not None]  # rows without a goal
-        is_measured = all(row.get(self.column) is not None for row in rows)
+        rows = [row for row in rows if self.where.items() <= row.items() and self.column in row]
+        rows = [row for row in rows if not self.share_of or row.get(self.share_of) is not None]  # those with a goal
+        is_measured = all(row[self.column] is not None for row in rows)
         found = [row[self.column] / (row[self.share_of] if self.share_of else 1) for row in rows if is_measured]
         value = (min if self.at_least else max)(found, default=None)
         held = value is not None and (ge if self.at_least else le)(value, self.bound)

@@ -154,3 +154,5 @@ def test_a_goal_judges_the_worst_row_and_may_be_a_share_of_another_column(monkey
     worst = Goal("a", "b", {}, "seconds", 1, at_least=False, share_of="goal").judge(rows)
     assert (worst["value"], worst["held"]) == (1.2, "missed")
     assert Goal("a", "b", {"of": "help"}, "seconds", 1, at_least=False, share_of="goal").judge(rows)["held"] == "held"
+    lost = [*rows, {"seconds": None}]  # as a number that is not finite is written
+    assert Goal("a", "b", {}, "seconds", 10, at_least=False).judge(lost)["held"] == "not measured"

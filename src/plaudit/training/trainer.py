@@ -306,8 +306,7 @@ class RewardTrainer(Trainer):
             return batches, None
         count = sum(batch.divisor for batch in batches)
         # `torch.full` launches a kernel, where `torch.tensor` would wait until the device has the number.
-        is_tensor = isinstance(count, torch.Tensor)
-        count = count.to(device) if is_tensor else torch.full((), float(count), device=device)
+        count = count.to(device) if isinstance(count, torch.Tensor) else torch.full((), float(count), device=device)
         return batches, self.accelerator.gather(count).sum() / (
             self.get_tp_size() * self.get_cp_size() * self.get_sp_size()
         )
