@@ -108,7 +108,7 @@ PARTS = [
     ),
     Part(
         "training_groups",
-        "train_speed.py --data {data} --files oasst_ranked --steps 4 --warmup 1 --repeats 1",
+        "train_speed.py --data {data} --files oasst_ranked --steps 8 --warmup 2 --repeats 1",
         "the same on ranked groups of responses",
         150,
         SMALL_TRAINING,
