@@ -15,7 +15,7 @@ __all__ = ["cli", "main"]
 
 # The help texts are here so that `plaudit --help` imports no module of a command.
 _COMMANDS = {
-    "quickstart": "Train, evaluate and use a small reward model on built-in data: two minutes, no network, no GPU.",
+    "quickstart": "Train, evaluate and use a small reward model on built-in data: 90 seconds, no network, no GPU.",
     "audit": "Look for what is wrong with preference data before training.",
     "train": "Train a reward model on preference data.",
     "verify": "Check that a saved reward model, reloaded in a new process, gives the same rewards.",

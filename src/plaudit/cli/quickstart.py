@@ -27,7 +27,7 @@ and in Python:
 @click.option("--seed", default=0, show_default=True, help="Seed of the data, of the initial weights and of the order.")
 @click.option("--output_dir", default="quickstart-reward-model", show_default=True, help="Folder to save the model in.")
 def command(seed: int, output_dir: str) -> None:
-    """Train, evaluate and use a small reward model on built-in data: two minutes, no network, no GPU."""
+    """Train, evaluate and use a small reward model on built-in data: 90 seconds, no network, no GPU."""
     with display.while_importing():
         from plaudit.cli.live_progress import LiveProgress
         from plaudit.quickstart.demonstration import run_quickstart
