@@ -2,26 +2,18 @@
 
 import pytest
 import torch
+from attention_formula import HEADS, LONG, SEQUENCES, by_formula, with_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from plaudit.forest.blocks import ScoreRules
 from plaudit.forest.fused import attend_fused
 from plaudit.forest.partition import partition_kernel_calls
 from plaudit.forest.trie import TokenForest
 
-LONG = list(range(140))
-SEQUENCES = {
-    "a pair": [[1, 2, 3, 4, 5], [1, 2, 3, 6, 7, 8, 9]],
-    "a group": [[*range(9), n, *range(n)] for n in range(20, 25)],
-    "a prefix of another": [[1, 2, 3, 4, 5, 6], [1, 2, 3], [1]],
-    "nothing shared": [[1, 2, 3], [4, 5, 6, 7], [8]],
-    "length one": [[1]],
-    "turns": [[1, 2, 3, 4], [1, 2, 3, 5, 6, 7, 8], [1, 2, 3, 5, 6, 9, 10, 11, 12], [1, 2, 3, 5, 6, 9, 10, 13]],
-    "long": [[*LONG, 900, *LONG[:70]], [*LONG, 901], [*LONG[:30], 902, *LONG[:20]]],
-}
-HEADS = {"one key head each": (3, 3), "grouped": (6, 2), "one key head": (3, 1)}
 LIMITS = {"default": {}, "small subtrees": {"subtree_tokens": 10}, "chains": {"subtree_tokens": 1}}
 SIZE = 8
+RULES = ScoreRules(SIZE**-0.5)
 
 
 def tensors(forest, heads, keys, dtype=torch.float64):
@@ -33,22 +25,13 @@ def tensors(forest, heads, keys, dtype=torch.float64):
 
 def by_kernel(forest, query, key, value, dtype=None, **limits):
     calls = partition_kernel_calls(forest.position_ids, forest.subtree_end, **limits)
-    return attend_fused(query, key, value, calls, SIZE**-0.5, dtype or value.dtype)
+    return attend_fused(query, key, value, calls, RULES.scaling, dtype or value.dtype)
 
 
-def by_formula(forest, query, key, value):
-    end, tokens = torch.tensor(forest.subtree_end), torch.arange(len(forest))
-    seen = (tokens <= tokens[:, None]) & (tokens[:, None] < end[None, :])
-    key, value = (each.repeat_interleave(len(query) // len(each), 0) for each in (key, value))
-    scores = (query @ key.transpose(1, 2) * SIZE**-0.5).masked_fill(~seen, -torch.inf)
-    return (torch.softmax(scores, -1) @ value).transpose(0, 1)
-
-
-def with_gradients(attend, forest, *parts, **options):
-    parts = [part.clone().requires_grad_() for part in parts]
-    out = attend(forest, *parts, **options)
-    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(out.dtype)
-    return out, *torch.autograd.grad((out * weights).sum(), parts)
+def assert_equal_to_the_formula(forest, parts, **limits):
+    found = with_gradients(lambda *each: by_kernel(forest, *each, **limits), parts)
+    for own, expected in zip(found, with_gradients(lambda *each: by_formula(forest, RULES, *each), parts), strict=True):
+        torch.testing.assert_close(own, expected, atol=1e-12, rtol=1e-10)
 
 
 @pytest.mark.parametrize("limits", LIMITS.values(), ids=LIMITS)
@@ -57,9 +40,7 @@ def with_gradients(attend, forest, *parts, **options):
 def test_output_and_gradients_are_those_of_the_formula(sequences, heads, limits):
     forest = TokenForest.from_sequences(sequences)
     parts = tensors(forest, *heads)
-    found = with_gradients(by_kernel, forest, *parts, **limits)
-    for own, expected in zip(found, with_gradients(by_formula, forest, *parts), strict=True):
-        torch.testing.assert_close(own, expected, atol=1e-12, rtol=1e-10)
+    assert_equal_to_the_formula(forest, parts, **limits)
 
 
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=15), min_size=1, max_size=8), st.integers(1, 20))
@@ -67,9 +48,7 @@ def test_output_and_gradients_are_those_of_the_formula(sequences, heads, limits)
 def test_any_forest_is_attended_as_by_the_formula(sequences, subtree_tokens):
     forest = TokenForest.from_sequences(sequences)
     parts = tensors(forest, 4, 2)
-    found = with_gradients(by_kernel, forest, *parts, subtree_tokens=subtree_tokens)
-    for own, expected in zip(found, with_gradients(by_formula, forest, *parts), strict=True):
-        torch.testing.assert_close(own, expected, atol=1e-12, rtol=1e-10)
+    assert_equal_to_the_formula(forest, parts, subtree_tokens=subtree_tokens)
 
 
 @pytest.mark.parametrize("limits", LIMITS.values(), ids=LIMITS)
@@ -77,7 +56,7 @@ def test_parts_of_narrow_precision_are_merged_in_float32(limits):
     forest = TokenForest.from_sequences(SEQUENCES["long"])
     parts = tensors(forest, 4, 2, torch.bfloat16)
     found = by_kernel(forest, *parts, **limits)
-    expected = by_formula(forest, *(part.double() for part in parts))
+    expected = by_formula(forest, RULES, *(part.double() for part in parts))
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.double(), expected, atol=2e-2, rtol=2e-2)  # two roundings of 2^-8
 

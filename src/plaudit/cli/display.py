@@ -21,7 +21,7 @@ from rich.table import Table
 __all__ = ["console", "percent", "show_columns", "show_log_messages", "show_table", "spinner", "while_importing"]
 
 console = Console(highlight=False)
-_spinners: list[str] = []  # the one that is shown, if any
+_spinner_is_shown = False
 
 
 def show_table(title: str, rows: Iterable[tuple[str, str]]) -> None:
@@ -81,10 +81,11 @@ def show_log_messages() -> None:
 @contextmanager
 def spinner(text: str) -> Iterator[None]:
     """Show a spinner and a text on a terminal, until the context ends; one at a time, the outer one of several."""
-    if _spinners or not console.is_terminal or os.environ.get("RANK", "0") != "0":  # one for all of a launcher
+    global _spinner_is_shown
+    if _spinner_is_shown or not console.is_terminal or os.environ.get("RANK", "0") != "0":  # one for all of a launcher
         yield
         return
-    _spinners.append(text)
+    _spinner_is_shown = True
     # The standard streams are left alone: what a library prints to them meanwhile must not come late or elsewhere.
     shown = Live(
         Spinner("dots", escape(text), style="status.spinner"), console=console, refresh_per_second=12.5, transient=True,
@@ -94,7 +95,7 @@ def spinner(text: str) -> Iterator[None]:
         with shown:
             yield
     finally:
-        _spinners.clear()
+        _spinner_is_shown = False
 
 
 @contextmanager

@@ -56,9 +56,8 @@ class Objective(nn.Module):
         if self.raw_threshold is not None:
             return nn.functional.softplus(self.raw_threshold)
         if self.args.loss_type == "ties":
-            return torch.tensor(
-                float(self.args.tie_threshold or 0.0)
-            )  # on the host, where its sign is checked without a wait for a GPU
+            # On the host, where its sign is checked without a wait for a GPU.
+            return torch.tensor(float(self.args.tie_threshold or 0.0))
         return None
 
     def add_to_optimizer(self, optimizer: torch.optim.Optimizer, *, can_grow: bool) -> torch.optim.Optimizer:
