@@ -72,37 +72,26 @@ def attend_fused(
     """
     tensors = (each.to(dtype) for each in (query, key, value))
     # The kernel reads the elements of a token from consecutive places.
-    return _FusedAttention.apply(
-        *(each if each.stride(-1) == 1 else each.contiguous() for each in tensors), calls, scaling
-    )
+    query, key, value = (each if each.stride(-1) == 1 else each.contiguous() for each in tensors)
+    if torch.is_grad_enabled():
+        return _FusedAttention.apply(query, key, value, calls, scaling)
+    return _forward(query, key, value, calls, scaling)[0]  # the host takes longer for a function with a backward
 
 
 class _FusedAttention(torch.autograd.Function):
-    """The attention of all parts in turn.
-
-    The kernel is given K batches of G = H / K heads, so that the keys of a batch serve its heads without a copy.
-    """
+    """The attention of all parts in turn."""
 
     @staticmethod
     def forward(ctx: Any, query: Any, key: Any, value: Any, calls: Any, scaling: Any) -> torch.Tensor:
-        queries, keys = query, key
-        grouped, key, value = _by_group(query, key, value)
-        if len(calls) == 1:  # of all tokens
-            bias = calls[0].bias(query.dtype)
-            out, logarithms = _kernel(grouped, key, value, 0.0, calls[0].is_causal, attn_mask=bias, scale=scaling)
-        else:
-            out, logarithms = _merged_forward(grouped, key, value, calls, scaling)
-        out = out.permute(2, 0, 1, 3).reshape(query.shape[1], len(query), -1).to(query.dtype)
-        if any(call.keys.stop - call.keys.start < _FEW_KEYS for call in calls):
-            out += (queries.sum(dtype=torch.float32) + keys.sum(dtype=torch.float32)) * 0.0
+        out, *saved = _forward(query, key, value, calls, scaling)
         ctx.calls, ctx.scaling = calls, scaling
-        ctx.save_for_backward(grouped, key, value, out, logarithms)
+        ctx.save_for_backward(*saved, out)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # of the output, [T, H, D]
-        query, key, value, out, logarithms = ctx.saved_tensors
+        query, key, value, logarithms, out = ctx.saved_tensors
         groups, heads, tokens, size = query.shape
         out, grad = (each.view(tokens, groups, heads, size).permute(1, 2, 0, 3) for each in (out, grad.contiguous()))
         parts = grad, query, key, value, out, logarithms
@@ -113,6 +102,27 @@ class _FusedAttention(torch.autograd.Function):
             grads = _summed_backward(*parts, ctx.calls, ctx.scaling)
         grad_query, *of_heads = grads
         return grad_query.reshape(groups * heads, tokens, size), *(each.sum(1) for each in of_heads), None, None
+
+
+def _forward(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, calls: list[KernelCall], scaling: float
+) -> tuple[torch.Tensor, ...]:
+    """Return the output [T, H, D], and what the backward needs.
+
+    These are queries, keys and values as the kernel is given them, and the logarithms of the sums of exponentials
+    [K, G, T]. The kernel is given K batches of G = H / K heads, so that the keys of a batch serve its heads without a
+    copy.
+    """
+    grouped, keys, values = _by_group(query, key, value)
+    if len(calls) == 1:  # of all tokens
+        bias = calls[0].bias(query.dtype)
+        out, logarithms = _kernel(grouped, keys, values, 0.0, calls[0].is_causal, attn_mask=bias, scale=scaling)
+    else:
+        out, logarithms = _merged_forward(grouped, keys, values, calls, scaling)
+    out = out.permute(2, 0, 1, 3).reshape(query.shape[1], len(query), -1).to(query.dtype)
+    if any(call.keys.stop - call.keys.start < _FEW_KEYS for call in calls):
+        out += (query.sum(dtype=torch.float32) + key.sum(dtype=torch.float32)) * 0.0
+    return out, grouped, keys, values, logarithms
 
 
 def _merged_forward(
@@ -159,8 +169,9 @@ def _summed_backward(
 def _by_group(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """View queries [H, T, D], keys and values [K, T, D] as [K, G, T, D] each, without a copy."""
     groups = len(key)
-    grouped = query.unflatten(0, (groups, len(query) // groups))
-    return grouped, *(each[:, None].expand(-1, grouped.shape[1], -1, -1) for each in (key, value))
+    heads = len(query) // groups
+    grouped = query.view(groups, heads, *query.shape[1:])
+    return grouped, *(each[:, None].expand(-1, heads, -1, -1) for each in (key, value))
 
 
 def _merge(
