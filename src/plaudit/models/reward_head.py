@@ -6,6 +6,7 @@ sequence, according to the attention mask; the forward of transformers searches 
 """
 
 import inspect
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from plaudit.errors import ModelError
+from plaudit.models.last_layer import last_feed_forward_at
 from plaudit.models.precision import settle_vector_kernels, use_training_kernels_on_cpu
 
 if TYPE_CHECKING:
@@ -253,7 +255,10 @@ def _forest_forward(
     forest = ForestAttention(position_ids[0], subtree_end[0])
     options = {name: value for name, value in kwargs.items() if value is not None}
     options |= {"attention_mask": forest.placeholder_mask, "use_cache": False}
-    outputs = self.base_model(input_ids=input_ids, position_ids=position_ids, forest=forest, **options)
+    # Gradients need what each layer computes at every token, or would come out wrong for one that is read twice.
+    is_narrow = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    with last_feed_forward_at(self, leaf) if is_narrow else nullcontext():
+        outputs = self.base_model(input_ids=input_ids, position_ids=position_ids, forest=forest, **options)
     if not self.forest_is_proven:
         check_every_layer(self, forest)
         self.forest_is_proven = True
