@@ -4,8 +4,6 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from itertools import compress, count
-from operator import ne
 from typing import Any
 
 __all__ = ["common_prefix", "prompt_key", "prompt_of", "without_none"]
@@ -19,8 +17,7 @@ _BREAK = re.compile(r"\n|[.?!:](?=\s)")
 def common_prefix(sequences: Sequence[Any]) -> int:
     """Return the number of leading items (characters, messages or token ids) that all sequences share."""
     first, *others = sequences
-    lengths = [next(compress(count(), map(ne, first, other)), min(len(first), len(other))) for other in others]
-    return min(lengths, default=len(first))
+    return min((_common_pair(first, other) for other in others), default=len(first))
 
 
 def prompt_of(row: Mapping[str, Any]) -> Any:
@@ -53,6 +50,17 @@ def without_none(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: without_none(item) for key, item in value.items() if item is not None}
     return [without_none(item) for item in value] if isinstance(value, list) else value
+
+
+def _common_pair(first: Any, second: Any) -> int:
+    low, high = 0, min(len(first), len(second))
+    while low < high:  # by halves, since two slices are compared faster than their items one by one
+        middle = (low + high + 1) // 2
+        if first[low:middle] == second[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _common_messages(responses: list[Any]) -> list[Any]:
