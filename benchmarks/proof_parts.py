@@ -130,9 +130,9 @@ PARTS = [
     ),
     Part(
         "training_growth",
-        "train_speed.py --data {data} --growth --checkpointing --budgets 1024 4096 16384 32768 --steps 8 --warmup 1",
-        "the time per token stays the same as batches grow",
-        180,
+        "train_speed.py --data {data} --growth --checkpointing --budgets 1024 4096 16384 32768 --steps 3 --warmup 1",
+        "the time per token stays the same as batches grow, in optimiser steps of as many tokens",
+        280,
         SMALL_TRAINING + " --budgets 1024 2048",
     ),
     Part(

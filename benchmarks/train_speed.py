@@ -23,7 +23,8 @@ precision this is, measured in the same run on the same shapes. Memory is the pe
 trainer just made.
 
 `--growth` measures Plaudit alone as batches grow from 1k to 64k distinct tokens, with and without checkpointing; with
-`--checkpointing`, only with it.
+`--checkpointing`, only with it. Every optimiser step takes as many tokens, in more batches where these are smaller, so
+that the time of AdamW and clipping, which no batch changes, is the same share everywhere.
 
 Usage: python benchmarks/train_speed.py [--data FOLDER] [--files NAME ...] [--all] [--checkpointing] [--growth]
 """
@@ -251,16 +252,17 @@ def growth(path, folder, options):
     """Plaudit alone on batches of more and more distinct tokens."""
     workload = prepare(path, folder, options)
     constant = 12 * workload.parameters  # a gradient and AdamW's two moments, in float32
+    most = max(options.budgets)
     jobs = [(True, budget) for budget in options.budgets]
     if not options.checkpointing:
         jobs = [(False, budget) for budget in options.budgets if budget < CHECKPOINTED_FROM] + jobs
     rows = []
     for checkpointing, budget in jobs:
-        steps = max(3, min(options.steps, CHECKPOINTED_FROM // budget * 4))
         result = run(
             "plaudit",
             workload,
-            max_steps=options.warmup + steps,
+            max_steps=options.warmup + options.steps,
+            gradient_accumulation_steps=most // budget,
             gradient_checkpointing=checkpointing,
             max_tokens_per_batch=budget,
             max_length=GROWTH[0] // 2,  # a pair must fit into the smallest batch
@@ -269,8 +271,8 @@ def growth(path, folder, options):
         row = {
             "budget": budget,
             "checkpointing": checkpointing,
-            "steps": steps,
-            "tokens a batch": tokens.mean(),
+            "steps": options.steps,
+            "tokens a batch": tokens.mean() / (most // budget),
             "us a token": 1e6 * np.median(step_seconds([result], options.warmup) / tokens),
             "peak GB": above_loaded([result]) / 1e9,
             "KB a token": (above_loaded([result]) - constant) / result["largest"] / 1e3,

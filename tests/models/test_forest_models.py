@@ -232,9 +232,10 @@ def test_an_adapter_gets_the_rewards_and_gradients_of_the_padded_layout(checkpoi
     assert_gradients_close(gradients, expected)
 
 
-def test_a_compiled_model_rewards_and_learns_alike_and_is_not_compiled_for_every_forest():
+@pytest.mark.parametrize("kind", ["mistral with a window", "qwen3"])
+def test_a_compiled_model_rewards_and_learns_alike_and_is_not_compiled_for_every_forest(kind):
     # Traced and differentiated as by every backend; what a backend makes of the graph is torch's own.
-    model = forest_model("mistral with a window", "blocks", num_hidden_layers=1)
+    model = forest_model(kind, num_hidden_layers=1)
     expected = rewards(model)
     compiled = torch.compile(model, backend="aot_eager")
 
@@ -249,6 +250,15 @@ def test_a_compiled_model_rewards_and_learns_alike_and_is_not_compiled_for_every
     check(6)  # where it sees that sizes change
     with torch.compiler.set_stance("fail_on_recompile"):
         check(9)
+
+
+def test_a_compiled_model_of_many_layers_does_not_compile_each_of_them_anew():
+    model = forest_model("qwen3", num_hidden_layers=torch._dynamo.config.recompile_limit + 2)
+    rewards(model)  # after which the layers are known to call
+    compiled = torch.compile(model, backend="aot_eager")
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for count in (len(SEQUENCES), 6, 9):
+            compiled(**forest_batch(SEQUENCES[:count], ROWS[:count])).logits.sum().backward()
 
 
 # Dropout

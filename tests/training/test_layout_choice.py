@@ -160,9 +160,9 @@ def test_a_model_that_fails_on_a_forest_trains_padded(make_one, caplog, monkeypa
 # The comparison at the start
 
 
-def sees_everything_before(position_ids, subtree_end):
+def sees_everything_before(position_ids, subtree_end, **options):
     places = torch.arange(len(position_ids))
-    return ForestAttention(places, torch.full_like(places, len(places)))
+    return ForestAttention(places, torch.full_like(places, len(places)), **options)
 
 
 @pytest.fixture

@@ -43,14 +43,15 @@ class ForestAttention:
     Attributes:
         position_ids: Depth of each token, shape [T].
         subtree_end: One past the last descendant of each token, shape [T].
-        windows: Sliding window of each layer that has called, by layer; `check_every_layer` reads it.
+        windows: Sliding window of each layer that has called, by layer, for `check_every_layer`; `None` where it is not
+            noted. A compiler would compile each layer anew for a dict that grows.
         placeholder_mask: A mask [1, 1, 1, 1] to give a model instead of its attention mask. transformers passes masks
             of four dimensions on to the layers as they are, and our layers read the forest instead.
     """
 
-    def __init__(self, position_ids: torch.Tensor, subtree_end: torch.Tensor) -> None:
+    def __init__(self, position_ids: torch.Tensor, subtree_end: torch.Tensor, *, notes_windows: bool = True) -> None:
         self.position_ids, self.subtree_end = position_ids, subtree_end
-        self.windows: dict[Any, int | None] = {}
+        self.windows: dict[Any, int | None] | None = {} if notes_windows else None
         self.placeholder_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=position_ids.device)
         self._cache: dict[Any, Any] = {}  # a cached method would keep the forest alive
 
@@ -167,13 +168,14 @@ def check_every_layer(model: PreTrainedModel, forest: ForestAttention) -> None:
         ModelError: A layer did not call the function, or not with its window.
     """
     config, name = model.config.get_text_config(), type(model).__name__
-    if len(forest.windows) != config.num_hidden_layers:
+    windows = forest.windows or {}
+    if len(windows) != config.num_hidden_layers:
         raise ModelError(
-            f"no token forest: {len(forest.windows)} of the {config.num_hidden_layers} attention layers of {name} "
+            f"no token forest: {len(windows)} of the {config.num_hidden_layers} attention layers of {name} "
             "called the forest's attention."
         )
     kinds = getattr(config, "layer_types", None)
-    for layer, window in forest.windows.items():
+    for layer, window in windows.items():
         index = getattr(layer, "layer_idx", None)
         if kinds is not None and index is not None:
             sliding = kinds[index] == "sliding_attention"
@@ -198,9 +200,28 @@ def _attention(
     """Compute attention as transformers calls it; return [1, T, H, D] and no weights."""
     if forest is None:
         return _original_attention(module, original)(module, query, key, value, attention_mask, *args, **options)
+    attend = _attend if query.device.type == "cuda" else _attend_uncompiled
+    return attend(
+        module, query, key, value, attention_mask, *args, backend=backend, original=original, forest=forest, **options
+    )
+
+
+def _attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *args: Any,
+    backend: str | None,
+    original: str,
+    forest: ForestAttention,
+    **options: Any,
+) -> tuple[torch.Tensor, Any]:
     _check_call(module, query, attention_mask, forest, options)
     window = options.get("sliding_window")
-    forest.windows[module] = window
+    if forest.windows is not None:
+        forest.windows[module] = window
     dtype, rules, sinks = _compute_dtype(value), _rules(module, query, options), options.get("s_aux")
     backend = backend or _backend_for(query, value, rules, sinks, dtype)
     if backend in ("blocks", "fused"):
@@ -212,6 +233,10 @@ def _attention(
     if original == "eager":  # eager attention adds the mask to the scores
         mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, torch.finfo(query.dtype).min)
     return _original_attention(module, original)(module, query, key, value, mask, *args, **options)
+
+
+# Where attention is a loop over parts, which differs from forest to forest, the rest of the model compiles around it.
+_attend_uncompiled = torch.compiler.disable(_attend)
 
 
 def _backend_for(

@@ -252,7 +252,7 @@ def _forest_forward(
         raise ModelError("a batch is a token forest, but `plaudit.forest.attention.enable` was not called.")
     if input_ids.device.type == "cuda":
         input_ids, position_ids, subtree_end = fill_blocks(input_ids, position_ids, subtree_end)
-    forest = ForestAttention(position_ids[0], subtree_end[0])
+    forest = ForestAttention(position_ids[0], subtree_end[0], notes_windows=not self.forest_is_proven)
     options = {name: value for name, value in kwargs.items() if value is not None}
     options |= {"attention_mask": forest.placeholder_mask, "use_cache": False}
     # Gradients need what each layer computes at every token, or would come out wrong for one that is read twice.
