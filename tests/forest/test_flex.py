@@ -10,8 +10,8 @@ from torch.utils._pytree import tree_leaves
 
 from plaudit.forest.attention import ForestAttention
 from plaudit.forest.blocks import ScoreRules
-from plaudit.forest.flex import attend_flex, block_mask, fill_blocks
-from plaudit.forest.trie import TokenForest, chains_of
+from plaudit.forest.flex import attend_flex, block_mask
+from plaudit.forest.trie import TokenForest
 
 FORESTS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=15), min_size=1, max_size=8)
 
@@ -76,23 +76,6 @@ def test_a_block_mask_skips_hidden_blocks_and_never_holds_the_whole_mask(window)
     assert full == all_.sum()
     # At the edge of a window one block too many may be computed for each block of queries.
     assert some.sum() <= partial + full <= some.sum() + (0 if window is None else len(exact))
-
-
-@pytest.mark.parametrize("size", [1, 127, 128, 200, 256, 257, 384])
-def test_a_forest_is_padded_to_blocks_with_roots_that_see_themselves_alone(size):
-    forest = TokenForest.from_sequences([list(range(size)), [*range(size // 2), 999]])
-    columns = [torch.tensor(column) for column in (forest.input_ids, forest.position_ids, forest.subtree_end)]
-    filled = [column[0] for column in fill_blocks(*(column[None] for column in columns))]
-    given, total = len(forest), len(filled[0])
-    assert total % 128 == 0
-    assert 256 <= total < max(257, given + 128)
-    assert all(torch.equal(column[:given], before) for column, before in zip(filled, columns, strict=True))
-    expected = torch.eye(total, dtype=torch.bool)
-    expected[:given, :given] = attention_of(forest).mask(None)[0, 0]
-    assert torch.equal(ForestAttention(*filled[1:]).mask(None)[0, 0], expected)
-    chains = chains_of(*(column.numpy() for column in filled[1:]))  # from which the backend `blocks` makes its blocks
-    assert [chain.start for chain in chains if chain.start >= given] == list(range(given, total))
-    assert {chain.parent for chain in chains if chain.start >= given} <= {-1}
 
 
 def test_flex_refuses_dropout_rather_than_leave_it_out():

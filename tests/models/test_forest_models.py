@@ -28,7 +28,7 @@ from transformers import AutoModelForSequenceClassification, set_seed
 
 from plaudit.errors import ModelError
 from plaudit.forest.attention import enable, enabled_backend
-from plaudit.forest.flex import fill_blocks
+from plaudit.forest.filling import fill_forest, filled_size
 from plaudit.models.adapters import add_adapter
 from plaudit.models.reward_head import bind_reward_forward
 
@@ -87,7 +87,8 @@ def test_filled_forests_of_all_sizes_share_their_kernels():
     def score(count, length=None):
         batch = forest_batch([sequence[:length] for sequence in sequences[:count]], rows[:count])
         names = ("input_ids", "position_ids", "subtree_end")
-        filled = batch | dict(zip(names, fill_blocks(*(batch[name] for name in names)), strict=True))
+        size = filled_size(batch["input_ids"].shape[1], torch.device("cuda"), torch.float32)
+        filled = batch | dict(zip(names, fill_forest(*(batch[name] for name in names), size), strict=True))
         torch.testing.assert_close(rewards(flex, filled), rewards(dense, batch), atol=1e-5, rtol=1e-5)
 
     score(4)
@@ -252,12 +253,21 @@ def test_a_compiled_model_rewards_and_learns_alike_and_is_not_compiled_for_every
         check(9)
 
 
+def test_in_bf16_on_a_cpu_the_layers_run_forests_of_few_sizes():
+    model, sizes = forest_model("llama", dtype=torch.bfloat16), []
+    model.base_model.layers[0].register_forward_pre_hook(lambda _, given: sizes.append(given[0].shape[1]))
+    batches = [forest_batch(SEQUENCES[:count], ROWS[:count]) for count in range(1, len(SEQUENCES))]
+    for batch in batches:
+        rewards(model, batch)
+    assert sizes == [16 * -(-batch["input_ids"].shape[1] // 16) for batch in batches]
+
+
 def test_a_compiled_model_of_many_layers_does_not_compile_each_of_them_anew():
     model = forest_model("qwen3", num_hidden_layers=torch._dynamo.config.recompile_limit + 2)
     rewards(model)  # after which the layers are known to call
     compiled = torch.compile(model, backend="aot_eager")
-    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
-        for count in (len(SEQUENCES), 6, 9):
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True), torch.autocast("cpu", torch.bfloat16):
+        for count in range(len(SEQUENCES), 1, -1):
             compiled(**forest_batch(SEQUENCES[:count], ROWS[:count])).logits.sum().backward()
 
 

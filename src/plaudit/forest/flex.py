@@ -1,8 +1,9 @@
 """Attention over a forest by FlexAttention, for CUDA: one compiled kernel with the forest's mask.
 
-Kernels are compiled for shapes. Forests of many lengths are padded to whole blocks, so that one static kernel for the
-first forest and one dynamic kernel for all others are enough. Past `recompile_limit`, the call that transformers makes
-would go on without a kernel, slowly and with all T x T scores in memory; here that is an error.
+Kernels are compiled for shapes. Forests of many lengths are filled up to whole blocks (`plaudit.forest.filling`), so
+that one static kernel for the first forest and one dynamic kernel for all others are enough. Past `recompile_limit`,
+the call that transformers makes would go on without a kernel, slowly and with all T x T scores in memory; here that is
+an error.
 """
 
 from collections.abc import Callable
@@ -11,26 +12,15 @@ from typing import Any
 
 import torch
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
-from torch.nn.functional import pad
 from transformers.integrations.flex_attention import get_flex_attention_lse_kwargs
 
 from plaudit.forest.blocks import ScoreRules
+from plaudit.forest.filling import BLOCK_SIZE
 
-__all__ = ["MIN_HEAD_DIM", "attend_flex", "block_mask", "fill_blocks"]
+__all__ = ["MIN_HEAD_DIM", "attend_flex", "block_mask"]
 
 MIN_HEAD_DIM = 16  # FlexAttention has no kernel for narrower heads
-_BLOCK_SIZE = 128  # FlexAttention's default
 _MAX_KERNELS = 64  # of a process; each model has some, with and without window and gradient, static and dynamic
-
-
-def fill_blocks(
-    input_ids: torch.Tensor, position_ids: torch.Tensor, subtree_end: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Pad a forest (columns of shape [1, T]) to whole blocks, and at least two, with roots that no other token sees."""
-    size = input_ids.shape[1]
-    rest = max(-size % _BLOCK_SIZE, 2 * _BLOCK_SIZE - size)
-    ends = torch.arange(size + 1, size + rest + 1, device=subtree_end.device)
-    return pad(input_ids, (0, rest)), pad(position_ids, (0, rest)), torch.cat([subtree_end, ends[None]], 1)
 
 
 def block_mask(
@@ -38,7 +28,7 @@ def block_mask(
     subtree_end: torch.Tensor,
     window: int | None,
     mask_mod: Callable[..., torch.Tensor],
-    block_size: int = _BLOCK_SIZE,
+    block_size: int = BLOCK_SIZE,
 ) -> BlockMask:
     """Make the mask of a forest for FlexAttention, without the T x T mask that `create_block_mask` would make.
 

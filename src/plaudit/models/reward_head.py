@@ -246,12 +246,13 @@ def _forest_forward(
     """Return the rewards of the N sequences of a forest (see `plaudit.forest.trie`) as `logits` [N, 1] in float32."""
     # Imported late, since they import the code of transformers' models.
     from plaudit.forest.attention import ForestAttention, check_every_layer, enabled_backend
-    from plaudit.forest.flex import fill_blocks
+    from plaudit.forest.filling import fill_for_kernels
 
     if enabled_backend(self) is None:
         raise ModelError("a batch is a token forest, but `plaudit.forest.attention.enable` was not called.")
-    if input_ids.device.type == "cuda":
-        input_ids, position_ids, subtree_end = fill_blocks(input_ids, position_ids, subtree_end)
+    kind = input_ids.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.dtype
+    input_ids, position_ids, subtree_end = fill_for_kernels(input_ids, position_ids, subtree_end, dtype)
     forest = ForestAttention(position_ids[0], subtree_end[0], notes_windows=not self.forest_is_proven)
     options = {name: value for name, value in kwargs.items() if value is not None}
     options |= {"attention_mask": forest.placeholder_mask, "use_cache": False}
