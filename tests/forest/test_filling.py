@@ -22,8 +22,9 @@ def test_on_a_cpu_forests_of_narrow_products_have_few_sizes():
     assert sizes == sorted(sizes)
 
 
-def test_on_a_cpu_in_float32_a_forest_stays_as_it_is():
-    assert filled_size(1801, CPU, torch.float32) == 1801
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_on_a_cpu_in_wide_precisions_a_forest_stays_as_it_is(dtype):
+    assert filled_size(1801, CPU, dtype) == 1801
 
 
 @pytest.mark.parametrize("more", [0, 1, 57])

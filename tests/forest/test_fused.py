@@ -32,6 +32,8 @@ def assert_equal_to_the_formula(forest, parts, **limits):
     found = with_gradients(lambda *each: by_kernel(forest, *each, **limits), parts)
     for own, expected in zip(found, with_gradients(lambda *each: by_formula(forest, RULES, *each), parts), strict=True):
         torch.testing.assert_close(own, expected, atol=1e-12, rtol=1e-10)
+    with torch.no_grad():  # where no autograd function runs
+        assert torch.equal(by_kernel(forest, *parts, **limits), found[0])
 
 
 @pytest.mark.parametrize("limits", LIMITS.values(), ids=LIMITS)
@@ -83,9 +85,11 @@ def test_a_model_that_gives_no_number_is_seen_whatever_the_number_of_keys(length
             forest = TokenForest.from_sequences(sequences)
             parts = tensors(forest, 4, 2, torch.float32)
             parts[part][:, :length] = torch.nan
-            out = by_kernel(forest, *parts)
-            assert out[:length].isnan().all()
-            assert part == 0 or out.isnan().all()  # every token sees the prefix
+            for needs_gradients in (True, False):
+                with torch.set_grad_enabled(needs_gradients):
+                    out = by_kernel(forest, *parts)
+                assert out[:length].isnan().all()
+                assert part == 0 or out.isnan().all()  # every token sees the prefix
 
 
 def test_the_operators_of_the_kernel_are_those_that_pytorch_calls():

@@ -246,6 +246,7 @@ def test_a_compiled_model_rewards_and_learns_alike_and_is_not_compiled_for_every
         torch.testing.assert_close(given, expected[:count], atol=1e-5, rtol=1e-5)
         _, gradients = forest_gradients(model, batch)
         assert_gradients_close(own, gradients)
+        torch.testing.assert_close(rewards(compiled, batch), expected[:count], atol=1e-5, rtol=1e-5)
 
     check(len(SEQUENCES))
     check(6)  # where it sees that sizes change
@@ -253,12 +254,14 @@ def test_a_compiled_model_rewards_and_learns_alike_and_is_not_compiled_for_every
         check(9)
 
 
-def test_in_bf16_on_a_cpu_the_layers_run_forests_of_few_sizes():
-    model, sizes = forest_model("llama", dtype=torch.bfloat16), []
+@pytest.mark.parametrize("weights", [torch.bfloat16, torch.float32])
+def test_in_bf16_on_a_cpu_the_layers_run_forests_of_few_sizes(weights):
+    model, sizes = forest_model("llama", dtype=weights), []
     model.base_model.layers[0].register_forward_pre_hook(lambda _, given: sizes.append(given[0].shape[1]))
     batches = [forest_batch(SEQUENCES[:count], ROWS[:count]) for count in range(1, len(SEQUENCES))]
-    for batch in batches:
-        rewards(model, batch)
+    with torch.autocast("cpu", torch.bfloat16, enabled=weights == torch.float32):
+        for batch in batches:
+            rewards(model, batch)
     assert sizes == [16 * -(-batch["input_ids"].shape[1] // 16) for batch in batches]
 
 

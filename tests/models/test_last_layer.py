@@ -25,7 +25,7 @@ def test_rewards_without_gradients_are_those_of_each_sequence_by_itself(kind):
 def test_hooks_of_others_see_every_token():
     model, inside, shown = watched("qwen3")
     rewards(model)
-    assert inside == [len(SEQUENCES)]
+    assert inside == [16 * -(-len(SEQUENCES) // 16)]
     assert shown == [forest_batch()["input_ids"].shape[1]]
 
 
@@ -41,6 +41,15 @@ def test_after_an_error_the_part_computes_every_token_again():
         raise RuntimeError("in the middle")
     model.base_model.layers[-1].mlp(torch.ones(1, 5, 32))
     assert inside == [5]
+
+
+def test_a_part_with_several_arguments_stays_as_it_is():
+    model = make("llama")
+    part = model.base_model.layers[-1].mlp
+    plain, hidden = part.forward, torch.randn(1, 5, 32)
+    part.forward = lambda hidden, factor: factor * plain(hidden)
+    with last_feed_forward_at(model, torch.tensor([4])):
+        torch.testing.assert_close(part(hidden, 2.0), 2.0 * plain(hidden))
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "opt", "qwen3_moe"])

@@ -15,7 +15,7 @@ _BREAK = re.compile(r"\n|[.?!:](?=\s)")
 
 
 def common_prefix(sequences: Sequence[Any]) -> int:
-    """Return the number of leading items (characters, messages or token ids) that all sequences share."""
+    """Return the number of leading items that all sequences share: strings, or lists of messages or of token ids."""
     first, *others = sequences
     return min((_common_pair(first, other) for other in others), default=len(first))
 

@@ -235,7 +235,8 @@ def _attend(
     return _original_attention(module, original)(module, query, key, value, mask, *args, **options)
 
 
-# Where attention is a loop over parts, which differs from forest to forest, the rest of the model compiles around it.
+# Elsewhere than on CUDA, attention is mostly a loop over parts, which differs from forest to forest. The rest of the
+# model compiles around it.
 _attend_uncompiled = torch.compiler.disable(_attend)
 
 
@@ -249,7 +250,7 @@ def _backend_for(
     return "fused" if can_fused else "blocks"
 
 
-@torch.compiler.disable  # the loop over parts differs from batch to batch; the rest of the model compiles around it
+@torch.compiler.disable  # on CUDA as well, where `_attend` is compiled
 def _by_parts(
     backend: str,
     query: torch.Tensor,

@@ -14,9 +14,9 @@ def filled_size(tokens: int, device: torch.device, dtype: torch.dtype) -> int:
     """Return the number of tokens that a forest is to be filled up to.
 
     On CUDA these are whole blocks, and at least two, so that all forests share FlexAttention's two kernels. On a CPU,
-    oneDNN generates a kernel for the products of each new number of rows, except in float32. In bf16 that took 2 to 5
-    ms for each product of a layer (two cores with AMX), and oneDNN forgets kernels after 1,024: forests are filled up
-    to one of 16 sizes between two powers of two.
+    oneDNN generates a kernel for the products of each new number of rows in bf16 and float16. In bf16 that took 2 to 5
+    ms for each product of a layer (two cores with AMX), and oneDNN forgets kernels after 1,024: forests have one of 16
+    sizes between two powers of two, and multiples of 16 up to 256.
 
     Args:
         tokens: The tokens of the forest.
@@ -25,7 +25,7 @@ def filled_size(tokens: int, device: torch.device, dtype: torch.dtype) -> int:
     """
     if device.type == "cuda":
         return max(_round_up(tokens, BLOCK_SIZE), 2 * BLOCK_SIZE)
-    if device.type != "cpu" or dtype == torch.float32:
+    if device.type != "cpu" or dtype not in (torch.bfloat16, torch.float16):
         return tokens
     octave = 1 << (tokens.bit_length() - 1)
     return _round_up(tokens, max(octave // _SIZES_TO_AN_OCTAVE, _LEAST_STEP))
@@ -43,23 +43,13 @@ def fill_forest(
     return pad(input_ids, (0, rest)), pad(position_ids, (0, rest)), torch.cat([subtree_end, ends[None]], 1)
 
 
+@torch.compiler.disable  # a size that depends on the length in steps would have a compiler start anew for each step
 def fill_for_kernels(
     input_ids: torch.Tensor, position_ids: torch.Tensor, subtree_end: torch.Tensor, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Fill a forest (columns of shape [1, T]) up to its `filled_size`, for products in a precision."""
-    fill = _fill if input_ids.device.type == "cuda" else _fill_uncompiled
-    return fill(input_ids, position_ids, subtree_end, dtype)
-
-
-def _fill(
-    input_ids: torch.Tensor, position_ids: torch.Tensor, subtree_end: torch.Tensor, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     size = filled_size(input_ids.shape[1], input_ids.device, dtype)
     return fill_forest(input_ids, position_ids, subtree_end, size)
-
-
-# A size that depends on the length in steps would make a compiler compile the caller anew for each step.
-_fill_uncompiled = torch.compiler.disable(_fill)
 
 
 def _round_up(tokens: int, step: int) -> int:

@@ -75,7 +75,7 @@ def attend_fused(
     query, key, value = (each if each.stride(-1) == 1 else each.contiguous() for each in tensors)
     if torch.is_grad_enabled():
         return _FusedAttention.apply(query, key, value, calls, scaling)
-    return _forward(query, key, value, calls, scaling)[0]  # the host takes longer for a function with a backward
+    return _forward(query, key, value, calls, scaling)[0]  # an autograd function takes the host longer
 
 
 class _FusedAttention(torch.autograd.Function):

@@ -16,12 +16,15 @@ if TYPE_CHECKING:
 
 __all__ = ["last_feed_forward_at"]
 
+_ROWS = 16  # N is rounded up, since kernels are made for shapes (`plaudit.forest.filling`)
+
 
 @contextmanager
 def last_feed_forward_at(model: "PreTrainedModel", tokens: torch.Tensor) -> Iterator[None]:
     """Compute the last layer's feed-forward part at these tokens alone, and zeros at all others, within this context.
 
-    Nothing changes for a model whose last layer has no `mlp` (transformers' name in most decoders), or experts in it.
+    Nothing changes for a model whose last layer has no `mlp` (transformers' name in most decoders), or experts in it,
+    whose output may have several parts.
 
     Args:
         model: A sequence classifier, without PEFT and other wrappers, whose rewards are read at these tokens only, and
@@ -33,16 +36,21 @@ def last_feed_forward_at(model: "PreTrainedModel", tokens: torch.Tensor) -> Iter
         yield
         return
     inputs: list[torch.Tensor] = []
+    index = torch.cat([tokens, tokens[-1:].expand(-len(tokens) % _ROWS)])
 
-    def select(_: nn.Module, arguments: tuple[torch.Tensor]) -> tuple[torch.Tensor]:  # [1, T, H] to [1, N, H]
-        (hidden,) = arguments
-        inputs.append(hidden)
-        return (hidden.index_select(1, tokens),)
+    def select(_: nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor] | None:
+        if len(arguments) != 1:  # a part of another kind, which stays as it is
+            return None
+        inputs.append(arguments[0])
+        return (arguments[0].index_select(1, index.to(arguments[0].device)),)  # [1, T, H] to [1, N, H]
 
-    def spread(_module: nn.Module, _arguments: object, out: torch.Tensor) -> torch.Tensor:  # [1, N, H] to [1, T, H]
-        return torch.zeros_like(inputs.pop(), dtype=out.dtype).index_copy_(1, tokens, out)
+    def spread(_module: nn.Module, _arguments: object, out: torch.Tensor) -> torch.Tensor | None:
+        if not inputs:
+            return None
+        whole = torch.zeros_like(inputs.pop(), dtype=out.dtype)
+        return whole.index_copy_(1, tokens.to(out.device), out[:, : len(tokens)])
 
-    # Next to the module's own forward, so that hooks of others see all T tokens.
+    # Next to the module's own forward, so that hooks of others on it are given all T tokens.
     handles = part.register_forward_pre_hook(select), part.register_forward_hook(spread, prepend=True)
     try:
         yield
